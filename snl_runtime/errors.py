@@ -1,0 +1,122 @@
+"""Every error the SDK raises on purpose.
+
+* SnlError                       exit status 2 on the command line
+  x ConfigError                  a flag or config key is unknown, missing or out of range
+  x DataError                    an image, a mask or a folder cannot be used; the message names the file
+  x CheckpointError              a checkpoint is truncated, altered or from another schema
+  x ManifestError                a model bundle is incomplete, altered or from another schema
+    + SignatureError             the manifest is not signed with the expected key
+  x BackendError
+    + BackendUnavailableError    a package or driver is missing; the message names the extra
+    + EngineMismatchError        the engine was built for another GPU or library version
+    + EngineBuildError           TensorRT refused to build; carries the library's log lines
+    + InferenceError             a device call failed; the backend must be closed
+    + BackendTimeoutError        a device call did not return in time
+  x GoldenSampleError            the stored samples are missing or score differently here
+  x DetectorClosedError          the detector was used after close()
+  x SourceError
+    + SourceOpenError            the camera, file or folder could not be opened
+    + SourceStalledError         no frame arrived within the stated time
+    + SourceEndedError           the source ended before it should have
+  x SinkError                    a record or picture could not be written (full disk, no permission)
+  x RefusedError                 exit status 3: a gate or a calibration refused
+    + ParityRefusedError         the exported file scores differently from the checkpoint
+    + CalibrationRefusedError    the sample does not carry the promise
+
+Command line tools print these as one line. Anything else that escapes is a bug in the SDK and keeps its traceback (exit status 1).
+"""
+
+from typing import ClassVar
+
+
+class SnlError(Exception):
+    """Base class of every error the SDK raises on purpose."""
+
+    exit_status: ClassVar[int] = 2
+    """What a command line tool exits with when this error reaches it."""
+
+
+class ConfigError(SnlError):
+    """A flag or configuration value is unknown, missing or out of range."""
+
+
+class DataError(SnlError):
+    """An image, a mask or a folder of images cannot be used."""
+
+
+class CheckpointError(SnlError):
+    """A checkpoint cannot be loaded."""
+
+
+class ManifestError(SnlError):
+    """A model bundle does not match its manifest."""
+
+
+class SignatureError(ManifestError):
+    """A manifest is not signed with the expected key."""
+
+
+class BackendError(SnlError):
+    """An inference backend failed."""
+
+
+class BackendUnavailableError(BackendError):
+    """The backend's package or driver is not installed."""
+
+
+class EngineMismatchError(BackendError):
+    """The engine was built for a different GPU or library version."""
+
+
+class EngineBuildError(BackendError):
+    """TensorRT refused to build an engine."""
+
+
+class InferenceError(BackendError):
+    """One inference call failed; the backend must be closed."""
+
+
+class BackendTimeoutError(BackendError):
+    """One inference call did not return in time."""
+
+
+class GoldenSampleError(SnlError):
+    """The stored samples are missing or do not score as recorded."""
+
+
+class DetectorClosedError(SnlError):
+    """The detector was used after it was closed."""
+
+
+class SourceError(SnlError):
+    """A frame source failed."""
+
+
+class SourceOpenError(SourceError):
+    """The source could not be opened."""
+
+
+class SourceStalledError(SourceError):
+    """No frame arrived within the stated time."""
+
+
+class SourceEndedError(SourceError):
+    """The source ended before it should have."""
+
+
+class SinkError(SnlError):
+    """A record or picture could not be written."""
+
+
+class RefusedError(SnlError):
+    """A gate or a calibration refused; nothing was written."""
+
+    exit_status: ClassVar[int] = 3
+
+
+class ParityRefusedError(RefusedError):
+    """An exported file scores differently from the checkpoint it came from."""
+
+
+class CalibrationRefusedError(RefusedError):
+    """The calibration sample does not carry the promised bound."""

@@ -1,0 +1,136 @@
+"""Values handed from one stage to the next."""
+
+import enum
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Image: TypeAlias = npt.NDArray[np.uint8]
+"""(H, W, 3) uint8, RGB unless a name says otherwise."""
+AnomalyMap: TypeAlias = npt.NDArray[np.float32]
+"""(H, W) float32 raw scores, 0 where teacher and student agree, unbounded above."""
+ColorOrder: TypeAlias = Literal["rgb", "bgr", "rgba", "bgra", "gray"]
+"""What the last axis of a frame means; ``gray`` is (H, W) or (H, W, 1)."""
+
+
+class Verdict(enum.Enum):
+    """What is decided about one part."""
+
+    PASS = "PASS"
+    """Positive evidence that the part is good."""
+    REVIEW = "REVIEW"
+    """Above the pass threshold, not above the reject threshold: a person looks."""
+    REJECT = "REJECT"
+    """Above the reject threshold."""
+    ERROR = "ERROR"
+    """Not inspected: evidence is missing or a fault occurred. Never treat it as good."""
+
+
+def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+# eq=False below: comparing arrays with == is elementwise, so a generated __eq__ would raise.
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Frame:
+    """One image as captured, before any cropping or resizing.
+
+    Attributes:
+        image: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8 or uint16, as a read-only view; None for a frame that was announced but never
+            arrived whole (bad buffer): it is inspected to ERROR, never replaced by another picture.
+        color: Meaning of the last axis of ``image``.
+        index: Position in the source, counted from 0; dropped frames count too.
+        captured_ns: ``time.monotonic_ns()`` when the frame left the driver.
+        captured_at: Wall clock at the same moment, seconds since the epoch, UTC.
+        source_id: Where the frame came from, credentials removed: file path, URL or camera name.
+        device_frame_id: The device's own counter, None if it has none.
+        product: Product named by the source (e.g. a folder name), None if it names none.
+        fault: Why ``image`` is None, in one sentence; None for a whole frame.
+    """
+
+    image: npt.NDArray[Any] | None
+    color: ColorOrder
+    index: int
+    captured_ns: int
+    captured_at: float
+    source_id: str
+    device_frame_id: int | None = None
+    product: str | None = None
+    fault: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.image is not None:
+            object.__setattr__(self, "image", _read_only(self.image))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnomalyRegion:
+    """A connected area of the anomaly map above the pass threshold.
+
+    Attributes:
+        box_xyxy: Left, top, right, bottom in frame pixels; right and bottom are exclusive.
+        score: Highest anomaly map value inside the area.
+        area_px: Area in frame pixels (cells of the map times frame pixels per cell), rounded.
+    """
+
+    box_xyxy: tuple[int, int, int, int]
+    score: float
+    area_px: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageTimings:
+    """How long each stage of one verdict took, in milliseconds.
+
+    Attributes:
+        preprocess_ms: Frame to network input.
+        infer_ms: Network input to raw map and score, copies included.
+        decide_ms: Checks, verdict and regions.
+        total_ms: The whole call.
+    """
+
+    preprocess_ms: float = 0.0
+    infer_ms: float = 0.0
+    decide_ms: float = 0.0
+    total_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class AnomalyResult:
+    """The verdict on one frame and the evidence for it.
+
+    Attributes:
+        verdict: PASS, REVIEW, REJECT or ERROR.
+        reason_code: One word per cause, stable across releases, e.g. ``below_threshold`` or ``frame_out_of_range``.
+        reason: The same for a person, one sentence.
+        score: Raw image-level anomaly score; NaN if there is none.
+        threshold: Highest score that passes; NaN if no decision applies.
+        reject_threshold: Highest score that is reviewed rather than rejected; NaN if no decision applies.
+        product: Product whose decision was used; None if none was named.
+        anomaly_map: (H, W) float32 raw scores at the network's input size, read-only; None if there is none.
+        roi_xyxy: Part of the frame that the map covers, frame pixels; None if there is no map.
+        regions: Areas of the map above ``threshold``, highest score first.
+        timings: Stage times.
+        model_sha256: Hash of the file that scored.
+    """
+
+    verdict: Verdict
+    reason_code: str
+    reason: str
+    score: float
+    threshold: float
+    reject_threshold: float
+    product: str | None
+    anomaly_map: AnomalyMap | None
+    roi_xyxy: tuple[int, int, int, int] | None
+    regions: tuple[AnomalyRegion, ...]
+    timings: StageTimings
+    model_sha256: str
+
+    def __post_init__(self) -> None:
+        if self.anomaly_map is not None:
+            object.__setattr__(self, "anomaly_map", _read_only(self.anomaly_map))
