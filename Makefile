@@ -1,0 +1,46 @@
+# Everything a fresh machine needs beside this checkout: Python >= 3.10, make and a package index.
+#
+#   make demo          train, calibrate, export, gate and inspect generated products; leaves demo/report.html
+#   make test          the tests that every change must pass
+#   make lint          ruff, mypy --strict, import arrows
+#   make test-station  tests with servers and a camera emulator
+#   make test-py310    the runtime's tests on Python 3.10 without torch (skipped where there is no python3.10)
+
+PYTHON ?= python3
+BIN := .venv/bin
+EXTRAS := cpu,train,export,openvino,dev
+
+.PHONY: demo test lint test-station test-py310 clean
+
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "snl-edge needs Python >= 3.10, $(PYTHON) is $$($(PYTHON) -V); run: make PYTHON=python3.11"; exit 2; }
+	@$(PYTHON) -m venv .venv || { echo "cannot make .venv; on Debian and Ubuntu install the package python3-venv, or run: make PYTHON=/path/to/another/python3"; exit 2; }
+	@echo "installing the extras $(EXTRAS) into .venv (about 6 GB with torch, a few minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	@mkdir -p .venv/links && ln -sfn ../../export .venv/links/snl_export && ln -sfn ../../calibration .venv/links/snl_calibration
+	@touch $@
+
+demo: .venv/installed
+	$(BIN)/python examples/demo.py --out demo
+
+test: .venv/installed
+	$(BIN)/python -m pytest -q -m "not station and not slow and not gpu"
+
+test-station: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pypylon
+	$(BIN)/python -m pytest -q -m station
+
+# mypy sees export/ and calibration/ under the names they install as.
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	MYPYPATH=.venv/links:. $(BIN)/mypy -p snl_runtime -p snl_train -p snl_export -p snl_calibration
+	PYTHONPATH=.venv/links:. $(BIN)/lint-imports
+
+test-py310:
+	@if ! python3.10 -V >/dev/null 2>&1; then echo "skipped: no python3.10 on this machine"; exit 0; fi; \
+	python3.10 -m venv .venv310 && .venv310/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[cpu,openvino,sign]' pytest hypothesis onnx scipy && \
+	.venv310/bin/python -m pytest -q -m "not station and not slow and not gpu and not shared" tests/runtime tests/line
+
+clean:
+	rm -rf .venv .venv310 demo build dist *.egg-info
