@@ -6,6 +6,7 @@ Exit statuses: 0 done; 1 a bug, with traceback; 2 user error in one line; 3 a ga
 
 import argparse
 import contextlib
+import errno
 import logging
 import os
 import sys
@@ -20,6 +21,9 @@ EXIT_USER_ERROR = 2
 EXIT_REFUSED = 3
 EXIT_NOT_ALL_PASSED = 4
 EXIT_INTERRUPTED = 130
+
+FULL_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What print() meets where the output goes to a file on a full disk."""
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +79,10 @@ def run_command(main_fn: Callable[[], int], *, program: str | None = None) -> in
         return _say(name, "interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
         return _stdout_failed(name, "the reader closed the pipe")
+    except OSError as error:
+        if error.errno not in FULL_DISK_ERRORS:
+            raise
+        return _stdout_failed(name, one_line(error))
 
 
 def one_line(error: BaseException) -> str:
@@ -88,7 +96,7 @@ def _flush_stdout(name: str) -> int:
     try:
         sys.stdout.flush()
     except OSError as error:
-        return _stdout_failed(name, error.strerror or type(error).__name__)
+        return _stdout_failed(name, one_line(error))
     return EXIT_OK
 
 
@@ -98,7 +106,7 @@ def _stdout_failed(name: str, why: str) -> int:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
-    return _say(name, f"error: cannot write the results to standard output: {why}", EXIT_USER_ERROR)
+    return _say(name, f"error: cannot write the output: {why}", EXIT_USER_ERROR)
 
 
 def _say(name: str, message: str, status: int) -> int:
