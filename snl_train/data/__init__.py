@@ -1,1 +1,1 @@
-"""TODO."""
+"""Images of good and bad parts: layouts, checks, training batches."""

@@ -1,0 +1,97 @@
+"""Checks that need the pixels: done once, by decoding every image of a dataset."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from snl_runtime.errors import DataError
+from snl_runtime.images import pixel_sha256, read_image
+from snl_runtime.types import Image
+from snl_train.data.samples import DatasetIndex, Sample
+
+
+def check_dataset(
+    index: DatasetIndex,
+    *,
+    skip_unreadable: bool = False,
+    require_train: bool = True,
+    threads: int | None = None,
+    on_image: Callable[[Sample, Image], None] | None = None,
+) -> DatasetIndex:
+    """Decode every image once and return the index with the hash of each image's pixels.
+
+    Args:
+        index: What ``list_dataset`` found.
+        skip_unreadable: Leave unreadable files out and name them in ``left_out`` instead of raising.
+        require_train: Whether a class without training images is an error.
+        threads: Images decoded at once; None takes one per processor.
+        on_image: Called with each readable sample and its pixels, (H, W, 3) uint8 RGB, from the decoding threads and in no fixed order.
+
+    Raises:
+        DataError: If a file is unreadable, a class is empty, a mask has another size or marks nothing, or one image is in train and test.
+    """
+    samples = [*index.train, *index.test]
+    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+        pending = [pool.submit(partial(_check_sample, skip_unreadable=skip_unreadable, on_image=on_image), sample) for sample in samples]
+        try:
+            outcomes = [future.result() for future in pending]
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    kept = [outcome for outcome in outcomes if isinstance(outcome, Sample)]
+    checked = DatasetIndex(
+        root=index.root,
+        classes=index.classes,
+        train=[sample for sample in kept if sample.split == "train"],
+        test=[sample for sample in kept if sample.split == "test"],
+        left_out=[*index.left_out, *((outcome.path, outcome.reason) for outcome in outcomes if isinstance(outcome, _Unreadable))],
+    )
+    _check_classes(checked, require_train=require_train)
+    _check_overlap(checked.train, checked.test)
+    return checked
+
+
+@dataclass(frozen=True, slots=True)
+class _Unreadable:
+    path: Path
+    reason: str
+
+
+def _check_sample(sample: Sample, *, skip_unreadable: bool, on_image: Callable[[Sample, Image], None] | None) -> Sample | _Unreadable:
+    try:
+        image = read_image(sample.path)
+        mask = sample.read_mask()
+    except DataError as error:
+        if not skip_unreadable:
+            raise
+        return _Unreadable(sample.path, str(error))
+    if mask is not None and mask.shape != image.shape[:2]:
+        sizes = f"{mask.shape[1]} x {mask.shape[0]} px and its image {sample.path} {image.shape[1]} x {image.shape[0]} px"
+        raise DataError(f"mask {sample.mask_path} has {sizes}; expected equal sizes")
+    if mask is not None and not mask.any():
+        raise DataError(f"mask {sample.mask_path} is empty although {sample.path} is a bad image; expected pixels >= 128 where the defect is")
+    checked = replace(sample, pixel_sha256=pixel_sha256(image))
+    if on_image is not None:
+        on_image(checked, image)
+    return checked
+
+
+def _check_classes(index: DatasetIndex, *, require_train: bool) -> None:
+    required = index.train if require_train else [*index.train, *index.test]
+    present = {sample.class_name for sample in required}
+    for name in index.classes:
+        if name not in present:
+            kind = "good training image" if require_train else "image"
+            left_out = f" ({len(index.left_out)} unreadable files were left out)" if index.left_out else ""
+            raise DataError(f"class {name!r} in {index.root} has no {kind}{left_out}; add images or remove its folder")
+
+
+def _check_overlap(train: Sequence[Sample], test: Sequence[Sample]) -> None:
+    trained = {sample.pixel_sha256: sample for sample in train}
+    for sample in test:
+        twin = trained.get(sample.pixel_sha256)
+        if twin is not None:
+            raise DataError(f"{sample.path} in the test split is the same image as {twin.path} in the train split; remove one of them")
