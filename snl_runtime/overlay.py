@@ -1,0 +1,102 @@
+"""Pictures of a verdict: heat map, outlined regions and a banner."""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from snl_runtime.opencv import load_opencv
+from snl_runtime.types import AnomalyMap, AnomalyResult, Image, Verdict
+from snl_runtime.upsampling import upsample_map
+
+MAX_OPACITY = 0.6
+"""Share of the colour in the blend at twice the threshold and above."""
+HEAT_STOPS = ((0.0, (0, 60, 200), 0.0), (0.5, (0, 200, 180), 0.25), (1.0, (255, 220, 0), 0.45), (2.0, (255, 0, 0), MAX_OPACITY))
+"""Map value in units of the threshold, RGB colour, opacity; linear in between, constant above."""
+BANNER_COLORS: dict[Verdict, tuple[int, int, int]] = {
+    Verdict.PASS: (0, 120, 60),
+    Verdict.REVIEW: (190, 110, 0),
+    Verdict.REJECT: (180, 0, 20),
+    Verdict.ERROR: (90, 40, 120),
+}
+_OUTLINE = (255, 0, 0)
+_TEXT = (255, 255, 255)
+
+
+def render_overlay(image_rgb: Image, result: AnomalyResult) -> Image:
+    """Return a frame with its heat map, the boxes of its regions and a banner above it that says the verdict.
+
+    Colours are absolute: a map value of 0 leaves the picture as it is, the pass threshold is yellow, twice the threshold and more is red. Two parts
+    can be compared, and a good part never glows. Without a threshold there is no heat map.
+
+    Args:
+        image_rgb: (H, W, 3) uint8, the whole frame.
+        result: Verdict on it.
+
+    Returns:
+        (H + banner, W, 3) uint8; the height of the banner depends on the size of the frame alone.
+    """
+    cv2 = load_opencv()
+    picture = np.ascontiguousarray(image_rgb).copy()
+    if result.anomaly_map is not None and result.roi_xyxy is not None:
+        left, top, right, bottom = result.roi_xyxy
+        picture[top:bottom, left:right] = blend_heat(picture[top:bottom, left:right], result.anomaly_map, result.threshold)
+    thickness = max(1, round(min(picture.shape[:2]) / 300))
+    for region in result.regions:
+        left, top, right, bottom = region.box_xyxy
+        cv2.rectangle(picture, (left, top), (right - 1, bottom - 1), _OUTLINE, thickness)
+    return np.concatenate([_banner(result, picture.shape[1], banner_height(picture.shape[:2])), picture])
+
+
+def blend_heat(image_rgb: Image, anomaly_map: AnomalyMap, threshold: float) -> Image:
+    """Return a picture with its anomaly map blended over it; the twin of the CUDA kernel.
+
+    Args:
+        image_rgb: (H, W, 3) uint8, the part of the frame that the map covers.
+        anomaly_map: (h, w) float32, resized to (H, W) by :func:`snl_runtime.upsampling.upsample_map`.
+        threshold: Value that becomes yellow; the picture stays as it is unless it is positive and finite.
+    """
+    if not 0 < threshold < math.inf:
+        return image_rgb.copy()
+    heat = upsample_map(anomaly_map, (image_rgb.shape[0], image_rgb.shape[1])) / np.float32(threshold)
+    colors, opacity = heat_colors(heat)
+    blended = image_rgb + (colors - image_rgb) * opacity[:, :, None]
+    return np.floor(blended + 0.5).astype(np.uint8)
+
+
+def heat_colors(heat: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return colour (H, W, 3), 0 to 255, and opacity (H, W), 0 to 0.6, of map values in units of the threshold.
+
+    Example:
+        >>> colors, opacity = heat_colors(np.array([[0.0, 1.0, 5.0]], np.float32))
+        >>> colors[0, 1:].tolist(), opacity[0].round(2).tolist()
+        ([[255.0, 220.0, 0.0], [255.0, 0.0, 0.0]], [0.0, 0.44999998807907104, 0.6000000238418579])
+    """
+    stops = [stop for stop, _, _ in HEAT_STOPS]
+    channels = [np.interp(heat, stops, [color[channel] for _, color, _ in HEAT_STOPS]) for channel in range(3)]
+    opacity = np.interp(heat, stops, [share for _, _, share in HEAT_STOPS])
+    return np.stack(channels, axis=-1).astype(np.float32), opacity.astype(np.float32)
+
+
+def banner_height(frame_hw: tuple[int, ...]) -> int:
+    """Return the height in pixels of the banner over a frame of that size."""
+    return max(16, round(min(frame_hw[:2]) / 14))
+
+
+def banner_text(result: AnomalyResult) -> str:
+    """Return what the banner says: verdict, score against its threshold, product; for an ERROR its cause."""
+    product = "" if result.product is None else f"  {result.product}"
+    if result.verdict is Verdict.ERROR:
+        return f"ERROR  {result.reason_code}{product}"
+    return f"{result.verdict.value}  {result.score:.4g} / {result.threshold:.4g}{product}"
+
+
+def _banner(result: AnomalyResult, width: int, height: int) -> Image:
+    cv2 = load_opencv()
+    banner = np.full((height, width, 3), BANNER_COLORS[result.verdict], np.uint8)
+    text = banner_text(result).encode("ascii", "replace").decode()  # OpenCV's font has no other characters
+    scale = height / 36
+    (text_width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+    scale *= min(1.0, (width - 4) / max(text_width, 1))
+    cv2.putText(banner, text, (2, round(height * 0.72)), cv2.FONT_HERSHEY_SIMPLEX, max(scale, 0.1), _TEXT, 1, cv2.LINE_AA)
+    return banner
