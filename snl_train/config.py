@@ -1,0 +1,275 @@
+"""What a training run is told: networks, losses, scoring, optimiser, data. Imports no torch, so that ``-h`` is instant."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from snl_runtime import config as generic
+from snl_runtime.errors import ConfigError
+
+Method: TypeAlias = Literal["snl-rd", "snl-fd", "rd", "fd"]
+Architecture: TypeAlias = Literal["resnet18", "resnet34", "resnet50", "wide_resnet50_2"]
+Alignment: TypeAlias = Literal["half-pixel", "corners", "grid"]
+Reduction: TypeAlias = Literal["mean", "sum"]
+Pairing: TypeAlias = Literal["roll", "permutation", "mutual", "different-class"]
+Schedule: TypeAlias = Literal["one-cycle", "cosine", "constant"]
+Device: TypeAlias = Literal["auto", "cpu", "cuda"]
+Preset: TypeAlias = Literal["paper", "best"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Which networks there are and how CRAM is wired into the student."""
+
+    method: Method = "snl-rd"
+    """Reverse (rd) or forward (fd) distillation, plain or with CRAM and the structural losses (snl-)."""
+    teacher: Architecture = "wide_resnet50_2"
+    """Architecture of the frozen teacher; the student has the same."""
+    teacher_weights: str = "imagenet"
+    """``imagenet`` (torchvision's download), ``random``, or a .safetensors or .pth file."""
+    teacher_seed: int = 0
+    """Seed of a random teacher; of no effect with other weights."""
+    centers: int = 50
+    """Centres of each CRAM; 0 builds none. Always 0 for the plain methods."""
+    cram_normalise: bool = False
+    """Assign features to centres by direction (L2-normalised), restoring their length afterwards; False is Eq. 8 and 9 as printed."""
+    cram_alpha: float = 1.0
+    """Start value of alpha of Eq. 8, which is learnt."""
+    cram_positive_alpha: bool = False
+    """Use the absolute value of alpha, so that training cannot turn near centres into far ones."""
+    cram_center_norm: float = 1.0
+    """Expected L2 norm of a centre at the start."""
+    cram_feeds_next: bool = True
+    """Whether the next student stage sees CRAM's output (True) or CRAM's input (False)."""
+
+    def __post_init__(self) -> None:
+        _check("model.centers", self.centers, "0 or more", self.centers >= 0)
+        _check("model.cram_alpha", self.cram_alpha, "positive", _is_positive(self.cram_alpha))
+        _check("model.cram_center_norm", self.cram_center_norm, "positive", _is_positive(self.cram_center_norm))
+        _check("model.teacher_seed", self.teacher_seed, "0 or more", self.teacher_seed >= 0)
+        _check("model.teacher_weights", self.teacher_weights, "imagenet, random or a file name", bool(self.teacher_weights.strip()))
+        if self.is_plain and self.centers:
+            object.__setattr__(self, "centers", 0)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is plain distillation: no CRAM, cosine distance only."""
+        return self.method in ("rd", "fd")
+
+    @property
+    def is_reverse(self) -> bool:
+        """Whether the student decodes the teacher's features instead of seeing the image."""
+        return self.method in ("rd", "snl-rd")
+
+    @property
+    def size_multiple_px(self) -> int:
+        """What image height and width must be multiples of: 32 where a bottleneck halves layer3's grid, else 16."""
+        return 32 if self.is_reverse else 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossConfig:
+    """Weights and readings of the four losses, Eq. 2 to 7."""
+
+    channel_weight: float = 1.0
+    """Weight of the cosine distance per position, Eq. 2."""
+    spatial_weight: float = 1.0
+    """Lambda 1: KL divergence over positions, Eq. 3. Always 0 for the plain methods, as are the next two."""
+    intra_weight: float = 1.0
+    """Lambda 2: affinity within an image, Eq. 5."""
+    inter_weight: float = 1.0
+    """Lambda 3: affinity between two images of the batch, Eq. 6."""
+    spatial_reduction: Reduction = "mean"
+    """Over channels; ``sum`` is Eq. 3 as printed and dwarfs the other losses."""
+    spatial_temperature: float = 1.0
+    """Divides the features before the softmax of Eq. 4."""
+    affinity_reduction: Reduction = "mean"
+    """Over pairs of positions; ``sum`` is Eq. 5 and 6 as printed and dwarfs the other losses."""
+    inter_pairing: Pairing = "permutation"
+    """Which other image of the batch each image is compared with."""
+    tile_rows: int = 256
+    """Rows of the affinity matrix held at a time; changes memory and speed, not the value."""
+
+    def __post_init__(self) -> None:
+        for name in ("channel_weight", "spatial_weight", "intra_weight", "inter_weight"):
+            value = getattr(self, name)
+            _check(f"loss.{name}", value, "0 or more", math.isfinite(value) and value >= 0)
+        _check("loss.spatial_temperature", self.spatial_temperature, "positive", _is_positive(self.spatial_temperature))
+        _check("loss.tile_rows", self.tile_rows, "1 or more", self.tile_rows >= 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreConfig:
+    """How teacher and student features become an anomaly map and a score, Eq. 10 to 14."""
+
+    affinity_weight: float = 1.0
+    """Weight of the affinity error in the map; 1 is Eq. 13, 0 leaves it out. Always 0 for the plain methods."""
+    alignment: Alignment = "half-pixel"
+    """Where a feature cell lies on the image: see ``snl_train.scoring.upsampling_weights``."""
+    smoothing_sigma: float = 0.0
+    """Standard deviation of a Gaussian over the map, in network pixels; 0 for none (RD4AD: 4)."""
+    top_k: int = 1
+    """The score is the mean of this many highest pixels; 1 is Eq. 14 and what the runtime checks for."""
+    tile_rows: int = 256
+    """Rows of the affinity matrix held at a time; changes memory and speed, not the value."""
+
+    def __post_init__(self) -> None:
+        _check("score.affinity_weight", self.affinity_weight, "0 or more", math.isfinite(self.affinity_weight) and self.affinity_weight >= 0)
+        _check("score.smoothing_sigma", self.smoothing_sigma, "0 or more", math.isfinite(self.smoothing_sigma) and self.smoothing_sigma >= 0)
+        _check("score.top_k", self.top_k, "1 or more", self.top_k >= 1)
+        _check("score.tile_rows", self.tile_rows, "1 or more", self.tile_rows >= 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimConfig:
+    """How the student is trained. The paper states Adam and the step size only; the rest is this project's."""
+
+    learning_rate: float = 5e-3
+    """Peak step size of Adam."""
+    betas: tuple[float, float] = (0.5, 0.999)
+    """Adam's decay rates (RD4AD's, since the paper follows it)."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay on the student's weights."""
+    schedule: Schedule = "one-cycle"
+    """Step size over the run: up then down to almost 0, straight down from the peak, or unchanged."""
+    warmup_share: float = 0.1
+    """Share of the steps with a rising step size (one-cycle only)."""
+    gradient_clip: float = 0.0
+    """Largest L2 norm of the gradient; 0 for no limit."""
+    average_decay: float = 0.0
+    """Per-step decay of an exponential average of the weights, which is what gets saved; 0 saves the last weights."""
+
+    def __post_init__(self) -> None:
+        _check("optim.learning_rate", self.learning_rate, "positive", _is_positive(self.learning_rate))
+        _check("optim.betas", self.betas, "two numbers in [0, 1)", all(0 <= beta < 1 for beta in self.betas))
+        _check("optim.weight_decay", self.weight_decay, "0 or more", math.isfinite(self.weight_decay) and self.weight_decay >= 0)
+        _check("optim.warmup_share", self.warmup_share, "in [0, 1)", 0 <= self.warmup_share < 1)
+        _check("optim.gradient_clip", self.gradient_clip, "0 or more", math.isfinite(self.gradient_clip) and self.gradient_clip >= 0)
+        _check("optim.average_decay", self.average_decay, "in [0, 1)", 0 <= self.average_decay < 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """Which images are trained on."""
+
+    hold_out: float = 0.0
+    """Share of each class's good training images kept out of training and listed in the checkpoint, for calibration."""
+    max_per_class: int | None = None
+    """Use at most this many training images of each class, chosen by the seed; None for all."""
+    skip_unreadable: bool = False
+    """Leave out and list files that cannot be read, instead of stopping at the first."""
+    cache_mib: int = 2048
+    """Memory for resized training images; larger sets are read from disk every epoch."""
+
+    def __post_init__(self) -> None:
+        _check("data.hold_out", self.hold_out, "in [0, 1)", 0 <= self.hold_out < 1)
+        _check("data.max_per_class", self.max_per_class, "1 or more, or nothing", self.max_per_class is None or self.max_per_class >= 1)
+        _check("data.cache_mib", self.cache_mib, "0 or more", self.cache_mib >= 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """A whole training run; saved with every checkpoint as it was used.
+
+    For the plain methods (rd, fd) the weights of the structural losses and of the affinity map are set to 0 here, so that the saved
+    configuration says what was trained.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Networks."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Losses."""
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    """Anomaly map and score."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimiser."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Images."""
+    preset: Preset | None = None
+    """Preset that the run started from; recorded, of no effect by itself."""
+    seed: int = 0
+    """Seed of weights, sampling and hold-out."""
+    epochs: int = 100
+    """Passes over the training images."""
+    batch_size: int = 8
+    """Images per step, drawn evenly over the classes."""
+    image_size: tuple[int, int] = (256, 256)
+    """Height and width of the network input in pixels: multiples of 32 for rd and snl-rd, of 16 for fd and snl-fd."""
+    device: Device = "auto"
+    """Where to train; auto takes CUDA if there is a GPU."""
+    mixed_precision: bool = True
+    """Half-precision backbones on CUDA; of no effect on a CPU."""
+    golden_samples: int = 8
+    """Training images kept in the checkpoint to prove later that an exported file scores the same."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "golden_samples"):
+            _check(name, getattr(self, name), "1 or more", getattr(self, name) >= 1)
+        _check("seed", self.seed, "0 or more", self.seed >= 0)
+        multiple = self.model.size_multiple_px
+        fits = all(side >= multiple and side % multiple == 0 for side in self.image_size)
+        _check("image_size", self.image_size, f"height and width in positive multiples of {multiple} for method {self.model.method}", fits)
+        if self.model.is_plain:
+            object.__setattr__(self, "loss", dataclasses.replace(self.loss, spatial_weight=0.0, intra_weight=0.0, inter_weight=0.0))
+            object.__setattr__(self, "score", dataclasses.replace(self.score, affinity_weight=0.0))
+
+
+def preset_config(name: str) -> TrainConfig:
+    """Return a named starting point.
+
+    ``paper``: WRN50 at 256x256, Adam with step size 0.005, batch 8, 50 centres, all lambdas 1, as the paper states; epochs, betas, schedule and
+    the reductions of the losses are this project's, because the paper does not state them.
+    ``best``: provisional until measured: the same with CRAM on directions with a positive alpha, averaged weights and clipped gradients.
+
+    Raises:
+        ConfigError: If there is no preset of that name.
+    """
+    if name == "paper":
+        return TrainConfig(preset="paper")
+    if name == "best":
+        return TrainConfig(
+            preset="best",
+            model=ModelConfig(cram_normalise=True, cram_alpha=10.0, cram_positive_alpha=True),
+            optim=OptimConfig(gradient_clip=1.0, average_decay=0.99),
+        )
+    raise ConfigError(f"unknown preset '{name}'; known: paper, best")
+
+
+def load_config(path: Path | None = None, overrides: Mapping[str, object] | None = None, *, preset: Preset = "paper") -> TrainConfig:
+    """Return the configuration that a preset, a YAML file and dotted overrides give, the later ones winning.
+
+    A key ``preset`` in the file or the overrides replaces the argument.
+
+    Raises:
+        ConfigError: If the file cannot be read, or a key is unknown, of another type or out of range.
+    """
+    in_file = {} if path is None else generic.read_yaml(path)
+    chosen = (overrides or {}).get("preset") or in_file.get("preset") or preset
+    base = preset_config(str(chosen))
+    return generic.load_config(TrainConfig, path, overrides, base=base)
+
+
+def to_plain(config: TrainConfig) -> dict[str, Any]:
+    """Return the configuration as nested plain values, fit for JSON, YAML and a checkpoint."""
+    return generic.to_plain(config)
+
+
+def from_plain(plain: Mapping[str, object]) -> TrainConfig:
+    """Return the configuration that ``to_plain`` gave.
+
+    Raises:
+        ConfigError: If a key is unknown, of another type or out of range.
+    """
+    return generic.from_plain(TrainConfig, plain)
+
+
+def _is_positive(value: float) -> bool:
+    return math.isfinite(value) and value > 0
+
+
+def _check(name: str, value: object, expected: str, is_met: bool) -> None:
+    if not is_met:
+        raise ConfigError(f"{name} must be {expected}, got {value}")
