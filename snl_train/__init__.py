@@ -1,1 +1,1 @@
-"""TODO."""
+"""PyTorch side of the SDK: data, networks, losses, training, evaluation and checkpoints."""

@@ -1,1 +1,22 @@
-"""TODO."""
+"""Networks: the frozen teacher, the students of both directions, and CRAM."""
+
+from snl_train.models.cram import Cram
+from snl_train.models.forward import ForwardStudent
+from snl_train.models.reverse import Bottleneck, ReverseStudent
+from snl_train.models.teacher import Teacher, build_teacher
+from snl_train.models.teacher_student import IMAGENET_MEAN, IMAGENET_STD, TeacherStudent, build_model
+from snl_train.models.weights import fetch_teacher
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "Bottleneck",
+    "Cram",
+    "ForwardStudent",
+    "ReverseStudent",
+    "Teacher",
+    "TeacherStudent",
+    "build_model",
+    "build_teacher",
+    "fetch_teacher",
+]

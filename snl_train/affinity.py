@@ -1,0 +1,161 @@
+"""Affinity matrices of teacher and student compared without ever holding one.
+
+The matrix of an image with P positions has P^2 entries: 16.8 million at 64x64. Everything here walks over row tiles of the difference
+D = A_s - A_t = [F_s; F_t]^T [F_s; -F_t], one matrix product of inner size 2D, with backward passes written by hand: autograd would keep every tile.
+The derivative of |.| at 0 is taken as 0.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+DEFAULT_TILE_ROWS = 256
+
+
+def intra_affinity_error(student: Tensor, teacher: Tensor, tile_rows: int = DEFAULT_TILE_ROWS) -> Tensor:
+    """Return sum_ij |<s_i, s_j> - <t_i, t_j>| per sample, the inner sums of Eq. 5.
+
+    D is symmetric, so only tiles on and right of the diagonal are computed. The gradient is made in the forward pass, tile by tile, because the
+    result is one number per sample: no tile is computed twice.
+
+    Args:
+        student: (B, D, P), columns of unit length.
+        teacher: Same shape.
+        tile_rows: Rows of D held at a time.
+
+    Returns:
+        (B,).
+    """
+    error: Tensor = _IntraError.apply(student, teacher, tile_rows)
+    return error
+
+
+def inter_affinity_error(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], tile_rows: int = DEFAULT_TILE_ROWS) -> Tensor:
+    """Return sum_ij |<s_i, s'_j> - <t_i, t'_j>| per pair of samples, the inner sums of Eq. 6.
+
+    Args:
+        student: s and s', (B, D, P) each, columns of unit length.
+        teacher: t and t', same shapes.
+        tile_rows: Rows of D held at a time.
+
+    Returns:
+        (B,).
+    """
+    error: Tensor = _InterError.apply(*student, *teacher, tile_rows)
+    return error
+
+
+def mean_affinity_error(student: Tensor, teacher: Tensor, tile_rows: int = DEFAULT_TILE_ROWS) -> Tensor:
+    """Return mean_i |A_s(i, j) - A_t(i, j)| for every position j, the inner mean of Eq. 12.
+
+    Without gradients this is plain tensor code with a fixed number of tiles, fit for export.
+
+    Args:
+        student: (B, D, P), columns of unit length.
+        teacher: Same shape.
+        tile_rows: Rows of D held at a time.
+
+    Returns:
+        (B, P).
+    """
+    if torch.is_grad_enabled() and (student.requires_grad or teacher.requires_grad):
+        error: Tensor = _MeanError.apply(student, teacher, tile_rows)
+        return error
+    return _mean_error(student, teacher, tile_rows)
+
+
+class _IntraError(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, tile_rows: int) -> Tensor:
+        left, right = torch.cat([student, teacher], 1), torch.cat([student, -teacher], 1)  # (B, 2D, P)
+        error = student.new_zeros(student.shape[0])
+        gradients = [torch.zeros_like(side) if needed else None for side, needed in zip((student, teacher), ctx.needs_input_grad, strict=False)]
+        for samples, rows in _tiles(student, tile_rows):
+            height = rows.stop - rows.start
+            tile = left[samples, :, rows].mT @ right[samples, :, rows.start :]  # (b, height, P - start): the columns from the diagonal on
+            size = tile.abs()
+            error[samples] += 2 * size.sum((1, 2)) - size[:, :, :height].sum((1, 2))
+            sign = tile.sgn_()
+            for side, gradient, factor in zip((student, teacher), gradients, (2, -2), strict=True):
+                if gradient is None:
+                    continue
+                gradient[samples, :, rows] += factor * (side[samples, :, rows.start :] @ sign.mT)
+                gradient[samples, :, rows.stop :] += factor * (side[samples, :, rows] @ sign[:, :, height:])
+        ctx.gradients = gradients
+        return error
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_error: Tensor) -> tuple[Tensor | None, ...]:
+        scale = grad_error[:, None, None]
+        return (*(None if gradient is None else gradient * scale for gradient in ctx.gradients), None)
+
+
+class _InterError(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, student_a: Tensor, student_b: Tensor, teacher_a: Tensor, teacher_b: Tensor, tile_rows: int) -> Tensor:
+        inputs = (student_a, student_b, teacher_a, teacher_b)
+        left, right = torch.cat([student_a, teacher_a], 1), torch.cat([student_b, -teacher_b], 1)  # (B, 2D, P)
+        error = student_a.new_zeros(student_a.shape[0])
+        gradients = [torch.zeros_like(side) if needed else None for side, needed in zip(inputs, ctx.needs_input_grad, strict=False)]
+        for samples, rows in _tiles(student_a, tile_rows):
+            tile = left[samples, :, rows].mT @ right[samples]  # (b, height, P)
+            error[samples] += tile.abs().sum((1, 2))
+            sign = tile.sgn_()
+            for first, second, factor in ((0, 1, 1), (2, 3, -1)):
+                if (gradient := gradients[first]) is not None:
+                    gradient[samples, :, rows] += factor * (inputs[second][samples] @ sign.mT)
+                if (gradient := gradients[second]) is not None:
+                    gradient[samples] += factor * (inputs[first][samples, :, rows] @ sign)
+        ctx.gradients = gradients
+        return error
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_error: Tensor) -> tuple[Tensor | None, ...]:
+        scale = grad_error[:, None, None]
+        return (*(None if gradient is None else gradient * scale for gradient in ctx.gradients), None)
+
+
+class _MeanError(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, tile_rows: int) -> Tensor:
+        ctx.save_for_backward(student, teacher)
+        ctx.tile_rows = tile_rows
+        return _mean_error(student, teacher, tile_rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_mean: Tensor) -> tuple[Tensor | None, ...]:
+        student, teacher = ctx.saved_tensors
+        left, right = torch.cat([student, teacher], 1), torch.cat([student, -teacher], 1)
+        weight = grad_mean / student.shape[2]  # (B, P)
+        gradients = [torch.zeros_like(side) if needed else None for side, needed in zip((student, teacher), ctx.needs_input_grad, strict=False)]
+        for samples, rows in _tiles(student, ctx.tile_rows):
+            slope = (left[samples, :, rows].mT @ right[samples]).sgn_()  # (b, height, P)
+            slope *= weight[samples, rows, None] + weight[samples, None, :]  # entry ij stands in row i's mean and, mirrored, in row j's
+            for side, gradient, factor in zip((student, teacher), gradients, (1, -1), strict=True):
+                if gradient is not None:
+                    gradient[samples, :, rows] += factor * (side[samples] @ slope.mT)
+        return (*gradients, None)
+
+
+def _mean_error(student: Tensor, teacher: Tensor, tile_rows: int) -> Tensor:
+    count = student.shape[0]
+    if student.device.type == "cpu" and type(count) is int and count > 1:  # a symbolic count is an export with a dynamic batch
+        return torch.cat([_mean_error(student[i : i + 1], teacher[i : i + 1], tile_rows) for i in range(count)])
+    left, right = torch.cat([student, teacher], 1).mT, torch.cat([student, -teacher], 1)  # (B, P, 2D), (B, 2D, P)
+    starts = range(0, student.shape[2], tile_rows)
+    return torch.cat([(left[:, start : start + tile_rows] @ right).abs().mean(2) for start in starts], 1)
+
+
+def _tiles(features: Tensor, tile_rows: int) -> Iterator[tuple[slice, slice]]:
+    """Yield (samples, rows): one sample at a time on a CPU, where a tile should stay in the cache, all samples at once elsewhere."""
+    count, _, positions = features.shape
+    at_once = 1 if features.device.type == "cpu" else count
+    for first in range(0, count, at_once):
+        for start in range(0, positions, tile_rows):
+            yield slice(first, first + at_once), slice(start, min(start + tile_rows, positions))

@@ -1,0 +1,115 @@
+"""Reverse distillation (RD4AD): a bottleneck over all teacher scales and a decoder that gives the teacher's features back."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, conv1x1, conv3x3
+
+from snl_train.models.resnet import ResNetSpec, initialise, residual_stage, spec_of
+
+
+class Bottleneck(nn.Module):
+    """Multi-scale feature fusion and one-class embedding: three teacher scales to one small tensor.
+
+    3x3 convolutions of stride 2 bring layer1 (two of them) and layer2 (one) to layer3's grid and width; the three are concatenated and one
+    residual stage halves the grid.
+    """
+
+    def __init__(self, architecture: str) -> None:
+        super().__init__()
+        spec = spec_of(architecture)
+        first, second, third = spec.channels
+        self.fuse_layer1 = nn.Sequential(_halve(first, second), _halve(second, third))
+        self.fuse_layer2 = _halve(second, third)
+        self.embed = residual_stage(spec, 3 * third, 512, depth=spec.oce_depth, stride=2)
+        initialise(self)
+
+    def forward(self, teacher: Sequence[Tensor]) -> Tensor:
+        """Return (B, 512 * expansion, H/32, W/32) for the teacher's three scales."""
+        layer1, layer2, layer3 = teacher
+        fused = torch.cat([self.fuse_layer1(layer1), self.fuse_layer2(layer2), layer3], 1)  # (B, 3 * C3, H/16, W/16)
+        embedded: Tensor = self.embed(fused)
+        return embedded
+
+
+class ReverseStudent(nn.Module):
+    """Decoder from the bottleneck's tensor to features shaped like the teacher's layer3, layer2 and layer1.
+
+    Args:
+        architecture: The teacher's.
+        crams: One module per scale, layer1 first, that turns a stage's output into the student's feature; None for the plain method.
+        cram_feeds_next: Whether the next stage sees the output of ``crams`` (True) or their input.
+    """
+
+    def __init__(self, architecture: str, crams: nn.ModuleList | None = None, *, cram_feeds_next: bool = True) -> None:
+        super().__init__()
+        spec = spec_of(architecture)
+        _, second, third = spec.channels
+        deepest = 512 * spec.block.expansion
+        self.stage3 = _decoder_stage(spec, deepest, 256, depth=spec.depths[0])
+        self.stage2 = _decoder_stage(spec, third, 128, depth=spec.depths[1])
+        self.stage1 = _decoder_stage(spec, second, 64, depth=spec.depths[2])
+        initialise(self)
+        self.crams = crams
+        self.cram_feeds_next = cram_feeds_next
+
+    def forward(self, embedded: Tensor) -> list[Tensor]:
+        """Return [layer1-, layer2-, layer3-shaped] features for the bottleneck's tensor."""
+        features: list[Tensor] = []
+        x = embedded
+        for scale, stage in ((2, self.stage3), (1, self.stage2), (0, self.stage1)):
+            x = stage(x)
+            feature = x if self.crams is None else self.crams[scale](x)
+            features.insert(0, feature)
+            x = feature if self.cram_feeds_next else x
+        return features
+
+
+class DecoderBlock(nn.Module):
+    """Residual block whose spatial convolution may double the grid; the mirror of torchvision's BasicBlock or Bottleneck."""
+
+    def __init__(self, spec: ResNetSpec, in_channels: int, planes: int, *, is_doubling: bool) -> None:
+        super().__init__()
+        out_channels = planes * spec.block.expansion
+        if spec.block is BasicBlock:
+            layers = [_spatial(in_channels, planes, is_doubling=is_doubling), conv3x3(planes, planes)]
+            widths = [planes, planes]
+        else:
+            width = planes * spec.base_width // 64
+            layers = [conv1x1(in_channels, width), _spatial(width, width, is_doubling=is_doubling), conv1x1(width, out_channels)]
+            widths = [width, width, out_channels]
+        parts: list[nn.Module] = []
+        for layer, channels in zip(layers, widths, strict=True):
+            parts += [layer, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
+        self.body = nn.Sequential(*parts[:-1])  # the last ReLU follows the sum
+        self.shortcut: nn.Module = nn.Identity()
+        if is_doubling:
+            self.shortcut = nn.Sequential(_doubling(in_channels, out_channels), nn.BatchNorm2d(out_channels))
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, planes * expansion, 2H or H, 2W or W)."""
+        y: Tensor = self.relu(self.body(x) + self.shortcut(x))
+        return y
+
+
+def _decoder_stage(spec: ResNetSpec, in_channels: int, planes: int, *, depth: int) -> nn.Sequential:
+    out_channels = planes * spec.block.expansion
+    first = DecoderBlock(spec, in_channels, planes, is_doubling=True)
+    return nn.Sequential(first, *(DecoderBlock(spec, out_channels, planes, is_doubling=False) for _ in range(depth - 1)))
+
+
+def _halve(in_channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(conv3x3(in_channels, out_channels, stride=2), nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
+
+
+def _doubling(in_channels: int, out_channels: int) -> nn.ConvTranspose2d:
+    return nn.ConvTranspose2d(in_channels, out_channels, kernel_size=2, stride=2, bias=False)
+
+
+def _spatial(in_channels: int, out_channels: int, *, is_doubling: bool) -> nn.Module:
+    if is_doubling:
+        return _doubling(in_channels, out_channels)
+    layer: nn.Module = conv3x3(in_channels, out_channels)
+    return layer

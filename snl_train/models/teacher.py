@@ -1,0 +1,73 @@
+"""The frozen teacher and where its weights come from."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from snl_runtime.errors import ConfigError
+from snl_train.models.resnet import ResNetPyramid, initialise
+from snl_train.models.weights import imagenet_state, load_state, read_state
+
+
+class Teacher(ResNetPyramid):
+    """ResNet from the stem to layer3 that is never trained and always in eval mode."""
+
+    def __init__(self, architecture: str) -> None:
+        super().__init__(architecture)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "Teacher":  # noqa: ARG002  # batch statistics must not move, whatever the model around it does
+        """Stay in eval mode, whatever ``mode`` is."""
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return layer1, layer2, layer3 without gradient: [(B, C_k, H / s_k, W / s_k)], s = 4, 8, 16."""
+        with torch.no_grad():
+            return super().forward(images)
+
+
+def build_teacher(architecture: str, weights: str, *, seed: int | None = None) -> Teacher:
+    """Return a teacher with weights.
+
+    The global random state is left as it was, so that a student's start does not depend on its teacher.
+
+    Args:
+        architecture: ``resnet18``, ``resnet34``, ``resnet50`` or ``wide_resnet50_2``.
+        weights: ``imagenet`` (torchvision's download), ``random`` (needs ``seed``), or a .safetensors or state-dict .pth file, which may lack
+            layer4, fc and num_batches_tracked.
+        seed: Seed of random weights.
+
+    Raises:
+        ConfigError: If the weights cannot be had, or do not fit the architecture.
+    """
+    with torch.random.fork_rng(devices=[]):
+        teacher = Teacher(architecture)
+    if weights == "random":
+        if seed is None:
+            raise ConfigError("teacher weights 'random' need a seed")
+        _randomise(teacher, seed)
+        return teacher
+    if weights == "imagenet":
+        load_state(teacher, imagenet_state(architecture), f"ImageNet weights of {architecture}")
+        return teacher
+    load_state(teacher, read_state(weights), f"teacher weights {weights}")
+    return teacher
+
+
+def _randomise(teacher: Teacher, seed: int) -> None:
+    """Give He-normal weights and the batch statistics of seeded pictures.
+
+    Without measured statistics the residual sums grow from block to block and the deeper maps are nearly constant over the image. The pictures
+    are colour noise with the same contrast at every scale, as photographs have, in the range of normalised images.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    initialise(teacher, generator)
+    octaves = [torch.randn(8, 3, side, side, generator=generator) for side in (2, 4, 8, 16, 32, 64, 128)]
+    pictures = torch.stack([F.interpolate(octave, size=(128, 128), mode="bilinear", align_corners=False) for octave in octaves]).mean(0) * 3
+    norms = [part for part in teacher.modules() if isinstance(part, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.training, norm.momentum = True, 1.0
+    teacher(pictures)
+    for norm in norms:
+        norm.training, norm.momentum = False, 0.1

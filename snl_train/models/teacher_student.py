@@ -1,0 +1,97 @@
+"""Teacher and student of all four methods as one module."""
+
+import torch
+from torch import Tensor, nn
+
+from snl_train.config import ModelConfig
+from snl_train.models.cram import Cram
+from snl_train.models.forward import ForwardStudent
+from snl_train.models.resnet import spec_of
+from snl_train.models.reverse import Bottleneck, ReverseStudent
+from snl_train.models.teacher import Teacher, build_teacher
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+"""Mean of the pictures the teacher was trained on, RGB, of values in [0, 1]."""
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Standard deviation of the same."""
+
+
+class TeacherStudent(nn.Module):
+    """Frozen teacher and trainable student: ``rd``, ``fd``, ``snl-rd`` and ``snl-fd``.
+
+    Attributes:
+        teacher: Frozen, always in eval mode.
+        bottleneck: Teacher features to the decoder's input; None for the forward methods.
+        student: Gives features shaped like the teacher's.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: ModelConfig, *, load_teacher_weights: bool = True) -> None:
+        """Build the networks; the student's start follows torch's global seed and does not depend on the teacher's weights.
+
+        Args:
+            config: Which networks.
+            load_teacher_weights: False leaves the teacher with meaningless weights, for a caller that loads a whole state dict next.
+
+        Raises:
+            ConfigError: If the teacher's weights cannot be had or do not fit.
+        """
+        super().__init__()
+        self.config = config
+        if load_teacher_weights:
+            self.teacher = build_teacher(config.teacher, config.teacher_weights, seed=config.teacher_seed)
+        else:
+            with torch.random.fork_rng(devices=[]):
+                self.teacher = Teacher(config.teacher)
+        self.bottleneck = Bottleneck(config.teacher) if config.is_reverse else None
+        student = ReverseStudent if config.is_reverse else ForwardStudent
+        self.student: ReverseStudent | ForwardStudent = student(config.teacher, _crams(config), cram_feeds_next=config.cram_feeds_next)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return (B, 3, H, W) float as the teacher wants it, for RGB images (B, H, W, 3) uint8."""
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[-1] != 3:
+            raise ValueError(f"images must be (B, H, W, 3) uint8, got {tuple(images.shape)} {images.dtype}")
+        x = images.permute(0, 3, 1, 2).to(self.mean.dtype) / 255  # (B, 3, H, W)
+        return (x - self.mean) / self.std
+
+    def forward(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return (teacher, student), each [(B, C_k, H / s_k, W / s_k)] with s = 4, 8, 16, for normalised images (B, 3, H, W).
+
+        Raises:
+            ValueError: If the images are not 4-D or their sides are not multiples of ``config.size_multiple_px``.
+        """
+        multiple = self.config.size_multiple_px
+        if images.dim() != 4 or any(side % multiple for side in images.shape[-2:]):
+            raise ValueError(f"images must be (B, 3, H, W) with sides in multiples of {multiple}, got {tuple(images.shape)}")
+        teacher = self.teacher(images)
+        student_input = images if self.bottleneck is None else self.bottleneck(teacher)
+        return teacher, self.student(student_input)
+
+
+def build_model(config: ModelConfig, *, load_teacher_weights: bool = True) -> TeacherStudent:
+    """Return the model of a configuration, in train mode with the teacher in eval mode.
+
+    Raises:
+        ConfigError: If the teacher's weights cannot be had or do not fit.
+    """
+    return TeacherStudent(config, load_teacher_weights=load_teacher_weights)
+
+
+def _crams(config: ModelConfig) -> nn.ModuleList | None:
+    if config.centers == 0:
+        return None
+    return nn.ModuleList(
+        Cram(
+            channels,
+            config.centers,
+            alpha=config.cram_alpha,
+            center_norm=config.cram_center_norm,
+            normalise_input=config.cram_normalise,
+            positive_alpha=config.cram_positive_alpha,
+        )
+        for channels in spec_of(config.teacher).channels
+    )
