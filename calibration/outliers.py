@@ -1,0 +1,39 @@
+"""Scores among the "good" that look like bad parts: they stop a fit until a person accepts them by name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+
+OUTLIER_FACTOR = 6.0
+"""How many median absolute deviations above the median a good part may score. The deviation is the plain one, without the factor 1.4826."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutlierReport:
+    """Scores too high for the rest of the sample.
+
+    Attributes:
+        limit: median + 6 median absolute deviations; a score above it needs a person's word.
+        scores: Name to score of what lies above ``limit``, highest first.
+    """
+
+    limit: float
+    scores: dict[str, float]
+
+
+def find_outliers(scores: Mapping[str, float]) -> OutlierReport:
+    """Return the scores above median + 6 MAD, by name.
+
+    One bad part among the good would become the threshold and hide every defect below it, so high scores are looked at; low ones are harmless.
+    A sample in which half of the scores are equal has a deviation of 0: then everything above the median is reported.
+
+    >>> find_outliers({"a": 1.0, "b": 1.1, "c": 1.2, "d": 1.3, "e": 9.0}).scores
+    {'e': 9.0}
+    """
+    if not scores:
+        return OutlierReport(limit=float("inf"), scores={})
+    centre = median(scores.values())
+    deviation = median(abs(score - centre) for score in scores.values())
+    limit = centre + OUTLIER_FACTOR * deviation
+    above = sorted(((name, score) for name, score in scores.items() if score > limit), key=lambda item: (-item[1], item[0]))
+    return OutlierReport(limit=limit, scores=dict(above))
