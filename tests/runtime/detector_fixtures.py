@@ -1,0 +1,212 @@
+"""A tiny calibrated model in a folder, its NumPy twin, and backends that misbehave in one way each."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from snl_runtime.decision import fit_frame_range, frame_statistics
+from snl_runtime.files import sha256_file
+from snl_runtime.golden import GoldenSamples, golden_path, write_golden
+from snl_runtime.manifest import Decision, Evidence, FrameRange, Manifest, manifest_path, write_manifest
+
+SIZE = 32
+KERNEL = 5
+PRODUCTS = ("bottle",)
+GOOD_SEEDS = range(100, 140)
+
+
+def good_frame(seed, size=SIZE):
+    """A lit, textured part with natural variation: BGR uint8."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:size, 0:size] / size
+    grey = 110 + 50 * x + 15 * y + rng.uniform(-4, 4) + 6 * np.sin(10 * x + rng.uniform(0, 6)) + rng.normal(0, 2, (size, size))
+    return np.clip(grey[:, :, None] + [-8, 0, 8], 0, 255).astype(np.uint8)
+
+
+def bad_frame(seed, size=SIZE):
+    """A good part with a scratch."""
+    frame = good_frame(seed, size)
+    frame[size // 3 : size // 3 + 2, size // 4 : 3 * size // 4] = 30
+    return frame
+
+
+def twin_map(image_rgb):
+    """What the stub network computes, by loops: |grey - mean over a 5x5 window| + 0.25, edges replicated."""
+    grey = image_rgb.astype(np.float64).mean(axis=2)
+    padded = np.pad(grey, KERNEL // 2, mode="edge")
+    result = np.empty_like(grey)
+    for row in range(grey.shape[0]):
+        for column in range(grey.shape[1]):
+            result[row, column] = abs(grey[row, column] - padded[row : row + KERNEL, column : column + KERNEL].mean()) + 0.25
+    return result.astype(np.float32)
+
+
+def write_stub_onnx(path, *, kernel_value=1 / KERNEL**2, offset=0.25, score_gain=1.0, score_offset=0.0, map_gain=1.0, batch="N"):
+    """The stub network; each argument breaks it in one way."""
+    kernel = np.full((1, 1, KERNEL, KERNEL), kernel_value, np.float32)
+    constants = {
+        "kernel": kernel,
+        "offset": np.array(offset, np.float32),
+        "score_gain": np.array(score_gain, np.float32),
+        "score_offset": np.array(score_offset, np.float32),
+        "map_gain": np.array(map_gain, np.float32),
+        "pads": np.array([0, 0, 2, 2, 0, 0, 2, 2], np.int64),
+        "axes": np.array([1, 2, 3], np.int64),
+        "channel_axis": np.array([3], np.int64),
+    }
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["float", "channel_axis"], ["grey_nhwc"], keepdims=1),
+        helper.make_node("Transpose", ["grey_nhwc"], ["grey"], perm=[0, 3, 1, 2]),
+        helper.make_node("Pad", ["grey", "pads"], ["padded"], mode="edge"),
+        helper.make_node("Conv", ["padded", "kernel"], ["blurred"]),
+        helper.make_node("Sub", ["grey", "blurred"], ["difference"]),
+        helper.make_node("Abs", ["difference"], ["absolute"]),
+        helper.make_node("Add", ["absolute", "offset"], ["raised"]),
+        helper.make_node("Mul", ["raised", "map_gain"], ["anomaly_map"]),
+        helper.make_node("ReduceMax", ["anomaly_map", "axes"], ["peak"], keepdims=0),
+        helper.make_node("Mul", ["peak", "score_gain"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "score_offset"], ["anomaly_score"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "stub",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, [batch, SIZE, SIZE, 3])],
+        [
+            helper.make_tensor_value_info("anomaly_map", TensorProto.FLOAT, [batch, 1, SIZE, SIZE]),
+            helper.make_tensor_value_info("anomaly_score", TensorProto.FLOAT, [batch]),
+        ],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, path)
+
+
+ANY_FRAME = FrameRange(mean=(0.0, 255.0), deviation=(0.0, 255.0), white_share=(0.0, 1.0), black_share=(0.0, 1.0))
+EVIDENCE = Evidence(source="synthetic defects", counts={"scratch": (9, 10), "spot": (10, 10)}, detection_rate=0.95, min_detection=0.5)
+
+
+def make_decision(**changes):
+    """A valid decision; every field can be replaced, also by values that the manifest itself would refuse."""
+    values = {
+        "product": "bottle",
+        "model_sha256": "a" * 64,
+        "pass_threshold": 10.0,
+        "reject_threshold": 11.0,
+        "floor": 2.0,
+        "frame_range": ANY_FRAME,
+        "roi_xyxy": None,
+        "sample_count": 299,
+        "sample_sha256": "b" * 64,
+        "max_frr": 0.01,
+        "confidence": 0.95,
+        "bound": "at most 1 % of good parts do not pass, with 95 % confidence",
+        "evidence": EVIDENCE,
+        "accepted_outliers": [],
+        "backend": "onnxruntime",
+        "fitted_at": "2024-05-01T12:00:00+00:00",
+        "expires_at": None,
+        "tool_version": "0.1.0",
+    }
+    decision = Decision(**values)
+    for name, value in changes.items():
+        object.__setattr__(decision, name, value)
+    return decision
+
+
+class ModelFolder:
+    """A model bundle on disk, calibrated by hand: goldens and thresholds come from the NumPy twin, never from the runtime.
+
+    ``decisions``, ``golden`` and the arguments of the network can be changed before :meth:`write`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.model = folder / "line.onnx"
+        self.manifest = manifest_path(self.model)
+        self.golden = golden_path(self.model)
+        inputs = [good_frame(seed)[:, :, ::-1] for seed in GOOD_SEEDS]
+        peaks = [float(twin_map(image).max()) for image in inputs]
+        self.decision_values = {
+            "pass_threshold": max(peaks) * 1.05,
+            "reject_threshold": max(peaks) * 1.5,
+            "floor": min(peaks) / 2,
+            "frame_range": fit_frame_range([frame_statistics(np.ascontiguousarray(image)) for image in inputs]),
+        }
+        self.golden_images = np.stack(inputs[:3])
+
+    def decision(self, **changes):
+        return make_decision(**{**self.decision_values, "model_sha256": sha256_file(self.model), **changes})
+
+    def write(self, *, decisions=None, golden=True, golden_shift=0.0, manifest_changes=None, **network):
+        """Write the bundle and return the path of the model. ``decisions``: list of changes per decision, None for one valid decision."""
+        write_stub_onnx(self.model, **network)
+        files = {}
+        if golden:
+            maps = np.stack([twin_map(image) for image in self.golden_images]) + np.float32(golden_shift)
+            write_golden(self.golden, GoldenSamples(images=self.golden_images, scores=maps.max(axis=(1, 2)), maps=maps))
+            files[self.golden.name] = sha256_file(self.golden)
+        manifest = Manifest(
+            model_file=self.model.name,
+            model_sha256=sha256_file(self.model),
+            files=files,
+            input={"name": "image", "dtype": "uint8", "layout": "NHWC", "color": "rgb", "size_hw": [SIZE, SIZE], "batch": "dynamic", "max_batch": 8},
+            outputs={
+                "anomaly_map": {"dtype": "float32", "shape": ["N", 1, SIZE, SIZE]},
+                "anomaly_score": {"dtype": "float32", "shape": ["N"]},
+            },
+            graph={"precision": "fp32", "opset": 18, "method": "stub"},
+            classes=list(PRODUCTS),
+            training={},
+            training_image_sha256=[],
+            held_out=[],
+            decisions=[self.decision(**changes) for changes in ([{}] if decisions is None else decisions)],
+            created_at="2024-05-01T12:00:00+00:00",
+        )
+        write_manifest(self.manifest, replace(manifest, **(manifest_changes or {})))
+        return self.model
+
+
+class FakeBackend:
+    """A backend that computes the twin's map and breaks one promise, chosen by ``fault``.
+
+    ``fault`` is called with the image, map and score arrays in place of writing the answer; it may call ``answer`` itself.
+    """
+
+    name = "fake"
+    device = "cpu"
+    input_shape = (None, SIZE, SIZE, 3)
+
+    def __init__(self, fault=None, *, healthy_calls=0):
+        self.fault = fault
+        self.healthy_calls = healthy_calls
+        self.calls = 0
+        self.threads = set()
+        self.closed = threading.Event()
+
+    def infer(self, image, anomaly_map, anomaly_score):
+        self.calls += 1
+        self.threads.add(threading.get_ident())
+        if self.fault is None or self.calls <= self.healthy_calls:
+            answer(image, anomaly_map, anomaly_score)
+        else:
+            self.fault(image, anomaly_map, anomaly_score)
+
+    def close(self):
+        self.closed.set()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def answer(image, anomaly_map, anomaly_score):
+    """Write the twin's answer."""
+    for index, picture in enumerate(image):
+        anomaly_map[index, 0] = twin_map(picture)
+    anomaly_score[:] = anomaly_map.max(axis=(1, 2, 3))
