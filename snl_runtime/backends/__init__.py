@@ -1,1 +1,99 @@
-"""TODO."""
+"""Inference backends, chosen by the suffix of the model file or by name; third parties add theirs through entry points."""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from snl_runtime.backends.base import Backend, one_line
+from snl_runtime.errors import BackendError, BackendUnavailableError, ConfigError, SnlError
+
+if TYPE_CHECKING:
+    from snl_runtime.bundle import ModelBundle
+
+ENTRY_POINT_GROUP = "snl_edge.backends"
+"""Entry points of this group name a callable ``(model_path, *, device, threads) -> Backend``."""
+
+_BUILT_IN = {
+    "onnxruntime": ("snl_runtime.backends.onnxruntime_backend", "OnnxRuntimeBackend", ("onnxruntime",)),
+    "openvino": ("snl_runtime.backends.openvino_backend", "OpenVinoBackend", ("openvino",)),
+    "tensorrt": ("snl_runtime.backends.tensorrt_backend", "TensorRtBackend", ("tensorrt", "tensorrt_rtx")),
+}
+_BY_SUFFIX = {".onnx": "onnxruntime", ".trt": "tensorrt"}
+_SUFFIXES = {"onnxruntime": (".onnx",), "openvino": (".onnx",), "tensorrt": (".trt",)}
+
+
+def open_backend(
+    bundle_or_path: "ModelBundle | str | os.PathLike[str]",
+    name: str | None = None,
+    *,
+    device: str | None = None,
+    threads: int | None = None,
+) -> Backend:
+    """Return the loaded model, ready for ``infer``; the caller closes it.
+
+    Args:
+        bundle_or_path: An opened bundle, or the path of a model file (whose hash nobody checks then).
+        name: ``onnxruntime``, ``openvino``, ``tensorrt`` or an entry point; None to choose by suffix.
+        device: What the backend calls its devices; None for its default.
+        threads: CPU threads for one call; None for the backend's default.
+
+    Raises:
+        ConfigError: If no backend has that name or runs that suffix.
+        BackendError: If the backend or its device is missing (``BackendUnavailableError``), or the file cannot be loaded.
+    """
+    path = Path(bundle_or_path) if isinstance(bundle_or_path, (str, os.PathLike)) else bundle_or_path.path
+    chosen = name or _choose(path)
+    if chosen in _SUFFIXES and path.suffix.lower() not in _SUFFIXES[chosen]:
+        raise ConfigError(f"backend '{chosen}' runs {' and '.join(_SUFFIXES[chosen])} files, got {path.name}")
+    factory = _factory(chosen)
+    try:
+        return factory(path, device=device, threads=threads)
+    except SnlError:
+        raise
+    except Exception as error:  # whatever a library or a third party raises, none of it may escape
+        raise BackendError(f"backend '{chosen}' cannot open {path.name}: {one_line(error)}") from error
+
+
+def available_backends() -> list[str]:
+    """Return the names of the backends whose packages are installed, built-in ones first."""
+    built_in = [name for name, (_, _, packages) in _BUILT_IN.items() if any(_is_installed(package) for package in packages)]
+    return [*built_in, *sorted(set(_entry_points()) - set(_BUILT_IN))]
+
+
+def _choose(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix not in _BY_SUFFIX:
+        raise ConfigError(f"no backend runs '{suffix}' files ({path.name}); expected {' or '.join(_BY_SUFFIX)}")
+    return _BY_SUFFIX[suffix]
+
+
+def _factory(name: str) -> Callable[..., Backend]:
+    if name in _BUILT_IN:
+        module_name, class_name, packages = _BUILT_IN[name]
+        try:
+            return cast(Callable[..., Backend], getattr(importlib.import_module(module_name), class_name))
+        except ImportError as error:
+            needed = f"backend '{name}' needs the package {packages[0]}: pip install 'snl-edge[{name}]'"
+            raise BackendUnavailableError(f"{needed} ({one_line(error)})") from error
+    points = _entry_points()
+    if name not in points:
+        raise ConfigError(f"unknown backend '{name}'; expected one of {', '.join([*_BUILT_IN, *sorted(points)])}")
+    try:
+        return cast(Callable[..., Backend], points[name].load())
+    except Exception as error:  # importing a third party's module may raise anything
+        raise BackendUnavailableError(f"backend '{name}' from {points[name].value} cannot be imported: {one_line(error)}") from error
+
+
+def _entry_points() -> dict[str, Any]:
+    return {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):  # ValueError: a module without a spec, as a host program may have put there
+        return False

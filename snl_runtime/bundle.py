@@ -1,0 +1,148 @@
+"""A model file with what travels beside it, every hash checked before anything is loaded."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from snl_runtime.errors import GoldenSampleError, ManifestError
+from snl_runtime.files import sha256_file
+from snl_runtime.golden import GoldenSamples, golden_path, golden_tolerance, read_golden
+from snl_runtime.manifest import EngineEntry, Manifest, manifest_path, read_manifest
+from snl_runtime.preprocess import InputSpec
+from snl_runtime.signing import PublicKey, verify_manifest
+
+_GOLDEN_SUFFIX = ".golden.npz"
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class ModelBundle:
+    """An opened model.
+
+    Attributes:
+        path: The model file, ``x.onnx`` or ``x.trt``.
+        sha256: Its hash.
+        suffix: Its suffix, lower case; backends are chosen by it.
+        manifest: What ``x.json`` says, None for a lone ``.onnx``: it scores, and nothing passes.
+        golden: Samples of ``x.golden.npz``, None if the file is not there: then nothing passes either.
+        spec: Input size from the manifest, None without one (the graph knows it).
+        notes: What an operator must know, one sentence each.
+    """
+
+    path: Path
+    sha256: str
+    suffix: str
+    manifest: Manifest | None
+    golden: GoldenSamples | None
+    spec: InputSpec | None
+    notes: tuple[str, ...]
+
+    @property
+    def engine(self) -> EngineEntry | None:
+        """The manifest's entry if the model file is an engine."""
+        return None if self.manifest is None else self.manifest.engine_for(self.sha256)
+
+    @property
+    def golden_tolerance(self) -> float:
+        """Allowed difference from the golden samples relative to their largest map value."""
+        graph = {} if self.manifest is None else self.manifest.graph
+        return golden_tolerance(graph, None if self.engine is None else self.engine.precision)
+
+
+def open_bundle(model_path: str | os.PathLike[str], *, public_key: PublicKey | None = None) -> ModelBundle:
+    """Return a model with its manifest and golden samples, found beside it by name and checked by hash.
+
+    Args:
+        model_path: ``x.onnx`` or an engine such as ``x.trt``.
+        public_key: Ed25519 key; given, the manifest must be signed with it.
+
+    Raises:
+        ManifestError: If a file is missing, altered or belongs to another model; the message says what to run.
+        SignatureError: If a key is given and the signature does not hold.
+    """
+    path = Path(model_path)
+    sha256 = _hash(path)
+    if not manifest_path(path).exists():
+        return _open_lone_file(path, sha256, public_key)
+    manifest = read_manifest(manifest_path(path))
+    if public_key is not None:
+        verify_manifest(manifest, public_key)
+    _check_model_hash(path, sha256, manifest)
+    _check_other_files(path, manifest)
+    golden, notes = _open_golden(path, manifest)
+    return ModelBundle(
+        path=path,
+        sha256=sha256,
+        suffix=path.suffix.lower(),
+        manifest=manifest,
+        golden=golden,
+        spec=InputSpec(size_hw=manifest.size_hw),
+        notes=notes,
+    )
+
+
+def _open_lone_file(path: Path, sha256: str, public_key: PublicKey | None) -> ModelBundle:
+    missing = manifest_path(path)
+    if path.suffix.lower() != ".onnx" or public_key is not None:
+        why = "an engine opens only with its manifest" if public_key is None else "a public key was given"
+        raise ManifestError(f"{missing} is missing and {why}; copy it beside {path.name} or export again: snl-export --ckpt x.pt")
+    note = f"{path.name} has no manifest {missing.name}: it scores and nothing passes; export it with snl-export"
+    return ModelBundle(path=path, sha256=sha256, suffix=".onnx", manifest=None, golden=None, spec=None, notes=(note,))
+
+
+def _check_model_hash(path: Path, sha256: str, manifest: Manifest) -> None:
+    if path.suffix.lower() == ".onnx":
+        if sha256 != manifest.model_sha256:
+            raise ManifestError(
+                f"{path} has sha256 {sha256[:12]}, {manifest_path(path).name} records {manifest.model_sha256[:12]}: the file is truncated, altered "
+                f"or from another export; copy it again or export again: snl-export --ckpt x.pt --out {path.name}"
+            )
+        return
+    if manifest.engine_for(sha256) is None:
+        raise ManifestError(
+            f"{path} has sha256 {sha256[:12]}, {manifest_path(path).name} lists no such engine: the file is truncated, altered or from another "
+            f"build; rebuild it: snl-run --engine {path.name} --rebuild"
+        )
+
+
+def _check_other_files(path: Path, manifest: Manifest) -> None:
+    """Compare the listed files that lie beside the model; one that is not there was left at home, which is allowed."""
+    checked = {path.name, golden_path(path).name}
+    for name, expected in manifest.files.items():
+        other = path.with_name(name)
+        if name in checked or name.endswith(_GOLDEN_SUFFIX) or not other.exists():
+            continue
+        if (actual := _hash(other)) != expected:
+            raise ManifestError(
+                f"{other} has sha256 {actual[:12]}, {manifest_path(path).name} records {expected[:12]}: the file is truncated, altered or from "
+                "another export; copy it again, remove it or export again: snl-export --ckpt x.pt"
+            )
+
+
+def _open_golden(path: Path, manifest: Manifest) -> tuple[GoldenSamples | None, tuple[str, ...]]:
+    source = golden_path(path)
+    expected = next((sha256 for name, sha256 in manifest.files.items() if name.endswith(_GOLDEN_SUFFIX)), None)
+    if not source.exists():
+        return None, (f"{source.name} is missing: nothing passes without the golden samples; copy it beside {path.name} from the export",)
+    actual = _hash(source)
+    if actual != expected:
+        raise ManifestError(
+            f"{source} has sha256 {actual[:12]}, {manifest_path(path).name} records {'none' if expected is None else expected[:12]}: the golden "
+            "samples are altered or from another export; copy them again or export again: snl-export --ckpt x.pt"
+        )
+    try:
+        golden = read_golden(source)
+    except GoldenSampleError as error:
+        raise ManifestError(str(error)) from error
+    if golden.images.shape[1:3] != manifest.size_hw:
+        raise ManifestError(
+            f"{source} holds samples of {golden.images.shape[1:3]} pixels, the model takes {manifest.size_hw}; export again: snl-export --ckpt x.pt"
+        )
+    return golden, ()
+
+
+def _hash(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ManifestError(f"cannot read {path}: {reason}; check the path, or export the model: snl-export --ckpt x.pt") from error
