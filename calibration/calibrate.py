@@ -1,0 +1,289 @@
+"""Fit decisions on the file that ships and append them to its manifest."""
+
+import contextlib
+import importlib.metadata
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+from snl_runtime.decision import MIN_DEVIATION, FrameStatistics, fit_frame_range, frame_statistics
+from snl_runtime.errors import CalibrationRefusedError, ConfigError, DataError, ManifestError
+from snl_runtime.images import read_image
+from snl_runtime.manifest import Decision, Evidence, Manifest, manifest_path, read_manifest, write_manifest
+from snl_runtime.preprocess import FrameError
+from snl_runtime.progress import Progress
+from snl_runtime.scorer import Scored, Scorer
+from snl_runtime.types import Image
+
+from .evidence import BadPart, collect_from_bad_images, collect_from_synthetic_defects, find_bad_parts, require_detection
+from .outliers import find_outliers
+from .sample import ProductSample, find_samples, hash_pixels, listed, require_independent
+from .thresholds import ThresholdFit, check_sample_size, fit_threshold
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationOptions:
+    """What is promised, and on what evidence."""
+
+    max_frr: float = 0.01
+    """Largest share of good parts that may score above the pass threshold, above 0 and below 1."""
+    confidence: float = 0.95
+    """Probability that the promise holds, over repeated samples of good parts; above 0 and below 1."""
+    product: str | None = None
+    """Fit this product only; None fits every product found."""
+    held_out: bool = False
+    """Take the good images from the manifest's held-out list; the folder is then the training data's root."""
+    bad: Path | None = None
+    """Folder of bad images, one sub-folder per kind, below a folder per product where several are fitted; None draws synthetic defects."""
+    min_detection: float = 0.5
+    """Share of the bad images or synthetic defects that must score above the pass threshold, above 0 and at most 1."""
+    review_band: float = 0.0
+    """Scores up to (1 + review_band) times the pass threshold are REVIEW instead of REJECT."""
+    valid_days: float | None = None
+    """Days until the decision expires; None never."""
+    accept_outliers: tuple[str, ...] = ()
+    """Names of good images that may score beyond median + 6 MAD because a person looked at them."""
+    roi_xyxy: tuple[int, int, int, int] | None = None
+    """Part of the frame that is inspected: left, top, right, bottom in pixels, right and bottom exclusive."""
+    backend: str | None = None
+    """Backend that scores; None chooses by the file's suffix."""
+    defects_per_kind: int = 60
+    """How many synthetic defects of each kind are scored, at most one per good image."""
+    seed: int = 0
+    """Fixes the synthetic defects."""
+
+    def __post_init__(self) -> None:
+        for name, is_valid, expected in (
+            ("max_frr", 0 < self.max_frr < 1, "above 0 and below 1"),
+            ("confidence", 0 < self.confidence < 1, "above 0 and below 1"),
+            ("min_detection", 0 < self.min_detection <= 1, "above 0 and at most 1"),
+            ("review_band", 0 <= self.review_band <= 10, "from 0 to 10"),
+            ("valid_days", self.valid_days is None or 0 < self.valid_days <= 36500, "above 0 and at most 36500"),
+            ("defects_per_kind", self.defects_per_kind >= 1, "at least 1"),
+            ("seed", self.seed >= 0, "at least 0"),
+            ("roi_xyxy", _is_box(self.roi_xyxy), "left,top,right,bottom with 0 <= left < right and 0 <= top < bottom"),
+        ):
+            if not is_valid:
+                flag = "roi" if name == "roi_xyxy" else name.replace("_", "-")
+                raise ConfigError(f"--{flag} must be {expected}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProductFit:
+    """What came of one product.
+
+    Attributes:
+        product: Its name.
+        decision: What was appended to the manifest; None if the fit was refused.
+        refusal: Why it was refused, one sentence; None if it was not.
+        fit: Threshold and bound; None if the refusal came before.
+        evidence: Detection counts; None if the refusal came before.
+        scores: Image name to score of the good parts; empty if the refusal came before.
+        sample_count: Number of good parts found.
+        warnings: What a person should know, one sentence each.
+    """
+
+    product: str
+    decision: Decision | None = None
+    refusal: str | None = None
+    fit: ThresholdFit | None = None
+    evidence: Evidence | None = None
+    scores: dict[str, float]
+    sample_count: int
+    warnings: list[str]
+
+
+def calibrate(model_path: Path, good: Path, options: CalibrationOptions) -> list[ProductFit]:
+    """Fit one decision per product and append each to the manifest as soon as it stands; a refused product does not stop the others.
+
+    Args:
+        model_path: ``x.onnx`` or ``x.trt`` with its manifest beside it. The decisions belong to this file's hash.
+        good: Folder of good images, of product folders, or with ``options.held_out`` the training data's root.
+        options: Promise and evidence.
+
+    Raises:
+        ConfigError: If the product cannot be told, or an accepted outlier is no image of the sample.
+        DataError: If a folder or image cannot be used. Decisions of earlier products stay.
+        ManifestError: If the model has no manifest or does not match it.
+    """
+    with Scorer(model_path, backend=options.backend) as scorer:
+        manifest = scorer.bundle.manifest
+        if manifest is None:
+            raise ManifestError(f"{model_path} has no manifest beside it; export it with snl-export, which writes {manifest_path(model_path).name}")
+        samples = find_samples(good, manifest, options.product, held_out=options.held_out)
+        _require_known_names(samples, options.accept_outliers)
+        samples[0].warnings.extend(scorer.bundle.notes)
+        bad_parts = {sample.product: _bad_parts(sample, options, is_only=len(samples) == 1) for sample in samples}
+        return [_fit_product(scorer, manifest, sample, bad_parts[sample.product], options) for sample in samples]
+
+
+@dataclass(slots=True)
+class _Record:
+    """What is known of a product so far; it outlives a refusal."""
+
+    sample: ProductSample
+    scores: dict[str, float]
+    fit: ThresholdFit | None = None
+    evidence: Evidence | None = None
+
+    def result(self, *, decision: Decision | None = None, refusal: str | None = None) -> ProductFit:
+        return ProductFit(
+            product=self.sample.product,
+            decision=decision,
+            refusal=refusal,
+            fit=self.fit,
+            evidence=self.evidence,
+            scores=self.scores,
+            sample_count=len(self.sample.parts),
+            warnings=self.sample.warnings,
+        )
+
+
+def _fit_product(
+    scorer: Scorer, manifest: Manifest, sample: ProductSample, bad_parts: list[BadPart] | None, options: CalibrationOptions
+) -> ProductFit:
+    record = _Record(sample, {})
+    try:
+        decision = _decide(scorer, manifest, record, bad_parts, options)
+    except CalibrationRefusedError as refusal:
+        return record.result(refusal=str(refusal))
+    _append(scorer.bundle.path, decision, sample)
+    return record.result(decision=decision)
+
+
+def _decide(scorer: Scorer, manifest: Manifest, record: _Record, bad_parts: list[BadPart] | None, options: CalibrationOptions) -> Decision:
+    record.sample = require_independent(hash_pixels(record.sample), manifest)
+    sample = record.sample
+    check_sample_size(len(sample.parts), options.max_frr, options.confidence)
+    statistics = _score_good_parts(scorer, record, options)
+    accepted = _require_no_unknown_outlier(record, options.accept_outliers)
+    fit = record.fit = fit_threshold(list(record.scores.values()), options.max_frr, options.confidence)
+
+    def score(image: Image, path: Path) -> float:
+        return _peak(_score(scorer, image, path, options))
+
+    if bad_parts is not None:
+        evidence = collect_from_bad_images(score, bad_parts, sample, manifest, fit, options.min_detection)
+    else:
+        evidence = collect_from_synthetic_defects(
+            score, sample, fit, per_kind=options.defects_per_kind, seed=options.seed, roi_xyxy=options.roi_xyxy, min_detection=options.min_detection
+        )
+    record.evidence = evidence
+    require_detection(evidence, fit)
+    fitted_at = datetime.now(timezone.utc).replace(microsecond=0)
+    return Decision(
+        product=sample.product,
+        model_sha256=scorer.bundle.sha256,
+        pass_threshold=fit.pass_threshold,
+        reject_threshold=fit.pass_threshold * (1 + options.review_band),
+        floor=fit.floor,
+        frame_range=fit_frame_range(statistics),
+        roi_xyxy=options.roi_xyxy,
+        sample_count=fit.sample_count,
+        sample_sha256=sample.sha256,
+        max_frr=fit.max_frr,
+        confidence=fit.confidence,
+        bound=fit.bound,
+        evidence=evidence,
+        accepted_outliers=accepted,
+        backend=scorer.backend.name,
+        fitted_at=fitted_at.isoformat(),
+        expires_at=None if options.valid_days is None else (fitted_at + timedelta(days=options.valid_days)).isoformat(),
+        tool_version=importlib.metadata.version("snl-edge"),
+    )
+
+
+def _score_good_parts(scorer: Scorer, record: _Record, options: CalibrationOptions) -> list[FrameStatistics]:
+    statistics: list[FrameStatistics] = []
+    flat: list[str] = []
+    with Progress(len(record.sample.parts), unit="images", label=f"{record.sample.product}: score good parts") as progress:
+        for part in record.sample.parts:
+            scored = _score(scorer, read_image(part.path), part.path, options)
+            record.scores[part.name] = _peak(scored)
+            statistics.append(frame_statistics(scored.network_input))
+            if statistics[-1].deviation < MIN_DEVIATION:
+                flat.append(part.name)
+            progress.advance()
+    if flat:
+        raise CalibrationRefusedError(
+            f"{len(flat)} good images show nothing (deviation below {MIN_DEVIATION:g} grey levels): {listed(flat)}; remove them"
+        )
+    return statistics
+
+
+def _score(scorer: Scorer, image: Image, path: Path, options: CalibrationOptions) -> Scored:
+    try:
+        return scorer.score(image, "rgb", options.roi_xyxy)
+    except FrameError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _peak(scored: Scored) -> float:
+    """Return what the line compares with the threshold: score and map may differ in the last bit."""
+    return max(scored.score, float(scored.anomaly_map.max()))
+
+
+def _require_no_unknown_outlier(record: _Record, accept: tuple[str, ...]) -> list[str]:
+    report = find_outliers(record.scores)
+    accepted = [name for name in report.scores if name in accept or Path(name).name in accept]
+    unknown = {name: score for name, score in report.scores.items() if name not in accepted}
+    if unknown:
+        names = listed([f"{name} ({score:.6g})" for name, score in unknown.items()], shown=20)
+        flags = " ".join(f"--accept-outlier {name}" for name in unknown) if len(unknown) <= 20 else "--accept-outlier NAME for each"
+        raise CalibrationRefusedError(
+            f"{len(unknown)} good images score beyond median + 6 MAD = {report.limit:.6g}: {names}; "
+            f"look at each: take bad parts out of the folder, accept good ones with {flags}"
+        )
+    return accepted
+
+
+def _require_known_names(samples: list[ProductSample], accept: tuple[str, ...]) -> None:
+    names = {part.name for sample in samples for part in sample.parts}
+    known = names | {Path(name).name for name in names}
+    unknown = [name for name in accept if name not in known]
+    if unknown:
+        raise ConfigError(f"--accept-outlier {unknown[0]}: no such good image; expected a file name or a path relative to the --good folder")
+
+
+def _bad_parts(sample: ProductSample, options: CalibrationOptions, *, is_only: bool) -> list[BadPart] | None:
+    if options.bad is None:
+        return None
+    if not is_only and options.bad.is_dir() and not (options.bad / sample.product).is_dir():
+        sample.warnings.append(f"{options.bad} has no folder {sample.product!r}: synthetic defects were used instead")
+        return None
+    return find_bad_parts(options.bad, sample.product)
+
+
+def _append(model_path: Path, decision: Decision, sample: ProductSample) -> None:
+    path = manifest_path(model_path)
+    with _locked(path.parent):
+        manifest = read_manifest(path)  # again: another calibration may have appended since the model was opened
+        if manifest.signature is not None:
+            sample.warnings.append("the manifest was signed; the signature does not cover the new decision, sign it again")
+        write_manifest(path, manifest.with_decision(decision))
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder against another calibration on this machine; where the system has no such lock (Windows, some network drives), do without."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)  # releases the lock
+
+
+def _is_box(roi_xyxy: tuple[int, int, int, int] | None) -> bool:
+    if roi_xyxy is None:
+        return True
+    left, top, right, bottom = roi_xyxy
+    return 0 <= left < right and 0 <= top < bottom

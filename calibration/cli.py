@@ -1,0 +1,164 @@
+"""``snl-calibrate``: a decision per product, with a bound on false rejects and evidence of detection."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from snl_runtime.commandline import EXIT_OK, EXIT_REFUSED, CommandParser, run_command
+from snl_runtime.opencv import load_opencv
+
+if TYPE_CHECKING:
+    from .calibrate import ProductFit
+
+HISTOGRAM_BINS = 12
+HISTOGRAM_WIDTH = 40
+EXAMPLE = """
+snl-calibrate --engine line.onnx --good calibration/bottle --max-frr 0.01 --confidence 0.95
+snl-calibrate --engine line.onnx --good calibration --bad bad --review-band 0.1 --valid-days 180
+snl-calibrate --engine line.onnx --good data --held-out --max-frr 0.1 --json
+"""
+
+
+def build_parser() -> CommandParser:
+    """Return the command's parser."""
+    parser = CommandParser(
+        "snl-calibrate",
+        "Fit the pass threshold of each product on good parts that were not trained on, and append it to the model's manifest.",
+        example=EXAMPLE,
+    )
+    parser.add_argument("--engine", type=Path, required=True, metavar="FILE", help="x.onnx or x.trt, with its manifest x.json beside it")
+    parser.add_argument(
+        "--good", type=Path, required=True, metavar="DIR", help="folder of good images, or of one such folder per product; one picture per part"
+    )
+    parser.add_argument("--product", metavar="NAME", help="product to fit (default: the folder's name, or every product folder)")
+    parser.add_argument(
+        "--held-out", action="store_true", help="take the good images that snl-train --hold-out kept back; --good is then the folder it had as --data"
+    )
+    parser.add_argument(
+        "--max-frr", type=float, default=0.01, metavar="P", help="share of good parts that may score above the threshold, 0 to 1 (default: 0.01)"
+    )
+    parser.add_argument("--confidence", type=float, default=0.95, metavar="C", help="probability that --max-frr is kept, 0 to 1 (default: 0.95)")
+    parser.add_argument("--bad", type=Path, metavar="DIR", help="bad images as evidence, one sub-folder per kind (default: synthetic defects)")
+    parser.add_argument(
+        "--min-detection", type=float, default=0.5, metavar="P", help="share of bad images that must score above the threshold, 0 to 1 (default: 0.5)"
+    )
+    parser.add_argument(
+        "--review-band", type=float, default=0.0, metavar="X", help="scores up to 1 + X times the threshold are REVIEW, not REJECT (default: 0)"
+    )
+    parser.add_argument("--valid-days", type=float, metavar="N", help="days until the decision expires (default: never)")
+    parser.add_argument(
+        "--accept-outlier", action="append", default=[], metavar="NAME", help="good image that may score beyond median + 6 MAD; repeatable"
+    )
+    parser.add_argument("--roi", type=_parse_roi, metavar="X0,Y0,X1,Y1", help="part of the frame to inspect, frame pixels (default: all of it)")
+    parser.add_argument("--backend", metavar="NAME", help="onnxruntime, openvino or tensorrt (default: by the file's suffix)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="fixes the synthetic defects (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0 fitted, 2 user error, 3 at least one product was refused."""
+    arguments = build_parser().parse_args(argv)
+    return run_command(lambda: _run(arguments), program="snl-calibrate")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    load_opencv()  # the import below needs it; without it this is one line that names the extra
+    from .calibrate import CalibrationOptions, calibrate
+
+    options = CalibrationOptions(
+        max_frr=arguments.max_frr,
+        confidence=arguments.confidence,
+        product=arguments.product,
+        held_out=arguments.held_out,
+        bad=arguments.bad,
+        min_detection=arguments.min_detection,
+        review_band=arguments.review_band,
+        valid_days=arguments.valid_days,
+        accept_outliers=tuple(arguments.accept_outlier),
+        roi_xyxy=arguments.roi,
+        backend=arguments.backend,
+        seed=arguments.seed,
+    )
+    fits = calibrate(arguments.engine, arguments.good, options)
+    if arguments.json:
+        print(json.dumps({"engine": str(arguments.engine), "products": [_plain(fit) for fit in fits]}, allow_nan=False))
+    else:
+        for fit in fits:
+            print(describe(fit))
+    for fit in fits:
+        for warning in fit.warnings:
+            print(f"snl-calibrate: {fit.product}: {warning}", file=sys.stderr)
+        if fit.refusal is not None:
+            print(f"snl-calibrate: {fit.product}: refused: {fit.refusal}", file=sys.stderr)
+    return EXIT_OK if all(fit.decision is not None for fit in fits) else EXIT_REFUSED
+
+
+def describe(fit: "ProductFit") -> str:
+    """Return the tables of one product: the promise, the scores of its good parts, and what was detected."""
+    lines = [
+        f"{fit.product}: {'decision written' if fit.decision is not None else 'REFUSED, nothing written'}",
+        f"  good parts        {fit.sample_count}",
+    ]
+    if fit.refusal is not None:
+        lines.append(f"  refused           {fit.refusal}")
+    if fit.fit is not None:
+        lines.append(f"  pass threshold    {fit.fit.pass_threshold:.6g}   (floor {fit.fit.floor:.6g}, {fit.fit.exceeding} of the sample above)")
+        lines.append(f"  bound             {fit.fit.bound}")
+    if fit.decision is not None:
+        lines.append(f"  reject threshold  {fit.decision.reject_threshold:.6g}")
+        lines.append(f"  valid             {fit.decision.fitted_at} to {fit.decision.expires_at or 'no end'}")
+    if fit.evidence is not None:
+        lines.append(f"  detected          {100 * fit.evidence.detection_rate:.1f} % of the {fit.evidence.source}")
+        lines += [f"    {kind:<16}{detected:>5} of {total}" for kind, (detected, total) in fit.evidence.counts.items()]
+    if fit.scores:
+        lines += ["  scores of the good parts", *_histogram(list(fit.scores.values()), fit.fit.pass_threshold if fit.fit else None)]
+    return "\n".join(lines)
+
+
+def _histogram(scores: list[float], threshold: float | None) -> list[str]:
+    low, high = min(scores), max(scores)
+    width = (high - low) / HISTOGRAM_BINS or 1.0
+    counts = [0] * HISTOGRAM_BINS
+    for score in scores:
+        counts[min(int((score - low) / width), HISTOGRAM_BINS - 1)] += 1
+    lines = []
+    for index, count in enumerate(counts):
+        left, right = low + index * width, low + (index + 1) * width
+        is_last = index == HISTOGRAM_BINS - 1
+        mark = "  <- pass threshold" if threshold is not None and (left <= threshold < right or (is_last and threshold >= left)) else ""
+        bar = "#" * max(round(HISTOGRAM_WIDTH * count / max(counts)), count > 0)
+        lines.append(f"    {left:>11.5g} {count:>5} {bar}{mark}")
+        if low == high:
+            break
+    return lines
+
+
+def _plain(fit: "ProductFit") -> dict[str, Any]:
+    return {
+        "product": fit.product,
+        "fitted": fit.decision is not None,
+        "refusal": fit.refusal,
+        "sample_count": fit.sample_count,
+        "decision": None if fit.decision is None else dataclasses.asdict(fit.decision),
+        "threshold": None if fit.fit is None else dataclasses.asdict(fit.fit),
+        "evidence": None if fit.evidence is None else dataclasses.asdict(fit.evidence),
+        "scores": fit.scores,
+        "warnings": fit.warnings,
+    }
+
+
+def _parse_roi(text: str) -> tuple[int, int, int, int]:
+    try:
+        left, top, right, bottom = (int(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected X0,Y0,X1,Y1 in whole pixels, got {text!r}") from error
+    return left, top, right, bottom
+
+
+if __name__ == "__main__":
+    sys.exit(main())

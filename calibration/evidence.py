@@ -1,0 +1,160 @@
+"""Evidence that a threshold finds defects: without it, a model that sees nothing keeps every false-reject promise."""
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from snl_runtime.errors import CalibrationRefusedError, DataError
+from snl_runtime.images import list_images, pixel_sha256, read_image
+from snl_runtime.manifest import Evidence, Manifest
+from snl_runtime.progress import Progress
+from snl_runtime.types import Image
+
+from .sample import GoodPart, ProductSample
+from .synthetic_defects import DEFECT_KINDS, add_defect
+from .thresholds import ThresholdFit, binomial_upper_tail
+
+BAD_IMAGES = "bad images"
+SYNTHETIC_DEFECTS = "synthetic defects"
+CHANCE_LEVEL = 0.05
+"""A detection rate that a blind model reaches with at least this probability is no evidence."""
+
+Score = Callable[[Image, Path], float]
+"""Scores one frame; the path is for error messages."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BadPart:
+    """One picture of a bad part; ``kind`` is the name of its sub-folder, ``bad`` if it lies in none."""
+
+    kind: str
+    path: Path
+
+
+def find_bad_parts(bad: Path, product: str) -> list[BadPart]:
+    """Return the bad parts of a product: ``bad/<product>`` if there is such a folder, else ``bad`` itself; one sub-folder per kind.
+
+    A sub-folder ``good`` is left out, so that the ``test`` folder of a data set can be given as it is.
+
+    Raises:
+        DataError: If there is no folder or no image in it.
+    """
+    folder = bad / product if (bad / product).is_dir() else bad
+    if not folder.is_dir():
+        raise DataError(f"{bad} is not a folder; --bad needs a folder of bad images, one sub-folder per kind")
+    parts = [BadPart(kind="bad", path=path) for path in list_images(folder)]
+    for kind in sorted(child for child in folder.iterdir() if child.is_dir() and child.name != "good" and not child.name.startswith(".")):
+        parts += [BadPart(kind=kind.name, path=path) for path in list_images(kind)]
+    if not parts:
+        raise DataError(f"{folder} holds no image, neither directly nor in a sub-folder per kind")
+    return parts
+
+
+def collect_from_bad_images(
+    score: Score, parts: Sequence[BadPart], sample: ProductSample, manifest: Manifest, fit: ThresholdFit, min_detection: float
+) -> Evidence:
+    """Return how many bad parts score above the pass threshold, per kind.
+
+    Raises:
+        CalibrationRefusedError: If a bad image has the pixels of a good or a training image.
+        DataError: If a file cannot be read.
+    """
+    good = {part.sha256: part.name for part in sample.parts} | dict.fromkeys(manifest.training_image_sha256, "a training image")
+
+    def frames() -> Iterator[tuple[str, Image, Path]]:
+        for part in parts:
+            image = read_image(part.path)
+            twin = good.get(pixel_sha256(image))
+            if twin is not None:
+                raise CalibrationRefusedError(f"bad image {part.path} has the pixels of {twin}, which counts as good; remove one of them")
+            yield part.kind, image, part.path
+
+    counts = _count(score, frames(), len(parts), sample.product, fit.pass_threshold)
+    return _summarise(BAD_IMAGES, counts, min_detection)
+
+
+def collect_from_synthetic_defects(
+    score: Score,
+    sample: ProductSample,
+    fit: ThresholdFit,
+    *,
+    per_kind: int,
+    seed: int,
+    roi_xyxy: tuple[int, int, int, int] | None,
+    min_detection: float,
+) -> Evidence:
+    """Return how many synthetic defects score above the pass threshold, per kind.
+
+    They are put on the calibration images themselves, evenly spread over the sample. That flatters the model a little, because these are the frames
+    the threshold was fitted on, and it says nothing about real defects of other looks: evidence against blindness, not a detection rate to quote.
+
+    Args:
+        score: Scores one frame.
+        sample: Good parts with pixel hashes.
+        fit: The threshold in question.
+        per_kind: How many defects of each kind; at most one per good image.
+        seed: Together with the frame's pixels and the kind it fixes every defect.
+        roi_xyxy: Part of the frame that is inspected.
+        min_detection: Stored with the evidence.
+    """
+    chosen = _evenly(sample.parts, per_kind)
+
+    def frames() -> Iterator[tuple[str, Image, Path]]:
+        for part in chosen:
+            image = read_image(part.path)
+            for kind in DEFECT_KINDS:
+                rng = np.random.default_rng([seed, zlib.crc32(kind.encode()), int(part.sha256[:8], 16)])
+                yield kind, add_defect(image, kind, rng, roi_xyxy).image, part.path
+
+    counts = _count(score, frames(), len(chosen) * len(DEFECT_KINDS), sample.product, fit.pass_threshold)
+    return _summarise(SYNTHETIC_DEFECTS, counts, min_detection)
+
+
+def require_detection(evidence: Evidence, fit: ThresholdFit) -> None:
+    """Refuse a threshold that finds too few defects, or no more than a model that scores at random.
+
+    A blind model whose scores are noise exceeds the threshold with a share of ``max_frr`` of anything, so a loose promise makes it look sighted.
+
+    Raises:
+        CalibrationRefusedError: With the counts per kind.
+    """
+    per_kind = ", ".join(f"{kind} {detected}/{total}" for kind, (detected, total) in evidence.counts.items())
+    if evidence.detection_rate < evidence.min_detection:
+        raise CalibrationRefusedError(
+            f"only {_percent(evidence.detection_rate)} of the {evidence.source} score above the pass threshold {fit.pass_threshold:.6g}, "
+            f"expected {_percent(evidence.min_detection)} ({per_kind}); the model does not see them: train it longer or on larger images"
+        )
+    detected, total = (sum(count[i] for count in evidence.counts.values()) for i in (0, 1))
+    if binomial_upper_tail(detected, total, fit.max_frr) > CHANCE_LEVEL:
+        raise CalibrationRefusedError(
+            f"{detected} of {total} {evidence.source} above the pass threshold is what a blind model may reach at "
+            f"--max-frr {fit.max_frr:g} ({per_kind}); give more bad images or lower --max-frr"
+        )
+
+
+def _count(score: Score, frames: Iterable[tuple[str, Image, Path]], total: int, product: str, pass_threshold: float) -> dict[str, tuple[int, int]]:
+    counts: dict[str, tuple[int, int]] = {}
+    with Progress(total, unit="images", label=f"{product}: score defects") as progress:
+        for kind, image, path in frames:
+            detected, seen = counts.get(kind, (0, 0))
+            counts[kind] = (detected + (score(image, path) > pass_threshold), seen + 1)
+            progress.advance()
+    return counts
+
+
+def _summarise(source: str, counts: dict[str, tuple[int, int]], min_detection: float) -> Evidence:
+    detected, total = (sum(count[i] for count in counts.values()) for i in (0, 1))
+    return Evidence(source=source, counts=counts, detection_rate=detected / total, min_detection=min_detection)
+
+
+def _evenly(parts: Sequence[GoodPart], count: int) -> list[GoodPart]:
+    if len(parts) <= count:
+        return list(parts)
+    return [parts[position * len(parts) // count] for position in range(count)]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"

@@ -1,0 +1,182 @@
+"""Which good parts are fitted on: found in folders or in the manifest's held-out list, independent, and never trained on."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from snl_runtime.errors import CalibrationRefusedError, ConfigError, DataError
+from snl_runtime.images import list_images, pixel_sha256, read_image
+from snl_runtime.manifest import Manifest
+from snl_runtime.progress import Progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoodPart:
+    """One picture of one good part.
+
+    Attributes:
+        name: Path relative to the folder that was given, with forward slashes.
+        path: Where the file is.
+        sha256: Hash of the decoded pixels; empty until :func:`hash_pixels` filled it.
+    """
+
+    name: str
+    path: Path
+    sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProductSample:
+    """The good parts of one product.
+
+    Attributes:
+        product: Name under which the decision will be stored.
+        parts: Sorted by name.
+        warnings: What a person should know about the sample, one sentence each.
+        is_held_out: Whether the parts come from the manifest's list, where nobody can take a file away.
+    """
+
+    product: str
+    parts: tuple[GoodPart, ...]
+    warnings: list[str] = field(default_factory=list)
+    is_held_out: bool = False
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the sample: sha256 over the sorted pixel hashes, one per line."""
+        return hashlib.sha256("\n".join(sorted(part.sha256 for part in self.parts)).encode()).hexdigest()
+
+
+def find_samples(good: Path, manifest: Manifest, product: str | None, *, held_out: bool) -> list[ProductSample]:
+    """Return one sample per product, pixel hashes not yet filled.
+
+    ``good`` is a folder of images (one product), a folder of product folders, or with ``held_out`` the training data's root.
+
+    Raises:
+        ConfigError: If the product's name cannot be told from the folder, or there is no such product.
+        DataError: If a folder is missing or holds no image, or a held-out image is missing.
+    """
+    if not good.is_dir():
+        raise DataError(f"{good} is not a folder; --good needs a folder of images or of product folders")
+    samples = _from_held_out(good, manifest, product) if held_out else _from_folders(good, manifest, product)
+    for sample in samples:
+        if sample.product not in manifest.classes:
+            sample.warnings.append(f"product {sample.product!r} was not trained on (this model knows {listed(manifest.classes)})")
+    return samples
+
+
+def hash_pixels(sample: ProductSample) -> ProductSample:
+    """Return the sample with the hash of every picture's decoded pixels.
+
+    Raises:
+        DataError: If a file cannot be read.
+    """
+    parts = []
+    with Progress(len(sample.parts), unit="images", label=f"{sample.product}: read") as progress:
+        for part in sample.parts:
+            parts.append(replace(part, sha256=pixel_sha256(read_image(part.path))))
+            progress.advance()
+    return replace(sample, parts=tuple(parts))
+
+
+def require_independent(sample: ProductSample, manifest: Manifest) -> ProductSample:
+    """Return the sample if no picture was trained on and none appears twice, by decoded pixels.
+
+    A held-out list is not the user's to edit: there, such pictures are left out with a warning. Leaving out by pixels, not by score, keeps the bound.
+
+    Raises:
+        CalibrationRefusedError: Naming the files.
+        DataError: If a held-out file is not the one that was held out.
+    """
+    if sample.is_held_out:
+        _require_hashes_as_listed(sample, manifest)
+    trained = [part for part in sample.parts if part.sha256 in set(manifest.training_image_sha256)]
+    first_with: dict[str, str] = {}
+    doubles = [part for part in sample.parts if first_with.setdefault(part.sha256, part.name) != part.name]
+    if sample.is_held_out and (trained or doubles):
+        left_out = {part.name for part in trained + doubles}
+        sample.warnings.append(
+            f"left out {len(left_out)} held-out images with the pixels of a training image or of each other: {listed(sorted(left_out))}"
+        )
+        return replace(sample, parts=tuple(part for part in sample.parts if part.name not in left_out))
+    if trained:
+        raise CalibrationRefusedError(
+            f"{len(trained)} of {len(sample.parts)} good images were trained on: {listed([p.name for p in trained])}; "
+            "a threshold needs parts that training never saw"
+        )
+    if doubles:
+        pairs = [f"{part.name} = {first_with[part.sha256]}" for part in doubles]
+        raise CalibrationRefusedError(
+            f"{len(doubles)} good images appear more than once: {listed(pairs)}; the bound needs one picture per part, remove the copies"
+        )
+    return sample
+
+
+def listed(names: Sequence[str], *, shown: int = 5) -> str:
+    """Return names separated by commas, the first few and how many more there are.
+
+    >>> listed(["a", "b", "c"], shown=2)
+    'a, b and 1 more'
+    """
+    text = ", ".join(names[:shown])
+    return f"{text} and {len(names) - shown} more" if len(names) > shown else text
+
+
+def _from_held_out(root: Path, manifest: Manifest, product: str | None) -> list[ProductSample]:
+    if not manifest.held_out:
+        raise ConfigError(
+            "the manifest lists no held-out images; train with --hold-out 0.2, or give a folder of other good images without --held-out"
+        )
+    by_product: dict[str, list[GoodPart]] = {}
+    for entry in manifest.held_out:
+        path = root / entry["path"]
+        if not path.resolve().is_relative_to(root.resolve()):
+            raise DataError(f"held-out path {entry['path']!r} leaves {root}; the manifest was altered")
+        if not path.is_file():
+            raise DataError(f"held-out image {path} is missing; with --held-out, --good is the folder that snl-train had as --data")
+        by_product.setdefault(entry["class_name"], []).append(GoodPart(name=entry["path"], path=path))
+    if product is not None and product not in by_product:
+        raise ConfigError(f"no held-out image of product {product!r}; there are {listed(sorted(by_product))}")
+    return [
+        ProductSample(product=name, parts=tuple(sorted(parts, key=lambda part: part.name)), is_held_out=True)
+        for name, parts in sorted(by_product.items())
+        if product in (None, name)
+    ]
+
+
+def _from_folders(good: Path, manifest: Manifest, product: str | None) -> list[ProductSample]:
+    if list_images(good):
+        name = product or good.resolve().name
+        if product is None and name not in manifest.classes:
+            raise ConfigError(f"which product is {good}? its name is none of {listed(manifest.classes)}; say --product NAME")
+        return [_from_folder(name, good, good)]
+    folders = {folder.name: folder for folder in sorted(good.iterdir()) if folder.is_dir() and not folder.name.startswith(".")}
+    if product is not None:
+        if product not in folders:
+            raise ConfigError(f"{good} has no images and no folder {product!r}; it holds {listed(list(folders)) or 'no folder'}")
+        return [_from_folder(product, folders[product], good)]
+    known = [name for name in folders if name in manifest.classes]
+    if not known:
+        raise DataError(f"{good} holds no image, and no folder named after one of {listed(manifest.classes)}")
+    samples = [_from_folder(name, folders[name], good) for name in known]
+    ignored = [name for name in folders if name not in manifest.classes]
+    if ignored:
+        samples[0].warnings.append(f"folders that are no product of this model were not fitted: {listed(ignored)}; name one with --product to fit it")
+    return samples
+
+
+def _from_folder(product: str, folder: Path, root: Path) -> ProductSample:
+    parts = tuple(GoodPart(name=path.relative_to(root).as_posix(), path=path) for path in list_images(folder))
+    if not parts:
+        raise DataError(f"{folder} holds no image; expected the good parts of {product!r} directly in it")
+    return ProductSample(product=product, parts=parts)
+
+
+def _require_hashes_as_listed(sample: ProductSample, manifest: Manifest) -> None:
+    expected = {entry["path"]: entry["sha256"] for entry in manifest.held_out}
+    changed = [part.name for part in sample.parts if expected[part.name] != part.sha256]
+    if changed:
+        raise DataError(
+            f"{len(changed)} held-out images have other pixels than at training: {listed(changed)}; use the folder the model was trained from"
+        )
