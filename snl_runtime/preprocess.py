@@ -86,9 +86,12 @@ def resize(image_rgb: Image, size_hw: tuple[int, int]) -> Image:
     Args:
         image_rgb: (H, W, C) uint8 with 1 or 3 channels; the channels never mix.
         size_hw: Height and width of the result.
+
+    Returns:
+        (height, width, C) uint8, never a view of ``image_rgb``.
     """
     if image_rgb.shape[:2] == tuple(size_hw):
-        return np.ascontiguousarray(image_rgb)
+        return image_rgb.copy(order="C")
     height, width = size_hw
     channels = image_rgb.shape[2]
     rows = _apply_first_axis(image_rgb, height)  # (height, W, C)
