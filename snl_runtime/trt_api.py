@@ -137,7 +137,7 @@ class BuildRequest:
     Attributes:
         onnx: The serialized graph.
         compute_capabilities: SM numbers an RTX engine is for, e.g. (86, 89); full TensorRT builds for the GPU at hand and ignores it.
-        batches: Smallest, typical and largest N of a graph with dynamic N; None for a graph with fixed N.
+        batches: Smallest, typical and largest N of a graph with dynamic N; unused for a fixed one.
         max_aux_streams: Hidden streams; 0 keeps row tiles of the affinity from running side by side, which is what saves their memory.
         optimization_level: 0 to 5; None for the library's default.
         timing_cache: Contents of a cache of this library and GPU; full TensorRT only.
@@ -245,10 +245,11 @@ def _set_options(library: TensorRtLibrary, builder: Any, network: Any, config: A
         cache = config.create_timing_cache(request.timing_cache or b"")
         if cache is None or not config.set_timing_cache(cache, False):
             raise EngineBuildError(f"{library.name} refused its timing cache: {_last_errors(lines)}")
-    if request.batches is not None:
+    image = network.get_input(0)
+    batch, *rest = tuple(image.shape)
+    if request.batches is not None and batch == -1:
         profile = _checked(builder.create_optimization_profile(), "create an optimization profile", lines)
-        image = network.get_input(0)
-        profile.set_shape(image.name, *((batch, *tuple(image.shape)[1:]) for batch in request.batches))
+        profile.set_shape(image.name, *((size, *rest) for size in request.batches))
         if config.add_optimization_profile(profile) < 0:
             raise EngineBuildError(f"{library.name} refused batches {request.batches}: {_last_errors(lines)}")
 
