@@ -12,6 +12,9 @@ from snl_runtime.opencv import load_opencv
 from snl_runtime.types import ColorOrder, Image
 
 _CHANNELS: dict[str, int] = {"rgb": 3, "bgr": 3, "rgba": 4, "bgra": 4, "gray": 1}
+# Larger ones are no camera's frame (64k lines of a line camera fit) but a broken header, and would take all memory.
+_MAX_SIDE = 1 << 16
+_MAX_PIXELS = 1 << 28
 # Ties round up. The guard of 1/1024 grey level keeps the last bits of a float32 sum, which differ between BLAS libraries, from deciding a tie.
 _ROUNDING = np.float32(0.5 + 2.0**-10)
 
@@ -205,6 +208,8 @@ def _checked_frame(image: object, color: ColorOrder) -> npt.NDArray[Any]:
         raise FrameError(f"a {color} frame must have shape {expected}, got {image.shape}")
     if 0 in frame.shape:
         raise FrameError(f"a frame must not be empty, got shape {image.shape}")
+    if max(frame.shape[:2]) > _MAX_SIDE or frame.shape[0] * frame.shape[1] > _MAX_PIXELS:
+        raise FrameError(f"a frame may have {_MAX_SIDE} pixels a side and {_MAX_PIXELS} in all, got shape {image.shape}")
     return frame
 
 
