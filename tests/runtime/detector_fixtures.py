@@ -1,7 +1,7 @@
 """A tiny calibrated model in a folder, its NumPy twin, and backends that misbehave in one way each."""
 
+import functools
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +28,9 @@ def good_frame(seed, size=SIZE):
 
 
 def bad_frame(seed, size=SIZE):
-    """A good part with a scratch."""
+    """A good part with a short dark scratch in rows 10 and 11 (at 32 pixels); its statistics stay inside the commissioned range."""
     frame = good_frame(seed, size)
-    frame[size // 3 : size // 3 + 2, size // 4 : 3 * size // 4] = 30
+    frame[size // 3 : size // 3 + 2, size // 4 : size // 4 + size // 5] -= 45
     return frame
 
 
@@ -87,6 +87,7 @@ def write_stub_onnx(path, *, kernel_value=1 / KERNEL**2, offset=0.25, score_gain
 
 
 ANY_FRAME = FrameRange(mean=(0.0, 255.0), deviation=(0.0, 255.0), white_share=(0.0, 1.0), black_share=(0.0, 1.0))
+INPUT = {"name": "image", "dtype": "uint8", "layout": "NHWC", "color": "rgb", "size_hw": [SIZE, SIZE], "batch": "dynamic", "max_batch": 8}
 EVIDENCE = Evidence(source="synthetic defects", counts={"scratch": (9, 10), "spot": (10, 10)}, detection_rate=0.95, min_detection=0.5)
 
 
@@ -118,6 +119,18 @@ def make_decision(**changes):
     return decision
 
 
+@functools.cache
+def _good_sample():
+    inputs = [good_frame(seed)[:, :, ::-1] for seed in GOOD_SEEDS]
+    return inputs, [float(twin_map(image).max()) for image in inputs]
+
+
+@functools.cache
+def _maps_of(image_bytes):
+    images = np.frombuffer(image_bytes, np.uint8).reshape(-1, SIZE, SIZE, 3)
+    return np.stack([twin_map(image) for image in images])
+
+
 class ModelFolder:
     """A model bundle on disk, calibrated by hand: goldens and thresholds come from the NumPy twin, never from the runtime.
 
@@ -128,8 +141,7 @@ class ModelFolder:
         self.model = folder / "line.onnx"
         self.manifest = manifest_path(self.model)
         self.golden = golden_path(self.model)
-        inputs = [good_frame(seed)[:, :, ::-1] for seed in GOOD_SEEDS]
-        peaks = [float(twin_map(image).max()) for image in inputs]
+        inputs, peaks = _good_sample()
         self.decision_values = {
             "pass_threshold": max(peaks) * 1.05,
             "reject_threshold": max(peaks) * 1.5,
@@ -141,19 +153,19 @@ class ModelFolder:
     def decision(self, **changes):
         return make_decision(**{**self.decision_values, "model_sha256": sha256_file(self.model), **changes})
 
-    def write(self, *, decisions=None, golden=True, golden_shift=0.0, manifest_changes=None, **network):
+    def write(self, *, decisions=None, golden=True, golden_shift=0.0, input_changes=None, **network):
         """Write the bundle and return the path of the model. ``decisions``: list of changes per decision, None for one valid decision."""
         write_stub_onnx(self.model, **network)
         files = {}
         if golden:
-            maps = np.stack([twin_map(image) for image in self.golden_images]) + np.float32(golden_shift)
+            maps = _maps_of(self.golden_images.tobytes()) + np.float32(golden_shift)
             write_golden(self.golden, GoldenSamples(images=self.golden_images, scores=maps.max(axis=(1, 2)), maps=maps))
             files[self.golden.name] = sha256_file(self.golden)
         manifest = Manifest(
             model_file=self.model.name,
             model_sha256=sha256_file(self.model),
             files=files,
-            input={"name": "image", "dtype": "uint8", "layout": "NHWC", "color": "rgb", "size_hw": [SIZE, SIZE], "batch": "dynamic", "max_batch": 8},
+            input={**INPUT, **(input_changes or {})},
             outputs={
                 "anomaly_map": {"dtype": "float32", "shape": ["N", 1, SIZE, SIZE]},
                 "anomaly_score": {"dtype": "float32", "shape": ["N"]},
@@ -166,7 +178,7 @@ class ModelFolder:
             decisions=[self.decision(**changes) for changes in ([{}] if decisions is None else decisions)],
             created_at="2024-05-01T12:00:00+00:00",
         )
-        write_manifest(self.manifest, replace(manifest, **(manifest_changes or {})))
+        write_manifest(self.manifest, manifest)
         return self.model
 
 

@@ -1,0 +1,292 @@
+"""The detector that a line embeds: one frame in, one guarded verdict out."""
+
+import logging
+import math
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from snl_runtime.backends.base import Backend
+from snl_runtime.decision import Ruling, check_output, error, frame_statistics
+from snl_runtime.errors import BackendError, BackendTimeoutError, ConfigError, DetectorClosedError, EngineMismatchError, GoldenSampleError
+from snl_runtime.manifest import Manifest
+from snl_runtime.preprocess import FrameError
+from snl_runtime.regions import find_regions
+from snl_runtime.scorer import Scorer
+from snl_runtime.selection import DecisionBook, Selection
+from snl_runtime.signing import PublicKey
+from snl_runtime.types import AnomalyMap, AnomalyRegion, AnomalyResult, ColorOrder, Image, StageTimings, Verdict
+from snl_runtime.worker import BackendWorker
+
+logger = logging.getLogger(__name__)
+
+_OPENING_TIMEOUT_S = 120.0
+"""Least time that the golden check may take; a first call can compile kernels."""
+_CLOSING_TIMEOUT_S = 10.0
+"""How long close() waits for a call that hangs."""
+
+
+class SnlDetector:
+    """An opened model that gives verdicts; any number of threads may call :meth:`detect`, their frames are scored one after the other.
+
+    The backend lives on one thread of its own. A call that hangs there becomes ERROR ``timeout``, the following ones ERROR ``backend_busy`` until it
+    comes back. The golden samples are scored at opening; after a failure the backend is opened again and they are scored again.
+
+    A model without golden samples, decision or manifest (a lone ``.onnx``) opens and scores, and every verdict is ERROR with the reason.
+
+    Args:
+        model: ``x.onnx`` or ``x.trt``; the backend is chosen by suffix.
+        backend: Name of another backend, or an opened one, which the detector then owns.
+        device: Device as the backend names it; None for its default.
+        product: Product of the frames that name none; None for the one calibrated product, or the strictest rule of several.
+        timeout_ms: How long one frame may take in the backend, and how long it may wait for the frames before it.
+        threads: Most CPU threads the backend may use; None for its default.
+        public_key: Ed25519 key that must have signed the manifest; None accepts unsigned manifests.
+        rebuild: Build an engine again from ``x.onnx`` if it was made for another GPU or library version.
+
+    Raises:
+        ManifestError: If a file of the model is truncated, altered or of another schema; the message says what to run.
+        GoldenSampleError: If the golden samples are missing though the manifest lists them, or score differently here.
+        BackendError: If the backend cannot be opened or fails on the golden samples.
+        ConfigError: If an option is out of range.
+
+    Example:
+        >>> with SnlDetector("line.onnx") as detector:  # doctest: +SKIP
+        ...     detector.detect(frame, color="bgr", product="bottle").verdict
+        <Verdict.PASS: 'PASS'>
+    """
+
+    def __init__(  # noqa: PLR0913  # the public signature of DESIGN.md
+        self,
+        model: str | Path,
+        *,
+        backend: str | Backend | None = None,
+        device: str | None = None,
+        product: str | None = None,
+        timeout_ms: float = 10_000,
+        threads: int | None = None,
+        public_key: PublicKey | None = None,
+        rebuild: bool = False,
+    ) -> None:
+        self._closed = True  # until everything below worked
+        if not timeout_ms > 0:
+            raise ConfigError(f"timeout_ms must be positive, got {timeout_ms}")
+        self._timeout_s = timeout_ms / 1e3
+        self._product = product
+        self._lock = threading.Lock()
+        self._worker = BackendWorker(f"snl-backend-{Path(model).name}")
+
+        def open_scorer() -> Scorer:
+            return Scorer(model, backend=backend, device=device, threads=threads, public_key=public_key, golden_check=False)
+
+        try:
+            self._scorer = self._worker.call(lambda: _open_or_rebuild(open_scorer, Path(model), rebuild=rebuild))
+        except BaseException:
+            self._worker.stop(_nothing, _CLOSING_TIMEOUT_S)
+            raise
+        try:
+            self._worker.call(self._scorer.check_golden_samples, max(_OPENING_TIMEOUT_S, self._timeout_s))
+        except BaseException:
+            self._worker.stop(self._scorer.close, _CLOSING_TIMEOUT_S)
+            raise
+        self._book = DecisionBook(self._scorer.bundle.manifest, self._scorer.bundle.sha256)
+        self._closed = False
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """The manifest beside the model; None for a lone ``.onnx``."""
+        return self._scorer.bundle.manifest
+
+    @property
+    def products(self) -> tuple[str, ...]:
+        """Products with a decision for this very file, sorted."""
+        return tuple(sorted(self._book.decisions))
+
+    @property
+    def model_sha256(self) -> str:
+        """Hash of the opened file."""
+        return self._scorer.bundle.sha256
+
+    def detect(self, image: object, *, color: ColorOrder = "bgr", product: str | None = None) -> AnomalyResult:
+        """Return the verdict on one frame; whatever the frame is, nothing is raised for it.
+
+        Args:
+            image: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) array, uint8 or uint16; anything else gives ERROR ``frame_unusable``.
+            color: Meaning of the last axis.
+            product: Product of this frame; None for the detector's own.
+
+        Returns:
+            A result that owns its arrays. ``product`` is None where the strictest of several decisions was used.
+
+        Raises:
+            DetectorClosedError: If the detector is closed.
+        """
+        if self._closed:
+            raise DetectorClosedError("the detector is closed; open a new SnlDetector")
+        inspection = _Inspection(self._book.select(self._product if product is None else product))
+        try:
+            self._inspect(inspection, image, color)
+        except DetectorClosedError:
+            raise
+        except Exception as fault:  # noqa: BLE001  # the frame may be any object; a bug must stop the part, not the line
+            inspection.ruling = _explain(fault)
+        return inspection.result(self.model_sha256)
+
+    def close(self) -> None:
+        """Close the backend and end its thread; a second call does nothing.
+
+        A call that hangs is waited for as long as a frame may take, at most 10 s; after that the backend closes itself if the call ever comes back.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._worker.stop(self._scorer.close, min(self._timeout_s, _CLOSING_TIMEOUT_S))
+
+    def __enter__(self) -> "SnlDetector":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            warnings.warn("a SnlDetector was never closed; use it as a context manager", ResourceWarning, stacklevel=2)
+
+    def _inspect(self, inspection: "_Inspection", image: object, color: ColorOrder) -> None:
+        selection = inspection.selection
+        network_input = self._scorer.prepare(image, color, selection.roi_xyxy)
+        statistics = frame_statistics(network_input)
+        inspection.prepared_s = time.perf_counter()
+        output = self._infer(network_input)
+        inspection.inferred_s, inspection.infer_ms = time.perf_counter(), output.infer_ms
+        inspection.ruling = selection.rule(
+            output.score, output.anomaly_map, statistics, golden_checked=output.golden_checked, now=datetime.now(timezone.utc)
+        )
+        if check_output(output.score, output.anomaly_map) is None:
+            inspection.keep(output, selection.roi_xyxy or _whole_frame(image))
+
+    def _infer(self, network_input: Image) -> "_Output":
+        if not self._lock.acquire(timeout=self._timeout_s):
+            raise _BusyError("the frames before this one took all of its time")
+        try:
+            if self._closed:
+                raise DetectorClosedError("the detector was closed while a frame was waiting")
+            if self._worker.busy:
+                raise _BusyError("an earlier call has not come back from the backend; restart the process if it never does")
+            checks = 0 if self._scorer.golden_checked else self._scorer.golden_count
+            return self._worker.call(lambda: _score(self._scorer, network_input), self._timeout_s * (1 + checks))
+        except BackendTimeoutError:
+            self._scorer.distrust_backend()
+            raise
+        finally:
+            self._lock.release()
+
+
+def _explain(fault: Exception) -> Ruling:
+    codes = {FrameError: "frame_unusable", _BusyError: "backend_busy", BackendTimeoutError: "timeout", GoldenSampleError: "golden_mismatch"}
+    for kind, code in codes.items():
+        if isinstance(fault, kind):
+            return error(code, str(fault))
+    if isinstance(fault, BackendError):
+        return error("backend_error", str(fault))
+    logger.error("a frame could not be inspected", exc_info=fault)
+    return error("internal_error", f"{type(fault).__name__} while inspecting the frame; the log has the traceback")
+
+
+def _open_or_rebuild(open_scorer: Callable[[], Scorer], model: Path, *, rebuild: bool) -> Scorer:
+    try:
+        return open_scorer()
+    except EngineMismatchError:
+        if not rebuild:
+            raise
+    from snl_runtime.engine_builder import rebuild_engine
+
+    rebuild_engine(model)
+    return open_scorer()
+
+
+class _BusyError(BackendError):
+    """The backend is taken; becomes a verdict, never leaves this module."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Output:
+    """What the backend's thread hands back, unchecked."""
+
+    score: float
+    anomaly_map: AnomalyMap
+    golden_checked: bool
+    infer_ms: float
+
+
+def _score(scorer: Scorer, network_input: Image) -> _Output:
+    """Score one prepared frame on the backend's thread; after a failure the backend is opened again and the golden samples come first."""
+    scorer.recover()
+    started_s = time.perf_counter()
+    scores, maps = scorer.infer(network_input[None])
+    elapsed_ms = (time.perf_counter() - started_s) * 1e3
+    return _Output(float(scores[0]), maps[0], scorer.golden_checked, elapsed_ms)
+
+
+@dataclass(slots=True, eq=False)
+class _Inspection:
+    """What is known about one frame so far; becomes the result wherever the inspection stops."""
+
+    selection: Selection
+    started_s: float = field(default_factory=time.perf_counter)
+    prepared_s: float | None = None
+    inferred_s: float | None = None
+    infer_ms: float = 0.0
+    output: _Output | None = None
+    roi_xyxy: tuple[int, int, int, int] | None = None
+    regions: tuple[AnomalyRegion, ...] = ()
+    ruling: Ruling = field(default_factory=lambda: error("internal_error", "the frame was not inspected"))
+
+    def keep(self, output: _Output, roi_xyxy: tuple[int, int, int, int]) -> None:
+        """Keep a checked output with its regions."""
+        threshold = self.selection.threshold
+        if self.ruling.verdict in (Verdict.REVIEW, Verdict.REJECT):
+            # The score may exceed the maximum of the map by a rounding; what is not passed must still point somewhere.
+            threshold = min(threshold, float(np.nextafter(output.anomaly_map.max(), np.float32(-np.inf))))
+        self.output, self.roi_xyxy = output, roi_xyxy
+        self.regions = find_regions(output.anomaly_map, threshold, roi_xyxy)
+
+    def result(self, model_sha256: str) -> AnomalyResult:
+        """Return the result as of now."""
+        now_s = time.perf_counter()
+        return AnomalyResult(
+            verdict=self.ruling.verdict,
+            reason_code=self.ruling.reason_code,
+            reason=self.ruling.reason,
+            score=math.nan if self.output is None else self.output.score,
+            threshold=self.selection.threshold,
+            reject_threshold=self.selection.reject_threshold,
+            product=self.selection.product,
+            anomaly_map=None if self.output is None else self.output.anomaly_map,
+            roi_xyxy=self.roi_xyxy,
+            regions=self.regions,
+            timings=StageTimings(
+                preprocess_ms=((self.prepared_s or now_s) - self.started_s) * 1e3,
+                infer_ms=self.infer_ms,
+                decide_ms=0.0 if self.inferred_s is None else (now_s - self.inferred_s) * 1e3,
+                total_ms=(now_s - self.started_s) * 1e3,
+            ),
+            model_sha256=model_sha256,
+        )
+
+
+def _whole_frame(image: object) -> tuple[int, int, int, int]:
+    height, width = np.asarray(image).shape[:2]
+    return (0, 0, width, height)
+
+
+def _nothing() -> None:
+    """Do nothing: the last job of a thread that never opened a backend."""

@@ -1,0 +1,243 @@
+"""A model file that scores frames: bundle, backend and preprocessing together. No threshold and no verdict in here."""
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from snl_runtime.backends import open_backend
+from snl_runtime.backends.base import Backend
+from snl_runtime.bundle import ModelBundle, open_bundle
+from snl_runtime.decision import check_output
+from snl_runtime.errors import BackendTimeoutError, GoldenSampleError, InferenceError, ManifestError
+from snl_runtime.golden import check_golden, golden_path
+from snl_runtime.preprocess import InputSpec, prepare
+from snl_runtime.signing import PublicKey
+from snl_runtime.types import AnomalyMap, ColorOrder, Image, StageTimings
+
+Scores = npt.NDArray[np.float32]
+Maps = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Scored:
+    """What the model says about one frame, before any decision.
+
+    Attributes:
+        score: Raw image-level anomaly score, equal to the maximum of the map.
+        anomaly_map: (H, W) float32 raw scores at network resolution.
+        network_input: (H, W, 3) uint8 RGB, what the network saw.
+        timings: Preprocessing, inference and total.
+    """
+
+    score: float
+    anomaly_map: AnomalyMap
+    network_input: Image
+    timings: StageTimings
+
+
+class Scorer:
+    """An opened model. Not thread-safe: one thread uses it at a time.
+
+    Args:
+        model_path: ``x.onnx`` or ``x.trt``; ``x.json`` and ``x.golden.npz`` are found beside it. A lone ``.onnx`` opens too.
+        backend: Name of a backend, or an opened one, which the scorer then owns; None chooses by suffix.
+        device: Device as the backend names it; None for its default.
+        threads: Most CPU threads the backend may use; None for its default.
+        public_key: Ed25519 key that must have signed the manifest; None accepts unsigned ones.
+        golden_check: Score the golden samples before anything else, if the model has some.
+
+    Raises:
+        ManifestError: If a file is truncated, altered or of another schema.
+        GoldenSampleError: If the golden samples are missing though listed, or score differently here.
+        BackendError: If the backend cannot be opened or fails.
+    """
+
+    def __init__(  # the options of SnlDetector, handed through
+        self,
+        model_path: str | Path,
+        *,
+        backend: str | Backend | None = None,
+        device: str | None = None,
+        threads: int | None = None,
+        public_key: PublicKey | None = None,
+        golden_check: bool = True,
+    ) -> None:
+        self._golden_checked = False
+        self._failed = False
+        with contextlib.ExitStack() as opened:
+            if backend is not None and not isinstance(backend, str):
+                opened.callback(backend.close)
+            self.bundle: ModelBundle = open_bundle(Path(model_path), public_key=public_key)
+            self._reopen: Callable[[], Backend] | None = None
+            if backend is None or isinstance(backend, str):
+                self._reopen = functools.partial(open_backend, self.bundle, backend, device=device, threads=threads)
+                backend = self._reopen()
+                opened.callback(backend.close)
+            self.backend: Backend = backend
+            self.size_hw: tuple[int, int] = _network_size(self.bundle, backend.input_shape)
+            if golden_check:
+                self.check_golden_samples()
+            opened.pop_all()  # nothing failed: the backend stays open until close()
+
+    @property
+    def golden_checked(self) -> bool:
+        """Whether the golden samples agreed in this process, on this backend, since its last failure."""
+        return self._golden_checked
+
+    @property
+    def golden_count(self) -> int:
+        """How many golden samples the model has."""
+        return 0 if self.bundle.golden is None else len(self.bundle.golden.images)
+
+    def distrust_backend(self) -> None:
+        """Note that the backend failed: no golden check holds any more, and :meth:`recover` opens it again."""
+        self._golden_checked = False
+        self._failed = True
+
+    def recover(self) -> None:
+        """After a failure, open the backend again and score the golden samples; otherwise do nothing. A backend that was handed over stays open.
+
+        Raises:
+            BackendError: If it cannot be opened or fails again.
+            GoldenSampleError: If the golden samples score differently now.
+        """
+        if not self._failed:
+            return
+        if self._reopen is not None:
+            self.backend.close()
+            self.backend = self._reopen()
+        self.check_golden_samples()
+        self._failed = False
+
+    def score(self, image: object, color: ColorOrder = "bgr", roi_xyxy: tuple[int, int, int, int] | None = None) -> Scored:
+        """Score one frame.
+
+        Args:
+            image: Frame as captured, see :class:`snl_runtime.types.Frame`.
+            color: Meaning of its last axis.
+            roi_xyxy: Part of the frame to look at; None for all of it.
+
+        Raises:
+            FrameError: If the frame cannot be used.
+            InferenceError: If the output is not finite or the score is not the maximum of the map.
+        """
+        started_s = time.perf_counter()
+        network_input = self.prepare(image, color, roi_xyxy)
+        prepared_s = time.perf_counter()
+        scores, maps = self.score_inputs(network_input[None])
+        scored_s = time.perf_counter()
+        timings = StageTimings(
+            preprocess_ms=(prepared_s - started_s) * 1e3, infer_ms=(scored_s - prepared_s) * 1e3, total_ms=(scored_s - started_s) * 1e3
+        )
+        return Scored(score=float(scores[0]), anomaly_map=maps[0], network_input=network_input, timings=timings)
+
+    def prepare(self, image: object, color: ColorOrder = "bgr", roi_xyxy: tuple[int, int, int, int] | None = None) -> Image:
+        """Return the network input, (H, W, 3) uint8 RGB; safe to call from any thread.
+
+        Raises:
+            FrameError: If the frame cannot be used.
+        """
+        return prepare(image, color, InputSpec(size_hw=self.size_hw, roi_xyxy=roi_xyxy))
+
+    def score_inputs(self, images: npt.NDArray[np.uint8]) -> tuple[Scores, Maps]:
+        """Score prepared images.
+
+        Args:
+            images: (N, H, W, 3) uint8 RGB of the network's size, any N.
+
+        Returns:
+            Scores (N,) and maps (N, H, W), float32.
+
+        Raises:
+            InferenceError: If the backend fails, an output is not finite or a score is not the maximum of its map.
+        """
+        scores, maps = self.infer(images)
+        for index, (score, anomaly_map) in enumerate(zip(scores, maps)):
+            fault = check_output(float(score), anomaly_map)
+            if fault is not None:
+                raise InferenceError(f"{self.bundle.path.name} gave no usable answer for image {index} on {self.backend.name}: {fault.reason}")
+        return scores, maps
+
+    def infer(self, images: npt.NDArray[np.uint8]) -> tuple[Scores, Maps]:
+        """Return raw outputs, unchecked: what the backend did not write is NaN.
+
+        Args:
+            images: (N, H, W, 3) uint8 RGB of the network's size, any N; cut into the batches that the graph takes.
+
+        Raises:
+            InferenceError: If the backend fails.
+        """
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (*self.size_hw, 3):
+            raise InferenceError(f"images must be uint8 of shape (N, {self.size_hw[0]}, {self.size_hw[1]}, 3), got {images.dtype} {images.shape}")
+        count = len(images)
+        scores = np.full(count, np.nan, np.float32)
+        maps = np.full((count, 1, *self.size_hw), np.nan, np.float32)
+        fixed = self.backend.input_shape[0]
+        step = fixed or self._max_batch()
+        for start in range(0, count, step):
+            stop = min(start + step, count)
+            if fixed is None or stop - start == fixed:
+                self._infer_batch(images[start:stop], maps[start:stop], scores[start:stop])
+                continue
+            padded = images[np.minimum(np.arange(start, start + fixed), count - 1)]  # the last image fills a graph of fixed batch size
+            padded_maps, padded_scores = np.full((fixed, 1, *self.size_hw), np.nan, np.float32), np.full(fixed, np.nan, np.float32)
+            self._infer_batch(padded, padded_maps, padded_scores)
+            maps[start:stop], scores[start:stop] = padded_maps[: stop - start], padded_scores[: stop - start]
+        return scores, maps[:, 0]
+
+    def check_golden_samples(self) -> bool:
+        """Score the golden samples and return whether there were any.
+
+        Raises:
+            GoldenSampleError: If the manifest lists samples that are not there, or one scores differently from what the checkpoint gave.
+            InferenceError: If the backend fails.
+        """
+        self._golden_checked = False
+        manifest, golden = self.bundle.manifest, self.bundle.golden
+        if golden is None:
+            path = golden_path(self.bundle.path)
+            if manifest is not None and path.name in manifest.files:
+                raise GoldenSampleError(f"{path} is missing though the manifest lists it; copy it beside {self.bundle.path.name} from the export")
+            return False
+        check_golden(golden, self.score_inputs, self.bundle.golden_tolerance)
+        self._golden_checked = True
+        return True
+
+    def close(self) -> None:
+        """Close the backend; a second call does nothing."""
+        self.backend.close()
+
+    def __enter__(self) -> "Scorer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _infer_batch(self, images: npt.NDArray[np.uint8], maps: Maps, scores: Scores) -> None:
+        try:
+            self.backend.infer(np.ascontiguousarray(images), maps, scores)
+        except (InferenceError, BackendTimeoutError):
+            self.distrust_backend()
+            raise
+        except Exception as error:  # a backend of a third party may raise anything
+            self.distrust_backend()
+            raise InferenceError(f"backend {self.backend.name!r} failed: {type(error).__name__}: {error}") from error
+
+    def _max_batch(self) -> int:
+        manifest = self.bundle.manifest
+        return 1 if manifest is None else max(1, int(manifest.input["max_batch"]))
+
+
+def _network_size(bundle: ModelBundle, input_shape: tuple[int | None, int, int, int]) -> tuple[int, int]:
+    size_hw = (input_shape[1], input_shape[2])
+    stated = None if bundle.manifest is None else bundle.manifest.size_hw
+    if stated is not None and stated != size_hw:
+        raise ManifestError(f"{bundle.path.name} takes {size_hw[0]}x{size_hw[1]} images, its manifest says {stated[0]}x{stated[1]}; export it again")
+    return size_hw
