@@ -69,13 +69,14 @@ def run_command(main_fn: Callable[[], int], *, program: str | None = None) -> in
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     try:
         status = main_fn()
-        return _flush_stdout(name) or status
+        problem = _flush_stdout()
+        return status if problem is None else _stdout_failed(name, problem)
     except SnlError as error:
         logger.debug("the error came from here", exc_info=error)
-        _flush_stdout(name)  # what was printed before the failure still counts
+        _flush_stdout()  # what was printed before the failure still counts
         return _say(name, f"error: {one_line(error)}", error.exit_status)
     except KeyboardInterrupt:
-        _flush_stdout(name)
+        _flush_stdout()
         return _say(name, "interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
         return _stdout_failed(name, "the reader closed the pipe")
@@ -90,22 +91,28 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _flush_stdout(name: str) -> int:
+def _flush_stdout() -> str | None:
+    """Write out what was printed; return what went wrong."""
     if sys.stdout is None:
-        return EXIT_OK
+        return None
     try:
         sys.stdout.flush()
     except OSError as error:
-        return _stdout_failed(name, one_line(error))
-    return EXIT_OK
+        _discard_stdout()
+        return "the reader closed the pipe" if isinstance(error, BrokenPipeError) else one_line(error)
+    return None
 
 
-def _stdout_failed(name: str, why: str) -> int:
+def _discard_stdout() -> None:
     # Python flushes stdout once more at exit and would print a traceback: give it a place where that works.
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
+
+
+def _stdout_failed(name: str, why: str) -> int:
+    _discard_stdout()
     return _say(name, f"error: cannot write the output: {why}", EXIT_USER_ERROR)
 
 

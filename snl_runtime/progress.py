@@ -19,7 +19,7 @@ class Progress:
     the end, so that logs stay readable. Any thread may call :meth:`advance`.
 
     Args:
-        total: Number of items when all is done; None if nobody knows (a camera).
+        total: Number of items when all is done; None if nobody knows (a camera). May be set later, as the attribute of the same name.
         unit: What is counted, plural.
         label: What is being done, e.g. ``"epoch 3/20"``.
         done: Items finished before this run (a resumed training); they do not count for the rate.
@@ -43,7 +43,7 @@ class Progress:
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._total = total
+        self.total = total
         self._unit = unit
         self._label = label
         self._done = done
@@ -77,6 +77,8 @@ class Progress:
         return self
 
     def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None) -> None:
+        if exc_type is not None and self._done == self._done_before:
+            return  # failed before anything was done: the error says it all
         with self._lock:
             self._write(self._clock(), is_last=True)
 
@@ -97,21 +99,21 @@ class Progress:
     def _line(self, now_s: float) -> str:
         elapsed_s = now_s - self._started_s
         rate = (self._done - self._done_before) / elapsed_s if elapsed_s > 0 else None
-        parts = [f"{self._done}/{self._total} {self._unit}" if self._total is not None else f"{self._done} {self._unit}"]
-        if self._total:
-            parts.append(f"{100 * self._done // self._total} %")
+        parts = [f"{self._done}/{self.total} {self._unit}" if self.total is not None else f"{self._done} {self._unit}"]
+        if self.total:
+            parts.append(f"{100 * self._done // self.total} %")
         if rate is not None:
             parts.append(f"{rate:.3g} {self._unit}/s")
-        if self._total is not None and rate and self._done < self._total:
-            parts.append(f"{format_duration((self._total - self._done) / rate)} left")
+        if self.total is not None and rate and self._done < self.total:
+            parts.append(f"{format_duration((self.total - self._done) / rate)} left")
         parts += [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in self._notes.items()]
         prefix = f"{self._label}: " if self._label else ""
         return prefix + self._bar() + ", ".join(parts)
 
     def _bar(self) -> str:
-        if not self._is_terminal or not self._total:
+        if not self._is_terminal or not self.total:
             return ""
-        filled = min(BAR_WIDTH, BAR_WIDTH * self._done // self._total)
+        filled = min(BAR_WIDTH, BAR_WIDTH * self._done // self.total)
         return "[" + "#" * filled + "." * (BAR_WIDTH - filled) + "] "
 
 

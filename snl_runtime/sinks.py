@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO, TypeVar
 
 import numpy as np
 
@@ -184,13 +184,16 @@ class StreamSink:
             raise SinkError(f"cannot write records to standard output: {error}; use --jsonl FILE") from error
 
 
+_Folder = TypeVar("_Folder", bound="_FolderSink")
+
+
 class _FolderSink:
     """A folder that pictures are added to; nothing in it is ever overwritten."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
 
-    def __enter__(self) -> "_FolderSink":
+    def __enter__(self: _Folder) -> _Folder:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -1,0 +1,238 @@
+"""``snl-run``: one verdict for every frame of a folder, a video or a camera."""
+
+import argparse
+import contextlib
+import difflib
+import json
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from snl_runtime.commandline import EXIT_NOT_ALL_PASSED, EXIT_OK, CommandParser, one_line, run_command
+from snl_runtime.errors import ConfigError
+from snl_runtime.progress import Progress
+
+if TYPE_CHECKING:
+    from snl_runtime.detector import SnlDetector
+    from snl_runtime.pipeline import Pipeline
+    from snl_runtime.sinks import JsonlSink, Sink, StreamSink
+    from snl_runtime.sources import FrameSource
+
+_Number = TypeVar("_Number", int, float)
+
+PROGRAM = "snl-run"
+EXAMPLE = """
+snl-run --engine line.onnx --images parts/ --product bottle --jsonl verdicts.jsonl --save-rejects rejects/
+snl-run --camera 0 --engine line.trt
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    arguments = _parser().parse_args(argv)
+    return run_command(lambda: _run(arguments), program=PROGRAM)
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        PROGRAM,
+        "Inspect every frame of a folder, a video or a camera. One JSON record per frame goes to --jsonl or standard output, a summary to stderr.",
+        example=EXAMPLE,
+    )
+    parser.add_argument("--engine", metavar="FILE", required=True, help="model: x.onnx or x.trt; x.json and x.golden.npz are found beside it")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--images", metavar="DIR", help="every image in a folder and the folders below it, sorted by path")
+    source.add_argument("--video", metavar="FILE", help="every frame of a video file")
+    source.add_argument("--camera", metavar="N_OR_URL", help="number of a local camera, or an address (rtsp://..., http://...)")
+    parser.add_argument("--product", metavar="P", help="product on the line (default: the strictest rule of all calibrated products)")
+    outputs = parser.add_argument_group("outputs")
+    outputs.add_argument("--jsonl", metavar="FILE", help="append the records to this file instead of writing them to standard output")
+    outputs.add_argument("--save-rejects", metavar="DIR", help="save the untouched frame of every verdict other than PASS as PNG")
+    outputs.add_argument("--overlay", metavar="DIR", help="save every frame with its heat map and verdict as JPEG")
+    outputs.add_argument("--json", action="store_true", help="summary as one JSON object on standard output; needs --jsonl")
+    outputs.add_argument("--fail-on-reject", action="store_true", help="exit with 4 if a verdict was not PASS or no frame was inspected")
+    running = parser.add_argument_group("running")
+    add_detector_flags(running)
+    running.add_argument("--max-frames", metavar="N", type=positive(int), help="stop after this many captured frames")
+    running.add_argument(
+        "--frozen-after",
+        metavar="N",
+        type=_whole_number,
+        default=25,
+        help="byte-equal camera frames in a row that count as a frozen camera, 0 for never (default: 25)",
+    )
+    return parser
+
+
+def open_detector(arguments: argparse.Namespace, engine: str) -> "SnlDetector":
+    """Return the detector that the flags describe; snl-run and snl-bench share them.
+
+    Raises:
+        SnlError: If the model, its backend or the public key cannot be opened.
+    """
+    from snl_runtime.detector import SnlDetector
+
+    public_key = None
+    if arguments.public_key is not None:
+        try:
+            public_key = Path(arguments.public_key).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"cannot read the public key {arguments.public_key}: {error.strerror or error}") from error
+    return SnlDetector(
+        engine,
+        backend=arguments.backend,
+        device=arguments.device,
+        timeout_ms=arguments.timeout_ms,
+        threads=arguments.threads,
+        public_key=public_key,
+        rebuild=arguments.rebuild,
+    )
+
+
+def add_detector_flags(parser: argparse._ActionsContainer) -> None:
+    """Add the flags that :func:`open_detector` reads."""
+    parser.add_argument("--backend", metavar="NAME", help="onnxruntime, openvino, tensorrt or a plug-in (default: by the suffix of --engine)")
+    parser.add_argument("--device", metavar="NAME", help="device as the backend names it, e.g. cpu or cuda (default: the backend's own)")
+    parser.add_argument("--threads", metavar="N", type=positive(int), help="CPU threads of the backend (default: the backend's own)")
+    parser.add_argument("--timeout-ms", metavar="MS", type=positive(float), default=10_000.0, help="time for one frame (default: 10000)")
+    parser.add_argument("--public-key", metavar="FILE", help="Ed25519 public key (PEM) that must have signed the manifest")
+    parser.add_argument("--rebuild", action="store_true", help="build x.trt again from x.onnx if it was built for another device")
+
+
+def positive(kind: type[_Number]) -> Callable[[str], _Number]:
+    """Return a converter for argparse that accepts numbers above 0."""
+
+    def convert(text: str) -> _Number:
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"must be positive, got {text}")
+        return value
+
+    convert.__name__ = kind.__name__  # argparse shows it: "invalid int value: 'x'"
+    return convert
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from snl_runtime.pipeline import Pipeline
+    from snl_runtime.summary import RunTally
+
+    if arguments.json and not arguments.jsonl:
+        raise ConfigError("--json puts the summary on standard output, so the records need a file: add --jsonl FILE")
+    source = _source(arguments)
+    records = _records(arguments)
+    with open_detector(arguments, arguments.engine) as detector:
+        _check_product(arguments.product, detector.products)
+        progress = _progress(arguments)
+        tally = RunTally(source, progress=progress)
+        pipeline = Pipeline(source, detector, [records, *_pictures(arguments), tally], max_frames=arguments.max_frames)
+        failure: BaseException | None = None
+        try:
+            with progress or contextlib.nullcontext(), _sigterm_as_ctrl_c():
+                pipeline.run()
+        except BaseException as raised:
+            failure = raised
+            raise
+        finally:
+            _report_undelivered(pipeline, records)
+            _report(arguments, tally.summary(pipeline.counts), detector, failure)
+    return EXIT_NOT_ALL_PASSED if arguments.fail_on_reject and not tally.all_passed else EXIT_OK
+
+
+def _source(arguments: argparse.Namespace) -> "FrameSource":
+    from snl_runtime.sources import CameraSource, ImageFolderSource, VideoSource, parse_camera
+
+    if arguments.images is not None:
+        return ImageFolderSource(arguments.images, product=arguments.product)
+    if arguments.video is not None:
+        return VideoSource(arguments.video, product=arguments.product)
+    return CameraSource(parse_camera(arguments.camera), product=arguments.product, frozen_after=arguments.frozen_after)
+
+
+def _records(arguments: argparse.Namespace) -> "JsonlSink | StreamSink":
+    from snl_runtime.sinks import JsonlSink, StreamSink
+
+    return JsonlSink(arguments.jsonl) if arguments.jsonl else StreamSink()
+
+
+def _pictures(arguments: argparse.Namespace) -> "list[Sink]":
+    from snl_runtime.sinks import OverlaySaver, RejectSaver
+
+    sinks: list[Sink] = []
+    if arguments.save_rejects:
+        sinks.append(RejectSaver(arguments.save_rejects))
+    if arguments.overlay:
+        sinks.append(OverlaySaver(arguments.overlay))
+    return sinks
+
+
+def _check_product(product: str | None, products: Sequence[str]) -> None:
+    """Refuse a product that was never calibrated while others were; a model without any decision runs, and every verdict is ERROR."""
+    if product is None or not products or product in products:
+        return
+    close = difflib.get_close_matches(product, products, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    raise ConfigError(f"no decision for product '{product}' in this model, it has {', '.join(products)}{hint}")
+
+
+def _progress(arguments: argparse.Namespace) -> Progress | None:
+    """Return a progress bar, None where it would be drawn between records on the same terminal."""
+    if not arguments.jsonl and sys.stdout.isatty() and sys.stderr.isatty():
+        return None
+    return Progress(arguments.max_frames, unit="frames", label="inspect")
+
+
+def _report(arguments: argparse.Namespace, summary: dict[str, Any], detector: "SnlDetector", failure: BaseException | None) -> None:
+    from snl_runtime.summary import summary_lines
+
+    if failure is None or summary["captured"]:
+        for line in summary_lines(summary):
+            print(line, file=sys.stderr)
+    if arguments.json:
+        where = {"engine": arguments.engine, "model_sha256": detector.model_sha256, "product": arguments.product, "records": arguments.jsonl}
+        error = None if failure is None else one_line(failure)
+        print(json.dumps(where | summary | {"error": error}, allow_nan=False))
+
+
+def _report_undelivered(pipeline: "Pipeline", records: "Sink") -> None:
+    """Print the records that found no place, so that they are not lost with the process, and count the pictures."""
+    from snl_runtime.sinks import record_line
+
+    lost = [missed for missed in pipeline.undelivered if missed.sink is records]
+    pictures = len(pipeline.undelivered) - len(lost)
+    if lost:
+        print(f"{PROGRAM}: {len(lost)} records could not be written, here they are:", file=sys.stderr)
+    for missed in lost:
+        print(record_line(missed.frame, missed.result), file=sys.stderr)
+    if pictures:
+        print(f"{PROGRAM}: {pictures} pictures were not saved; their records are complete", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Make a service manager's stop end the run as Ctrl-C does: what is under way is delivered and the summary printed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _whole_number(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {text}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
