@@ -1,0 +1,8 @@
+"""``python -m snl_export`` is ``snl-export``."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,242 @@
+"""Checkpoint in, verified bundle out: x.onnx, x.golden.npz and x.json, all or nothing."""
+
+import contextlib
+import datetime
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from snl_runtime.errors import ConfigError, GoldenSampleError, ManifestError, ParityRefusedError, SinkError
+from snl_runtime.files import sha256_file
+from snl_runtime.golden import GoldenSamples, golden_path, write_golden
+from snl_runtime.manifest import Decision, EngineEntry, Manifest, ParityReport, manifest_path, read_manifest, write_manifest
+from snl_runtime.manifest_codec import canonical_json
+from snl_runtime.scorer import Scorer
+from snl_train.checkpoint import Checkpoint, load_checkpoint
+from snl_train.evaluation import CheckpointScorer
+
+from . import gate, onnx_export
+from .frames import FrameSet, derived_frames, folder_frames
+from .graph import DEFAULT_TILE_ROWS, AffinityLayout, Precision, SnlGraph
+from .onnx_export import BatchSize
+from .provenance import portable_part
+from .publishing import publish, restore_interrupted
+
+logger = logging.getLogger(__name__)
+
+SMALL_SIZE_PX = 32
+"""Input size of the export that the slow reference evaluator runs; the smallest that every method takes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions:
+    """How a checkpoint is exported.
+
+    Attributes:
+        precision: fp32, or fp16 for half-precision convolutions.
+        batch: Images per call.
+        tile_rows: Rows of the affinity matrix that exist at a time.
+        layout: Which tiles of it are computed.
+        frames: Folder of pictures for the parity gate; None derives them from the golden samples.
+        device: Where the checkpoint runs for reference: cpu, cuda, cuda:N or auto.
+    """
+
+    precision: Precision = "fp32"
+    batch: BatchSize = field(default_factory=BatchSize)
+    tile_rows: int = DEFAULT_TILE_ROWS
+    layout: AffinityLayout = "rows"
+    frames: Path | None = None
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedBundle:
+    """What an export wrote.
+
+    Attributes:
+        model_path: The ONNX file; manifest and golden samples lie beside it.
+        manifest: The manifest as written.
+        files: Hash of every file, by path.
+        notes: What a person should know, one sentence each.
+    """
+
+    model_path: Path
+    manifest: Manifest
+    files: Mapping[Path, str]
+    notes: Sequence[str]
+
+
+def export_bundle(
+    checkpoint_path: Path, model_path: Path, options: ExportOptions, *, on_stage: Callable[[str], None] = logger.info
+) -> ExportedBundle:
+    """Export a checkpoint, compare the file with it, and only then put the bundle in place.
+
+    Decisions in the manifest that is replaced are kept as history; they apply only if the new file has the hash they were fitted on, which it has
+    when the same checkpoint is exported again with the same options and versions.
+
+    Args:
+        checkpoint_path: ``x.pt``.
+        model_path: ``x.onnx`` to write; ``x.json`` and ``x.golden.npz`` appear beside it.
+        options: Precision, batch, tiles and frames of the gate.
+        on_stage: Called with what is done next.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be loaded.
+        ConfigError: If an option does not fit the checkpoint.
+        DataError: If a frame of the gate cannot be read.
+        ManifestError: If the manifest that would be replaced cannot be read, so that its decisions would be lost.
+        ParityRefusedError: If the exported file does not score like the checkpoint; nothing is written then.
+        SinkError: If a file cannot be written.
+    """
+    if model_path.suffix != ".onnx":
+        raise ConfigError(f"--out must end in .onnx, got {model_path.name}")
+    frames = None if options.frames is None else folder_frames(options.frames)
+    notes = []
+    if restore_interrupted(model_path.parent, stem=model_path.stem):
+        notes.append(f"an earlier export to {model_path} was killed half-way; the files from before it were put back first")
+    earlier = _earlier_manifest(model_path)
+    on_stage("load the checkpoint")
+    checkpoint = load_checkpoint(checkpoint_path)
+    with _staging_folder(model_path) as staging:
+        export = _Export(checkpoint, checkpoint_path, options, staging / model_path.name)
+        on_stage("write the ONNX graph")
+        export.write_model()
+        on_stage("score the golden samples with the checkpoint")
+        golden = export.write_golden()
+        draft = write_manifest(manifest_path(export.path), export.manifest(earlier))
+        on_stage("compare the file with the checkpoint")
+        reports = export.check(golden, frames or derived_frames(golden.images), export.comparable_decisions(earlier))
+        written = write_manifest(manifest_path(export.path), replace(draft, parity=reports))
+        on_stage("put the files in place")
+        _open_as_users_do(export.path)
+        staged = [export.path, golden_path(export.path), manifest_path(export.path)]
+        files = {model_path.with_name(path.name): sha256_file(path) for path in staged}
+        publish(staged, model_path.parent, stem=model_path.stem)
+    return ExportedBundle(model_path=model_path, manifest=written, files=files, notes=[*notes, *_decision_notes(written)])
+
+
+class _Export:
+    """One export in its staging folder."""
+
+    def __init__(self, checkpoint: Checkpoint, checkpoint_path: Path, options: ExportOptions, path: Path) -> None:
+        if len(checkpoint.golden_images) == 0:
+            raise ConfigError(f"{checkpoint_path} holds no golden samples to prove an export with; train again with golden_samples 1 or more")
+        self.path = path
+        self._checkpoint = checkpoint
+        self._checkpoint_sha256 = sha256_file(checkpoint_path)
+        self._reference_name = f"checkpoint {checkpoint_path.name}"
+        self._options = options
+        self._reference = CheckpointScorer(checkpoint, options.device)
+        self._graph = self._make_graph(self._reference.size_hw, options.precision)
+        self._portable = portable_part(
+            checkpoint,
+            checkpoint_sha256=self._checkpoint_sha256,
+            precision=options.precision,
+            batch=options.batch,
+            tile_rows=options.tile_rows,
+            layout=options.layout,
+        )
+
+    def write_model(self) -> None:
+        onnx_export.export_onnx(
+            self._graph, self.path, size_hw=self._reference.size_hw, batch=self._options.batch, metadata=canonical_json(self._portable)
+        )
+
+    def write_golden(self) -> GoldenSamples:
+        images = np.ascontiguousarray(self._checkpoint.golden_images)
+        answers = [self._reference.score_inputs(image[None]) for image in images]
+        scores, maps = (np.concatenate([answer[i] for answer in answers]).astype(np.float32) for i in range(2))
+        try:
+            golden = GoldenSamples(images=images, scores=scores, maps=maps)
+        except GoldenSampleError as error:
+            raise ParityRefusedError(f"{self._reference_name} gives no usable scores: {error}; nothing was written; train again") from error
+        write_golden(golden_path(self.path), golden)
+        return golden
+
+    def manifest(self, earlier: Manifest | None) -> Manifest:
+        sha256 = sha256_file(self.path)
+        golden = golden_path(self.path)
+        engines: list[EngineEntry] = [] if earlier is None else [engine for engine in earlier.engines if engine.onnx_sha256 == sha256]
+        return Manifest(
+            **self._portable,
+            model_file=self.path.name,
+            model_sha256=sha256,
+            files={self.path.name: sha256, golden.name: sha256_file(golden)},
+            engines=engines,
+            decisions=[] if earlier is None else earlier.decisions,
+            created_at=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        )
+
+    def comparable_decisions(self, earlier: Manifest | None) -> list[Decision]:
+        """Return the newest decision of each product that an export of this same checkpoint was given: its verdicts must not flip."""
+        if earlier is None or earlier.training.get("checkpoint_sha256") != self._checkpoint_sha256:
+            return []
+        return list(earlier.decisions_for(earlier.model_sha256).values())
+
+    def check(self, golden: GoldenSamples, frames: FrameSet, decisions: Sequence[Decision]) -> list[ParityReport]:
+        precision, name = self._options.precision, self._reference_name
+        reports = [gate.check_export(self.path, self._reference, golden, frames, reference_name=name, precision=precision, decisions=decisions)]
+        if precision == "fp32":
+            return reports
+        reports.append(gate.check_half(self._graph, self.path, self._reference, golden, frames, reference_name=name))
+        small, small_full = (self._make_graph((SMALL_SIZE_PX, SMALL_SIZE_PX), which) for which in (precision, "fp32"))
+        reports.append(gate.check_half_by_reference(small, small_full, self.path, golden, reference_name=name))
+        return reports
+
+    def _make_graph(self, size_hw: tuple[int, int], precision: Precision) -> SnlGraph:
+        return SnlGraph(
+            self._checkpoint.build_model(),
+            self._checkpoint.config.score,
+            size_hw=size_hw,
+            precision=precision,
+            tile_rows=self._options.tile_rows,
+            layout=self._options.layout,
+        )
+
+
+def _open_as_users_do(path: Path) -> None:
+    try:
+        with Scorer(path):
+            return
+    except (GoldenSampleError, ManifestError) as error:
+        raise ParityRefusedError(f"the exported bundle does not open: {error}") from error
+
+
+def _earlier_manifest(model_path: Path) -> Manifest | None:
+    path = manifest_path(model_path)
+    if not path.exists():
+        return None
+    try:
+        return read_manifest(path)
+    except ManifestError as error:
+        raise ManifestError(f"{error}; its decisions would be lost: move {path.name} away or choose another --out") from error
+
+
+def _decision_notes(manifest: Manifest) -> list[str]:
+    applying = manifest.decisions_for(manifest.model_sha256)
+    missing = sorted({decision.product for decision in manifest.decisions} - set(applying))
+    if not missing:
+        return []
+    return [f"decisions of an earlier file are kept as history and do not apply to this one: calibrate again for {', '.join(missing)}"]
+
+
+@contextlib.contextmanager
+def _staging_folder(model_path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside the target, on its file system, and remove it afterwards whatever happened."""
+    folder = model_path.parent / f".{model_path.stem}.export"
+    try:
+        model_path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)  # a killed export left it
+        folder.mkdir()
+    except OSError as error:
+        raise SinkError(f"cannot write into {model_path.parent}: {error.strerror or error}; check the folder and its permissions") from error
+    try:
+        yield folder
+    except OSError as error:
+        raise SinkError(f"cannot write {model_path}: {error.strerror or error}; check the free space") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

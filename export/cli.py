@@ -1,0 +1,147 @@
+"""``snl-export``: a checkpoint in, a verified ONNX bundle out."""
+
+import argparse
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from snl_runtime.commandline import EXIT_OK, CommandParser, run_command
+
+if TYPE_CHECKING:
+    from snl_runtime.manifest import ParityReport
+
+    from .bundle_writer import ExportedBundle
+    from .engines import EnginePlan
+
+PROGRAM = "snl-export"
+_EXAMPLE = """
+snl-export --ckpt line.pt
+snl-export --ckpt line.pt --fp16 --frames parts/bottle/test --out station/line.onnx
+"""
+_PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``snl-export`` and return its exit status."""
+    options = build_parser().parse_args(argv)
+    return run_command(lambda: _run(options), program=PROGRAM)
+
+
+def build_parser() -> CommandParser:
+    """Return the parser; it needs neither torch nor onnx."""
+    parser = CommandParser(PROGRAM, "Export a checkpoint to one ONNX file and prove that it scores like the checkpoint.", example=_EXAMPLE)
+    parser.add_argument("--ckpt", type=Path, metavar="FILE", required=True, help="checkpoint of snl-train (x.pt)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="ONNX file to write; x.json and x.golden.npz join it (default: beside --ckpt)")
+    parser.add_argument("--fp16", action="store_true", help="half-precision convolutions and affinity operands; norms, means and scores stay fp32")
+    parser.add_argument(
+        "--frames",
+        type=Path,
+        metavar="DIR",
+        help="pictures for the parity check (default: crops, flips and noise of the golden samples)",
+    )
+    parser.add_argument("--batch", default="dynamic", metavar="N", help="images per call: N exactly, 1..N, or dynamic for 1..8 (default: dynamic)")
+    parser.add_argument("--tile-rows", type=int, metavar="N", help="rows of the affinity matrix that exist at a time (default: 256)")
+    parser.add_argument(
+        "--affinity-layout", choices=("rows", "triangle"), default="rows", help="tiles of the affinity matrix; triangle suits CPUs (default: rows)"
+    )
+    parser.add_argument("--engine", choices=("tensorrt", "tensorrt-rtx", "none"), help="also build an engine for one GPU with this library")
+    parser.add_argument("--sm", metavar="A,B", help="compute capabilities of the engine, e.g. 86,89,120 (tensorrt-rtx; default: Ampere and later)")
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="where the checkpoint runs: cpu, cuda, cuda:N or auto (default: cpu)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    _need_packages()
+    from .bundle_writer import ExportOptions, export_bundle
+    from .engines import build_engines, plan_engines
+    from .graph import DEFAULT_TILE_ROWS
+    from .onnx_export import BatchSize
+
+    capabilities = _compute_capabilities(options.sm)
+    plan = plan_engines(options.engine, capabilities)
+    export_options = ExportOptions(
+        precision="fp16" if options.fp16 else "fp32",
+        batch=BatchSize.parse(options.batch),
+        tile_rows=DEFAULT_TILE_ROWS if options.tile_rows is None else options.tile_rows,
+        layout=options.affinity_layout,
+        frames=options.frames,
+        device=options.device,
+    )
+    model_path = options.out if options.out is not None else options.ckpt.with_suffix(".onnx")
+    bundle = export_bundle(options.ckpt, model_path, export_options, on_stage=_say)
+    engines = build_engines(bundle.model_path, plan, compute_capabilities=capabilities)
+    if options.json:
+        print(json.dumps(_as_plain(bundle, plan, engines), allow_nan=False))
+        return EXIT_OK
+    _print_text(bundle, plan, engines)
+    return EXIT_OK
+
+
+def _print_text(bundle: "ExportedBundle", plan: "EnginePlan", engines: Sequence[Path]) -> None:
+    for report in bundle.manifest.parity:
+        print(_parity_line(report))
+    for path, sha256 in bundle.files.items():
+        print(f"{path}  sha256 {sha256}")
+    for engine in engines:
+        print(engine)
+    if plan.why_not is not None:
+        print(f"no engine was built: {plan.why_not}")
+    for note in bundle.notes:
+        print(note)
+
+
+def _parity_line(report: "ParityReport") -> str:
+    figures = [
+        f"map {report.map_max_abs:.2g} (p99 {report.map_p99_abs:.2g})",
+        f"score {report.score_max_abs:.2g} (p99 {report.score_p99_abs:.2g})",
+        f"largest map value {report.map_scale:.4g}",
+        f"allowed {report.tolerance:g} of each frame's largest map value",
+        f"{report.flips} flips",
+    ]
+    if report.auroc_drift is not None:
+        figures.append(f"image AUROC moves by {100 * report.auroc_drift:.2f} points")
+    return (
+        f"parity passed on {report.frame_count} frames ({report.frames_source}) against {report.reference}, {report.verified_on}: "
+        f"largest differences {', '.join(figures)}"
+    )
+
+
+def _as_plain(bundle: "ExportedBundle", plan: "EnginePlan", engines: Sequence[Path]) -> dict[str, Any]:
+    from snl_runtime.manifest_codec import to_plain
+
+    return {
+        "model": str(bundle.model_path),
+        "model_sha256": bundle.manifest.model_sha256,
+        "files": {str(path): sha256 for path, sha256 in bundle.files.items()},
+        "parity": [to_plain(report) for report in bundle.manifest.parity],
+        "engines": [str(engine) for engine in engines],
+        "no_engine_because": plan.why_not,
+        "notes": list(bundle.notes),
+    }
+
+
+def _compute_capabilities(text: str | None) -> list[str]:
+    from snl_runtime.errors import ConfigError
+
+    if text is None:
+        return []
+    names = [name.strip() for name in text.split(",")]
+    if not all(name.isdecimal() and len(name) in (2, 3) for name in names):
+        raise ConfigError(f"--sm must list compute capabilities such as 86,89,120, got {text!r}")
+    return names
+
+
+def _need_packages() -> None:
+    from snl_runtime.errors import BackendUnavailableError
+
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BackendUnavailableError(f"snl-export needs {', '.join(missing)}: pip install 'snl-edge[train,export]'")
+
+
+def _say(stage: str) -> None:
+    print(f"{PROGRAM}: {stage}", file=sys.stderr)

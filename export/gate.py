@@ -1,0 +1,137 @@
+"""The parity gate of an exported ONNX file: which checks a precision needs, on which pictures."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from snl_runtime.files import sha256_file
+from snl_runtime.golden import GoldenSamples
+from snl_runtime.manifest import Decision, ParityReport
+from snl_runtime.preprocess import InputSpec, prepare, resize
+from snl_runtime.progress import Progress
+from snl_runtime.scorer import Scorer
+from snl_train.evaluation import CheckpointScorer
+
+from .frames import FrameSet
+from .graph import SnlGraph
+from .half_check import HalfAnswer, evaluate_by_reference, evaluate_in_half
+from .parity import LIMITS, ParityMeter, ScoredFrame, compare, refuse_unless_passed
+from .provenance import torch_half, verified_on
+
+HALF_FRAMES = 8
+"""Frames besides the golden samples that are evaluated in true half."""
+_ADVICE = "nothing was written; keep the earlier export, and report this with the versions of torch, onnx and onnxruntime"
+_HALF_ADVICE = "nothing was written; export without --fp16, or train with smaller activations"
+
+
+def check_export(
+    path: Path,
+    reference: CheckpointScorer,
+    golden: GoldenSamples,
+    frames: FrameSet,
+    *,
+    reference_name: str,
+    precision: str,
+    decisions: Sequence[Decision],
+) -> ParityReport:
+    """Compare the file, run by ONNX Runtime through everything that runs on the line, with the checkpoint.
+
+    Args:
+        path: The ONNX file with its manifest beside it.
+        reference: The checkpoint.
+        golden: Golden samples with what the checkpoint gave.
+        frames: Pictures besides them.
+        reference_name: Name of the checkpoint for messages.
+        precision: Whose limits apply.
+        decisions: Thresholds that no frame may cross.
+
+    Raises:
+        ParityRefusedError: If a limit is exceeded.
+    """
+    meter = ParityMeter(LIMITS[precision], decisions)
+    total = len(golden.images) + frames.count
+    # The golden check would stop at its own, wider tolerance and hide the figures.
+    with Scorer(path, golden_check=False) as subject, Progress(total, unit="frames", label="parity") as progress:
+        compare(reference, subject, golden, frames, meter=meter, on_frame=progress.advance)
+        runs_on = verified_on(subject.backend.name, subject.backend.device)
+    report = meter.report(
+        subject_file=path.name, subject_sha256=sha256_file(path), reference=reference_name, frames_source=frames.source, verified_on=runs_on
+    )
+    refuse_unless_passed(report, advice=_ADVICE)
+    return report
+
+
+def check_half(
+    graph: SnlGraph, path: Path, reference: CheckpointScorer, golden: GoldenSamples, frames: FrameSet, *, reference_name: str
+) -> ParityReport:
+    """Compare the fp16 graph, evaluated with every half tensor stored as half, with the checkpoint.
+
+    Raises:
+        ParityRefusedError: If a limit is exceeded or a layer overflows; the message names the layer.
+    """
+    spec = InputSpec(size_hw=reference.size_hw)
+    chosen = list(itertools.islice(frames, HALF_FRAMES))
+    inputs = [*golden.images, *(prepare(frame.image_rgb, "rgb", spec) for frame in chosen)]
+    names = [*(f"golden {i}" for i in range(len(golden.images))), *(frame.name for frame in chosen)]
+    meter = ParityMeter(LIMITS["fp16"])
+    with Progress(len(inputs), unit="frames", label="parity in true half") as progress:
+        for name, image in zip(names, inputs):
+            answer = evaluate_in_half(graph, image[None])
+            _add(meter, name, reference.score_inputs(image[None]), answer)
+            if answer.overflow is not None:
+                meter.fail(f"{name}: layer {answer.overflow} leaves the range of half (65504)")
+            progress.advance()
+    report = meter.report(
+        subject_file=path.name,
+        subject_sha256=sha256_file(path),
+        reference=reference_name,
+        frames_source=f"golden samples and the first {len(chosen)} of {frames.source}",
+        verified_on=torch_half(),
+    )
+    refuse_unless_passed(report, advice=_HALF_ADVICE)
+    return report
+
+
+def check_half_by_reference(small: SnlGraph, small_full: SnlGraph, path: Path, golden: GoldenSamples, *, reference_name: str) -> ParityReport:
+    """Compare a small fp16 export, run by the ONNX project's reference evaluator, with the same weights in fp32.
+
+    Args:
+        small: The fp16 graph at a small input size.
+        small_full: The fp32 graph at that size.
+        path: The exported file, which the report is about.
+        golden: Golden samples; the first one is shrunk to the small size.
+        reference_name: Name of the checkpoint for messages.
+
+    Raises:
+        ParityRefusedError: If a limit is exceeded.
+    """
+    image = resize(golden.images[0], small.size_hw)[None]
+    meter = ParityMeter(LIMITS["fp16"])
+    expected = evaluate_in_half(small_full, image)  # nothing in this graph is half
+    _add(meter, "golden 0, shrunk", (expected.scores, expected.maps), evaluate_by_reference(small, image))
+    height, width = small.size_hw
+    report = meter.report(
+        subject_file=path.name,
+        subject_sha256=sha256_file(path),
+        reference=f"{reference_name} at {height}x{width} pixels",
+        frames_source="one golden sample, shrunk",
+        verified_on=f"onnx {onnx.__version__} reference evaluator, cpu; not verified on a device",
+    )
+    refuse_unless_passed(report, advice=_HALF_ADVICE)
+    return report
+
+
+def _add(meter: ParityMeter, name: str, expected: tuple[np.ndarray, np.ndarray], answer: HalfAnswer) -> None:
+    scores, maps = expected
+    meter.add(
+        ScoredFrame(
+            name=name,
+            reference_score=float(scores[0]),
+            reference_map=maps[0],
+            subject_score=float(answer.scores[0]),
+            subject_map=answer.maps[0],
+        )
+    )

@@ -1,0 +1,140 @@
+"""Putting a finished bundle in place of an earlier one, so that no reader ever opens a mixture.
+
+Three files cannot be renamed at once. The order is: keep links to the earlier files, rename the model and the golden samples, rename the manifest
+last, drop the links. An error on the way puts the earlier files back. If the process is killed on the way, the hashes in the manifest do not fit the
+files beside it, so every reader refuses them, and ``restore_interrupted`` (run by the next export) puts the earlier files back.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from snl_runtime.errors import ManifestError, SinkError
+from snl_runtime.files import sha256_file
+from snl_runtime.manifest import read_manifest
+
+_NAMES = "names"
+
+
+def publish(staged: Sequence[Path], folder: Path, *, stem: str) -> None:
+    """Move finished files into ``folder``, over earlier ones of the same names.
+
+    Args:
+        staged: Files in the order in which they appear, the manifest last; on the same file system as ``folder``.
+        folder: Where they go.
+        stem: Name of the bundle without suffix.
+
+    Raises:
+        SinkError: If a file cannot be written; the earlier files are then back in place and none of the new ones is left.
+    """
+    kept = _kept_folder(folder, stem)
+    try:
+        for path in staged:
+            _flush(path)
+        _keep(kept, folder, [path.name for path in staged])
+        for path in staged:
+            path.replace(folder / path.name)
+        _flush(folder)
+    except BaseException as error:  # Ctrl-C included
+        _put_back(kept, folder)
+        if isinstance(error, OSError):
+            raise SinkError(
+                f"cannot write {folder / stem}.*: {error.strerror or error}; check the folder, its permissions and the free space"
+            ) from error
+        raise
+    _drop(kept)
+
+
+def restore_interrupted(folder: Path, *, stem: str) -> bool:
+    """Undo an export that was killed while it replaced files; return whether there was one to undo.
+
+    Raises:
+        SinkError: If the earlier files cannot be put back.
+    """
+    kept = _kept_folder(folder, stem)
+    shutil.rmtree(_dropped_folder(kept), ignore_errors=True)
+    shutil.rmtree(_unfinished_folder(kept), ignore_errors=True)
+    if not kept.is_dir():
+        return False
+    if _is_whole(folder / f"{stem}.json"):  # killed before the first rename or after the last one
+        _drop(kept)
+        return False
+    try:
+        _put_back(kept, folder)
+    except OSError as error:
+        raise SinkError(f"cannot put the files of {kept} back: {error.strerror or error}; move them into {folder} by hand") from error
+    return True
+
+
+def _keep(kept: Path, folder: Path, names: Sequence[str]) -> None:
+    unfinished = _unfinished_folder(kept)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    for name in names:
+        if (folder / name).exists():
+            _link(folder / name, unfinished / name)
+    # A name that is listed and not kept did not exist before: putting back means removing it.
+    (unfinished / _NAMES).write_text("\n".join(names), encoding="utf-8")
+    _flush(unfinished / _NAMES)
+    unfinished.replace(kept)
+
+
+def _put_back(kept: Path, folder: Path) -> None:
+    shutil.rmtree(_unfinished_folder(kept), ignore_errors=True)
+    if not kept.is_dir():
+        return
+    for name in (kept / _NAMES).read_text(encoding="utf-8").splitlines():
+        if not (kept / name).exists():
+            (folder / name).unlink(missing_ok=True)
+            continue
+        again = kept / f"{name}.again"  # the kept file itself stays until all are back: this may be killed too
+        again.unlink(missing_ok=True)
+        _link(kept / name, again)
+        again.replace(folder / name)
+    _flush(folder)
+    _drop(kept)
+
+
+def _drop(kept: Path) -> None:
+    dropped = _dropped_folder(kept)
+    shutil.rmtree(dropped, ignore_errors=True)
+    kept.replace(dropped)  # at once: a half-deleted folder must not be taken for kept files
+    shutil.rmtree(dropped, ignore_errors=True)
+
+
+def _kept_folder(folder: Path, stem: str) -> Path:
+    return folder / f".{stem}.replaced"
+
+
+def _unfinished_folder(kept: Path) -> Path:
+    return kept.with_name(f"{kept.name}.unfinished")
+
+
+def _dropped_folder(kept: Path) -> Path:
+    return kept.with_name(f"{kept.name}.dropped")
+
+
+def _is_whole(manifest_path: Path) -> bool:
+    try:
+        manifest = read_manifest(manifest_path)
+        return all(sha256_file(manifest_path.with_name(name)) == sha256 for name, sha256 in manifest.files.items())
+    except (ManifestError, OSError):
+        return False
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # no hard links here (FAT, some network shares)
+        shutil.copy2(source, target)
+
+
+def _flush(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":  # Windows cannot open a folder; there the rename itself is journalled
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
