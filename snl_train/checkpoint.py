@@ -6,7 +6,7 @@
 import io
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,8 @@ class Checkpoint:
         from snl_train.models import build_model  # torchvision loads slowly, and reading a checkpoint does not need it
 
         try:
-            model = build_model(replace(self.config.model, teacher_weights="random"))  # the real ones are in the state dict
+            with torch.random.fork_rng(devices=[]):
+                model = build_model(self.config.model, load_teacher_weights=False)
             model.load_state_dict(dict(self.state_dict), strict=True)
         except (RuntimeError, ValueError, SnlError) as error:
             raise CheckpointError(f"the weights in the checkpoint do not fit its configuration: {_first_line(error)}") from error

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The commands ``snl-train`` and ``snl-eval``."""

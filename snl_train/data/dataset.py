@@ -13,12 +13,13 @@ import numpy.typing as npt
 from snl_runtime.images import read_image
 from snl_runtime.preprocess import resize
 from snl_runtime.types import Image
+from snl_train.config import DataConfig
 from snl_train.data.checks import check_dataset
 from snl_train.data.layouts import list_dataset
 from snl_train.data.samples import Sample
-from snl_train.data.sampling import hold_out
+from snl_train.data.sampling import hold_out, limit_per_class
 
-DEFAULT_CACHE_BYTES = 4 << 30
+DEFAULT_CACHE_BYTES = 2 << 30
 
 
 class NetworkInputs:
@@ -101,9 +102,8 @@ def load_training_data(
     root: Path | str,
     size_hw: tuple[int, int],
     *,
-    share_held_out: float = 0.0,
+    config: DataConfig,
     seed: int = 0,
-    skip_unreadable: bool = False,
     threads: int | None = None,
     on_listed: Callable[[int], Callable[[], None]] | None = None,
 ) -> TrainingData:
@@ -112,18 +112,17 @@ def load_training_data(
     Args:
         root: Folder in one of the layouts of ``snl_train.data.layouts``.
         size_hw: Height and width of the network's input.
-        share_held_out: Part of each class's good training images that is not trained on.
-        seed: Chooses which.
-        skip_unreadable: Leave unreadable files out instead of raising.
+        config: What is held out, how many images are used, what may be left out, how much memory they may take.
+        seed: Chooses the images that are held out or used.
         threads: Images decoded at once; None takes one per processor.
         on_listed: Called with the number of images before they are read; what it returns is called after each image.
 
     Raises:
         DataError: As ``read_dataset``.
-        ConfigError: If ``share_held_out`` leaves a class without images.
+        ConfigError: If the hold-out leaves a class without images.
     """
     index = list_dataset(root)
-    inputs = NetworkInputs(size_hw, threads=threads)
+    inputs = NetworkInputs(size_hw, budget_bytes=config.cache_mib << 20, threads=threads)
     report = on_listed(len(index.train) + len(index.test)) if on_listed is not None else None
 
     def on_image(sample: Sample, image: Image) -> None:
@@ -131,8 +130,9 @@ def load_training_data(
         if report is not None:
             report()
 
-    index = check_dataset(index, skip_unreadable=skip_unreadable, threads=threads, on_image=on_image)
-    samples, kept_back = hold_out(index.train, share_held_out, seed=seed)
+    index = check_dataset(index, skip_unreadable=config.skip_unreadable, threads=threads, on_image=on_image)
+    samples, kept_back = hold_out(index.train, config.hold_out, seed=seed)
+    samples = limit_per_class(samples, config.max_per_class, seed=seed)
     inputs.keep_only(samples)
     return TrainingData(
         root=index.root,

@@ -105,6 +105,17 @@ def hold_out(samples: Sequence[Sample], share: float, *, seed: int) -> tuple[lis
     return trained, [sample for sample in samples if sample.pixel_sha256 in held]
 
 
+def limit_per_class(samples: Sequence[Sample], count: int | None, *, seed: int) -> list[Sample]:
+    """Return at most ``count`` samples of each class, chosen by seed and pixels, in the given order; all of them for None."""
+    if count is None:
+        return list(samples)
+    chosen: set[Sample] = set()
+    for name in {sample.class_name for sample in samples}:
+        members = sorted((sample for sample in samples if sample.class_name == name), key=lambda sample: _lot(seed, sample.pixel_sha256))
+        chosen.update(members[:count])
+    return [sample for sample in samples if sample in chosen]
+
+
 def choose_golden(samples: Sequence[Sample], *, per_class: int = 2, at_most: int = 16, seed: int) -> list[int]:
     """Return the numbers of the samples that travel with the model, ``per_class`` of each class in turn, ``at_most`` in all."""
     rounds: list[list[int]] = [[] for _ in range(per_class)]

@@ -1,0 +1,114 @@
+"""``x.resume.pt``: what an interrupted training needs to go on, beside the checkpoint that it is writing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from snl_runtime.errors import CheckpointError, ConfigError, DataError, SnlError
+from snl_train.checkpoint import read_tensors, write_tensors
+from snl_train.config import TrainConfig, from_plain, to_plain
+
+SCHEMA = 1
+_KIND = "snl-edge training state"
+_MAY_DIFFER = frozenset({"device", "preset", "data.cache_mib", "data.skip_unreadable"})
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class ResumePoint:
+    """A training between two steps.
+
+    Attributes:
+        config: Resolved settings.
+        data_fingerprint: Hash of the training images in their order.
+        image_count: Number of training images.
+        state: What ``Trainer.state_dict`` gave.
+        started_at: When the training first began, ISO 8601, UTC.
+    """
+
+    config: TrainConfig
+    data_fingerprint: str
+    image_count: int
+    state: Mapping[str, Any]
+    started_at: str
+
+
+def resume_path(checkpoint_path: Path) -> Path:
+    """Return where the training state of a checkpoint lies: ``x.pt`` to ``x.resume.pt``."""
+    return checkpoint_path.with_name(f"{checkpoint_path.stem}.resume.pt")
+
+
+def write_resume_point(path: Path, point: ResumePoint) -> None:
+    """Write the training state atomically.
+
+    Raises:
+        SinkError: If the file cannot be written.
+    """
+    write_tensors(
+        path,
+        {
+            "kind": _KIND,
+            "schema": SCHEMA,
+            "config": to_plain(point.config),
+            "data_fingerprint": point.data_fingerprint,
+            "image_count": point.image_count,
+            "state": dict(point.state),
+            "started_at": point.started_at,
+        },
+    )
+
+
+def read_resume_point(path: Path) -> ResumePoint:
+    """Return what ``write_resume_point`` wrote.
+
+    Raises:
+        CheckpointError: If there is no such file, or it is damaged or of another schema.
+    """
+    if not path.exists():
+        raise CheckpointError(f"there is nothing to resume: {path} does not exist; start without --resume")
+    stored = read_tensors(path, kind=_KIND, schema=SCHEMA)
+    try:
+        return ResumePoint(
+            config=from_plain(stored["config"]),
+            data_fingerprint=str(stored["data_fingerprint"]),
+            image_count=int(stored["image_count"]),
+            state=dict(stored["state"]),
+            started_at=str(stored["started_at"]),
+        )
+    except (KeyError, TypeError, ValueError, SnlError) as error:
+        raise CheckpointError(f"{path} does not hold a whole training state ({error}); start without --resume") from error
+
+
+def check_same_config(stored: TrainConfig, wanted: TrainConfig) -> None:
+    """Refuse to continue a training with settings under which it would not have come here.
+
+    More epochs are allowed where nothing depends on their number: a constant step size and no average over the last steps.
+
+    Raises:
+        ConfigError: Naming every setting that differs.
+    """
+    before, now = _flat(to_plain(stored)), _flat(to_plain(wanted))
+    may_differ = set(_MAY_DIFFER)
+    if stored.optim.schedule == "constant" and not stored.optim.average_last_share and wanted.epochs >= stored.epochs:
+        may_differ.add("epochs")
+    changed = [f"{name} was {before[name]} and is {now[name]}" for name in before if before[name] != now.get(name) and name not in may_differ]
+    if changed:
+        raise ConfigError(f"cannot resume with other settings: {', '.join(changed)}; give the same ones or start without --resume")
+
+
+def check_same_data(point: ResumePoint, *, fingerprint: str, image_count: int, root: Path) -> None:
+    """Refuse to continue a training on other images.
+
+    Raises:
+        DataError: If any training image, its class or the order differs.
+    """
+    if point.data_fingerprint != fingerprint:
+        counts = f"{image_count} images now, {point.image_count} then"
+        raise DataError(f"cannot resume: the training images in {root} are not those it began with ({counts}); start without --resume")
+
+
+def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in plain.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+    return flat

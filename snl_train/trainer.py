@@ -1,0 +1,164 @@
+"""One optimiser step after the other on one device, and everything that must be kept to continue to the bit."""
+
+import contextlib
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snl_runtime.errors import ConfigError, SnlError
+from snl_train.averaging import WeightAverage, estimate_statistics
+from snl_train.config import Device, TrainConfig
+from snl_train.losses import structural_loss
+from snl_train.models import build_model
+from snl_train.schedule import learning_rate
+
+
+class TrainingDivergedError(SnlError):
+    """The loss or a weight is no longer a finite number."""
+
+
+Augmentation = Callable[[Tensor], Tensor]
+"""Changes a batch of training images, (B, H, W, 3) uint8 to the same; draws from torch's global generator only, or a resumed training differs."""
+
+
+class Trainer:
+    """Model, optimiser and averaged weights of one training.
+
+    Args:
+        config: The whole configuration.
+        total_steps: Optimiser steps of the whole training, which the step size and the average depend on.
+        augment: Applied to every batch; None for none.
+        load_teacher_weights: False where a stored state is loaded next.
+
+    Raises:
+        ConfigError: If the device or the teacher's weights cannot be had.
+    """
+
+    def __init__(self, config: TrainConfig, *, total_steps: int, augment: Augmentation | None = None, load_teacher_weights: bool = True) -> None:
+        self._config = config
+        self._total_steps = total_steps
+        self._augment = augment
+        self.steps_done = 0
+        self.device = resolve_device(config.device)
+        torch.manual_seed(config.seed)
+        self._model = build_model(config.model, load_teacher_weights=load_teacher_weights).to(self.device).train()
+        trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+        optim = config.optim
+        self._optimizer = torch.optim.AdamW(trained, lr=optim.learning_rate, betas=optim.betas, weight_decay=optim.weight_decay)
+        self._average = WeightAverage(self._model, optim, total_steps=total_steps)
+        self._half = _half_precision(self.device) if config.mixed_precision else None
+        # bfloat16 has float32's range: only float16 gradients vanish without scaling.
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._half is torch.float16)
+
+    @property
+    def step_size(self) -> float:
+        """Step size of the next optimiser step."""
+        return learning_rate(self.steps_done, self._total_steps, self._config.optim)
+
+    def step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Train on one batch and return its losses by name, detached and on the device.
+
+        On a CPU a loss that is not finite stops the training before it reaches the weights; on CUDA that would wait for the GPU at every step, so
+        there :meth:`weights` finds it.
+
+        Args:
+            images: (B, H, W, 3) uint8 RGB.
+            labels: (B,) class numbers.
+
+        Raises:
+            TrainingDivergedError: If the loss is not finite.
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.step_size
+        if self._augment is not None:
+            images = self._augment(images)
+        inputs = self._model.normalise(images.to(self.device))
+        with torch.autocast(self.device.type, dtype=self._half) if self._half is not None else contextlib.nullcontext():
+            teacher, student = self._model(inputs)
+        losses = structural_loss(teacher, student, self._config.loss, labels=labels)  # leaves autocast by itself
+        if self.device.type == "cpu" and not math.isfinite(losses["total"].item()):
+            raise TrainingDivergedError(self._diverged("the loss"))
+        self._update(losses["total"])
+        self._average.update(self.steps_done)
+        self.steps_done += 1
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def _update(self, total: Tensor) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        self._scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+        if self._config.optim.gradient_clip:
+            self._scaler.unscale_(self._optimizer)
+            parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, self._config.optim.gradient_clip)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+
+    def weights(self, batches: Iterable[Tensor]) -> dict[str, Tensor]:
+        """Return the weights to ship, on the CPU: the averaged ones where the configuration asks for an average and it has begun.
+
+        Args:
+            batches: Training images, (B, H, W, 3) uint8, to measure batch statistics with where the average needs it; not consumed otherwise.
+
+        Raises:
+            TrainingDivergedError: If a weight is not finite.
+        """
+        state = self._average.averaged(self._model.state_dict()) if self._average.is_started else self._model.state_dict()
+        if self._average.needs_statistics:
+            twin = copy.deepcopy(self._model)
+            twin.load_state_dict(state)
+            estimate_statistics(twin, (twin.normalise(images.to(self.device)) for images in batches))
+            state = twin.state_dict()
+        for name, tensor in state.items():
+            if not torch.isfinite(tensor).all():
+                raise TrainingDivergedError(self._diverged(f"weight {name}"))
+        return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and plain values from which :meth:`load_state_dict` continues to the bit on a CPU."""
+        return {
+            "steps_done": self.steps_done,
+            "model": self._model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "average": self._average.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+
+    def load_state_dict(self, stored: Mapping[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken, the random numbers included."""
+        self.steps_done = int(stored["steps_done"])
+        self._model.load_state_dict(stored["model"])
+        self._optimizer.load_state_dict(stored["optimizer"])
+        self._average.load_state_dict(stored["average"])
+        if stored["scaler"]:
+            self._scaler.load_state_dict(stored["scaler"])
+        torch.set_rng_state(stored["random"])
+        if self.device.type == "cuda" and stored["random_cuda"] is not None:
+            torch.cuda.set_rng_state(stored["random_cuda"], self.device)
+
+    def _diverged(self, what: str) -> str:
+        return f"{what} is no longer finite at step {self.steps_done + 1} of {self._total_steps}; lower --lr or set optim.gradient_clip"
+
+
+def resolve_device(device: Device) -> torch.device:
+    """Return the device to train on.
+
+    Raises:
+        ConfigError: If CUDA was asked for and is not there.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is 'cuda', but PyTorch finds no usable GPU; install a CUDA build of PyTorch or take --device cpu")
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def _half_precision(device: torch.device) -> torch.dtype | None:
+    if device.type != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
