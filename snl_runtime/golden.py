@@ -2,6 +2,7 @@
 
 import io
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -35,6 +36,8 @@ _FOREIGN_ERRORS = (
     RecursionError,
     RuntimeError,
     SyntaxError,
+    tokenize.TokenError,
+    Warning,  # where a host program turns warnings into errors
     zipfile.BadZipFile,
     zlib.error,
 )

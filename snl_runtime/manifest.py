@@ -222,7 +222,9 @@ class Manifest:
         if self.schema != SCHEMA:
             raise ManifestError(f"has schema {self.schema}, this snl-edge reads schema {SCHEMA}; export the model again with this version")
         _check_input(self.input)
-        for name, sha256 in {self.model_file: self.model_sha256, **self.files}.items():
+        if self.files.get(self.model_file, self.model_sha256) != self.model_sha256:
+            raise ManifestError(f"gives two hashes for '{self.model_file}': {self.model_sha256[:12]} and {self.files[self.model_file][:12]}")
+        for name, sha256 in [(self.model_file, self.model_sha256), *self.files.items()]:
             if not name or name != Path(name).name or "\\" in name or not name.isprintable():
                 raise ManifestError(f"lists '{name}', which is not a plain file name")
             if len(sha256) != 64 or not _HEX_DIGITS.issuperset(sha256):
