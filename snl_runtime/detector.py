@@ -5,7 +5,6 @@ import math
 import threading
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,7 +14,16 @@ import numpy as np
 
 from snl_runtime.backends.base import Backend
 from snl_runtime.decision import Ruling, check_output, error, frame_statistics
-from snl_runtime.errors import BackendError, BackendTimeoutError, ConfigError, DetectorClosedError, EngineMismatchError, GoldenSampleError
+from snl_runtime.errors import (
+    BackendError,
+    BackendTimeoutError,
+    ConfigError,
+    DetectorClosedError,
+    EngineMismatchError,
+    GoldenSampleError,
+    ManifestError,
+    SignatureError,
+)
 from snl_runtime.manifest import Manifest
 from snl_runtime.preprocess import FrameError
 from snl_runtime.regions import find_regions
@@ -49,7 +57,8 @@ class SnlDetector:
         timeout_ms: How long one frame may take in the backend, and how long it may wait for the frames before it.
         threads: Most CPU threads the backend may use; None for its default.
         public_key: Ed25519 key that must have signed the manifest; None accepts unsigned manifests.
-        rebuild: Build an engine again from ``x.onnx`` if it was made for another GPU or library version.
+        rebuild: Build ``x.trt`` again from ``x.onnx`` if it is missing, altered or made for another GPU or library version. The new engine passes
+            nothing before it went through the parity gate on this device.
 
     Raises:
         ManifestError: If a file of the model is truncated, altered or of another schema; the message says what to run.
@@ -87,7 +96,13 @@ class SnlDetector:
             return Scorer(model, backend=backend, device=device, threads=threads, public_key=public_key, golden_check=False)
 
         try:
-            self._scorer = self._worker.call(lambda: _open_or_rebuild(open_scorer, Path(model), rebuild=rebuild))
+            try:
+                self._scorer = self._worker.call(open_scorer)
+            except (EngineMismatchError, ManifestError) as mismatch:
+                if not rebuild:
+                    raise
+                _rebuild(Path(model), mismatch, is_signed=public_key is not None)
+                self._scorer = self._worker.call(open_scorer)
         except BaseException:
             self._worker.stop(_nothing, _CLOSING_TIMEOUT_S)
             raise
@@ -108,6 +123,16 @@ class SnlDetector:
     def products(self) -> tuple[str, ...]:
         """Products with a decision for this very file, sorted."""
         return tuple(sorted(self._book.decisions))
+
+    @property
+    def backend_name(self) -> str:
+        """Name of the backend that runs the model."""
+        return self._scorer.backend.name
+
+    @property
+    def device(self) -> str:
+        """Where the backend runs, in its own words."""
+        return self._scorer.backend.device
 
     @property
     def model_sha256(self) -> str:
@@ -201,16 +226,16 @@ def _explain(fault: Exception) -> Ruling:
     return error("internal_error", f"{type(fault).__name__} while inspecting the frame; the log has the traceback")
 
 
-def _open_or_rebuild(open_scorer: Callable[[], Scorer], model: Path, *, rebuild: bool) -> Scorer:
-    try:
-        return open_scorer()
-    except EngineMismatchError:
-        if not rebuild:
-            raise
+def _rebuild(model: Path, mismatch: EngineMismatchError | ManifestError, *, is_signed: bool) -> None:
+    """Build an engine that is missing, altered or made for another device again; on the caller's thread, so that Ctrl-C stops it."""
+    if model.suffix.lower() != ".trt" or isinstance(mismatch, SignatureError):
+        raise mismatch
+    if is_signed:
+        raise SignatureError(f"{mismatch}; rebuilding changes the signed manifest, so rebuild and sign it where the private key is") from mismatch
     from snl_runtime.engine_builder import rebuild_engine
 
+    logger.info("rebuilding %s: %s", model.name, mismatch)
     rebuild_engine(model)
-    return open_scorer()
 
 
 class _BusyError(BackendError):
