@@ -4,20 +4,20 @@ import contextlib
 import importlib.metadata
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from snl_runtime.decision import MIN_DEVIATION, FrameStatistics, fit_frame_range, frame_statistics
+from snl_runtime.decision import MIN_DEVIATION, FrameStatistics, check_frame, fit_frame_range, frame_statistics
 from snl_runtime.errors import CalibrationRefusedError, ConfigError, DataError, ManifestError
 from snl_runtime.images import read_image
-from snl_runtime.manifest import Decision, Evidence, Manifest, manifest_path, read_manifest, write_manifest
+from snl_runtime.manifest import Decision, Evidence, FrameRange, Manifest, manifest_path, read_manifest, write_manifest
 from snl_runtime.preprocess import FrameError
 from snl_runtime.progress import Progress
 from snl_runtime.scorer import Scored, Scorer
 from snl_runtime.types import Image
 
-from .evidence import BadPart, collect_from_bad_images, collect_from_synthetic_defects, find_bad_parts, require_detection
+from .evidence import BadPart, Detection, Hardest, collect_from_bad_images, collect_from_synthetic_defects, find_bad_parts, require_detection
 from .outliers import find_outliers
 from .sample import ProductSample, find_samples, hash_pixels, listed, require_independent
 from .thresholds import ThresholdFit, check_sample_size, fit_threshold
@@ -80,7 +80,10 @@ class ProductFit:
         refusal: Why it was refused, one sentence; None if it was not.
         fit: Threshold and bound; None if the refusal came before.
         evidence: Detection counts; None if the refusal came before.
+        hardest: Kind to the defect of that kind that scored lowest; empty if the refusal came before.
         scores: Image name to score of the good parts; empty if the refusal came before.
+        outliers: The ones of them beyond median + 6 MAD, accepted or not, highest first.
+        paths: Image name to file of the good parts.
         sample_count: Number of good parts found.
         warnings: What a person should know, one sentence each.
     """
@@ -90,7 +93,10 @@ class ProductFit:
     refusal: str | None = None
     fit: ThresholdFit | None = None
     evidence: Evidence | None = None
+    hardest: dict[str, Hardest]
     scores: dict[str, float]
+    outliers: dict[str, float]
+    paths: dict[str, Path]
     sample_count: int
     warnings: list[str]
 
@@ -124,9 +130,10 @@ class _Record:
     """What is known of a product so far; it outlives a refusal."""
 
     sample: ProductSample
-    scores: dict[str, float]
+    scores: dict[str, float] = field(default_factory=dict)
+    outliers: dict[str, float] = field(default_factory=dict)
     fit: ThresholdFit | None = None
-    evidence: Evidence | None = None
+    detection: Detection | None = None
 
     def result(self, *, decision: Decision | None = None, refusal: str | None = None) -> ProductFit:
         return ProductFit(
@@ -134,8 +141,11 @@ class _Record:
             decision=decision,
             refusal=refusal,
             fit=self.fit,
-            evidence=self.evidence,
+            evidence=None if self.detection is None else self.detection.evidence,
+            hardest={} if self.detection is None else self.detection.hardest,
             scores=self.scores,
+            outliers=self.outliers,
+            paths={part.name: part.path for part in self.sample.parts},
             sample_count=len(self.sample.parts),
             warnings=self.sample.warnings,
         )
@@ -144,12 +154,12 @@ class _Record:
 def _fit_product(
     scorer: Scorer, manifest: Manifest, sample: ProductSample, bad_parts: list[BadPart] | None, options: CalibrationOptions
 ) -> ProductFit:
-    record = _Record(sample, {})
+    record = _Record(sample)
     try:
         decision = _decide(scorer, manifest, record, bad_parts, options)
     except CalibrationRefusedError as refusal:
         return record.result(refusal=str(refusal))
-    _append(scorer.bundle.path, decision, sample)
+    append_decision(scorer.bundle.path, decision, sample)
     return record.result(decision=decision)
 
 
@@ -160,18 +170,9 @@ def _decide(scorer: Scorer, manifest: Manifest, record: _Record, bad_parts: list
     statistics = _score_good_parts(scorer, record, options)
     accepted = _require_no_unknown_outlier(record, options.accept_outliers)
     fit = record.fit = fit_threshold(list(record.scores.values()), options.max_frr, options.confidence)
-
-    def score(image: Image, path: Path) -> float:
-        return _peak(_score(scorer, image, path, options))
-
-    if bad_parts is not None:
-        evidence = collect_from_bad_images(score, bad_parts, sample, manifest, fit, options.min_detection)
-    else:
-        evidence = collect_from_synthetic_defects(
-            score, sample, fit, per_kind=options.defects_per_kind, seed=options.seed, roi_xyxy=options.roi_xyxy, min_detection=options.min_detection
-        )
-    record.evidence = evidence
-    require_detection(evidence, fit)
+    frame_range = fit_frame_range(statistics)
+    detection = record.detection = _detect(scorer, manifest, record, fit, frame_range, bad_parts, options)
+    require_detection(detection.evidence, fit)
     fitted_at = datetime.now(timezone.utc).replace(microsecond=0)
     return Decision(
         product=sample.product,
@@ -179,20 +180,53 @@ def _decide(scorer: Scorer, manifest: Manifest, record: _Record, bad_parts: list
         pass_threshold=fit.pass_threshold,
         reject_threshold=fit.pass_threshold * (1 + options.review_band),
         floor=fit.floor,
-        frame_range=fit_frame_range(statistics),
+        frame_range=frame_range,
         roi_xyxy=options.roi_xyxy,
         sample_count=fit.sample_count,
         sample_sha256=sample.sha256,
         max_frr=fit.max_frr,
         confidence=fit.confidence,
         bound=fit.bound,
-        evidence=evidence,
+        evidence=detection.evidence,
         accepted_outliers=accepted,
         backend=scorer.backend.name,
         fitted_at=fitted_at.isoformat(),
         expires_at=None if options.valid_days is None else (fitted_at + timedelta(days=options.valid_days)).isoformat(),
         tool_version=importlib.metadata.version("snl-edge"),
     )
+
+
+def _detect(  # everything a decision rests on
+    scorer: Scorer,
+    manifest: Manifest,
+    record: _Record,
+    fit: ThresholdFit,
+    frame_range: FrameRange,
+    bad_parts: list[BadPart] | None,
+    options: CalibrationOptions,
+) -> Detection:
+    sample = record.sample
+    out_of_range: list[str] = []
+
+    def score(image: Image, path: Path) -> float:
+        scored = _score(scorer, image, path, options)
+        if check_frame(frame_statistics(scored.network_input), frame_range) is not None:
+            out_of_range.append(path.name)
+        return _peak(scored)
+
+    if bad_parts is not None:
+        detection = collect_from_bad_images(score, bad_parts, sample, manifest, fit, options.min_detection)
+    else:
+        detection = collect_from_synthetic_defects(
+            score, sample, fit, per_kind=options.defects_per_kind, seed=options.seed, roi_xyxy=options.roi_xyxy, min_detection=options.min_detection
+        )
+    if out_of_range:
+        total = sum(total for _, total in detection.evidence.counts.values())
+        sample.warnings.append(
+            f"{len(out_of_range)} of {total} {detection.evidence.source} change the frame so much that it leaves the commissioned range: "
+            f"such parts become ERROR on the line, whatever they score ({listed(sorted(set(out_of_range)))})"
+        )
+    return detection
 
 
 def _score_good_parts(scorer: Scorer, record: _Record, options: CalibrationOptions) -> list[FrameStatistics]:
@@ -227,6 +261,7 @@ def _peak(scored: Scored) -> float:
 
 def _require_no_unknown_outlier(record: _Record, accept: tuple[str, ...]) -> list[str]:
     report = find_outliers(record.scores)
+    record.outliers = report.scores
     accepted = [name for name in report.scores if name in accept or Path(name).name in accept]
     unknown = {name: score for name, score in report.scores.items() if name not in accepted}
     if unknown:
@@ -256,7 +291,13 @@ def _bad_parts(sample: ProductSample, options: CalibrationOptions, *, is_only: b
     return find_bad_parts(options.bad, sample.product)
 
 
-def _append(model_path: Path, decision: Decision, sample: ProductSample) -> None:
+def append_decision(model_path: Path, decision: Decision, sample: ProductSample) -> None:
+    """Add a decision to the model's manifest; what others added since it was opened is kept.
+
+    Raises:
+        ManifestError: If the manifest was altered meanwhile.
+        SinkError: If it cannot be written; then it is as it was.
+    """
     path = manifest_path(model_path)
     with _locked(path.parent):
         manifest = read_manifest(path)  # again: another calibration may have appended since the model was opened

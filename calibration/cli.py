@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snl_runtime.commandline import EXIT_OK, EXIT_REFUSED, CommandParser, run_command
+from snl_runtime.files import atomic_write_text
 from snl_runtime.opencv import load_opencv
 
 if TYPE_CHECKING:
@@ -56,6 +57,9 @@ def build_parser() -> CommandParser:
     parser.add_argument("--roi", type=_parse_roi, metavar="X0,Y0,X1,Y1", help="part of the frame to inspect, frame pixels (default: all of it)")
     parser.add_argument("--backend", metavar="NAME", help="onnxruntime, openvino or tensorrt (default: by the file's suffix)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="fixes the synthetic defects (default: 0)")
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="page with score histograms, the highest-scoring good parts and the hardest defects"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     return parser
 
@@ -69,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     load_opencv()  # the import below needs it; without it this is one line that names the extra
     from .calibrate import CalibrationOptions, calibrate
+    from .report import render_report
 
     options = CalibrationOptions(
         max_frr=arguments.max_frr,
@@ -85,6 +90,8 @@ def _run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
     )
     fits = calibrate(arguments.engine, arguments.good, options)
+    if arguments.report is not None:
+        atomic_write_text(arguments.report, render_report(str(arguments.engine), fits))
     if arguments.json:
         print(json.dumps({"engine": str(arguments.engine), "products": [_plain(fit) for fit in fits]}, allow_nan=False))
     else:
@@ -147,6 +154,7 @@ def _plain(fit: "ProductFit") -> dict[str, Any]:
         "decision": None if fit.decision is None else dataclasses.asdict(fit.decision),
         "threshold": None if fit.fit is None else dataclasses.asdict(fit.fit),
         "evidence": None if fit.evidence is None else dataclasses.asdict(fit.evidence),
+        "outliers": fit.outliers,
         "scores": fit.scores,
         "warnings": fit.warnings,
     }

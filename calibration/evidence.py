@@ -10,6 +10,7 @@ import numpy as np
 from snl_runtime.errors import CalibrationRefusedError, DataError
 from snl_runtime.images import list_images, pixel_sha256, read_image
 from snl_runtime.manifest import Evidence, Manifest
+from snl_runtime.preprocess import resize
 from snl_runtime.progress import Progress
 from snl_runtime.types import Image
 
@@ -22,8 +23,33 @@ SYNTHETIC_DEFECTS = "synthetic defects"
 CHANCE_LEVEL = 0.05
 """A detection rate that a blind model reaches with at least this probability is no evidence."""
 
+THUMBNAIL_PX = 192
+
 Score = Callable[[Image, Path], float]
 """Scores one frame; the path is for error messages."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Hardest:
+    """The lowest-scoring defect of a kind: what the model sees worst.
+
+    Attributes:
+        name: File it lies on.
+        score: Its score.
+        thumbnail: (h, w, 3) uint8 RGB, at most 192 px.
+    """
+
+    name: str
+    score: float
+    thumbnail: Image
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detection:
+    """Evidence with a picture per kind for people who look at it."""
+
+    evidence: Evidence
+    hardest: dict[str, Hardest]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +81,7 @@ def find_bad_parts(bad: Path, product: str) -> list[BadPart]:
 
 def collect_from_bad_images(
     score: Score, parts: Sequence[BadPart], sample: ProductSample, manifest: Manifest, fit: ThresholdFit, min_detection: float
-) -> Evidence:
+) -> Detection:
     """Return how many bad parts score above the pass threshold, per kind.
 
     Raises:
@@ -72,8 +98,8 @@ def collect_from_bad_images(
                 raise CalibrationRefusedError(f"bad image {part.path} has the pixels of {twin}, which counts as good; remove one of them")
             yield part.kind, image, part.path
 
-    counts = _count(score, frames(), len(parts), sample.product, fit.pass_threshold)
-    return _summarise(BAD_IMAGES, counts, min_detection)
+    counts, hardest = _count(score, frames(), len(parts), sample.product, fit.pass_threshold)
+    return Detection(evidence=_summarise(BAD_IMAGES, counts, min_detection), hardest=hardest)
 
 
 def collect_from_synthetic_defects(
@@ -85,7 +111,7 @@ def collect_from_synthetic_defects(
     seed: int,
     roi_xyxy: tuple[int, int, int, int] | None,
     min_detection: float,
-) -> Evidence:
+) -> Detection:
     """Return how many synthetic defects score above the pass threshold, per kind.
 
     They are put on the calibration images themselves, evenly spread over the sample. That flatters the model a little, because these are the frames
@@ -109,8 +135,8 @@ def collect_from_synthetic_defects(
                 rng = np.random.default_rng([seed, zlib.crc32(kind.encode()), int(part.sha256[:8], 16)])
                 yield kind, add_defect(image, kind, rng, roi_xyxy).image, part.path
 
-    counts = _count(score, frames(), len(chosen) * len(DEFECT_KINDS), sample.product, fit.pass_threshold)
-    return _summarise(SYNTHETIC_DEFECTS, counts, min_detection)
+    counts, hardest = _count(score, frames(), len(chosen) * len(DEFECT_KINDS), sample.product, fit.pass_threshold)
+    return Detection(evidence=_summarise(SYNTHETIC_DEFECTS, counts, min_detection), hardest=hardest)
 
 
 def require_detection(evidence: Evidence, fit: ThresholdFit) -> None:
@@ -135,14 +161,27 @@ def require_detection(evidence: Evidence, fit: ThresholdFit) -> None:
         )
 
 
-def _count(score: Score, frames: Iterable[tuple[str, Image, Path]], total: int, product: str, pass_threshold: float) -> dict[str, tuple[int, int]]:
+def thumbnail(image_rgb: Image, side_px: int = THUMBNAIL_PX) -> Image:
+    """Return the image shrunk to at most ``side_px``, its proportions kept."""
+    height, width = image_rgb.shape[:2]
+    scale = min(1.0, side_px / max(height, width))
+    return resize(image_rgb, (max(1, round(height * scale)), max(1, round(width * scale))))
+
+
+def _count(
+    score: Score, frames: Iterable[tuple[str, Image, Path]], total: int, product: str, pass_threshold: float
+) -> tuple[dict[str, tuple[int, int]], dict[str, Hardest]]:
     counts: dict[str, tuple[int, int]] = {}
+    hardest: dict[str, Hardest] = {}
     with Progress(total, unit="images", label=f"{product}: score defects") as progress:
         for kind, image, path in frames:
+            value = score(image, path)
             detected, seen = counts.get(kind, (0, 0))
-            counts[kind] = (detected + (score(image, path) > pass_threshold), seen + 1)
+            counts[kind] = (detected + (value > pass_threshold), seen + 1)
+            if kind not in hardest or value < hardest[kind].score:
+                hardest[kind] = Hardest(name=path.name, score=value, thumbnail=thumbnail(image))
             progress.advance()
-    return counts
+    return counts, hardest
 
 
 def _summarise(source: str, counts: dict[str, tuple[int, int]], min_detection: float) -> Evidence:

@@ -39,10 +39,10 @@ def good_frame(index, seed=0):
     return image
 
 
-def bad_frame(index):
-    """Return a part with a hole of 6 x 6 px."""
+def bad_frame(index, level=180):
+    """Return a part with a hole of 6 x 6 px; at 255 it also leaves the commissioned range of the white share."""
     image = good_frame(index, seed=9)
-    image[20 + index % 6 : 26 + index % 6, 18:24] = 255
+    image[20 + index % 6 : 26 + index % 6, 18:24] = level
     return image
 
 

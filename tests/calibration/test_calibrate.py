@@ -3,14 +3,21 @@
 import dataclasses
 import hashlib
 import math
+import threading
 from datetime import datetime, timedelta, timezone
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from snl_calibration.calibrate import CalibrationOptions, calibrate
+from snl_calibration.calibrate import CalibrationOptions, append_decision, calibrate
+from snl_calibration.sample import ProductSample
 from snl_calibration.synthetic_defects import DEFECT_KINDS
+from snl_runtime.detector import SnlDetector
 from snl_runtime.errors import ConfigError, DataError, ManifestError
+from snl_runtime.signing import sign_manifest
+from snl_runtime.types import Verdict
 
 LOOSE = CalibrationOptions(max_frr=0.1)  # 29 good parts carry it
 
@@ -154,6 +161,16 @@ def test_one_bad_image_cannot_show_that_the_model_sees(station, tools):
     tools.save(station.root / "bad" / "hole" / "0.png", tools.bad_frame(0))
     fit = _one(station, bad=station.root / "bad")
     assert "what a blind model may reach" in fit.refusal
+
+
+def test_defects_that_leave_the_commissioned_range_are_told(station, tools):
+    station.write_good(count=30)
+    for index in range(4):
+        tools.save(station.root / "bad" / "hole" / f"{index}.png", tools.bad_frame(index, level=255 if index else 180))
+    fit = _one(station, bad=station.root / "bad")
+    assert fit.decision.evidence.counts == {"hole": (4, 4)}
+    assert "3 of 4 bad images change the frame so much" in fit.warnings[0]
+    assert "(1.png, 2.png, 3.png)" in fit.warnings[0]
 
 
 def test_bad_image_with_the_pixels_of_a_good_one_is_refused(station, tools):
@@ -384,3 +401,41 @@ def test_model_without_manifest_is_refused(station):
 def test_option_out_of_range_is_a_user_error(change, flag):
     with pytest.raises(ConfigError, match=f"^{flag} must be "):
         _options(**change)
+
+
+# --- the manifest --------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_decisions_of_runs_at_the_same_time_are_all_kept(station):
+    station.write_good(count=30)
+    decision = _one(station).decision
+    sample = ProductSample(product="disk", parts=())
+    threads = [
+        threading.Thread(target=append_decision, args=(station.model, dataclasses.replace(decision, product=f"p{i}"), sample)) for i in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert {written.product for written in station.manifest().decisions} == {"disk", *(f"p{i}" for i in range(8))}
+
+
+def test_signed_manifest_is_fitted_with_the_warning_to_sign_again(station):
+    key = Ed25519PrivateKey.generate()
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    sign_manifest(station.root / "line.json", pem)
+    station.write_good(count=30)
+    fit = _one(station)
+    assert any("sign it again" in warning for warning in fit.warnings)
+    assert station.manifest().signature is None
+
+
+def test_decision_lets_good_parts_pass_and_no_bad_part(station, tools):
+    station.write_good(count=60)
+    decision = _one(station).decision
+    with SnlDetector(station.model) as detector:
+        good = [detector.detect(tools.good_frame(i, seed=77), color="rgb", product="disk") for i in range(40)]
+        bad = [detector.detect(tools.bad_frame(i), color="rgb", product="disk") for i in range(10)]
+    assert all(result.verdict is Verdict.PASS for result in good if result.score <= decision.pass_threshold)
+    assert sum(result.verdict is Verdict.PASS for result in good) >= 30
+    assert {result.verdict for result in bad} == {Verdict.REJECT}

@@ -100,3 +100,29 @@ def test_missing_opencv_is_one_line_that_names_the_extra(station):
     assert done.returncode == 2
     assert "snl-edge[cpu]" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_report_shows_outliers_and_the_hardest_defects_and_loads_nothing(station, tools, capsys, tmp_path):
+    station.write_good(count=60)
+    tools.save(station.good / "disk" / "<500>.png", tools.bad_frame(0))
+    report = tmp_path / "report.html"
+    status, _, _ = _run(capsys, "--engine", station.model, "--good", station.good, "--max-frr", 0.1, "--report", report)
+    refused = report.read_text(encoding="utf-8")
+    assert status == 3
+    assert "disk/&lt;500&gt;.png" in refused
+    assert "<500>" not in refused
+    assert "(beyond median + 6 MAD)" in refused
+    flags = ["--accept-outlier", "<500>.png", "--max-frr", 0.1, "--report", report]
+    assert _run(capsys, "--engine", station.model, "--good", station.good, *flags)[0] == 0
+    accepted = report.read_text(encoding="utf-8")
+    assert "decision written" in accepted
+    assert "missing_patch: 60 of 60" in accepted
+    assert "http" not in accepted
+    assert "<script" not in accepted
+
+
+def test_json_lists_outliers_for_scripts(station, tools, capsys):
+    station.write_good(count=60)
+    tools.save(station.good / "disk" / "500.png", tools.bad_frame(0))
+    _, out, _ = _run(capsys, "--engine", station.model, "--good", station.good, "--max-frr", 0.1, "--json")
+    assert list(json.loads(out)["products"][0]["outliers"]) == ["disk/500.png"]
