@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from snl_runtime.decision import REASON_CODES
 from snl_runtime.detector import SnlDetector
@@ -324,6 +327,37 @@ def test_control_a_scratched_frame_is_rejected(model_folder, fixtures):
         result = detector.detect(fixtures.bad_frame(1))
     assert result.verdict is Verdict.REJECT, result.reason
     assert result.regions
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_control_a_good_frame_passes_on_every_backend(backend, model_folder, fixtures):
+    pytest.importorskip(backend)
+    with SnlDetector(model_folder.write(), backend=backend, threads=1) as detector:
+        assert detector.detect(fixtures.good_frame(1)).verdict is Verdict.PASS
+        assert detector.detect(half_black(fixtures)).verdict is Verdict.ERROR
+
+
+@pytest.fixture(scope="module")
+def open_detector(fixtures, tmp_path_factory):
+    with SnlDetector(fixtures.ModelFolder(tmp_path_factory.mktemp("model")).write()) as detector:
+        yield detector
+
+
+ANY_ARRAY = hnp.arrays(
+    st.one_of(hnp.boolean_dtypes(), hnp.integer_dtypes(endianness="?"), hnp.unsigned_integer_dtypes(), hnp.floating_dtypes(), st.just(np.dtype("O"))),
+    st.one_of(hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6), st.tuples(st.integers(1, 40), st.integers(1, 40), st.just(3))),
+)
+ANY_OBJECT = st.one_of(ANY_ARRAY, st.none(), st.text(), st.binary(), st.integers(), st.lists(st.integers()), st.dictionaries(st.text(), st.floats()))
+
+
+@given(
+    frame=ANY_OBJECT, color=st.sampled_from(["bgr", "rgb", "gray", "bgra", "rgba", "", None, 3]), product=st.sampled_from([None, "bottle", "cap", 5])
+)
+@settings(max_examples=200, deadline=None)
+def test_no_object_makes_detect_raise_or_pass(open_detector, frame, color, product):
+    result = open_detector.detect(frame, color=color, product=product)
+    assert result.verdict is Verdict.ERROR
+    assert result.reason_code in REASON_CODES
 
 
 def test_every_row_has_a_name_of_its_own():

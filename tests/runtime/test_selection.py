@@ -1,0 +1,116 @@
+"""A decision applies to the file it was fitted on, and to an engine of it that passed parity without a flip; nothing else."""
+
+import dataclasses
+import math
+
+import pytest
+
+from snl_runtime.manifest import EngineEntry, ParityReport, read_manifest
+from snl_runtime.selection import DecisionBook
+
+ENGINE_SHA256 = "e" * 64
+
+
+def parity_report(**changes):
+    values = {
+        "subject_file": "line.trt",
+        "subject_sha256": ENGINE_SHA256,
+        "reference": "line.onnx",
+        "frames_source": "golden crops, flips and noise",
+        "frame_count": 64,
+        "score_max_abs": 0.0,
+        "score_p99_abs": 0.0,
+        "map_max_abs": 0.0,
+        "map_p99_abs": 0.0,
+        "map_scale": 1.0,
+        "tolerance": 0.02,
+        "auroc_drift": None,
+        "flips": 0,
+        "passed": True,
+        "failures": [],
+        "verified_on": "a device",
+        "created_at": "2024-05-01T12:00:00+00:00",
+    }
+    return ParityReport(**{**values, **changes})
+
+
+@pytest.fixture
+def manifest(model_folder):
+    model_folder.write(decisions=[{}, {"product": "cap", "pass_threshold": 9.0, "reject_threshold": 9.5, "floor": 1.0}])
+    return read_manifest(model_folder.manifest)
+
+
+def with_engine(manifest, parity):
+    entry = EngineEntry(
+        file="line.trt",
+        sha256=ENGINE_SHA256,
+        library="tensorrt",
+        library_version="10.7.0",
+        compute_capability=["8.9"],
+        precision="fp16",
+        built_at="2024-05-01T12:00:00+00:00",
+        parity=parity,
+    )
+    return manifest.with_engine(entry)
+
+
+def test_the_onnx_uses_its_own_decisions(manifest):
+    selection = DecisionBook(manifest, manifest.model_sha256).select("cap")
+    assert selection.fault is None
+    assert (selection.product, selection.threshold, selection.reject_threshold) == ("cap", 9.0, 9.5)
+
+
+def test_an_engine_with_passed_parity_and_no_flip_uses_the_decisions_of_its_onnx(manifest):
+    book = DecisionBook(with_engine(manifest, parity_report()), ENGINE_SHA256)
+    selection = book.select("cap")
+    assert selection.fault is None
+    assert manifest.model_sha256 in selection.accepted_sha256
+
+
+@pytest.mark.parametrize(
+    "parity",
+    [None, parity_report(passed=False), parity_report(flips=1), parity_report(subject_sha256="f" * 64)],
+    ids=["none", "failed", "flip", "other"],
+)
+def test_an_engine_without_passed_parity_has_no_threshold(manifest, parity):
+    book = DecisionBook(with_engine(manifest, parity), ENGINE_SHA256)
+    assert book.decisions == {}
+    for product in (None, "cap"):
+        selection = book.select(product)
+        assert selection.fault.reason_code == "no_threshold_for_engine"
+        assert "no threshold for this engine" in selection.fault.reason
+        assert math.isnan(selection.threshold)
+
+
+def test_an_engine_that_was_calibrated_itself_needs_no_parity(manifest):
+    own = dataclasses.replace(manifest.decisions[0], model_sha256=ENGINE_SHA256)
+    book = DecisionBook(with_engine(manifest, None).with_decision(own), ENGINE_SHA256)
+    assert book.select("bottle").fault is None
+    assert book.select("cap").fault.reason_code == "no_threshold_for_engine"
+
+
+def test_the_one_calibrated_product_is_used_and_named_when_none_is_given(model_folder):
+    model_folder.write()
+    manifest = read_manifest(model_folder.manifest)
+    selection = DecisionBook(manifest, manifest.model_sha256).select()
+    assert selection.fault is None
+    assert selection.product == "bottle"
+
+
+def test_several_products_and_none_given_is_the_lowest_threshold_and_no_name(manifest):
+    selection = DecisionBook(manifest, manifest.model_sha256).select()
+    thresholds = [decision.pass_threshold for decision in manifest.decisions]
+    assert selection.product is None
+    assert selection.threshold == min(thresholds)
+    assert set(selection.decisions) == {"bottle", "cap"}
+
+
+def test_an_unknown_product_names_the_known_ones(manifest):
+    fault = DecisionBook(manifest, manifest.model_sha256).select("cable").fault
+    assert fault.reason_code == "unknown_product"
+    assert "bottle, cap" in fault.reason
+
+
+def test_without_a_manifest_every_product_is_the_same_fault():
+    book = DecisionBook(None, ENGINE_SHA256)
+    assert {book.select(product).fault.reason_code for product in (None, "bottle", 7)} == {"no_manifest"}
