@@ -141,6 +141,8 @@ class OptimConfig:
     """Largest L2 norm of the gradient; 0 for no limit."""
     average_decay: float = 0.0
     """Per-step decay of an exponential average of the weights, which is what gets saved; 0 saves the last weights."""
+    average_last_share: float = 0.0
+    """Share of the last steps whose weights are averaged evenly, which is what gets saved; 0 for none."""
 
     def __post_init__(self) -> None:
         _check("optim.learning_rate", self.learning_rate, "positive", _is_positive(self.learning_rate))
@@ -149,6 +151,9 @@ class OptimConfig:
         _check("optim.warmup_share", self.warmup_share, "in [0, 1)", 0 <= self.warmup_share < 1)
         _check("optim.gradient_clip", self.gradient_clip, "0 or more", math.isfinite(self.gradient_clip) and self.gradient_clip >= 0)
         _check("optim.average_decay", self.average_decay, "in [0, 1)", 0 <= self.average_decay < 1)
+        _check("optim.average_last_share", self.average_last_share, "in [0, 1]", 0 <= self.average_last_share <= 1)
+        if self.average_decay and self.average_last_share:
+            raise ConfigError("optim.average_decay and optim.average_last_share exclude each other; set one of them to 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,8 +207,8 @@ class TrainConfig:
     """Where to train; auto takes CUDA if there is a GPU."""
     mixed_precision: bool = True
     """Half-precision backbones on CUDA; of no effect on a CPU."""
-    golden_samples: int = 8
-    """Training images kept in the checkpoint to prove later that an exported file scores the same."""
+    golden_samples: int = 16
+    """Most training images kept in the checkpoint to prove later that an exported file scores the same; two of each class."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "golden_samples"):
