@@ -85,6 +85,9 @@ def check_arrays(
             got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
             wanted = ("N", *shape[1:]) if shape[0] is None else shape
             raise InferenceError(f"backend '{name}': {argument} must be {np.dtype(dtype)} ({', '.join(map(str, wanted))}), got {got}")
+    for argument, output in ((MAP_NAME, anomaly_map), (SCORE_NAME, anomaly_score)):
+        if not output.flags.writeable:
+            raise InferenceError(f"backend '{name}': {argument} must be writeable")
 
 
 def store_outputs(

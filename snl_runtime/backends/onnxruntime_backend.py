@@ -36,9 +36,9 @@ class OnnxRuntimeBackend:
         self.device = device or "cpu"
         path = Path(model_path)
         library = _load_library()
-        providers = _providers(library, self.device)
+        providers, options = _providers(library, self.device), _options(library, threads)
         try:
-            self._session: Any = library.InferenceSession(str(path), sess_options=_options(library, threads), providers=providers)
+            self._session: Any = library.InferenceSession(str(path), sess_options=options, providers=providers)
         except Exception as error:  # the library's exception classes share no base
             raise BackendError(f"onnxruntime cannot load {path}: {one_line(error)}; export the model again: snl-export --ckpt x.pt") from error
         if self.device != "cpu" and self._session.get_providers()[0] != "CUDAExecutionProvider":  # it falls back to the CPU silently
