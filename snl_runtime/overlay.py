@@ -1,5 +1,6 @@
 """Pictures of a verdict: heat map, outlined regions and a banner."""
 
+import functools
 import math
 
 import numpy as np
@@ -19,6 +20,8 @@ BANNER_COLORS: dict[Verdict, tuple[int, int, int]] = {
     Verdict.REJECT: (180, 0, 20),
     Verdict.ERROR: (90, 40, 120),
 }
+HEAT_STEPS = 512
+"""Steps of the colour table between 0 and the threshold; a step moves a colour by less than one grey level."""
 _OUTLINE = (255, 0, 0)
 _TEXT = (255, 255, 255)
 
@@ -59,23 +62,35 @@ def blend_heat(image_rgb: Image, anomaly_map: AnomalyMap, threshold: float) -> I
     if not 0 < threshold < math.inf:
         return image_rgb.copy()
     heat = upsample_map(anomaly_map, (image_rgb.shape[0], image_rgb.shape[1])) / np.float32(threshold)
+    index = np.clip(heat * HEAT_STEPS + np.float32(0.5), 0, 2 * HEAT_STEPS).astype(np.intp)
+    added, kept = _heat_table()
+    share = kept.take(index)
+    blended = np.empty_like(image_rgb)
+    for channel in range(3):  # one by one: three times as fast as broadcasting over the last axis
+        blended[:, :, channel] = image_rgb[:, :, channel] * share + added[channel].take(index)
+    return blended
+
+
+@functools.cache
+def _heat_table() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return what each step of heat adds, (3, steps), 0.5 for the rounding included, and what share of the picture it keeps, (steps,)."""
+    heat = np.arange(2 * HEAT_STEPS + 1) / HEAT_STEPS
     colors, opacity = heat_colors(heat)
-    blended = image_rgb + (colors - image_rgb) * opacity[:, :, None]
-    return np.floor(blended + 0.5).astype(np.uint8)
+    added = np.ascontiguousarray((colors * opacity[:, None] + 0.5).T)
+    return added.astype(np.float32), (1 - opacity).astype(np.float32)
 
 
-def heat_colors(heat: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return colour (H, W, 3), 0 to 255, and opacity (H, W), 0 to 0.6, of map values in units of the threshold.
+def heat_colors(heat: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return colour (..., 3), 0 to 255, and opacity (...), 0 to 0.6, of map values in units of the threshold.
 
     Example:
-        >>> colors, opacity = heat_colors(np.array([[0.0, 1.0, 5.0]], np.float32))
-        >>> colors[0, 1:].tolist(), opacity[0].round(2).tolist()
-        ([[255.0, 220.0, 0.0], [255.0, 0.0, 0.0]], [0.0, 0.44999998807907104, 0.6000000238418579])
+        >>> colors, opacity = heat_colors(np.array([0.0, 0.75, 1.0, 5.0]))
+        >>> colors[1:].tolist(), opacity.round(2).tolist()
+        ([[127.5, 210.0, 90.0], [255.0, 220.0, 0.0], [255.0, 0.0, 0.0]], [0.0, 0.35, 0.45, 0.6])
     """
     stops = [stop for stop, _, _ in HEAT_STOPS]
     channels = [np.interp(heat, stops, [color[channel] for _, color, _ in HEAT_STOPS]) for channel in range(3)]
-    opacity = np.interp(heat, stops, [share for _, _, share in HEAT_STOPS])
-    return np.stack(channels, axis=-1).astype(np.float32), opacity.astype(np.float32)
+    return np.stack(channels, axis=-1), np.interp(heat, stops, [share for _, _, share in HEAT_STOPS])
 
 
 def banner_height(frame_hw: tuple[int, ...]) -> int:

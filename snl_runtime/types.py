@@ -110,7 +110,7 @@ class AnomalyResult:
         score: Raw image-level anomaly score; NaN if there is none.
         threshold: Highest score that passes; NaN if no decision applies.
         reject_threshold: Highest score that is reviewed rather than rejected; NaN if no decision applies.
-        product: Product whose decision was used; None if none was named.
+        product: Product that was named or, with a single calibrated product, that one; None where the strictest of several decisions was used.
         anomaly_map: (H, W) float32 raw scores at the network's input size, read-only; None if there is none.
         roi_xyxy: Part of the frame that the map covers, frame pixels; None if there is no map.
         regions: Areas of the map above ``threshold``, highest score first.

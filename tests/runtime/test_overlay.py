@@ -101,3 +101,20 @@ def test_any_frame_size_gets_a_banner(shape):
 def test_verdicts_differ_in_colour():
     corners = {tuple(render_overlay(GREY, result_of(verdict, threshold=math.nan))[0, 0].tolist()) for verdict in Verdict}
     assert len(corners) == 4
+
+
+def test_the_blend_equals_the_formula_pixel_by_pixel():
+    """Piecewise linear by hand; the colour table rounds the heat to 1/512, which may move a value by one grey level."""
+    stops = [(0.0, (0, 60, 200), 0.0), (0.5, (0, 200, 180), 0.25), (1.0, (255, 220, 0), 0.45), (2.0, (255, 0, 0), 0.6)]
+    rng = np.random.default_rng(5)
+    picture, anomaly_map = rng.integers(0, 256, (12, 16, 3)).astype(np.uint8), (rng.random((12, 16)) * 6).astype(np.float32)
+    blended = blend_heat(picture, anomaly_map, 2.5)
+    for row, column in np.ndindex(12, 16):
+        heat = min(float(anomaly_map[row, column]) / 2.5, 2.0)
+        (low, low_color, low_share), (high, high_color, high_share) = next(pair for pair in zip(stops, stops[1:]) if heat <= pair[1][0])
+        t = (heat - low) / (high - low)
+        share = low_share + t * (high_share - low_share)
+        for channel in range(3):
+            color = low_color[channel] + t * (high_color[channel] - low_color[channel])
+            expected = picture[row, column, channel] * (1 - share) + color * share
+            assert abs(blended[row, column, channel] - expected) <= 1.5
