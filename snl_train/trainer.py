@@ -35,10 +35,11 @@ class Trainer:
         load_teacher_weights: False where a stored state is loaded next.
 
     Raises:
-        ConfigError: If the device or the teacher's weights cannot be had.
+        ConfigError: If the device or the teacher's weights cannot be had, or the batches are too small for batch normalisation.
     """
 
     def __init__(self, config: TrainConfig, *, total_steps: int, augment: Augmentation | None = None, load_teacher_weights: bool = True) -> None:
+        _check_batch_statistics(config)
         self._config = config
         self._total_steps = total_steps
         self._augment = augment
@@ -71,21 +72,28 @@ class Trainer:
 
         Raises:
             TrainingDivergedError: If the loss is not finite.
+            ConfigError: If the GPU has too little memory.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = self.step_size
         if self._augment is not None:
             images = self._augment(images)
-        inputs = self._model.normalise(images.to(self.device))
-        with torch.autocast(self.device.type, dtype=self._half) if self._half is not None else contextlib.nullcontext():
-            teacher, student = self._model(inputs)
-        losses = structural_loss(teacher, student, self._config.loss, labels=labels)  # leaves autocast by itself
-        if self.device.type == "cpu" and not math.isfinite(losses["total"].item()):
-            raise TrainingDivergedError(self._diverged("the loss"))
-        self._update(losses["total"])
+        try:
+            losses = self._forward(images, labels)
+            if self.device.type == "cpu" and not math.isfinite(losses["total"].item()):
+                raise TrainingDivergedError(self._diverged("the loss"))
+            self._update(losses["total"])
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(f"the GPU has too little memory for batches of {len(images)}; lower --batch-size or --image-size") from error
         self._average.update(self.steps_done)
         self.steps_done += 1
         return {name: loss.detach() for name, loss in losses.items()}
+
+    def _forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        inputs = self._model.normalise(images.to(self.device))
+        with torch.autocast(self.device.type, dtype=self._half) if self._half is not None else contextlib.nullcontext():
+            teacher, student = self._model(inputs)
+        return structural_loss(teacher, student, self._config.loss, labels=labels)  # leaves autocast by itself
 
     def _update(self, total: Tensor) -> None:
         self._optimizer.zero_grad(set_to_none=True)
@@ -156,6 +164,15 @@ def resolve_device(device: Device) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(device)
+
+
+def _check_batch_statistics(config: TrainConfig) -> None:
+    """Refuse batches whose smallest feature map has one value per channel: batch normalisation has no variance there."""
+    height, width = (side // config.model.size_multiple_px for side in config.image_size)
+    if config.batch_size * height * width < 2:
+        raise ConfigError(
+            f"batch_size 1 is too small for images of {config.image_size[0]}x{config.image_size[1]} pixels; take --batch-size 2 or more"
+        )
 
 
 def _half_precision(device: torch.device) -> torch.dtype | None:
