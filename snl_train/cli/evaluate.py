@@ -1,0 +1,217 @@
+"""``snl-eval``: how well a checkpoint or an exported model tells good from bad, with intervals and pictures."""
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from snl_runtime.commandline import EXIT_OK, CommandParser, run_command
+from snl_runtime.errors import BackendUnavailableError, ConfigError, DataError, SinkError
+from snl_runtime.files import atomic_write_text, sha256_file
+from snl_runtime.progress import Progress
+
+if TYPE_CHECKING:
+    from snl_train.data.samples import DatasetIndex, Sample
+    from snl_train.evaluation import Evaluation, InputScorer
+
+_PACKAGES = ("snl-edge", "numpy", "opencv-python-headless", "opencv-python", "torch", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``snl-eval`` and return its exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    options = _parser().parse_args(arguments)
+    return run_command(lambda: _run(options, arguments), program="snl-eval")
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "snl-eval",
+        "Measure a checkpoint or an exported model on labelled test images.",
+        example="snl-eval --ckpt line.pt --data parts --report line.html\nsnl-eval --engine line.onnx --data parts --json > line-metrics.json",
+    )
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--ckpt", type=Path, metavar="FILE", help="checkpoint of snl-train (x.pt)")
+    model.add_argument("--engine", type=Path, metavar="FILE", help="exported model (x.onnx, x.trt); its manifest is found beside it")
+    parser.add_argument("--data", type=Path, metavar="DIR", required=True, help="test images with labels: MVTec AD or VisA layout")
+    parser.add_argument("--classes", metavar="A,B", help="measure these classes only (default: all)")
+    parser.add_argument("--backend", metavar="NAME", help="runtime for --engine: onnxruntime, openvino, tensorrt (default: by suffix)")
+    parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N for --ckpt; the backend's own name for --engine (default: auto)")
+    parser.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="images per call of the model (default: 8)")
+    parser.add_argument("--bootstrap", type=_not_negative, default=1000, metavar="N", help="resamples for the intervals, 0 for none (default: 1000)")
+    parser.add_argument("--seed", type=_not_negative, default=0, metavar="N", help="start of the resampling (default: 0)")
+    parser.add_argument("--skip-unreadable", action="store_true", help="list unreadable files and go on, instead of stopping at the first")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the tables")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write an HTML page with curves, histograms and heat maps")
+    return parser
+
+
+def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    from snl_train.evaluation import measure, score_samples
+    from snl_train.evaluation_table import format_tables
+    from snl_train.measures import Bootstrap
+
+    if options.report is not None and not options.report.absolute().parent.is_dir():
+        raise SinkError(f"cannot write {options.report}: its folder does not exist; create it first")
+    with contextlib.ExitStack() as opened:
+        model = _open_model(options, opened)
+        index = _read_test_images(options)
+        _refuse_trained_images(index.test, model)
+        with Progress(len(index.test), unit="images", label="score") as progress:
+            images, left_out = score_samples(
+                model.scorer, index.test, batch_size=options.batch_size, skip_unreadable=options.skip_unreadable, on_images=progress.advance
+            )
+    bootstrap = Bootstrap(resamples=options.bootstrap, seed=options.seed)
+    with Progress(len({image.sample.class_name for image in images}) + 1, unit="groups", label="measure") as progress:
+        evaluation = measure(images, model.scorer.size_hw, bootstrap=bootstrap, left_out=[*index.left_out, *left_out], on_group=progress.advance)
+    provenance = _provenance(options, arguments, model)
+    if options.report is not None:
+        _write_report(options.report, evaluation, provenance)
+    if options.json:
+        print(json.dumps({"provenance": provenance, **evaluation.to_plain(relative_to=index.root)}, allow_nan=False))
+        return EXIT_OK
+    for path, reason in evaluation.left_out:
+        print(f"left out: {path}: {reason}", file=sys.stderr)
+    print(format_tables(evaluation))
+    return EXIT_OK
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Model:
+    path: Path
+    sha256: str
+    scorer: "InputScorer"
+    runs_on: str
+    trained_on: frozenset[str]
+    config: Mapping[str, Any]
+
+
+def _open_model(options: argparse.Namespace, opened: contextlib.ExitStack) -> _Model:
+    return _open_checkpoint(options) if options.ckpt is not None else _open_engine(options, opened)
+
+
+def _open_checkpoint(options: argparse.Namespace) -> _Model:
+    if options.backend is not None:
+        raise ConfigError(f"--backend {options.backend} belongs to --engine; a checkpoint always runs in PyTorch")
+    _need_packages("torch", "torchvision")
+    from snl_train.checkpoint import load_checkpoint
+    from snl_train.config import to_plain
+    from snl_train.evaluation import CheckpointScorer
+
+    checkpoint = load_checkpoint(options.ckpt)
+    scorer = CheckpointScorer(checkpoint, options.device or "auto")
+    return _Model(
+        path=options.ckpt,
+        sha256=sha256_file(options.ckpt),
+        scorer=scorer,
+        runs_on=f"PyTorch on {scorer.device}",
+        trained_on=frozenset(checkpoint.training_image_sha256),
+        config={**to_plain(checkpoint.config), "epochs_done": checkpoint.epochs_done},
+    )
+
+
+def _open_engine(options: argparse.Namespace, opened: contextlib.ExitStack) -> _Model:
+    from snl_runtime.scorer import Scorer
+
+    device = None if options.device in (None, "auto") else options.device
+    scorer = opened.enter_context(Scorer(options.engine, backend=options.backend, device=device))
+    manifest = scorer.bundle.manifest
+    return _Model(
+        path=options.engine,
+        sha256=scorer.bundle.sha256,
+        scorer=scorer,
+        runs_on=f"{scorer.backend.name} on {scorer.backend.device}",
+        trained_on=frozenset(manifest.training_image_sha256 if manifest is not None else ()),
+        config={"graph": dict(manifest.graph), "training": dict(manifest.training)} if manifest is not None else {},
+    )
+
+
+def _read_test_images(options: argparse.Namespace) -> "DatasetIndex":
+    from snl_train.data.checks import check_dataset
+    from snl_train.data.layouts import list_dataset
+
+    index = list_dataset(options.data)
+    measurable = [name for name in index.classes if any(sample.class_name == name for sample in index.test)]
+    if not measurable:
+        raise DataError(f"{options.data} has no labelled test images; expected test/good and test/<defect> folders (MVTec AD) or VisA's CSV")
+    chosen = measurable if options.classes is None else [name.strip() for name in options.classes.split(",")]
+    unknown = [name for name in chosen if name not in measurable]
+    if unknown:
+        raise ConfigError(f"--classes: {options.data} has no test images of {unknown[0]!r}; expected some of {', '.join(measurable)}")
+    test = [sample for sample in index.test if sample.class_name in chosen]
+    # Training images are not read: those that matter are known by the hashes in the model.
+    index = replace(index, classes=sorted(set(chosen)), train=[], test=test)
+    with Progress(len(test), unit="images", label="check") as progress:
+        return check_dataset(index, skip_unreadable=options.skip_unreadable, require_train=False, on_image=lambda *_: progress.advance())
+
+
+def _refuse_trained_images(samples: Sequence["Sample"], model: _Model) -> None:
+    trained = [sample.path for sample in samples if sample.pixel_sha256 in model.trained_on]
+    if trained:
+        raise DataError(
+            f"{len(trained)} of {len(samples)} test images were trained on by {model.path}, the first is {trained[0]}; "
+            "measure on images that training never saw"
+        )
+
+
+def _need_packages(*names: str) -> None:
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BackendUnavailableError(
+            f"--ckpt needs the package {missing[0]}: pip install 'snl-edge[train]'; an exported model runs without: --engine x.onnx"
+        )
+
+
+def _provenance(options: argparse.Namespace, arguments: Sequence[str], model: _Model) -> dict[str, Any]:
+    return {
+        "model": model.path.name,
+        "sha256": model.sha256,
+        "runs_on": model.runs_on,
+        "data": str(options.data),
+        "command": shlex.join(["snl-eval", *arguments]),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "config": dict(model.config),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _write_report(path: Path, evaluation: "Evaluation", provenance: Mapping[str, Any]) -> None:
+    from snl_train.report import evaluation_report
+
+    atomic_write_text(path, evaluation_report(evaluation, provenance))
+    print(f"report: {path}", file=sys.stderr)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
+    return value
+
+
+def _not_negative(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {value}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
