@@ -3,6 +3,7 @@
 * SnlError                       exit status 2 on the command line
   x ConfigError                  a flag or config key is unknown, missing or out of range
   x DataError                    an image, a mask or a folder cannot be used; the message names the file
+  x FrameError                   a frame cannot become the network's input (snl_runtime.preprocess)
   x CheckpointError              a checkpoint is truncated, altered or from another schema
   x ManifestError                a model bundle is incomplete, altered or from another schema
     + SignatureError             the manifest is not signed with the expected key
