@@ -75,8 +75,8 @@ def add_defect(image_rgb: Image, kind: str, rng: np.random.Generator, roi_xyxy: 
     image[y0:y1, x0:x1] = painted
     mask = np.zeros(image.shape[:2], dtype=np.bool_)
     mask[y0:y1, x0:x1] = changed
-    difference = np.abs(painted.astype(np.int16) - view).max(axis=2)
-    return SyntheticDefect(image=image, mask=mask, kind=kind, contrast=float(difference[changed].mean()))
+    difference = np.abs(painted[changed].astype(np.int16) - view[changed]).max(axis=1)
+    return SyntheticDefect(image=image, mask=mask, kind=kind, contrast=float(difference.mean()))
 
 
 def find_part(image_rgb: Image) -> Mask:
@@ -99,7 +99,7 @@ class _Canvas:
         self.size_hw: tuple[int, int] = (image_rgb.shape[0], image_rgb.shape[1])
         self.part = cv2.resize(small, self.size_hw[::-1], interpolation=cv2.INTER_NEAREST).astype(np.bool_)
         self.background = np.median(_border(image_rgb), axis=0)
-        self.is_gray = bool(np.array_equal(image_rgb[..., 0], image_rgb[..., 1]) and np.array_equal(image_rgb[..., 1], image_rgb[..., 2]))
+        self.is_gray = bool((image_rgb == image_rgb[..., :1]).all())
         self.frame_side = min(self.size_hw)
         self._cells = np.argwhere(small)  # (n, 2) row, column
         self._cell_px = self.size_hw[0] / small.shape[0], self.size_hw[1] / small.shape[1]

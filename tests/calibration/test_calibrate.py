@@ -14,8 +14,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from snl_calibration.calibrate import CalibrationOptions, append_decision, calibrate
 from snl_calibration.sample import ProductSample
 from snl_calibration.synthetic_defects import DEFECT_KINDS
+from snl_runtime import scorer as scorer_module
+from snl_runtime.backends import open_backend
 from snl_runtime.detector import SnlDetector
 from snl_runtime.errors import ConfigError, DataError, ManifestError
+from snl_runtime.manifest import EngineEntry, write_manifest
 from snl_runtime.signing import sign_manifest
 from snl_runtime.types import Verdict
 
@@ -94,8 +97,6 @@ def test_decisions_appended_while_fitting_are_kept(station, monkeypatch):
     real = calibrate.__globals__["fit_frame_range"]
 
     def fit_while_another_run_writes(statistics):
-        from snl_runtime.manifest import write_manifest
-
         write_manifest(station.root / "line.json", station.manifest().with_decision(other))
         return real(statistics)
 
@@ -439,3 +440,28 @@ def test_decision_lets_good_parts_pass_and_no_bad_part(station, tools):
     assert all(result.verdict is Verdict.PASS for result in good if result.score <= decision.pass_threshold)
     assert sum(result.verdict is Verdict.PASS for result in good) >= 30
     assert {result.verdict for result in bad} == {Verdict.REJECT}
+
+
+def test_decision_fitted_on_an_engine_belongs_to_the_engine_and_not_to_its_onnx(station, monkeypatch):
+    engine = station.root / "line.trt"
+    engine.write_bytes(b"an engine that only the fake below can open")
+    sha256 = hashlib.sha256(engine.read_bytes()).hexdigest()
+    entry = EngineEntry(
+        file="line.trt",
+        sha256=sha256,
+        library="tensorrt",
+        library_version="10.7",
+        compute_capability=["8.9"],
+        precision="fp16",
+        built_at="2026-01-02T03:04:05+00:00",
+        parity=None,
+    )
+    write_manifest(station.root / "line.json", station.manifest().with_engine(entry))
+    monkeypatch.setattr(
+        scorer_module, "open_backend", lambda bundle, name, **options: open_backend(bundle.path.with_suffix(".onnx"), name, **options)
+    )
+    station.write_good(count=30)
+    (fit,) = calibrate(engine, station.good, LOOSE)
+    assert fit.decision.model_sha256 == sha256
+    assert set(station.manifest().decisions_for(sha256)) == {"disk"}
+    assert station.manifest().decisions_for(station.manifest().model_sha256) == {}
