@@ -158,16 +158,17 @@ def test_stop_ends_a_run_whose_camera_delivers_nothing(fakes, wait_s):
 
 def test_ctrl_c_delivers_what_is_under_way_and_is_raised(fakes, wait_s):
     source, sink = fakes.source(10_000), fakes.sink()
-    interrupted = threading.Event()
+    pipeline = Pipeline(source, fakes.detector(), [sink])
+    stopping, stop = threading.Event(), pipeline.stop
+    pipeline.stop = lambda: (stop(), stopping.set())
 
     def interrupt(index):
         if index == 20:
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-        if index == 21:
-            interrupted.wait(0.2)  # bounded; lets the signal arrive while frames are under way
+        if index == 21:  # more frames are under way when the interrupt arrives
+            assert stopping.wait(wait_s)
 
     source.before_frame = interrupt
-    pipeline = Pipeline(source, fakes.detector(), [sink])
     with pytest.raises(KeyboardInterrupt):
         pipeline.run()
     counts = pipeline.counts
