@@ -1,0 +1,134 @@
+"""The exported graph computes the paper's map from raw pixels, in every layout, alignment and precision."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from snl_export.graph import SnlGraph
+from snl_runtime.errors import ConfigError
+from snl_train import scoring
+from snl_train.config import ModelConfig, ScoreConfig
+from snl_train.models import Cram, TeacherStudent, build_model
+
+SIZE_HW = (32, 64)
+FP32_TOLERANCE = 1e-5  # sums of a few hundred fp32 terms in another order, maps up to 3
+FP16_TOLERANCE = 1e-2  # half has 11 bits; about twenty layers
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, TeacherStudent]:
+    made = {}
+    for method in ("snl-rd", "fd"):
+        torch.manual_seed(3)
+        model = build_model(ModelConfig(method=method, teacher="resnet18", teacher_weights="random", centers=4))
+        for part in model.student.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.running_mean.normal_(0, 0.2)
+                part.running_var.uniform_(0.5, 2)
+                nn.init.uniform_(part.weight, 0.5, 1.5)
+                nn.init.normal_(part.bias, 0, 0.2)
+        made[method] = model.eval()
+    return made
+
+
+@pytest.fixture(scope="module")
+def pixels() -> torch.Tensor:
+    return torch.randint(0, 256, (2, *SIZE_HW, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def literal_map(teacher: list[np.ndarray], student: list[np.ndarray], size_hw: tuple[int, int]) -> np.ndarray:
+    """Eq. 1 and 10 to 13 position by position; bilinear resize with half-pixel centres."""
+    total = np.zeros(size_hw)
+    for t_map, s_map in zip(teacher, student):
+        channels, height, width = t_map.shape
+        t, s = (x.reshape(channels, -1).astype(np.float64) for x in (t_map, s_map))
+        t, s = t / np.linalg.norm(t, axis=0), s / np.linalg.norm(s, axis=0)
+        cells = np.zeros(height * width)
+        for j in range(height * width):
+            errors = [abs(s[:, i] @ s[:, j] - t[:, i] @ t[:, j]) for i in range(height * width)]
+            cells[j] = 1 - t[:, j] @ s[:, j] + np.mean(errors)
+        total += bilinear(cells.reshape(height, width), size_hw)
+    return total
+
+
+def bilinear(cells: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    result = np.zeros(size_hw)
+    for y in range(size_hw[0]):
+        for x in range(size_hw[1]):
+            v = min(max((y + 0.5) * cells.shape[0] / size_hw[0] - 0.5, 0), cells.shape[0] - 1)
+            u = min(max((x + 0.5) * cells.shape[1] / size_hw[1] - 0.5, 0), cells.shape[1] - 1)
+            y0, x0 = int(v), int(u)
+            y1, x1 = min(y0 + 1, cells.shape[0] - 1), min(x0 + 1, cells.shape[1] - 1)
+            top = cells[y0, x0] * (1 - u + x0) + cells[y0, x1] * (u - x0)
+            bottom = cells[y1, x0] * (1 - u + x0) + cells[y1, x1] * (u - x0)
+            result[y, x] = top * (1 - v + y0) + bottom * (v - y0)
+    return result
+
+
+@pytest.mark.parametrize("layout", ["rows", "triangle"])
+@pytest.mark.parametrize("tile_rows", [1, 5, 1000])
+def test_head_equals_the_paper_position_by_position(layout: str, tile_rows: int, models: dict[str, TeacherStudent]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    teacher = [torch.randn(1, c, h, w, generator=generator) for c, h, w in ((5, 4, 6), (7, 2, 3))]
+    student = [t + 0.3 * torch.randn(t.shape, generator=generator) for t in teacher]
+    graph = SnlGraph(models["fd"], ScoreConfig(), size_hw=SIZE_HW, tile_rows=tile_rows, layout=layout)
+    expected = literal_map([t[0].numpy() for t in teacher], [s[0].numpy() for s in student], SIZE_HW)
+    np.testing.assert_allclose(graph.head(teacher, student)[0, 0].numpy(), expected, atol=FP32_TOLERANCE)
+
+
+@pytest.mark.parametrize("method", ["snl-rd", "fd"])
+@pytest.mark.parametrize(
+    "score",
+    [
+        ScoreConfig(),
+        ScoreConfig(alignment="corners", affinity_weight=0.0),
+        ScoreConfig(alignment="grid", affinity_weight=0.5),
+        ScoreConfig(alignment="grid", smoothing_sigma=1.5),
+    ],
+)
+def test_graph_equals_the_training_side(method: str, score: ScoreConfig, models: dict[str, TeacherStudent], pixels: torch.Tensor) -> None:
+    model = models[method]
+    with torch.no_grad():
+        expected_map, expected_score = scoring.score_features(*model(model.normalise(pixels)), SIZE_HW, score)
+        anomaly_map, anomaly_score = SnlGraph(model, score, size_hw=SIZE_HW, tile_rows=50)(pixels)
+    torch.testing.assert_close(anomaly_map, expected_map, atol=FP32_TOLERANCE, rtol=0)
+    torch.testing.assert_close(anomaly_score, expected_score, atol=FP32_TOLERANCE, rtol=0)
+
+
+def test_zero_features_give_the_largest_cosine_distance_and_no_nan(models: dict[str, TeacherStudent]) -> None:
+    graph = SnlGraph(models["fd"], ScoreConfig(affinity_weight=0.0), size_hw=SIZE_HW)
+    assert torch.equal(graph.head([torch.ones(1, 3, 2, 2)], [torch.zeros(1, 3, 2, 2)]), torch.ones(1, 1, *SIZE_HW))
+
+
+def test_every_batch_norm_is_folded_and_the_model_is_left_alone(models: dict[str, TeacherStudent]) -> None:
+    before = copy.deepcopy(models["snl-rd"].state_dict())
+    graph = SnlGraph(models["snl-rd"], ScoreConfig(), size_hw=SIZE_HW, precision="fp16")
+    assert not [part for part in graph.modules() if isinstance(part, nn.BatchNorm2d)]
+    assert all(torch.equal(value, before[name]) for name, value in models["snl-rd"].state_dict().items())
+
+
+def test_half_is_for_convolutions_only(models: dict[str, TeacherStudent], pixels: torch.Tensor) -> None:
+    graph = SnlGraph(models["snl-rd"], ScoreConfig(), size_hw=SIZE_HW, precision="fp16")
+    convolutions = [part for part in graph.modules() if isinstance(part, nn.Conv2d | nn.ConvTranspose2d)]
+    assert {part.weight.dtype for part in convolutions} == {torch.float16}
+    crams = [part for part in graph.modules() if isinstance(part, Cram)]
+    assert len(crams) == 3
+    for cram, original in zip(crams, models["snl-rd"].student.crams):
+        assert torch.equal(cram.centers, original.centers)
+    anomaly_map, anomaly_score = graph(pixels)
+    assert (anomaly_map.dtype, anomaly_score.dtype) == (torch.float32, torch.float32)
+    expected, _ = SnlGraph(models["snl-rd"], ScoreConfig(), size_hw=SIZE_HW)(pixels)
+    torch.testing.assert_close(anomaly_map, expected, atol=FP16_TOLERANCE, rtol=0)
+
+
+def test_score_that_is_no_maximum_is_refused(models: dict[str, TeacherStudent]) -> None:
+    with pytest.raises(ConfigError, match="top_k must be 1"):
+        SnlGraph(models["fd"], ScoreConfig(top_k=10), size_hw=SIZE_HW)
+
+
+def test_tiles_without_rows_are_refused(models: dict[str, TeacherStudent]) -> None:
+    with pytest.raises(ConfigError, match="tile_rows"):
+        SnlGraph(models["fd"], ScoreConfig(), size_hw=SIZE_HW, tile_rows=0)
