@@ -65,7 +65,7 @@ class RunTally:
     def summary(self, counts: PipelineCounts) -> dict[str, Any]:
         """Return the whole run as plain values; numbers that nothing was measured for are None.
 
-        ``latency_ms`` runs from the capture of a frame until its verdict has been handed to the sinks before this one.
+        ``latency_ms`` runs from the capture of a frame until the sinks before this one have taken its verdict.
         """
         elapsed_s = time.monotonic() - self._started_s
         source = self._source.counters

@@ -46,12 +46,13 @@ def _parser() -> CommandParser:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", metavar="DIR", help="every image in a folder and the folders below it, sorted by path")
     source.add_argument("--video", metavar="FILE", help="every frame of a video file")
-    source.add_argument("--camera", metavar="N_OR_URL", help="number of a local camera, or an address (rtsp://..., http://...)")
+    source.add_argument("--camera", metavar="N_OR_URL", help="number of a local camera, or an address (rtsp://..., http://..., or a plug-in's)")
     parser.add_argument("--product", metavar="P", help="product on the line (default: the strictest rule of all calibrated products)")
     outputs = parser.add_argument_group("outputs")
     outputs.add_argument("--jsonl", metavar="FILE", help="append the records to this file instead of writing them to standard output")
     outputs.add_argument("--save-rejects", metavar="DIR", help="save the untouched frame of every verdict other than PASS as PNG")
     outputs.add_argument("--overlay", metavar="DIR", help="save every frame with its heat map and verdict as JPEG")
+    outputs.add_argument("--sink", metavar="NAME:ARG", action="append", default=[], help="also hand every verdict to a plug-in; may be repeated")
     outputs.add_argument("--json", action="store_true", help="summary as one JSON object on standard output; needs --jsonl")
     outputs.add_argument("--fail-on-reject", action="store_true", help="exit with 4 if a verdict was not PASS or no frame was inspected")
     running = parser.add_argument_group("running")
@@ -123,11 +124,12 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ConfigError("--json puts the summary on standard output, so the records need a file: add --jsonl FILE")
     source = _source(arguments)
     records = _records(arguments)
+    others = _other_sinks(arguments)
     with open_detector(arguments, arguments.engine) as detector:
         _check_product(arguments.product, detector.products)
         progress = _progress(arguments)
         tally = RunTally(source, progress=progress)
-        pipeline = Pipeline(source, detector, [records, *_pictures(arguments), tally], max_frames=arguments.max_frames)
+        pipeline = Pipeline(source, detector, [records, tally, *others], max_frames=arguments.max_frames)
         failure: BaseException | None = None
         try:
             with progress or contextlib.nullcontext(), _sigterm_as_ctrl_c():
@@ -142,13 +144,15 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _source(arguments: argparse.Namespace) -> "FrameSource":
+    from snl_runtime.plugins import find_source
     from snl_runtime.sources import CameraSource, ImageFolderSource, VideoSource, parse_camera
 
     if arguments.images is not None:
         return ImageFolderSource(arguments.images, product=arguments.product)
     if arguments.video is not None:
         return VideoSource(arguments.video, product=arguments.product)
-    return CameraSource(parse_camera(arguments.camera), product=arguments.product, frozen_after=arguments.frozen_after)
+    plug_in = find_source(arguments.camera, product=arguments.product)
+    return plug_in or CameraSource(parse_camera(arguments.camera), product=arguments.product, frozen_after=arguments.frozen_after)
 
 
 def _records(arguments: argparse.Namespace) -> "JsonlSink | StreamSink":
@@ -157,10 +161,11 @@ def _records(arguments: argparse.Namespace) -> "JsonlSink | StreamSink":
     return JsonlSink(arguments.jsonl) if arguments.jsonl else StreamSink()
 
 
-def _pictures(arguments: argparse.Namespace) -> "list[Sink]":
+def _other_sinks(arguments: argparse.Namespace) -> "list[Sink]":
+    from snl_runtime.plugins import open_sink
     from snl_runtime.sinks import OverlaySaver, RejectSaver
 
-    sinks: list[Sink] = []
+    sinks = [open_sink(text) for text in arguments.sink]  # before the pictures: a PLC waits for its verdict
     if arguments.save_rejects:
         sinks.append(RejectSaver(arguments.save_rejects))
     if arguments.overlay:
@@ -197,17 +202,17 @@ def _report(arguments: argparse.Namespace, summary: dict[str, Any], detector: "S
 
 
 def _report_undelivered(pipeline: "Pipeline", records: "Sink") -> None:
-    """Print the records that found no place, so that they are not lost with the process, and count the pictures."""
+    """Print the records that found no place, so that they are not lost with the process, and count what other sinks missed."""
     from snl_runtime.sinks import record_line
 
     lost = [missed for missed in pipeline.undelivered if missed.sink is records]
-    pictures = len(pipeline.undelivered) - len(lost)
+    others = len(pipeline.undelivered) - len(lost)
     if lost:
         print(f"{PROGRAM}: {len(lost)} records could not be written, here they are:", file=sys.stderr)
     for missed in lost:
         print(record_line(missed.frame, missed.result), file=sys.stderr)
-    if pictures:
-        print(f"{PROGRAM}: {pictures} pictures were not saved; their records are complete", file=sys.stderr)
+    if others:
+        print(f"{PROGRAM}: {others} verdicts did not reach a picture folder or plug-in", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,9 @@
 
 import base64
 import http.server
+import json
+import subprocess
+import sys
 import threading
 
 import cv2
@@ -223,3 +226,25 @@ def test_anything_else_is_no_camera(text):
 def test_impossible_limits_are_refused(wrong):
     with pytest.raises(ConfigError):
         CameraSource(0, **wrong)
+
+
+def test_snl_run_on_a_network_camera_prints_the_password_nowhere(server, engine):
+    server.script = [[jpeg(seed) for seed in range(200)]]
+    server.needs_password = True
+    command = [sys.executable, "-m", "snl_runtime.cli.run", "--engine", str(engine), "--camera", server.url(f"admin:{SECRET}@"), "--max-frames", "5"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert records
+    assert {record["source_id"] for record in records} == {server.url("***@")}
+    assert SECRET not in done.stdout + done.stderr
+
+
+def test_snl_run_says_without_the_password_that_a_camera_refuses_it(server, engine):
+    server.script = [None]
+    command = [sys.executable, "-m", "snl_runtime.cli.run", "--engine", str(engine), "--camera", server.url(f"admin:{SECRET}@")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[-1].startswith(f"snl-run: error: cannot open {server.url('***@')}")
+    assert SECRET not in done.stderr
