@@ -48,8 +48,9 @@ class LatencyHistogram:
             raise ValueError(f"a duration must be finite and not negative, got {duration_ms} ms")
         clamped_ms = min(max(duration_ms, LOWEST_MS), HIGHEST_MS)
         self._bins[min(_BIN_COUNT - 1, int(math.log(clamped_ms / LOWEST_MS) / _LOG_WIDTH))] += 1
+        duration_ms = float(duration_ms)
         self._min_ms = min(self._min_ms, duration_ms)
-        self._max_ms = float(duration_ms) if self._count == 0 else max(self._max_ms, duration_ms)
+        self._max_ms = duration_ms if self._count == 0 else max(self._max_ms, duration_ms)
         self._count += 1
 
     def percentile(self, percent: float) -> float:
