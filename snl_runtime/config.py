@@ -74,10 +74,12 @@ def to_plain(config: object) -> dict[str, Any]:
 
 
 def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``lower`` with the values of ``upper`` over it, section by section."""
+    """Return ``lower`` with the values of ``upper`` over it, section by section; an empty section changes nothing."""
     merged = dict(lower)
     for key, value in upper.items():
         below = merged.get(key)
+        if isinstance(below, Mapping) and value is None:
+            continue  # "optim:" with nothing below it
         is_section = isinstance(below, Mapping) and isinstance(value, Mapping)
         merged[key] = merge(below, value) if is_section else value  # type: ignore[arg-type]
     return merged

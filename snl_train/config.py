@@ -88,8 +88,8 @@ class LossConfig:
     """Divides the features before the softmax of Eq. 4."""
     affinity_reduction: Reduction = "mean"
     """Over pairs of positions; ``sum`` is Eq. 5 and 6 as printed and dwarfs the other losses."""
-    inter_pairing: Pairing = "permutation"
-    """Which other image of the batch each image is compared with."""
+    inter_pairing: Pairing = "mutual"
+    """Which other image of the batch each image is compared with; ``mutual`` pairs cost half of the others."""
     tile_rows: int = 256
     """Rows of the affinity matrix held at a time; changes memory and speed, not the value."""
 

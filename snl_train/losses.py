@@ -27,9 +27,9 @@ def channel_distillation(teacher: Sequence[Tensor], student: Sequence[Tensor]) -
     Raises:
         ValueError: If the two lists differ in length or in any shape.
     """
-    with full_precision(teacher[0].device):
-        scales = paired_scales(teacher, student)
-        return torch.stack([(1 - (unit_vectors(t) * unit_vectors(s)).sum(1)).mean().to(scales[-1][0].dtype) for t, s in scales]).sum()
+    scales = paired_scales(teacher, student)
+    with full_precision(scales[0][0].device):
+        return _add([(1 - (unit_vectors(t) * unit_vectors(s)).sum(1)).mean() for t, s in scales])
 
 
 def spatial_distillation(teacher: Sequence[Tensor], student: Sequence[Tensor], *, temperature: float = 1.0, reduction: Reduction = "sum") -> Tensor:
@@ -47,9 +47,10 @@ def spatial_distillation(teacher: Sequence[Tensor], student: Sequence[Tensor], *
     Raises:
         ValueError: If the two lists differ in length or in any shape.
     """
-    with full_precision(teacher[0].device):
+    scales = paired_scales(teacher, student)
+    with full_precision(scales[0][0].device):
         terms = []
-        for of_teacher, of_student in paired_scales(teacher, student):
+        for of_teacher, of_student in scales:
             log_teacher = (of_teacher.flatten(2) / temperature).log_softmax(2)  # (B, D, P)
             log_student = (of_student.flatten(2) / temperature).log_softmax(2)
             divergence = (log_teacher.exp() * (log_teacher - log_student)).sum(2)  # (B, D)
@@ -76,9 +77,10 @@ def intra_affinity(
     Raises:
         ValueError: If the two lists differ in length or in any shape.
     """
-    with full_precision(teacher[0].device):
+    scales = paired_scales(teacher, student)
+    with full_precision(scales[0][0].device):
         terms = []
-        for of_teacher, of_student in paired_scales(teacher, student):
+        for of_teacher, of_student in scales:
             t, s = unit_vectors(of_teacher.flatten(2)), unit_vectors(of_student.flatten(2))  # (B, D, P)
             error = intra_affinity_error(s, t, tile_rows).mean()
             terms.append(error if reduction == "sum" else error / t.shape[2] ** 2)
@@ -112,8 +114,8 @@ def inter_affinity(
     Raises:
         ValueError: If the two lists differ in length or in any shape.
     """
-    with full_precision(teacher[0].device):
-        scales = paired_scales(teacher, student)
+    scales = paired_scales(teacher, student)
+    with full_precision(scales[0][0].device):
         if pairs is None:
             pairs = sample_pairs(len(scales[0][0]), pairing, generator=generator)
         first, second = pairs.to(scales[0][0].device).unbind(1)

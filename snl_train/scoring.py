@@ -43,9 +43,10 @@ def anomaly_map(
     Raises:
         ValueError: If the two lists differ in length or in any shape.
     """
-    with full_precision(teacher[0].device):
+    scales = paired_scales(teacher, student)
+    with full_precision(scales[0][0].device):
         resized = []
-        for of_teacher, of_student in paired_scales(teacher, student):
+        for of_teacher, of_student in scales:
             cells = cell_scores(of_teacher, of_student, affinity_weight=affinity_weight, tile_rows=tile_rows)  # (B, H_k, W_k)
             down = _weights(cells.shape[1], size_hw[0], alignment, smoothing_sigma, cells)  # (H, H_k)
             across = _weights(cells.shape[2], size_hw[1], alignment, smoothing_sigma, cells)  # (W, W_k)
