@@ -125,7 +125,7 @@ class PinnedBuffer(CudaResource):
         if byte_count > self.byte_count:
             raise InferenceError(f"a pinned buffer of {self.byte_count} bytes cannot hold {wanted} {tuple(shape)}")
         memory = (ctypes.c_ubyte * byte_count).from_address(self.handle)
-        return np.frombuffer(memory, wanted).reshape(tuple(shape))
+        return np.ctypeslib.as_array(memory).view(wanted).reshape(tuple(shape))
 
 
 class CudaGraph(CudaResource):
