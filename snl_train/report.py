@@ -1,12 +1,15 @@
 """The HTML report of an evaluation: numbers with intervals, ROC curves, score histograms and heat maps, in one file that loads nothing.
 
-Heat maps use one absolute scale per class: its reference score is yellow, twice that is red. The reference is the image score of the best F1, or the
-highest score of a good image where a class has no anomalous ones. It sorts pictures into right and misjudged and is no decision.
+Heat maps use one absolute scale per class: no colour up to the value that 95 % of the pixels of its good images stay below, yellow at its reference
+score, red from as far above. The reference is the image score of the best F1, or the highest score of a good image where a class has no anomalous
+ones. It sorts pictures into right and misjudged and is no decision.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from snl_runtime.images import read_image
 from snl_train import metrics
@@ -17,6 +20,8 @@ from snl_train.plots_svg import IntervalRow, RocSeries, histogram_plot, interval
 
 MISJUDGED_SHOWN = 4
 """Most missed defects, and most false alarms, shown per class."""
+FLOOR_QUANTILE = 0.95
+"""Share of the pixels of good images without colour."""
 OTHERS_SHOWN = 2
 """Closest and clearest images shown per class, of each kind."""
 
@@ -57,7 +62,7 @@ def _summary(evaluation: Evaluation) -> str:
     header = ["class", "good", "anomalous", "with mask", *(METRIC_TITLES[name] for name in METRICS)]
     rows = [_summary_row(group) for group in groups]
     plots = [
-        interval_plot([_interval_row(group, name) for group in groups], title=METRIC_TITLES[name])
+        interval_plot([_interval_row(group, name) for group in (groups if len(groups) > 3 else groups[:1])], title=METRIC_TITLES[name])
         for name in ("image_auroc", "pixel_auroc", "aupro")
         if evaluation.mean.measures[name].value is not None
     ]
@@ -73,26 +78,30 @@ def _summary(evaluation: Evaluation) -> str:
             "apart; where every image is judged right they collapse to a point, so read them with the counts."
         )
     return html.section(
-        "Summary", html.card(html.table(header, rows, total_rows=2)), html.grid(*map(html.card, plots)), html.note(how), anchor="summary"
+        "Summary", html.card(html.table(header, rows, total_rows=2)), html.columns(*map(html.card, plots)), html.note(how), anchor="summary"
     )
 
 
 def _class_section(group: GroupMeasures, evaluation: Evaluation, index: int) -> str:
     images = [image for image in evaluation.images if image.sample.class_name == group.name]
-    reference = _reference(group, images)
+    scale = _heat_scale(group, images)
     plots = [html.card(plot) for plot in (_roc(group, images), _histogram(group, images)) if plot]
     counts = f"{group.good} good and {group.anomalous} anomalous images, {group.masked} with a mask. "
     if group.reference_score is not None:
-        counts += f"Reference score {reference:.4g}: the image score of the best F1 on these images. It sorts the pictures below and is no decision."
+        counts += (
+            f"Reference score {scale.reference:.4g}: the image score of the best F1 on these images. It sorts the pictures below and is no decision."
+        )
     else:
-        counts += f"Only one kind of image, so there is nothing to tell apart; heat maps turn yellow at the highest good score, {reference:.4g}."
+        counts += (
+            f"Only one kind of image, so there is nothing to tell apart; heat maps turn yellow at the highest good score, {scale.reference:.4g}."
+        )
     galleries = [
-        f"<h3>{title}</h3>{html.tiles(*(_tile(image, reference, group) for image in chosen))}"
+        f"<h3>{title}</h3>{html.tiles(*(_tile(image, scale, group) for image in chosen))}"
         for title, chosen in _chosen(images, group.reference_score)
         if chosen
     ]
-    pictures = html.card(html.heat_legend(reference), *galleries)
-    return html.section(group.name, html.note(counts), html.grid(*plots), pictures, anchor=_anchor(index))
+    pictures = html.card(html.heat_legend(scale), *galleries)
+    return html.section(group.name, html.note(counts), html.columns(*plots), pictures, anchor=_anchor(index))
 
 
 def _roc(group: GroupMeasures, images: Sequence[ScoredImage]) -> str:
@@ -125,22 +134,20 @@ def _chosen(images: Sequence[ScoredImage], reference: float | None) -> list[tupl
     close = anomalous[:OTHERS_SHOWN] + good[:OTHERS_SHOWN]
     clear = anomalous[OTHERS_SHOWN:][::-1][:OTHERS_SHOWN] + good[OTHERS_SHOWN:][::-1][:OTHERS_SHOWN]
     misjudged = missed[:MISJUDGED_SHOWN] + alarms[:MISJUDGED_SHOWN]
-    total = len(missed) + len(alarms)
+    title = f"Misjudged at the reference score: {len(missed)} missed, {len(alarms)} false alarms"
+    title += ", the worst shown" if len(misjudged) < len(missed) + len(alarms) else ""
     return [
-        (
-            f"Misjudged at the reference score: {len(missed)} missed, {len(alarms)} false alarms{', worst shown' if total > len(misjudged) else ''}",
-            misjudged,
-        ),
+        (title, misjudged),
         ("Worst of those judged right: closest to the reference score", close),
         ("Best: farthest from it", clear),
     ]
 
 
-def _tile(image: ScoredImage, reference: float, group: GroupMeasures) -> str:
+def _tile(image: ScoredImage, scale: html.HeatScale, group: GroupMeasures) -> str:
     sample = image.sample
-    pictures = html.heat_pictures(read_image(sample.path), image.anomaly_map, reference, sample.read_mask())
+    pictures = html.heat_pictures(read_image(sample.path), image.anomaly_map, scale, sample.read_mask())
     kind = (sample.defect or "anomalous") if sample.is_anomalous else "good"
-    detail = f"{kind}, score {image.score:.4g} = {image.score / reference:.2f} x reference" if reference > 0 else f"{kind}, score {image.score:.4g}"
+    detail = f"{kind}, score {image.score:#.4g}" + (f" ({image.score / scale.reference:.2f} x)" if scale.reference > 0 else "")
     if group.reference_score is None:
         return html.tile(pictures, sample.path.name, detail)
     if sample.is_anomalous == (image.score >= group.reference_score):
@@ -148,10 +155,14 @@ def _tile(image: ScoredImage, reference: float, group: GroupMeasures) -> str:
     return html.tile(pictures, sample.path.name, detail, badge="missed" if sample.is_anomalous else "false alarm", tone="bad")
 
 
-def _reference(group: GroupMeasures, images: Sequence[ScoredImage]) -> float:
-    if group.reference_score is not None:
-        return group.reference_score
-    return max((image.score for image in images if not image.sample.is_anomalous), default=max(image.score for image in images))
+def _heat_scale(group: GroupMeasures, images: Sequence[ScoredImage]) -> html.HeatScale:
+    good = [image for image in images if not image.sample.is_anomalous]
+    reference = group.reference_score
+    if reference is None:
+        reference = max(image.score for image in good or images)
+    floor = float(np.quantile(np.stack([image.anomaly_map for image in good]), FLOOR_QUANTILE)) if good else 0.0
+    # A model that hardly tells good from bad can put the reference among the good pixels: then the scale starts at 0.
+    return html.HeatScale(floor if floor < reference else 0.0, reference)
 
 
 def _left_out(left_out: Sequence[tuple[Path, str]]) -> str:

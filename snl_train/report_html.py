@@ -22,7 +22,7 @@ Tone: TypeAlias = Literal["plain", "good", "bad"]
 
 PICTURE_PX = 220
 """Longest side of a picture in a report."""
-_TRUTH_COLOR = (0, 200, 255)
+_TRUTH_COLOR = (255, 0, 210)
 
 STYLE_SHEET = """
 :root { --ink: #1b1f24; --soft: #5b6470; --line: #e2e5e9; --back: #f6f7f8; --card: #ffffff; --good: #2f7fb0; --bad: #cf4f22; --accent: #24476b; }
@@ -39,7 +39,8 @@ p { margin: 6px 0 12px; max-width: 78ch; }
 nav { display: flex; flex-wrap: wrap; gap: 6px 8px; margin: 18px 0 0; }
 nav a { color: var(--accent); text-decoration: none; background: #e9eef4; border-radius: 14px; padding: 2px 12px; font-size: 13.5px; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 18px 20px; margin: 0 0 16px; overflow-x: auto; }
-.grid { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(320px, 100%), 1fr)); align-items: start; }
+.columns { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(320px, 100%), 1fr)); align-items: start; margin: 0 0 16px; }
+.columns > .card { margin: 0; }
 .figures { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); margin: 24px 0 8px; }
 .figures div { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 18px; }
 .figures b { display: block; font-size: 30px; line-height: 1.25; font-weight: 650; letter-spacing: -0.02em; font-variant-numeric: tabular-nums; }
@@ -126,9 +127,9 @@ def card(*parts_html: str) -> str:
     return f'<div class="card">{"".join(parts_html)}</div>'
 
 
-def grid(*parts_html: str) -> str:
+def columns(*parts_html: str) -> str:
     """Return boxes side by side where there is room, else one below the other."""
-    return f'<div class="grid">{"".join(parts_html)}</div>'
+    return f'<div class="columns">{"".join(parts_html)}</div>'
 
 
 def note(text: str) -> str:
@@ -174,40 +175,56 @@ def tile(pictures: Sequence[Image], title: str, detail: str, *, badge: str = "",
     return f'<figure><div class="pictures">{images}</div><figcaption>{mark}{escape(title)}<span>{escape(detail)}</span></figcaption></figure>'
 
 
-def heat_pictures(image_rgb: Image, anomaly_map: AnomalyMap, reference: float, mask: Flags | None = None) -> list[Image]:
-    """Return the picture and its heat map at report size.
+class HeatScale(NamedTuple):
+    """What the colours of heat maps mean; one scale for all pictures of a product, so that they can be compared.
 
-    Colours are those of the line (`snl_runtime.overlay`): 0 leaves the picture as it is, ``reference`` is yellow, twice that and more is red. With
-    one reference per product all its pictures share one absolute scale.
+    Attributes:
+        floor: Map value up to which the picture stays as it is.
+        reference: Map value that becomes yellow.
+    """
+
+    floor: float
+    reference: float
+
+    @property
+    def ceiling(self) -> float:
+        """Map value from which everything is red: as far above the reference as the floor is below."""
+        return 2 * self.reference - self.floor
+
+
+def heat_pictures(image_rgb: Image, anomaly_map: AnomalyMap, scale: HeatScale, mask: Flags | None = None) -> list[Image]:
+    """Return the picture and its heat map at report size, in the colours of the line (`snl_runtime.overlay`).
+
+    The line itself colours from 0 (``HeatScale(0, threshold)``); a floor above 0 shows more where good parts already score well above 0.
 
     Args:
         image_rgb: (H, W, 3) uint8, the whole frame.
         anomaly_map: (h, w) float32 over the same field of view.
-        reference: Map value that becomes yellow.
+        scale: Meaning of the colours.
         mask: (H, W) bool, outlined in the first picture; None or all False for no outline.
     """
-    scale = min(1.0, PICTURE_PX / max(image_rgb.shape[:2]))
-    size_hw = (max(1, round(image_rgb.shape[0] * scale)), max(1, round(image_rgb.shape[1] * scale)))
+    shrink = min(1.0, PICTURE_PX / max(image_rgb.shape[:2]))
+    size_hw = (max(1, round(image_rgb.shape[0] * shrink)), max(1, round(image_rgb.shape[1] * shrink)))
     small = resize(image_rgb, size_hw)
-    heat = blend_heat(small, anomaly_map, reference)
+    heat = blend_heat(small, anomaly_map - np.float32(scale.floor), scale.reference - scale.floor)
     return [small if mask is None else _outlined(small, resize_mask(mask, size_hw)), heat]
 
 
-def heat_legend(reference: float) -> str:
+def heat_legend(scale: HeatScale) -> str:
     """Return the colour bar of `heat_pictures` with its values."""
     steps = 46
-    values = np.linspace(0, HEAT_STOPS[-1][0], steps, dtype=np.float32)
-    colors, opacity = heat_colors(values[None])
+    colors, opacity = heat_colors(np.linspace(0, HEAT_STOPS[-1][0], steps)[None])
     shown = 255 + (colors[0] - 255) * opacity[0][:, None]
     bars = "".join(
         f'<rect x="{5 * index}" y="0" width="5.5" height="14" fill="rgb({r:.0f},{g:.0f},{b:.0f})"/>' for index, (r, g, b) in enumerate(shown)
     )
     labels = "".join(
         f'<text x="{x}" y="27" text-anchor="{anchor}" font-size="11" fill="#5b6470">{value:.4g}</text>'
-        for x, anchor, value in ((0, "start", 0.0), (115, "middle", reference), (230, "end", 2 * reference))
+        for x, anchor, value in ((0, "start", scale.floor), (115, "middle", scale.reference), (230, "end", scale.ceiling))
     )
     bar = f'<svg viewBox="0 0 230 30" role="img" aria-label="colour scale">{bars}{labels}</svg>'
-    return f'<div class="legend">{bar}<span>heat map: yellow at {reference:.4g}, red from twice that; cyan line: labelled defect</span></div>'
+    text = f"one scale for all maps below: no colour up to {scale.floor:.4g}, yellow at {scale.reference:.4g}, red from {scale.ceiling:.4g}; "
+    return f'<div class="legend">{bar}<span>{text}magenta line: labelled defect; x: score over the yellow value</span></div>'
 
 
 def png_data_uri(image_rgb: Image) -> str:

@@ -14,6 +14,7 @@ from snl_train.data.layouts import read_dataset
 from snl_train.evaluation import evaluate
 from snl_train.measures import Bootstrap
 
+SCALE = report_html.HeatScale(floor=0.0, reference=1.0)
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
@@ -120,21 +121,30 @@ def test_heat_pictures_share_one_scale_and_leave_zero_alone():
     zero = np.zeros((15, 20), np.float32)
     half = zero.copy()
     half[5:10, 5:10] = 0.5
-    shown, untouched = report_html.heat_pictures(image, zero, 1.0)
+    shown, untouched = report_html.heat_pictures(image, zero, SCALE)
     np.testing.assert_array_equal(shown, image)
     np.testing.assert_array_equal(untouched, image)
-    weak = report_html.heat_pictures(image, half, 1.0)[1]
-    strong = report_html.heat_pictures(image, 4 * half, 1.0)[1]
+    weak = report_html.heat_pictures(image, half, SCALE)[1]
+    strong = report_html.heat_pictures(image, 4 * half, SCALE)[1]
     # Twice the reference is 60 % red over the picture: 100 + 0.6 * (255 - 100) = 193, 100 - 60 = 40.
     assert strong[15, 15].tolist() == [193, 40, 40]
     assert weak[15, 15].tolist() != strong[15, 15].tolist()
+
+
+def test_a_floor_moves_the_scale_and_keeps_the_reference():
+    image = np.full((30, 40, 3), 100, np.uint8)
+    scale = report_html.HeatScale(floor=2.0, reference=3.0)
+    assert scale.ceiling == 4.0
+    for value, unit in ((1.0, 0.0), (2.0, 0.0), (3.0, 1.0), (4.0, 2.0), (9.0, 2.0)):
+        got = report_html.heat_pictures(image, np.full((15, 20), value, np.float32), scale)[1]
+        np.testing.assert_array_equal(got, report_html.heat_pictures(image, np.full((15, 20), unit, np.float32), SCALE)[1])
 
 
 def test_large_pictures_shrink_to_report_size_and_the_mask_is_outlined():
     image = np.full((880, 440, 3), 100, np.uint8)
     mask = np.zeros((880, 440), bool)
     mask[400:480, 200:280] = True
-    shown, heat = report_html.heat_pictures(image, np.zeros((8, 4), np.float32), 1.0, mask)
+    shown, heat = report_html.heat_pictures(image, np.zeros((8, 4), np.float32), SCALE, mask)
     assert shown.shape == heat.shape == (220, 110, 3)
     changed = (shown != 100).any(axis=2)
     assert changed[100:120, 50].all()
