@@ -16,8 +16,8 @@ def learning_rate(step: int, total_steps: int, config: OptimConfig) -> float:
 
     Example:
         >>> config = OptimConfig(learning_rate=1.0, schedule="one-cycle", warmup_share=0.5)
-        >>> [round(learning_rate(step, 5, config), 4) for step in range(5)]
-        [0.04, 0.52, 1.0, 0.5001, 0.0001]
+        >>> [round(learning_rate(step, 5, config), 3) for step in range(5)]
+        [0.04, 0.52, 1.0, 0.5, 0.0]
     """
     if config.schedule == "constant":
         return config.learning_rate
