@@ -89,7 +89,7 @@ def save_checkpoint(path: Path | str, checkpoint: Checkpoint) -> None:
             "epochs_done": checkpoint.epochs_done,
             "training_image_sha256": list(checkpoint.training_image_sha256),
             "held_out": [dict(entry) for entry in checkpoint.held_out],
-            "golden_images": torch.from_numpy(np.ascontiguousarray(checkpoint.golden_images)),
+            "golden_images": torch.from_numpy(np.array(checkpoint.golden_images)),
             "golden_classes": list(checkpoint.golden_classes),
             "provenance": dict(checkpoint.provenance),
         },

@@ -44,7 +44,7 @@ class TrainingResult:
         epochs_done: Whole epochs behind the checkpoint.
         losses: Mean of each loss term over the last logged steps.
         images_per_s: Over this process's part of the training; 0 if there was nothing left to do.
-        seconds: The same part's duration.
+        seconds: The same part's duration, without the last save.
         is_complete: False if it was stopped before the last step.
     """
 
@@ -97,10 +97,8 @@ def train(
         TrainingDivergedError: If the loss is no longer finite; the files of the last save are left as they are.
     """
     run = _Run(config, data, out, resume=resume, augment=augment)
-    started_s = time.monotonic()
     first_step = run.trainer.steps_done
     losses = run.loop(should_stop, save_every_s)
-    seconds = time.monotonic() - started_s
     steps = run.trainer.steps_done - first_step
     return TrainingResult(
         checkpoint_path=out,
@@ -110,8 +108,8 @@ def train(
         total_steps=run.total_steps,
         epochs_done=run.epochs_done,
         losses=losses,
-        images_per_s=steps * config.batch_size / seconds if steps else 0.0,
-        seconds=seconds,
+        images_per_s=steps * config.batch_size / run.seconds if steps else 0.0,
+        seconds=run.seconds,
         is_complete=run.trainer.steps_done >= run.total_steps,
     )
 
@@ -128,6 +126,7 @@ class _Run:
         self.total_steps = self._batches.batches_per_epoch * config.epochs
         self._fingerprint = data.fingerprint()
         self._started_at = _now()
+        self.seconds = 0.0
         point = self._read_point() if resume else None
         self.trainer = Trainer(config, total_steps=self.total_steps, augment=augment, load_teacher_weights=point is None)
         if point is not None:
@@ -142,7 +141,7 @@ class _Run:
 
     def loop(self, should_stop: Callable[[], bool], save_every_s: float) -> dict[str, float]:
         """Run the remaining steps and return the last losses."""
-        saved_s = time.monotonic()
+        started_s = saved_s = time.monotonic()
         saved_step = -1
         per_epoch = self._batches.batches_per_epoch
         total_images = self.total_steps * self._config.batch_size
@@ -166,6 +165,7 @@ class _Run:
                 if is_epoch_end and time.monotonic() - saved_s >= save_every_s:
                     self._save()
                     saved_s, saved_step = time.monotonic(), step
+        self.seconds = time.monotonic() - started_s
         if self.trainer.steps_done != saved_step:
             self._save()
         return log.last_losses

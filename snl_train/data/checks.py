@@ -86,7 +86,8 @@ def _check_classes(index: DatasetIndex, *, require_train: bool) -> None:
         if name not in present:
             kind = "good training image" if require_train else "image"
             left_out = f" ({len(index.left_out)} unreadable files were left out)" if index.left_out else ""
-            raise DataError(f"class {name!r} in {index.root} has no {kind}{left_out}; add images or remove its folder")
+            folder = index.root / name if (index.root / name).is_dir() else index.root
+            raise DataError(f"class {name!r} in {folder} has no {kind}{left_out}; add images or remove the folder")
 
 
 def _check_overlap(train: Sequence[Sample], test: Sequence[Sample]) -> None:

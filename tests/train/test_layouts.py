@@ -203,7 +203,7 @@ def test_class_that_loses_all_its_images_by_skipping_is_empty(plain_root):
 @pytest.mark.parametrize("inner", ["", "train/good"])
 def test_empty_class_is_refused(mvtec_root, inner):
     (mvtec_root / "washer" / inner).mkdir(parents=True)
-    refused(mvtec_root, "'washer'", str(mvtec_root))
+    refused(mvtec_root, "'washer'", str(mvtec_root / "washer"))
 
 
 def test_class_without_training_images_is_allowed_for_evaluation_only(mvtec_root):
