@@ -63,7 +63,7 @@ def blend_heat(image_rgb: Image, anomaly_map: AnomalyMap, threshold: float) -> I
         return image_rgb.copy()
     heat = upsample_map(anomaly_map, (image_rgb.shape[0], image_rgb.shape[1])) / np.float32(threshold)
     index = np.clip(heat * HEAT_STEPS + np.float32(0.5), 0, 2 * HEAT_STEPS).astype(np.intp)
-    added, kept = _heat_table()
+    added, kept = heat_table()
     share = kept.take(index)
     blended = np.empty_like(image_rgb)
     for channel in range(3):  # one by one: three times as fast as broadcasting over the last axis
@@ -72,7 +72,7 @@ def blend_heat(image_rgb: Image, anomaly_map: AnomalyMap, threshold: float) -> I
 
 
 @functools.cache
-def _heat_table() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def heat_table() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Return what each step of heat adds, (3, steps), 0.5 for the rounding included, and what share of the picture it keeps, (steps,)."""
     heat = np.arange(2 * HEAT_STEPS + 1) / HEAT_STEPS
     colors, opacity = heat_colors(heat)

@@ -16,7 +16,8 @@ _CHANNELS: dict[str, int] = {"rgb": 3, "bgr": 3, "rgba": 4, "bgra": 4, "gray": 1
 _MAX_SIDE = 1 << 16
 _MAX_PIXELS = 1 << 28
 # Ties round up. The guard of 1/1024 grey level keeps the last bits of a float32 sum, which differ between BLAS libraries, from deciding a tie.
-_ROUNDING = np.float32(0.5 + 2.0**-10)
+ROUNDING = np.float32(0.5 + 2.0**-10)
+"""What is added to a resized value before it is cut off to whole grey levels."""
 
 
 class FrameError(SnlError):
@@ -60,11 +61,19 @@ def prepare(image: object, color: ColorOrder, spec: InputSpec) -> Image:
     Raises:
         FrameError: If ``image`` is no usable frame of that colour order or the ROI lies outside it.
     """
-    frame = _checked_frame(image, color)
-    if spec.roi_xyxy is not None:
-        frame = _crop(frame, spec.roi_xyxy)
+    frame = crop_frame(image, color, spec.roi_xyxy)
     color_planes = frame[:, :, :3] if frame.shape[2] == 4 else frame
     return _in_rgb_order(resize(_to_8_bit(color_planes), spec.size_hw), color)
+
+
+def crop_frame(image: object, color: ColorOrder, roi_xyxy: tuple[int, int, int, int] | None) -> npt.NDArray[Any]:
+    """Return the inspected part of a frame as (H, W, C) uint8 or uint16, a view of it.
+
+    Raises:
+        FrameError: If ``image`` is no usable frame of that colour order or the ROI lies outside it.
+    """
+    frame = _checked_frame(image, color)
+    return frame if roi_xyxy is None else _crop(frame, roi_xyxy)
 
 
 def to_rgb(image: object, color: ColorOrder) -> Image:
@@ -127,7 +136,7 @@ def axis_weights(n_in: int, n_out: int) -> npt.NDArray[np.float32]:
 
 
 def _round(values: npt.NDArray[np.float32]) -> Image:
-    rounded: Image = (values + _ROUNDING).astype(np.uint8)  # weights sum to 1, so nothing lies outside 0..255
+    rounded: Image = (values + ROUNDING).astype(np.uint8)  # weights sum to 1, so nothing lies outside 0..255
     return rounded
 
 

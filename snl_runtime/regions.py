@@ -31,10 +31,22 @@ def find_regions(anomaly_map: AnomalyMap, threshold: float, roi_xyxy: tuple[int,
     _, labels, stats, _ = cv2.connectedComponentsWithStats(above.astype(np.uint8), connectivity=8, ltype=cv2.CV_32S)
     peaks = np.full(len(stats), -np.inf)
     np.maximum.at(peaks, labels[above], anomaly_map[above])
-    first_row, first_column = stats[:, cv2.CC_STAT_TOP], stats[:, cv2.CC_STAT_LEFT]
-    order = np.lexsort((first_column, first_row, -peaks))  # the background keeps its peak of -inf and comes last
-    chosen = order[: min(len(order) - 1, MAX_REGIONS)]
-    return tuple(_region(stats[label], float(peaks[label]), anomaly_map.shape, roi_xyxy) for label in chosen)
+    return rank_regions(stats[1:, : cv2.CC_STAT_AREA + 1], peaks[1:], anomaly_map.shape[:2], roi_xyxy)  # label 0 is the background
+
+
+def rank_regions(
+    boxes: npt.NDArray[np.int32], peaks: npt.NDArray[np.float64], map_hw: tuple[int, ...], roi_xyxy: tuple[int, int, int, int]
+) -> tuple[AnomalyRegion, ...]:
+    """Return components in frame pixels, highest score first; see :func:`find_regions`.
+
+    Args:
+        boxes: (N, 5): left, top, width, height and number of cells of each component, in cells of the map.
+        peaks: (N,) highest value of each.
+        map_hw: Height and width of the map.
+        roi_xyxy: Part of the frame that the map covers, frame pixels.
+    """
+    order = np.lexsort((boxes[:, 0], boxes[:, 1], -peaks))[:MAX_REGIONS]
+    return tuple(_region(boxes[index], float(peaks[index]), map_hw, roi_xyxy) for index in order)
 
 
 def _region(stats: npt.NDArray[np.int32], peak: float, map_hw: tuple[int, ...], roi_xyxy: tuple[int, int, int, int]) -> AnomalyRegion:
