@@ -5,7 +5,12 @@ from dataclasses import dataclass
 from statistics import median
 
 OUTLIER_FACTOR = 6.0
-"""How many median absolute deviations above the median a good part may score. The deviation is the plain one, without the factor 1.4826."""
+"""How many median absolute deviations above the median a good part may score."""
+NORMAL_CONSISTENCY = 1.4826
+"""Makes the median absolute deviation of normally distributed scores their standard deviation, 1 / 0.6745.
+
+Scores are maxima of maps and therefore skewed: of 320 good parts with Gumbel-distributed scores some would lie beyond the plain 6 MAD in 88 % of
+the samples, beyond the scaled one in 23 %."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,7 +18,7 @@ class OutlierReport:
     """Scores too high for the rest of the sample.
 
     Attributes:
-        limit: median + 6 median absolute deviations; a score above it needs a person's word.
+        limit: median + 6 scaled median absolute deviations; a score above it needs a person's word.
         scores: Name to score of what lies above ``limit``, highest first.
     """
 
@@ -22,7 +27,7 @@ class OutlierReport:
 
 
 def find_outliers(scores: Mapping[str, float]) -> OutlierReport:
-    """Return the scores above median + 6 MAD, by name.
+    """Return the scores above median + 6 scaled MAD, by name.
 
     One bad part among the good would become the threshold and hide every defect below it, so high scores are looked at; low ones are harmless.
     A sample in which half of the scores are equal has a deviation of 0: then everything above the median is reported.
@@ -34,6 +39,6 @@ def find_outliers(scores: Mapping[str, float]) -> OutlierReport:
         return OutlierReport(limit=float("inf"), scores={})
     centre = median(scores.values())
     deviation = median(abs(score - centre) for score in scores.values())
-    limit = centre + OUTLIER_FACTOR * deviation
+    limit = centre + OUTLIER_FACTOR * NORMAL_CONSISTENCY * deviation
     above = sorted(((name, score) for name, score in scores.items() if score > limit), key=lambda item: (-item[1], item[0]))
     return OutlierReport(limit=limit, scores=dict(above))
