@@ -89,7 +89,7 @@ def draw_board(rng: np.random.Generator) -> Picture:
     cv2.circle(picture, (52 + dx, 110 + dy), 3, (80, 80, 84), -1)
     cv2.circle(picture, (130, 122), 16, (185, 188, 192), -1)
     cv2.ellipse(picture, (130, 122), (16, 16), 0, 200, 340, (70, 72, 90), -1)
-    return _place(rng, picture, 1.5, 0.8)
+    return _place(rng, picture, 1.0, 0.5)
 
 
 PRODUCTS: dict[str, Callable[[np.random.Generator], Picture]] = {"washer": draw_washer, "tile": draw_tile, "board": draw_board}
