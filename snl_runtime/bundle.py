@@ -145,4 +145,6 @@ def _hash(path: Path) -> str:
         return sha256_file(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ManifestError(f"cannot read {path}: {reason}; check the path, or export the model: snl-export --ckpt x.pt") from error
+        is_engine = path.suffix.lower() == ".trt"
+        remedy = f"build it: snl-run --engine {path.name} --rebuild" if is_engine else "export the model: snl-export --ckpt x.pt"
+        raise ManifestError(f"cannot read {path}: {reason}; check the path, or {remedy}") from error
