@@ -27,6 +27,7 @@ from snl_runtime.trt_api import (
     TensorRtLibrary,
     build_plan,
     installed_libraries,
+    known_compute_capabilities,
     load_library,
 )
 
@@ -123,6 +124,30 @@ def choose_target(library: LibraryName | None, compute_capabilities: Sequence[in
     raise BackendUnavailableError("; ".join(reasons) or f"no usable TensorRT is installed: pip install {names}")
 
 
+def target_at_hand(library: LibraryName | None = None) -> EngineTarget:
+    """Return a target that this machine can build for and run: full TensorRT, else TensorRT-RTX if it knows the GPU.
+
+    Args:
+        library: The only one to consider; None for both.
+
+    Raises:
+        BackendUnavailableError: If no library or no GPU is here, or the library cannot build for the GPU; the message says which.
+    """
+    libraries = installed_libraries() if library is None else [load_library(library)]
+    if not libraries:
+        raise BackendUnavailableError(f"no usable TensorRT is installed: pip install {' or '.join(LIBRARY_NAMES)}")
+    from snl_runtime.cuda_api import describe_device
+
+    gpu = describe_device()
+    if not libraries[0].is_rtx:
+        return _target_of_this_gpu(libraries[0], ())
+    supported = known_compute_capabilities(libraries[0])
+    if gpu.compute_capability not in supported:
+        names = ", ".join(f"SM{sm}" for sm in supported)
+        raise BackendUnavailableError(f"tensorrt-rtx builds for {names}, this GPU ({gpu.name}) is SM{gpu.compute_capability}: install tensorrt")
+    return _rtx_target(libraries[0], (gpu.compute_capability,))
+
+
 def build_engine(
     onnx_path: Path,
     engine_path: Path,
@@ -193,8 +218,14 @@ def rebuild_engine(engine_path: Path, *, cache_folder: Path | None = None) -> Bu
         raise ManifestError(f"{onnx_path} is missing or is not the file that {path} names; copy both again from the export, then run --rebuild")
     earlier = next((engine for engine in manifest.engines if engine.file == engine_path.name), None)
     library = next((name for name in LIBRARY_NAMES if earlier is not None and earlier.library == name), None)
-    options = EngineOptions(precision=str(manifest.graph.get("precision", "fp32")))
-    built = build_engine(onnx_path, engine_path, choose_target(library), options, cache_folder=cache_folder)
+    largest = int(manifest.input["max_batch"])
+    options = EngineOptions(batches=(1, 1, largest), precision=str(manifest.graph.get("precision", "fp32")))
+    try:
+        target = target_at_hand(library)
+    except BackendUnavailableError as failure:
+        logger.debug("not built for a GPU at hand: %s", failure)
+        target = choose_target(library)
+    built = build_engine(onnx_path, engine_path, target, options, cache_folder=cache_folder)
     write_manifest(path, manifest.with_engine(built.entry))
     return built
 

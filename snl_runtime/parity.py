@@ -189,7 +189,7 @@ class ParityMeter:
 def compare(
     reference: Reference,
     subject: "Scorer",
-    golden: GoldenSamples,
+    golden: GoldenSamples | None,
     frames: FrameSet,
     *,
     meter: ParityMeter,
@@ -204,7 +204,7 @@ def compare(
     Args:
         reference: The checkpoint or the ONNX file.
         subject: The file under test, opened as users open it but for the golden check.
-        golden: Golden samples with what the reference gave.
+        golden: Golden samples with what the reference gave; None if there are none.
         frames: More pictures.
         meter: Collects the differences.
         on_frame: Called after each picture, golden or not.
@@ -212,18 +212,8 @@ def compare(
     Raises:
         DataError: If a frame cannot be read.
     """
-    scores, maps = subject.infer(golden.images)
-    for i in range(len(golden.images)):
-        meter.add(
-            ScoredFrame(
-                name=f"golden {i}",
-                reference_score=float(golden.scores[i]),
-                reference_map=golden.maps[i],
-                subject_score=float(scores[i]),
-                subject_map=maps[i],
-            )
-        )
-        on_frame()
+    if golden is not None:
+        _compare_golden(subject, golden, meter, on_frame)
     spec = InputSpec(size_hw=reference.size_hw)
     for frame in frames:
         expected_scores, expected_maps = reference.score_inputs(prepare(frame.image_rgb, "rgb", spec)[None])
@@ -240,6 +230,21 @@ def compare(
                 subject_score=scored.score,
                 subject_map=scored.anomaly_map,
                 is_anomalous=frame.is_anomalous,
+            )
+        )
+        on_frame()
+
+
+def _compare_golden(subject: "Scorer", golden: GoldenSamples, meter: ParityMeter, on_frame: Callable[[], None]) -> None:
+    scores, maps = subject.infer(golden.images)
+    for i in range(len(golden.images)):
+        meter.add(
+            ScoredFrame(
+                name=f"golden {i}",
+                reference_score=float(golden.scores[i]),
+                reference_map=golden.maps[i],
+                subject_score=float(scores[i]),
+                subject_map=maps[i],
             )
         )
         on_frame()

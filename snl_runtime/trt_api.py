@@ -213,6 +213,12 @@ def build_plan(library: TensorRtLibrary, request: BuildRequest, *, on_progress: 
         )
 
 
+def known_compute_capabilities(library: TensorRtLibrary) -> tuple[int, ...]:
+    """Return the SM numbers that TensorRT-RTX builds for."""
+    members = library.module.ComputeCapability.__members__
+    return tuple(sorted(int(name.removeprefix("SM")) for name in members if name.startswith("SM")))
+
+
 def _checked(made: Any, what: str, lines: Sequence[tuple[str, str]]) -> Any:
     if made is None:
         raise EngineBuildError(f"TensorRT could not {what}: {_last_errors(lines)}")
@@ -223,10 +229,10 @@ def _set_target(library: TensorRtLibrary, config: Any, request: BuildRequest, li
     if not library.is_rtx:
         return
     capabilities = library.module.ComputeCapability
-    known = {name.removeprefix("SM") for name in capabilities.__members__ if name.startswith("SM")}
-    unknown = [sm for sm in request.compute_capabilities if str(sm) not in known]
+    known = known_compute_capabilities(library)
+    unknown = [sm for sm in request.compute_capabilities if sm not in known]
     if unknown:
-        supported = ", ".join(sorted(known, key=int))
+        supported = ", ".join(map(str, known))
         raise EngineBuildError(f"{library.name} {library.version} cannot build for SM{unknown[0]}; it knows {supported}")
     config.num_compute_capabilities = len(request.compute_capabilities)
     for index, sm in enumerate(request.compute_capabilities):
@@ -237,6 +243,7 @@ def _set_target(library: TensorRtLibrary, config: Any, request: BuildRequest, li
 def _set_options(library: TensorRtLibrary, builder: Any, network: Any, config: Any, request: BuildRequest, lines: Sequence[tuple[str, str]]) -> None:
     trt = library.module
     config.max_aux_streams = request.max_aux_streams
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default: fp32 matrices would be multiplied with 11 bits, and fp32 would not mean fp32
     if request.optimization_level is not None:
         config.builder_optimization_level = request.optimization_level
     if request.is_detailed:

@@ -1,22 +1,27 @@
-"""One module drives TensorRT 10.3 to 11.x and TensorRT-RTX: it uses only what all of them have, and says why when a build fails."""
+"""Two modules drive TensorRT 10.3 to 11.x and TensorRT-RTX: they use only what all of them have, and say why when a build or a load fails."""
 
 import ast
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from snl_runtime import trt_api
-from snl_runtime.errors import BackendUnavailableError, EngineBuildError
+from snl_runtime import trt_api, trt_engine
+from snl_runtime.cuda_api import describe_device
+from snl_runtime.errors import BackendUnavailableError, EngineBuildError, EngineMismatchError
 from snl_runtime.trt_api import BuildCanceledError, BuildRequest, TensorRtLibrary, build_plan, load_library
+from snl_runtime.trt_engine import open_library
 
 DUMPS = Path(__file__).parents[3] / "shared" / "trt_api"
 FULL = ("api_10.3.0.json", "api_10.16.1.11.json", "api_11.4.json")
 RTX = ("api_rtx1.7.json",)
 
-# What the module uses, by the class that has it. The second test below fails when the module uses a name that is missing here.
+MODULES = (trt_api, trt_engine)
+
+# What the modules use, by the class that has it. The second test below fails when one of them uses a name that is missing here.
 COMMON = """
 ILogger.log
 Builder.create_network Builder.create_builder_config Builder.create_optimization_profile Builder.build_serialized_network
@@ -26,18 +31,37 @@ INetworkDefinition.num_inputs INetworkDefinition.num_outputs INetworkDefinition.
 ITensor.name ITensor.shape ITensor.dtype
 IBuilderConfig.max_aux_streams IBuilderConfig.builder_optimization_level IBuilderConfig.profiling_verbosity
 IBuilderConfig.add_optimization_profile IBuilderConfig.progress_monitor
+IBuilderConfig.clear_flag BuilderFlag.TF32
+Runtime.deserialize_cuda_engine
+ICudaEngine.num_io_tensors ICudaEngine.get_tensor_name ICudaEngine.get_tensor_dtype ICudaEngine.get_tensor_mode ICudaEngine.get_tensor_shape
+ICudaEngine.get_tensor_profile_shape ICudaEngine.create_execution_context
+TensorIOMode.INPUT ExecutionContextAllocationStrategy.STATIC
+IExecutionContext.active_optimization_profile IExecutionContext.set_optimization_profile_async IExecutionContext.set_input_shape
+IExecutionContext.infer_shapes IExecutionContext.get_tensor_shape IExecutionContext.set_tensor_address IExecutionContext.execute_async_v3
 ProfilingVerbosity.DETAILED
 IOptimizationProfile.set_shape
 IProgressMonitor.phase_start IProgressMonitor.step_complete IProgressMonitor.phase_finish
 """.split()
 FULL_ONLY = "IBuilderConfig.create_timing_cache IBuilderConfig.set_timing_cache IBuilderConfig.get_timing_cache ITimingCache.serialize".split()
-RTX_ONLY = "IBuilderConfig.num_compute_capabilities IBuilderConfig.set_compute_capability ComputeCapability.SM86".split()
+RTX_ONLY = """
+IBuilderConfig.num_compute_capabilities IBuilderConfig.set_compute_capability ComputeCapability.SM86
+Runtime.get_engine_validity Runtime.engine_header_size EngineValidity.INVALID EngineValidity.SUBOPTIMAL
+EngineInvalidityDiagnostics.MALFORMED_ENGINE EngineInvalidityDiagnostics.VERSION_MISMATCH EngineInvalidityDiagnostics.UNSUPPORTED_CC
+EngineInvalidityDiagnostics.OLD_CUDA_DRIVER EngineInvalidityDiagnostics.OLD_CUDA_RUNTIME EngineInvalidityDiagnostics.INSUFFICIENT_GPU_MEMORY
+EngineInvalidityDiagnostics.CUDA_ERROR
+ICudaEngine.create_runtime_config IRuntimeConfig.set_execution_context_allocation_strategy IRuntimeConfig.cuda_graph_strategy
+CudaGraphStrategy.WHOLE_GRAPH_CAPTURE IRuntimeConfig.create_runtime_cache IRuntimeConfig.set_runtime_cache
+IRuntimeCache.deserialize IRuntimeCache.serialize
+""".split()
 
 OWN_OR_PYTHON = set(
     """
     module name version is_rtx onnx compute_capabilities batches max_aux_streams optimization_level timing_cache is_detailed __init__ __version__
     __members__ is_canceled _steps import_module getLogger debug exception log append rsplit strip join split isdigit removeprefix startswith get
     pop Lock ERROR WARNING INFO DEBUG
+    info error items close load_engine create_context input_shape batch_range captures_itself set_batch set_addresses enqueue
+    _library _runtime _engine _file_name _cache_path _configuration _cache _known_cache _context _size_hw
+    _check_tensors _read_batch_range _configure_rtx _save_cache parent mkdir read_bytes
     """.split()
 )
 
@@ -56,14 +80,14 @@ def test_every_attribute_exists_in_the_dumped_interface(file: str, names: list[s
 
 
 def test_the_table_of_used_attributes_is_complete() -> None:
-    tree = ast.parse(Path(trt_api.__file__).read_text(encoding="utf-8"))
-    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    trees = [ast.parse(Path(module.__file__).read_text(encoding="utf-8")) for module in MODULES]
+    used = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     listed = {part for name in COMMON + FULL_ONLY + RTX_ONLY for part in name.split(".")}
     assert sorted(used - listed - OWN_OR_PYTHON) == []
 
 
 def test_no_name_that_eleven_removed_is_used() -> None:
-    source = Path(trt_api.__file__).read_text(encoding="utf-8")
+    source = "".join(Path(module.__file__).read_text(encoding="utf-8") for module in MODULES)
     for removed in ("EXPLICIT_BATCH", "BuilderFlag.FP16", "BuilderFlag.INT8", "int8_calibrator", "device_memory_size\n", "platform_has_fast"):
         assert removed not in source
 
@@ -152,3 +176,32 @@ def test_a_missing_library_names_what_to_install(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)  # how Python marks a module that cannot be imported
     with pytest.raises(BackendUnavailableError, match="snl-edge\\[tensorrt\\]"):
         load_library("tensorrt")
+
+
+# ---- loading: TensorRT-RTX starts without a GPU and judges a header, it cannot load ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plan(library: TensorRtLibrary, small_graph: bytes) -> bytes:
+    return build_plan(library, BuildRequest(onnx=small_graph, compute_capabilities=(86,), batches=(1, 1, 4))).plan
+
+
+@pytest.mark.parametrize("damage", [lambda plan: b"", lambda plan: plan[:10], lambda plan: b"no engine" * 50, lambda plan: b"\0" * 64 + plan[64:]])
+def test_what_is_no_engine_is_refused_with_the_remedy(library: TensorRtLibrary, plan: bytes, damage: Callable[[bytes], bytes]) -> None:
+    with pytest.raises(EngineMismatchError, match="truncated, altered or no engine; rebuild it: snl-run --engine x.trt --rebuild"):
+        open_library("tensorrt-rtx").load_engine(damage(plan), file_name="x.trt", cache_path=None)
+
+
+def test_whole_engine_without_a_usable_gpu_is_a_typed_error(library: TensorRtLibrary, plan: bytes) -> None:
+    try:
+        describe_device()
+    except BackendUnavailableError:
+        with pytest.raises(BackendUnavailableError, match="x.trt cannot run here"):
+            open_library("tensorrt-rtx").load_engine(plan, file_name="x.trt", cache_path=None)
+        return
+    pytest.skip("this machine has a GPU")
+
+
+def test_engine_side_names_an_unknown_library() -> None:
+    with pytest.raises(BackendUnavailableError, match="no library called 'tensorrt_rtx'"):
+        open_library("tensorrt_rtx")

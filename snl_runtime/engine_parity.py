@@ -1,0 +1,147 @@
+"""The gate between an engine and the ONNX file it was built from, run where the engine runs.
+
+A passed report in the manifest is what lets an engine use the decisions of its ONNX file. Without a GPU there is no report, and the manifest says
+``not verified on a device``.
+"""
+
+import contextlib
+import dataclasses
+import logging
+from pathlib import Path
+
+from snl_runtime.backends.base import Backend
+from snl_runtime.errors import BackendUnavailableError, ConfigError, EngineMismatchError, ManifestError
+from snl_runtime.golden import GoldenSamples
+from snl_runtime.manifest import EngineEntry, Manifest, ParityReport, manifest_path, read_manifest, write_manifest
+from snl_runtime.parity import ParityLimits, ParityMeter, compare
+from snl_runtime.parity_frames import FrameSet, derived_frames, folder_frames
+from snl_runtime.progress import Progress
+from snl_runtime.scorer import Scorer
+
+logger = logging.getLogger(__name__)
+
+NOT_VERIFIED = "not verified on a device"
+"""What the manifest says of an engine that has not run yet."""
+
+ENGINE_LIMITS: dict[str, ParityLimits] = {
+    # TF32 is off, so both sides sum in fp32; other convolution algorithms (Winograd) cost up to a few 1e-4 over a deep network.
+    "fp32": ParityLimits(relative=1e-3, correlation=None),
+    # ONNX Runtime on a CPU computes fp16 nodes in fp32; the device rounds every layer to 11 bits.
+    "fp16": ParityLimits(relative=2e-2, correlation=0.99),
+    # Values near the edge of a quantisation step fall to either side of it.
+    "int8": ParityLimits(relative=5e-2, correlation=0.99),
+}
+"""Limits of an engine against its ONNX file on ONNX Runtime's CPU, by precision; all of them allow 0.2 points of AUROC and no flip."""
+
+
+def verify_engine(engine_path: Path, frames: FrameSet | Path | None = None, *, backend: Backend | None = None) -> ParityReport:
+    """Compare an engine on this device with its ONNX file on the CPU and record the report in the manifest, passed or not.
+
+    Args:
+        engine_path: ``x.trt`` with ``x.onnx``, ``x.json`` and ``x.golden.npz`` beside it.
+        frames: Pictures besides the golden samples, or a folder of them; None for crops, flips and noise of the golden samples.
+        backend: An opened backend of this engine, which is closed at the end; None opens one.
+
+    Raises:
+        ManifestError: If a file is missing or not the one that the manifest lists.
+        BackendError: If the engine, or ONNX Runtime for the comparison, does not run here.
+        ConfigError: If there is nothing to compare on, or no limits for the engine's precision.
+        DataError: If a picture cannot be read.
+    """
+    with contextlib.ExitStack() as opened:
+        if backend is not None:
+            opened.callback(backend.close)
+        manifest, entry = _listed_engine(engine_path)
+        reference = opened.enter_context(_open_reference(engine_path.with_name(manifest.model_file)))
+        # The golden check would stop at the first difference and hide the figures.
+        subject = opened.enter_context(Scorer(engine_path, backend=backend, golden_check=False))
+        golden = _golden_of(reference, subject)
+        chosen = _choose_frames(frames, golden, engine_path)
+        meter = ParityMeter(_limits(entry), list(manifest.decisions_for(manifest.model_sha256).values()))
+        total = chosen.count + (0 if golden is None else len(golden.images))
+        with Progress(total, unit="frames", label="engine parity") as progress:
+            compare(reference, subject, golden, chosen, meter=meter, on_frame=progress.advance)
+        report = meter.report(
+            subject_file=entry.file,
+            subject_sha256=entry.sha256,
+            reference=f"{manifest.model_file} on {reference.backend.name} {reference.backend.device}",
+            frames_source=chosen.source,
+            verified_on=f"{entry.library} {entry.library_version} on {subject.backend.device}",
+        )
+    _record(engine_path, entry, report)
+    return report
+
+
+def verify_if_possible(engine_path: Path, frames: FrameSet | Path | None = None) -> tuple[ParityReport | None, str | None]:
+    """Verify an engine if it runs on this machine.
+
+    Returns:
+        The report and None, or None and why the engine could not run here, one sentence.
+
+    Raises:
+        As :func:`verify_engine`, but for an engine that this machine cannot run.
+    """
+    try:
+        return verify_engine(engine_path, frames), None
+    except (BackendUnavailableError, EngineMismatchError) as failure:
+        return None, str(failure)
+
+
+def unverified_note(file_name: str, entry: EngineEntry) -> str | None:
+    """Return what an operator must know about an engine that did not pass, one sentence; None if it passed."""
+    if entry.parity is None:
+        return f"{file_name} is {NOT_VERIFIED} and has no threshold; verify it on this one: snl-run --engine {file_name} --rebuild"
+    if not entry.parity.passed:
+        return f"{file_name} does not score like its ONNX file ({'; '.join(entry.parity.failures[:2])}) and has no threshold; run the ONNX file"
+    return None
+
+
+def _listed_engine(engine_path: Path) -> tuple[Manifest, EngineEntry]:
+    from snl_runtime.backends.tensorrt_backend import read_engine
+
+    _, entry = read_engine(engine_path)
+    manifest = read_manifest(manifest_path(engine_path))
+    if entry.onnx_sha256 != manifest.model_sha256:
+        raise ManifestError(
+            f"{engine_path} was built from another {manifest.model_file} than the one its manifest names; "
+            f"rebuild it: snl-run --engine {engine_path.name} --rebuild"
+        )
+    return manifest, entry
+
+
+def _open_reference(onnx_path: Path) -> Scorer:
+    return Scorer(onnx_path, backend="onnxruntime", golden_check=False)
+
+
+def _golden_of(reference: Scorer, subject: Scorer) -> GoldenSamples | None:
+    """Return the golden inputs with what the ONNX file gives for them here."""
+    stored = subject.bundle.golden
+    if stored is None:
+        return None
+    scores, maps = reference.score_inputs(stored.images)
+    return GoldenSamples(images=stored.images, scores=scores, maps=maps)
+
+
+def _choose_frames(frames: FrameSet | Path | None, golden: GoldenSamples | None, engine_path: Path) -> FrameSet:
+    if isinstance(frames, Path):
+        return folder_frames(frames)
+    if frames is not None:
+        return frames
+    if golden is None:
+        raise ConfigError(f"{engine_path} has no golden samples beside it to be compared on; copy {engine_path.stem}.golden.npz from the export")
+    return derived_frames(golden.images)
+
+
+def _limits(entry: EngineEntry) -> ParityLimits:
+    if entry.precision not in ENGINE_LIMITS:
+        raise ConfigError(f"{entry.file} has precision '{entry.precision}', limits are known for {', '.join(ENGINE_LIMITS)}")
+    return ENGINE_LIMITS[entry.precision]
+
+
+def _record(engine_path: Path, entry: EngineEntry, report: ParityReport) -> None:
+    path = manifest_path(engine_path)
+    manifest = read_manifest(path)  # again: a calibration may have been added while the frames were compared
+    if manifest.signature is not None:
+        logger.warning("%s loses its signature, because a parity report joins it; sign it again", path.name)
+    verified = dataclasses.replace(entry, parity=report, options={**entry.options, "verified_on": report.verified_on})
+    write_manifest(path, manifest.with_engine(verified))
