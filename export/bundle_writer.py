@@ -116,7 +116,9 @@ def export_bundle(
         staged = [export.path, golden_path(export.path), manifest_path(export.path)]
         files = {model_path.with_name(path.name): sha256_file(path) for path in staged}
         publish(staged, model_path.parent, stem=model_path.stem)
-    return ExportedBundle(model_path=model_path, manifest=written, files=files, notes=[*notes, *_decision_notes(written)])
+    return ExportedBundle(
+        model_path=model_path, manifest=written, files=files, notes=[*notes, *_decision_notes(written), *_engine_notes(model_path, written)]
+    )
 
 
 class _Export:
@@ -222,6 +224,13 @@ def _decision_notes(manifest: Manifest) -> list[str]:
     if not missing:
         return []
     return [f"decisions of an earlier file are kept as history and do not apply to this one: calibrate again for {', '.join(missing)}"]
+
+
+def _engine_notes(model_path: Path, manifest: Manifest) -> list[str]:
+    engine = model_path.with_suffix(".trt")
+    if not engine.exists() or manifest.engine_for(sha256_file(engine)) is not None:
+        return []
+    return [f"{engine} was built from an earlier file and no longer opens: snl-run --engine {engine} --rebuild"]
 
 
 @contextlib.contextmanager

@@ -5,16 +5,17 @@ import importlib.util
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snl_runtime.commandline import EXIT_OK, CommandParser, run_command
 
 if TYPE_CHECKING:
+    from snl_runtime.engine_builder import BuiltEngine
     from snl_runtime.manifest import ParityReport
 
     from .bundle_writer import ExportedBundle
-    from .engines import EnginePlan
 
 PROGRAM = "snl-export"
 _EXAMPLE = """
@@ -47,8 +48,12 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--affinity-layout", choices=("rows", "triangle"), default="rows", help="tiles of the affinity matrix; triangle suits CPUs (default: rows)"
     )
-    parser.add_argument("--engine", choices=("tensorrt", "tensorrt-rtx", "none"), help="also build an engine for one GPU with this library")
-    parser.add_argument("--sm", metavar="A,B", help="compute capabilities of the engine, e.g. 86,89,120 (tensorrt-rtx; default: Ampere and later)")
+    parser.add_argument(
+        "--engine",
+        choices=("tensorrt", "tensorrt-rtx", "none"),
+        help="library that builds x.trt too (default: tensorrt where it and a GPU are at hand)",
+    )
+    parser.add_argument("--sm", metavar="A,B", help="compute capabilities of the engine (tensorrt-rtx; default: 86,89,120)")
     parser.add_argument("--device", default="cpu", metavar="NAME", help="where the checkpoint runs: cpu, cuda, cuda:N or auto (default: cpu)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     return parser
@@ -57,12 +62,12 @@ def build_parser() -> CommandParser:
 def _run(options: argparse.Namespace) -> int:
     _need_packages()
     from .bundle_writer import ExportOptions, export_bundle
-    from .engines import build_engines, plan_engines
+    from .engines import build_planned_engine, plan_engine
     from .graph import DEFAULT_TILE_ROWS
     from .onnx_export import BatchSize
 
     capabilities = _compute_capabilities(options.sm)
-    plan = plan_engines(options.engine, capabilities)
+    plan = plan_engine(options.engine, capabilities)
     export_options = ExportOptions(
         precision="fp16" if options.fp16 else "fp32",
         batch=BatchSize.parse(options.batch),
@@ -73,25 +78,42 @@ def _run(options: argparse.Namespace) -> int:
     )
     model_path = options.out if options.out is not None else options.ckpt.with_suffix(".onnx")
     bundle = export_bundle(options.ckpt, model_path, export_options, on_stage=_say)
-    engines = build_engines(bundle.model_path, plan, compute_capabilities=capabilities)
+    engine = None
+    if plan.target is not None:
+        _say("build the engine")
+        engine, manifest = build_planned_engine(model_path, bundle.manifest, plan.target)
+        bundle = replace(bundle, manifest=manifest, files=_with_engine(bundle, engine.path, engine.entry.sha256))
     if options.json:
-        print(json.dumps(_as_plain(bundle, plan, engines), allow_nan=False))
+        print(json.dumps(_as_plain(bundle, engine, plan.why_not), allow_nan=False))
         return EXIT_OK
-    _print_text(bundle, plan, engines)
+    _print_text(bundle, engine, plan.why_not)
     return EXIT_OK
 
 
-def _print_text(bundle: "ExportedBundle", plan: "EnginePlan", engines: Sequence[Path]) -> None:
+def _with_engine(bundle: "ExportedBundle", path: Path, sha256: str) -> dict[Path, str]:
+    from snl_runtime.files import sha256_file
+    from snl_runtime.manifest import manifest_path
+
+    changed = manifest_path(bundle.model_path)
+    return {**bundle.files, changed: sha256_file(changed), path: sha256}
+
+
+def _print_text(bundle: "ExportedBundle", engine: "BuiltEngine | None", why_not: str | None) -> None:
     for report in bundle.manifest.parity:
         print(_parity_line(report))
     for path, sha256 in bundle.files.items():
         print(f"{path}  sha256 {sha256}")
-    for engine in engines:
-        print(engine)
-    if plan.why_not is not None:
-        print(f"no engine was built: {plan.why_not}")
+    print(f"no engine was built: {why_not}" if engine is None else _engine_line(engine))
     for note in bundle.notes:
         print(note)
+
+
+def _engine_line(engine: "BuiltEngine") -> str:
+    entry = engine.entry
+    return (
+        f"{engine.path} is an engine of {entry.library} {entry.library_version} for compute capability {', '.join(entry.compute_capability)}"
+        f"{', taken from the build cache' if engine.from_cache else ''}; not verified on a device"
+    )
 
 
 def _parity_line(report: "ParityReport") -> str:
@@ -110,7 +132,7 @@ def _parity_line(report: "ParityReport") -> str:
     )
 
 
-def _as_plain(bundle: "ExportedBundle", plan: "EnginePlan", engines: Sequence[Path]) -> dict[str, Any]:
+def _as_plain(bundle: "ExportedBundle", engine: "BuiltEngine | None", why_not: str | None) -> dict[str, Any]:
     from snl_runtime.manifest_codec import to_plain
 
     return {
@@ -118,13 +140,13 @@ def _as_plain(bundle: "ExportedBundle", plan: "EnginePlan", engines: Sequence[Pa
         "model_sha256": bundle.manifest.model_sha256,
         "files": {str(path): sha256 for path, sha256 in bundle.files.items()},
         "parity": [to_plain(report) for report in bundle.manifest.parity],
-        "engines": [str(engine) for engine in engines],
-        "no_engine_because": plan.why_not,
+        "engine": None if engine is None else to_plain(engine.entry),
+        "no_engine_because": why_not,
         "notes": list(bundle.notes),
     }
 
 
-def _compute_capabilities(text: str | None) -> list[str]:
+def _compute_capabilities(text: str | None) -> list[int]:
     from snl_runtime.errors import ConfigError
 
     if text is None:
@@ -132,7 +154,7 @@ def _compute_capabilities(text: str | None) -> list[str]:
     names = [name.strip() for name in text.split(",")]
     if not all(name.isdecimal() and len(name) in (2, 3) for name in names):
         raise ConfigError(f"--sm must list compute capabilities such as 86,89,120, got {text!r}")
-    return names
+    return [int(name) for name in names]
 
 
 def _need_packages() -> None:

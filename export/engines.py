@@ -1,63 +1,77 @@
-"""Engines for one GPU from an exported bundle; the builder itself lives in ``snl_runtime.engine_builder``."""
+"""Engines for GPUs beside an exported bundle; ``snl_runtime.engine_builder`` builds them."""
 
-import importlib
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from snl_runtime.errors import BackendUnavailableError
+from snl_runtime.errors import BackendUnavailableError, ConfigError
+from snl_runtime.manifest import Manifest, manifest_path, write_manifest
 
-EngineLibrary: TypeAlias = Literal["tensorrt", "tensorrt-rtx", "none"]
-_BUILDER = "snl_runtime.engine_builder"
-_PACKAGES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+if TYPE_CHECKING:
+    from snl_runtime.engine_builder import BuiltEngine, EngineTarget
+
+EngineLibrary: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
+
+_PACKAGES: dict[EngineLibrary, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnginePlan:
-    """Whether engines will be built, decided before the export starts.
+    """Whether an engine will be built, decided before the export starts.
 
     Attributes:
-        library: What builds them; ``none`` for nothing.
+        target: What to build for; None for nothing.
         why_not: Why there will be no engine, one sentence; None if there will.
     """
 
-    library: EngineLibrary
+    target: "EngineTarget | None"
     why_not: str | None
 
 
-def plan_engines(asked: EngineLibrary | None, compute_capabilities: Sequence[str]) -> EnginePlan:
+def plan_engine(asked: str | None, compute_capabilities: Sequence[int]) -> EnginePlan:
     """Return what to build.
 
     Args:
-        asked: Library the user named; None to build one only where everything is at hand.
-        compute_capabilities: GPUs the user named, e.g. ``["86", "89"]``.
+        asked: Library the user named, or ``none``; None to build where full TensorRT and a GPU are at hand.
+        compute_capabilities: GPUs the user named, e.g. (86, 89).
 
     Raises:
-        BackendUnavailableError: If the user named a library that is not here.
+        BackendUnavailableError: If the user named a library or GPUs and the library or its GPU is not here.
+        ConfigError: If the library cannot build for these GPUs.
     """
     if asked == "none":
-        return EnginePlan(library="none", why_not="--engine none was given")
-    if asked is None and not compute_capabilities:
-        return EnginePlan(library="none", why_not="name a library to build one: --engine tensorrt (on the GPU it is for) or --engine tensorrt-rtx")
-    library = asked or "tensorrt-rtx"
-    package = _PACKAGES[library]
-    if importlib.util.find_spec(package) is None:
-        raise BackendUnavailableError(f"--engine {library} needs the package {package}: pip install {package.replace('_', '-')}")
-    if importlib.util.find_spec(_BUILDER) is None:
-        raise BackendUnavailableError(f"--engine {library} needs {_BUILDER}, which this version does not have; use --engine none")
-    return EnginePlan(library=library, why_not=None)
+        if compute_capabilities:
+            raise ConfigError("--sm says what an engine is for and --engine none that there is none; leave one of them out")
+        return EnginePlan(target=None, why_not="--engine none was given")
+    if asked is not None or compute_capabilities:
+        return EnginePlan(target=_target(asked, compute_capabilities), why_not=None)
+    try:
+        return EnginePlan(target=_target("tensorrt", ()), why_not=None)
+    except (BackendUnavailableError, ConfigError) as error:
+        return EnginePlan(target=None, why_not=f"{error} (--engine tensorrt-rtx builds without a GPU)")
 
 
-def build_engines(model_path: Path, plan: EnginePlan, *, compute_capabilities: Sequence[str]) -> list[Path]:
-    """Build the planned engines beside an exported bundle and return their paths; the builder writes the manifest's entries.
+def build_planned_engine(model_path: Path, manifest: Manifest, target: "EngineTarget") -> "tuple[BuiltEngine, Manifest]":
+    """Build ``x.trt`` beside ``x.onnx`` and list it in the manifest, without a parity report: it has not run yet.
 
     Raises:
         EngineBuildError: If the library refuses.
+        SinkError: If a file cannot be written.
     """
-    if plan.library == "none":
-        return []
-    builder = importlib.import_module(_BUILDER)
-    built = builder.build_engines(model_path, library=plan.library, compute_capabilities=list(compute_capabilities))
-    return [Path(path) for path in built]
+    from snl_runtime.engine_builder import EngineOptions, build_engine
+
+    largest = int(manifest.input["max_batch"])
+    options = EngineOptions(batches=(1, 1, largest), precision=str(manifest.graph["precision"]))
+    built = build_engine(model_path, model_path.with_suffix(".trt"), target, options)
+    return built, write_manifest(manifest_path(model_path), manifest.with_engine(built.entry))
+
+
+def _target(asked: str | None, compute_capabilities: Sequence[int]) -> "EngineTarget":
+    from snl_runtime.engine_builder import choose_target
+
+    library: EngineLibrary | None = next((name for name in _PACKAGES if name == asked), None)
+    if library is not None and importlib.util.find_spec(_PACKAGES[library]) is None:
+        raise BackendUnavailableError(f"--engine {library} needs the package {_PACKAGES[library]}: pip install {library}")
+    return choose_target(library, compute_capabilities)

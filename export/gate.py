@@ -80,9 +80,9 @@ def check_half(
     with Progress(len(inputs), unit="frames", label="parity in true half") as progress:
         for name, image in zip(names, inputs):
             answer = evaluate_in_half(graph, image[None])
-            _add(meter, name, reference.score_inputs(image[None]), answer)
             if answer.overflow is not None:
                 meter.fail(f"{name}: layer {answer.overflow} leaves the range of half (65504)")
+            _add(meter, name, reference.score_inputs(image[None]), answer)
             progress.advance()
     report = meter.report(
         subject_file=path.name,

@@ -153,8 +153,8 @@ def weight_step_that_moves_the_map_by(relative_change: float, checkpoint_path: P
         return float(((changed - plain).abs().amax((1, 2, 3)) / plain.amax((1, 2, 3))).max())
 
     step = 1e-2
-    for _ in range(40):
-        step *= (relative_change / worst(step)) ** 0.7
+    for _ in range(3):  # the map moves nearly in proportion
+        step *= relative_change / worst(step)
     assert worst(step) == pytest.approx(relative_change, rel=0.05)
     return step
 

@@ -1,0 +1,144 @@
+"""The parity report states the differences, and every limit can refuse on its own."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from snl_export.parity import LIMITS, ParityLimits, ParityMeter, ScoredFrame, refuse_unless_passed
+from snl_runtime.errors import ParityRefusedError
+from snl_runtime.manifest import Decision, Evidence, FrameRange, ParityReport
+
+WIDE = ParityLimits(relative=10.0, correlation=None)
+
+
+def frame(reference: list[float], subject: list[float], *, is_anomalous: bool | None = None, name: str = "a") -> ScoredFrame:
+    maps = [np.array([values], np.float32) for values in (reference, subject)]
+    return ScoredFrame(
+        name=name,
+        reference_score=max(reference),
+        reference_map=maps[0],
+        subject_score=max(subject),
+        subject_map=maps[1],
+        is_anomalous=is_anomalous,
+    )
+
+
+def judge(meter: ParityMeter) -> ParityReport:
+    return meter.report(subject_file="x.onnx", subject_sha256="0" * 64, reference="checkpoint x.pt", frames_source="s", verified_on="v")
+
+
+def decision(pass_threshold: float, reject_threshold: float) -> Decision:
+    band = (0.0, 255.0)
+    return Decision(
+        product="bolt",
+        model_sha256="0" * 64,
+        pass_threshold=pass_threshold,
+        reject_threshold=reject_threshold,
+        floor=0.0,
+        frame_range=FrameRange(mean=band, deviation=band, white_share=(0.0, 1.0), black_share=(0.0, 1.0)),
+        roi_xyxy=None,
+        sample_count=299,
+        sample_sha256="0" * 64,
+        max_frr=0.01,
+        confidence=0.95,
+        bound="",
+        evidence=Evidence(source="bad images", counts={}, detection_rate=1.0, min_detection=0.5),
+        accepted_outliers=[],
+        backend="onnxruntime",
+        fitted_at="2026-01-01T00:00:00+00:00",
+        expires_at=None,
+        tool_version="0",
+    )
+
+
+def test_figures_are_the_largest_differences_of_all_frames() -> None:
+    meter = ParityMeter(WIDE)
+    meter.add(frame([1.0, 2.0, 4.0], [1.0, 2.5, 4.0]))
+    meter.add(frame([8.0, 1.0, 1.0], [7.75, 1.0, 1.0]))
+    report = judge(meter)
+    assert (report.map_max_abs, report.score_max_abs, report.map_scale, report.frame_count) == (0.5, 0.25, 8.0, 2)
+    assert report.passed
+
+
+def test_tolerance_is_relative_to_each_frame_so_that_a_quiet_frame_is_not_excused_by_a_loud_one() -> None:
+    meter = ParityMeter(LIMITS["fp32"])
+    meter.add(frame([1000.0], [1000.0], name="loud"))
+    meter.add(frame([0.01], [0.010002], name="quiet"))
+    report = judge(meter)
+    assert not report.passed
+    assert all(failure.startswith("quiet: ") for failure in report.failures)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("side", ["reference", "subject"])
+def test_value_that_is_not_finite_is_refused_on_either_side(bad: float, side: str) -> None:
+    meter = ParityMeter(WIDE)
+    values = {"reference": [1.0, 2.0], "subject": [1.0, 2.0]} | {side: [bad, 2.0]}
+    meter.add(frame(values["reference"], values["subject"]))
+    report = judge(meter)
+    assert not report.passed
+    assert "not finite" in report.failures[0]
+
+
+def test_map_of_another_shape_is_refused() -> None:
+    meter = ParityMeter(WIDE)
+    meter.add(frame([1.0, 2.0], [2.0]))
+    assert "shape" in judge(meter).failures[0]
+
+
+def test_no_frame_at_all_is_no_proof() -> None:
+    assert judge(ParityMeter(WIDE)).failures == ["no frame was compared"]
+
+
+def test_correlation_is_that_of_all_map_values() -> None:
+    generator = np.random.default_rng(0)
+    pairs = [(generator.random(50), generator.random(50)) for _ in range(3)]
+    meter = ParityMeter(dataclasses.replace(WIDE, correlation=0.99))
+    for reference, subject in pairs:
+        meter.add(frame(list(reference), list(subject)))
+    expected = np.corrcoef(*(np.concatenate([np.float32(pair[i]) for pair in pairs]) for i in range(2)))[0, 1]
+    assert meter.correlation == pytest.approx(expected, abs=1e-9)
+    assert "correlate" in judge(meter).failures[0]
+
+
+def test_constant_map_has_no_correlation_and_is_refused() -> None:
+    meter = ParityMeter(dataclasses.replace(WIDE, correlation=0.5))
+    meter.add(frame([1.0, 2.0], [0.0, 0.0]))
+    assert not judge(meter).passed
+
+
+def test_one_swapped_pair_of_ten_moves_auroc_by_its_share() -> None:
+    meter = ParityMeter(WIDE)
+    for i in range(5):
+        meter.add(frame([1.0 + i / 10], [1.0 + i / 10], is_anomalous=False))
+    meter.add(frame([2.0], [1.35], is_anomalous=True))  # above all five good ones, then above four
+    meter.add(frame([3.0], [3.0], is_anomalous=True))
+    report = judge(meter)
+    assert report.auroc_drift == pytest.approx(0.1)
+    assert "AUROC changes by 10.00 points" in report.failures[0]
+
+
+def test_without_bad_frames_there_is_no_auroc() -> None:
+    meter = ParityMeter(WIDE)
+    meter.add(frame([1.0], [1.0], is_anomalous=False))
+    assert judge(meter).auroc_drift is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reject_threshold", "flips"),
+    [(0.9, 1.1, 1.0, 1), (1.1, 0.9, 1.0, 1), (0.9, 1.0, 1.0, 0), (0.9, 1.05, 1.1, 0), (1.05, 1.2, 1.1, 0), (0.9, 1.2, 1.1, 1)],
+)
+def test_flip_is_a_change_between_pass_and_reject(before: float, after: float, reject_threshold: float, flips: int) -> None:
+    meter = ParityMeter(WIDE, [decision(1.0, reject_threshold)])
+    meter.add(frame([before], [after]))
+    report = judge(meter)
+    assert report.flips == flips
+    assert report.passed == (flips == 0)
+
+
+def test_refusal_names_file_reference_figures_and_what_to_do() -> None:
+    meter = ParityMeter(LIMITS["fp32"])
+    meter.add(frame([1.0], [1.5], name="golden 0"))
+    with pytest.raises(ParityRefusedError, match=r"x\.onnx does not score like checkpoint x\.pt: golden 0: map differs by 0\.5.*; do this"):
+        refuse_unless_passed(judge(meter), advice="do this")
