@@ -54,10 +54,12 @@ WHITE_LEVEL = 250
 """A pixel is white when every channel is at least this."""
 BLACK_LEVEL = 5
 """A pixel is black when every channel is at most this."""
-MIN_MARGIN_GREY = 2.0
-"""Least widening of the ranges of mean and deviation on each side, grey levels: a fixture with very steady light."""
-MIN_MARGIN_SHARE = 0.01
-"""Least widening of the ranges of the white and black share on each side."""
+MIN_MARGIN_GREY = 10.0
+"""Least widening of the ranges of mean and deviation on each side, grey levels: what a strong defect on 5 % of the frame changes.
+
+The range guards against cover, light and camera faults. A part with a clear local defect must stay inside it, so that it is REJECT and not ERROR."""
+MIN_MARGIN_SHARE = 0.05
+"""Least widening of the ranges of the white and black share on each side: a white or black defect on 5 % of the frame."""
 
 
 class Ruling(NamedTuple):

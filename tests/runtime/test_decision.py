@@ -246,15 +246,25 @@ def test_the_range_grows_by_half_of_its_width_on_each_side_and_is_clipped():
     fitted = fit_frame_range(sample)
     assert fitted.mean == (80.0, 160.0)
     assert fitted.deviation == (0.0, 40.0)
-    assert fitted.white_share == pytest.approx((0.87, 0.99))
+    assert fitted.white_share == pytest.approx((0.85, 1.0))  # half of the width is 0.03, less than the least margin
     assert fitted.black_share == pytest.approx((0.0, 0.3))
 
 
 def test_one_frame_or_steady_light_still_leaves_a_margin():
     fitted = fit_frame_range([STATISTICS])
-    assert fitted.mean == (98.0, 102.0)
-    assert fitted.deviation == (18.0, 22.0)
-    assert fitted.white_share == pytest.approx((0.09, 0.11))
+    assert fitted.mean == (90.0, 110.0)
+    assert fitted.deviation == (10.0, 30.0)
+    assert fitted.white_share == pytest.approx((0.05, 0.15))
+
+
+def test_a_local_defect_of_any_colour_on_three_percent_of_the_frame_stays_inside():
+    rng = np.random.default_rng(5)
+    good = [(90 + 40 * rng.standard_normal((64, 64, 1)) + np.zeros(3)).clip(0, 255).astype(np.uint8) for _ in range(30)]
+    fitted = fit_frame_range([frame_statistics(image) for image in good])
+    for value in (0, 255):
+        bad = good[0].copy()
+        bad[20:31, 20:31] = value  # 121 of 4096 pixels
+        assert check_frame(frame_statistics(bad), fitted) is None
 
 
 def test_every_frame_of_the_sample_is_inside_its_own_range():
