@@ -128,7 +128,7 @@ def run_demo(out: Path, plan: Plan) -> Tally:
     demo.run(
         "Fit one threshold per product on good parts that training never saw",
         *("snl-calibrate", "--engine", str(model), "--good", str(data / "calibration")),
-        *("--max-frr", str(MAX_FRR), "--confidence", str(CONFIDENCE)),
+        *("--bad", str(data / "bad"), "--max-frr", str(MAX_FRR), "--confidence", str(CONFIDENCE)),
     )
     for product in PRODUCTS:
         demo.run(

@@ -124,17 +124,23 @@ def add_scratch(rng: np.random.Generator, picture: Picture) -> tuple[Picture, Ma
     return np.where(core[..., None] > 0, np.float32(248), scratched), mask > 0
 
 
+def _is_bright(picture: Picture, mask: Mask) -> bool:
+    """Tell whether the part is bright below a defect, so that the defect can stand out as real ones do."""
+    return bool(picture[mask].mean() > 110)
+
+
 def add_stain(rng: np.random.Generator, picture: Picture) -> tuple[Picture, Mask]:
-    """Spill a dark brown liquid."""
+    """Spill a dark brown liquid on a bright place, milky flux on a dark one."""
     mask = _blob(rng, _spot(rng), rng.uniform(11, 15))
-    stain = picture * 0.25 + np.array([52, 26, 10], np.float32)
-    return np.where(mask[..., None], stain, picture), mask
+    color = np.array([52, 26, 10] if _is_bright(picture, mask) else [175, 165, 140], np.float32)
+    return np.where(mask[..., None], picture * 0.25 + color, picture), mask
 
 
 def add_chip(rng: np.random.Generator, picture: Picture) -> tuple[Picture, Mask]:
-    """Break a piece out, so that a rough dark surface shows."""
+    """Break a piece out, so that the rough core shows, dark below a bright surface and bright below a dark one."""
     mask = _blob(rng, _spot(rng), rng.uniform(11, 15))
-    rough = 30 + 26 * np.abs(rng.standard_normal((SIZE_PX, SIZE_PX, 1)).astype(np.float32))
+    grain = 26 * np.abs(rng.standard_normal((SIZE_PX, SIZE_PX, 1)).astype(np.float32))
+    rough = 30 + grain if _is_bright(picture, mask) else 225 - grain
     return np.where(mask[..., None], rough, picture).astype(np.float32), mask
 
 
@@ -192,6 +198,8 @@ class Amounts:
     """Good parts to train on."""
     calibration: int = 320
     """Good parts to fit the threshold on, never trained on."""
+    bad_per_defect: int = 6
+    """Bad parts, of each kind, that show at calibration that the model sees them."""
     test_good: int = 60
     """Good parts to judge by."""
     per_defect: int = 10
@@ -205,8 +213,9 @@ class Amounts:
 def write_products(out: Path, amounts: Amounts, seed: int) -> None:
     """Write every picture, mask and video below ``out``.
 
-    ``out/images/<product>/...`` is the MVTec AD layout, ``out/calibration/<product>/`` the parts for the threshold and
-    ``out/line/<product>.avi`` the videos with ``out/line/<product>.json`` telling the truth about each frame.
+    ``out/images/<product>/...`` is the MVTec AD layout, ``out/calibration/<product>/`` holds the good parts for the threshold,
+    ``out/bad/<product>/<kind>/`` the bad ones that prove detection, and ``out/line/<product>.avi`` the videos, with
+    ``out/line/<product>.json`` telling the truth about each frame.
     """
     for number, product in enumerate(PRODUCTS):
         rng = np.random.default_rng([seed, number])
@@ -215,6 +224,8 @@ def write_products(out: Path, amounts: Amounts, seed: int) -> None:
         _write_good(out / "calibration" / product, product, amounts.calibration, rng)
         _write_good(images / "test" / "good", product, amounts.test_good, rng)
         for defect in DEFECTS:
+            for i in range(amounts.bad_per_defect):
+                _save(out / "bad" / product / defect / f"{i:03d}.png", draw_part(product, defect, rng)[0])
             _write_bad(images, product, defect, amounts.per_defect, rng)
         _write_line(out / "line", product, amounts, rng)
         print(f"{product}: drawn", file=sys.stderr)
