@@ -7,7 +7,7 @@ from pathlib import Path
 from snl_runtime.errors import GoldenSampleError, ManifestError
 from snl_runtime.files import sha256_file
 from snl_runtime.golden import GoldenSamples, golden_path, golden_tolerance, read_golden
-from snl_runtime.manifest import EngineEntry, Manifest, manifest_path, read_manifest
+from snl_runtime.manifest import NOT_VERIFIED, EngineEntry, Manifest, manifest_path, read_manifest
 from snl_runtime.preprocess import InputSpec
 from snl_runtime.signing import PublicKey, verify_manifest
 
@@ -76,8 +76,19 @@ def open_bundle(model_path: str | os.PathLike[str], *, public_key: PublicKey | N
         manifest=manifest,
         golden=golden,
         spec=InputSpec(size_hw=manifest.size_hw),
-        notes=notes,
+        notes=(*notes, *_engine_notes(path, manifest.engine_for(sha256))),
     )
+
+
+def _engine_notes(path: Path, engine: EngineEntry | None) -> tuple[str, ...]:
+    if engine is None:
+        return ()
+    if engine.parity is None:
+        return (f"{path.name} is {NOT_VERIFIED} and has no threshold; build or verify it where it runs: snl-run --engine {path.name} --rebuild",)
+    if not engine.parity.passed:
+        reasons = "; ".join(engine.parity.failures[:2])
+        return (f"{path.name} does not score like its ONNX file ({reasons}) and has no threshold; run the ONNX file instead",)
+    return ()
 
 
 def _open_lone_file(path: Path, sha256: str, public_key: PublicKey | None) -> ModelBundle:

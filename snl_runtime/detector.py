@@ -17,6 +17,7 @@ from snl_runtime.decision import Ruling, check_output, error, frame_statistics
 from snl_runtime.errors import (
     BackendError,
     BackendTimeoutError,
+    BackendUnavailableError,
     ConfigError,
     DetectorClosedError,
     EngineMismatchError,
@@ -57,8 +58,8 @@ class SnlDetector:
         timeout_ms: How long one frame may take in the backend, and how long it may wait for the frames before it.
         threads: Most CPU threads the backend may use; None for its default.
         public_key: Ed25519 key that must have signed the manifest; None accepts unsigned manifests.
-        rebuild: Build ``x.trt`` again from ``x.onnx`` if it is missing, altered or made for another GPU or library version. The new engine passes
-            nothing before it went through the parity gate on this device.
+        rebuild: Build ``x.trt`` again from ``x.onnx`` if it is missing, altered or made for another GPU or library version. An engine without a parity
+            report, new or copied from the export, is then compared with its ONNX file here; it passes nothing before it passed that gate.
 
     Raises:
         ManifestError: If a file of the model is truncated, altered or of another schema; the message says what to run.
@@ -103,6 +104,11 @@ class SnlDetector:
                     raise
                 _rebuild(Path(model), mismatch, is_signed=public_key is not None)
                 self._scorer = self._worker.call(open_scorer)
+            engine = self._scorer.bundle.engine
+            if rebuild and (backend is None or isinstance(backend, str)) and engine is not None and engine.parity is None:
+                self._worker.call(self._scorer.close)
+                _verify(Path(model), is_signed=public_key is not None)
+                self._scorer = self._worker.call(open_scorer)
         except BaseException:
             self._worker.stop(_nothing, _CLOSING_TIMEOUT_S)
             raise
@@ -123,6 +129,11 @@ class SnlDetector:
     def products(self) -> tuple[str, ...]:
         """Products with a decision for this very file, sorted."""
         return tuple(sorted(self._book.decisions))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What an operator must know about the opened files, one sentence each."""
+        return self._scorer.bundle.notes
 
     @property
     def backend_name(self) -> str:
@@ -236,6 +247,23 @@ def _rebuild(model: Path, mismatch: EngineMismatchError | ManifestError, *, is_s
 
     logger.info("rebuilding %s: %s", model.name, mismatch)
     rebuild_engine(model)
+
+
+def _verify(model: Path, *, is_signed: bool) -> None:
+    """Compare an engine that has no parity report yet with its ONNX file, here where it runs; without a passed report it has no threshold."""
+    if is_signed:
+        logger.warning("%s is not verified: the report would change the signed manifest; verify and sign it where the private key is", model.name)
+        return
+    from snl_runtime.engine_parity import verify_engine
+
+    logger.info("verifying %s against its ONNX file", model.name)
+    try:
+        report = verify_engine(model)
+    except BackendUnavailableError as failure:  # no ONNX Runtime on this station: frames are scored and nothing passes
+        logger.warning("%s cannot be verified here: %s", model.name, failure)
+        return
+    if not report.passed:
+        logger.warning("%s does not score like its ONNX file: %s", model.name, "; ".join(report.failures[:3]))
 
 
 class _BusyError(BackendError):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from snl_runtime.errors import BackendUnavailableError, ConfigError, EngineBuildError, ManifestError
 from snl_runtime.files import atomic_write_bytes, sha256_bytes, sha256_file
-from snl_runtime.manifest import EngineEntry, manifest_path, read_manifest, write_manifest
+from snl_runtime.manifest import NOT_VERIFIED, EngineEntry, manifest_path, read_manifest, write_manifest
 from snl_runtime.progress import Progress
 from snl_runtime.trt_api import (
     LIBRARY_NAMES,
@@ -33,8 +33,6 @@ from snl_runtime.trt_api import (
 
 logger = logging.getLogger(__name__)
 
-NOT_VERIFIED = "not verified on a device"
-"""What the manifest says of an engine that was built where it cannot run."""
 DEFAULT_RTX_TARGETS = (86, 89, 120)
 """Compute capabilities of an RTX engine when nobody says otherwise: RTX 30, 40 and 50 series."""
 CACHE_LIMIT_BYTES = 4 << 30

@@ -20,9 +20,6 @@ from snl_runtime.scorer import Scorer
 
 logger = logging.getLogger(__name__)
 
-NOT_VERIFIED = "not verified on a device"
-"""What the manifest says of an engine that has not run yet."""
-
 ENGINE_LIMITS: dict[str, ParityLimits] = {
     # TF32 is off, so both sides sum in fp32; other convolution algorithms (Winograd) cost up to a few 1e-4 over a deep network.
     "fp32": ParityLimits(relative=1e-3, correlation=None),
@@ -85,15 +82,6 @@ def verify_if_possible(engine_path: Path, frames: FrameSet | Path | None = None)
         return verify_engine(engine_path, frames), None
     except (BackendUnavailableError, EngineMismatchError) as failure:
         return None, str(failure)
-
-
-def unverified_note(file_name: str, entry: EngineEntry) -> str | None:
-    """Return what an operator must know about an engine that did not pass, one sentence; None if it passed."""
-    if entry.parity is None:
-        return f"{file_name} is {NOT_VERIFIED} and has no threshold; verify it on this one: snl-run --engine {file_name} --rebuild"
-    if not entry.parity.passed:
-        return f"{file_name} does not score like its ONNX file ({'; '.join(entry.parity.failures[:2])}) and has no threshold; run the ONNX file"
-    return None
 
 
 def _listed_engine(engine_path: Path) -> tuple[Manifest, EngineEntry]:

@@ -13,6 +13,9 @@ from snl_runtime.manifest_codec import canonical_json, from_plain, parse_json, t
 SCHEMA = 1
 """Schema number that this version reads and writes."""
 
+NOT_VERIFIED = "not verified on a device"
+"""What is said of an engine that has not run where it is meant to run."""
+
 _INPUT_KEYS = frozenset({"name", "dtype", "layout", "color", "size_hw", "batch", "max_batch"})
 _UNHASHED_KEYS = ("self_sha256", "signature")
 _HEX_DIGITS = frozenset("0123456789abcdef")
@@ -154,7 +157,7 @@ class EngineEntry:
     Attributes:
         file: Name of the engine file.
         sha256: Its hash.
-        library: ``tensorrt`` or ``tensorrt_rtx``.
+        library: ``tensorrt`` or ``tensorrt-rtx``.
         library_version: Version that built it and alone can load it.
         compute_capability: GPUs it was built for, e.g. ``["8.9"]``.
         precision: ``fp32``, ``fp16`` or ``int8``.

@@ -193,12 +193,12 @@ def _report(arguments: argparse.Namespace, summary: dict[str, Any], detector: "S
     from snl_runtime.summary import summary_lines
 
     if failure is None or summary["captured"]:
-        for line in summary_lines(summary):
+        for line in (*summary_lines(summary), *detector.notes):
             print(line, file=sys.stderr)
     if arguments.json:
         where = {"engine": arguments.engine, "model_sha256": detector.model_sha256, "product": arguments.product, "records": arguments.jsonl}
         error = None if failure is None else one_line(failure)
-        print(json.dumps(where | summary | {"error": error}, allow_nan=False))
+        print(json.dumps(where | summary | {"notes": list(detector.notes), "error": error}, allow_nan=False))
 
 
 def _report_undelivered(pipeline: "Pipeline", records: "Sink") -> None:

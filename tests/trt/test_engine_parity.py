@@ -1,0 +1,256 @@
+"""An engine earns its ONNX file's thresholds only by scoring like it where it runs; proven with a TensorRT in NumPy, not on a device."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from snl_runtime.backends.tensorrt_backend import TensorRtBackend
+from snl_runtime.cli.run import main as run_main
+from snl_runtime.detector import SnlDetector
+from snl_runtime.engine_parity import ENGINE_LIMITS, verify_engine, verify_if_possible
+from snl_runtime.errors import BackendUnavailableError, ConfigError, EngineMismatchError, ManifestError
+from snl_runtime.files import sha256_file
+from snl_runtime.golden import golden_path
+from snl_runtime.images import write_image
+from snl_runtime.manifest import manifest_path, read_manifest, write_manifest
+from snl_runtime.trt_api import load_library
+from snl_runtime.types import Verdict
+
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture
+def engine_path(write_engine):
+    return write_engine(parity=False)
+
+
+@pytest.fixture
+def installed(monkeypatch, cuda, library):
+    """The fakes in place of CUDA and TensorRT for everything that opens a backend by suffix."""
+    monkeypatch.setattr("snl_runtime.cuda_api.load_cuda", lambda: cuda)
+    monkeypatch.setattr("snl_runtime.backends.tensorrt_backend.open_library", lambda name: library)
+    return library
+
+
+@pytest.fixture
+def shifted(library):
+    """Let the engine give other maps than its ONNX file."""
+    honest = library.answer
+
+    def shift(change):
+        library.answer = lambda images: change(honest(images))
+
+    return shift
+
+
+def test_engine_that_scores_alike_passes_and_the_manifest_says_where(engine_path, installed, cuda):
+    report = verify_engine(engine_path)
+    assert report.passed
+    assert report.failures == []
+    assert report.frame_count == 12  # three golden samples, and a crop, a flip and a noisy copy of each
+    assert report.reference == "line.onnx on onnxruntime cpu"
+    assert report.verified_on == "tensorrt 10.3.0 on cuda:0 (Fake RTX 4070, SM89, driver for CUDA 12.8)"
+    assert report.subject_sha256 == sha256_file(engine_path)
+    manifest = read_manifest(manifest_path(engine_path))
+    (entry,) = manifest.engines
+    assert entry.parity == report
+    assert entry.options["verified_on"] == report.verified_on
+    assert set(manifest.decisions_for(entry.sha256)) == {"bottle"}
+    assert cuda.leaks == {}
+
+
+@pytest.mark.parametrize(
+    ("precision", "gain", "passes"),
+    [("fp32", 1.0005, True), ("fp32", 1.002, False), ("fp16", 1.01, True), ("fp16", 1.03, False), ("int8", 1.04, True), ("int8", 1.07, False)],
+)
+def test_each_precision_has_its_limit(write_engine, installed, shifted, precision, gain, passes):
+    path = write_engine(parity=False, precision=precision)
+    shifted(lambda maps: maps * gain)
+    report = verify_engine(path)
+    assert report.passed is passes
+    assert report.map_max_abs == pytest.approx((gain - 1) * report.map_scale, rel=1e-3)
+
+
+def test_failed_report_is_recorded_and_lends_no_threshold(engine_path, installed, shifted):
+    shifted(lambda maps: maps * 2)
+    report = verify_engine(engine_path)
+    assert not report.passed
+    manifest = read_manifest(manifest_path(engine_path))
+    assert manifest.engines[0].parity == report
+    assert manifest.decisions_for(sha256_file(engine_path)) == {}
+
+
+def test_flip_between_pass_and_reject_is_refused_and_within_the_review_band_is_not(engine_path, installed, shifted, model_fixtures):
+    """A golden sample scores s; the engine gives 1.01 s, inside the numeric limit. With a threshold between the two the verdict flips."""
+    path = manifest_path(engine_path)
+    scores = [float(model_fixtures.twin_map(image).max()) for image in model_fixtures.ModelFolder(engine_path.parent).golden_images]
+    shifted(lambda maps: maps * 1.01)
+    manifest = read_manifest(path)
+    threshold = max(scores) * 1.005
+    for reject_threshold, flips in ((threshold, 1), (threshold * 1.1, 0)):
+        decision = dataclasses.replace(manifest.decisions[0], pass_threshold=threshold, reject_threshold=reject_threshold)
+        write_manifest(path, dataclasses.replace(manifest, decisions=[decision]))
+        report = verify_engine(engine_path, _golden_only())
+        assert report.flips == flips
+        assert report.passed is (flips == 0)
+
+
+def test_auroc_drift_is_measured_on_a_labelled_folder(engine_path, installed, shifted, model_fixtures, tmp_path):
+    for seed in range(6):
+        for kind, frame in (("good", model_fixtures.good_frame(seed)), ("scratch", model_fixtures.bad_frame(seed))):
+            (tmp_path / "test" / kind).mkdir(parents=True, exist_ok=True)
+            write_image(tmp_path / "test" / kind / f"{seed}.png", np.ascontiguousarray(frame[:, :, ::-1]))
+    report = verify_engine(engine_path, tmp_path / "test")
+    assert (report.frame_count, report.auroc_drift, report.passed) == (3 + 12, 0.0, True)
+    shifted(lambda maps: 30.0 - maps)
+    report = verify_engine(engine_path, tmp_path / "test")
+    assert report.auroc_drift > 0.002
+    assert any("AUROC" in failure for failure in report.failures)
+
+
+def test_engine_that_writes_nothing_fails(engine_path, installed, library):
+    library.stale = True
+    report = verify_engine(engine_path)
+    assert not report.passed
+    assert "not finite" in report.failures[0]
+
+
+def test_lone_engine_without_golden_samples_needs_frames(engine_path, installed):
+    golden_path(engine_path).unlink()
+    with pytest.raises(ConfigError, match=r"line\.golden\.npz"):
+        verify_engine(engine_path)
+
+
+def test_engine_of_another_onnx_is_refused(write_engine, installed):
+    with pytest.raises(ManifestError, match="built from another line.onnx"):
+        verify_engine(write_engine(parity=False, onnx_sha256="f" * 64))
+
+
+def test_precision_without_limits_is_refused(write_engine, installed):
+    with pytest.raises(ConfigError, match="limits are known for fp32, fp16, int8"):
+        verify_engine(write_engine(parity=False, precision="fp4"))
+
+
+def test_every_precision_allows_no_flip_and_at_most_two_tenths_of_a_point():
+    assert {(limits.flips, limits.auroc_drift) for limits in ENGINE_LIMITS.values()} == {(0, 0.002)}
+
+
+def test_machine_that_cannot_run_the_engine_says_why_and_claims_nothing(engine_path, installed, cuda):
+    cuda.devices = []
+    report, why_not = verify_if_possible(engine_path)
+    assert report is None
+    assert "no CUDA device" in why_not
+    entry = read_manifest(manifest_path(engine_path)).engines[0]
+    assert entry.parity is None
+    assert entry.options["verified_on"] == "not verified on a device"
+
+
+def test_handed_over_backend_is_closed_also_when_the_comparison_fails(engine_path, cuda, library):
+    backend = TensorRtBackend(engine_path, cuda=cuda, find_library=lambda name: library)
+    engine_path.with_name("line.onnx").unlink()
+    with pytest.raises(ManifestError):
+        verify_engine(engine_path, backend=backend)
+    assert cuda.leaks == {}
+
+
+# ---- in the detector and in snl-run ----------------------------------------------------------------------------------------------------------
+
+
+def test_unverified_engine_is_verified_at_first_load_when_asked_and_then_passes_parts(engine_path, installed, cuda, model_fixtures):
+    with SnlDetector(engine_path) as detector:
+        assert detector.detect(model_fixtures.good_frame(120)).verdict is Verdict.ERROR
+        assert "not verified on a device" in detector.notes[0]
+    with SnlDetector(engine_path, rebuild=True) as detector:
+        assert detector.detect(model_fixtures.good_frame(120)).verdict is Verdict.PASS
+        assert detector.notes == ()
+    assert cuda.leaks == {}
+
+
+def test_engine_that_fails_its_verification_opens_and_passes_nothing(engine_path, installed, shifted, model_fixtures, caplog):
+    """Off by 1.5 %: inside the golden tolerance of fp16, so only the gate can see it, here as a flip of a part near the threshold."""
+    path = manifest_path(engine_path)
+    manifest = read_manifest(path)
+    scores = [float(model_fixtures.twin_map(image).max()) for image in model_fixtures.ModelFolder(engine_path.parent).golden_images]
+    threshold = max(scores) * 1.005
+    decision = dataclasses.replace(manifest.decisions[0], pass_threshold=threshold, reject_threshold=threshold)
+    write_manifest(path, dataclasses.replace(manifest, decisions=[decision]))
+    shifted(lambda maps: maps * 1.015)
+    with caplog.at_level("WARNING"), SnlDetector(engine_path, rebuild=True) as detector:
+        assert detector.detect(model_fixtures.good_frame(120)).verdict is Verdict.ERROR
+        assert "does not score like its ONNX file" in detector.notes[0]
+    assert "does not score like its ONNX file" in caplog.text
+
+
+def test_snl_run_repeats_that_the_engine_is_not_verified(engine_path, installed, model_fixtures, tmp_path, capsys):
+    (tmp_path / "parts").mkdir()
+    write_image(tmp_path / "parts" / "1.png", np.ascontiguousarray(model_fixtures.good_frame(1)[:, :, ::-1]))
+    arguments = ["--engine", str(engine_path), "--images", str(tmp_path / "parts"), "--jsonl", str(tmp_path / "x.jsonl"), "--json"]
+    assert run_main(arguments) == 0
+    printed = capsys.readouterr()
+    assert "line.trt is not verified on a device" in printed.err
+    assert "not verified on a device" in json.loads(printed.out)["notes"][0]
+
+
+# ---- rebuilding with the real builder of TensorRT-RTX, running on the fake -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cache_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def rtx(installed, monkeypatch, cache_folder):
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this Python or platform")
+    monkeypatch.setenv("SNL_EDGE_CACHE", str(cache_folder))
+    installed.name, installed.version = "tensorrt-rtx", load_library("tensorrt-rtx").version
+    return installed
+
+
+MISFITS = {
+    "another GPU": {"compute_capability": ["12.0"]},
+    "another version": {"library_version": "1.0.0.1"},
+    "altered": {"sha256": "0" * 64},
+}
+
+
+@pytest.mark.parametrize("entry", MISFITS.values(), ids=MISFITS)
+def test_engine_that_does_not_fit_is_rebuilt_verified_and_used(write_engine, rtx, cuda, model_fixtures, entry):
+    path = write_engine(parity=False, precision="fp32", **{"library": "tensorrt-rtx", "library_version": rtx.version, **entry})
+    with pytest.raises((EngineMismatchError, ManifestError), match="--rebuild"):
+        SnlDetector(path)
+    with SnlDetector(path, rebuild=True) as detector:
+        assert detector.detect(model_fixtures.good_frame(120)).verdict is Verdict.PASS
+        assert detector.detect(model_fixtures.bad_frame(120)).verdict is Verdict.REJECT
+    (rebuilt,) = read_manifest(manifest_path(path)).engines
+    assert rebuilt.sha256 == sha256_file(path)
+    assert rebuilt.compute_capability == ["8.9"]  # the GPU at hand
+    assert rebuilt.parity.passed
+    assert cuda.leaks == {}
+
+
+def test_missing_engine_is_built_from_its_onnx(write_engine, rtx, model_fixtures):
+    path = write_engine(parity=False, library="tensorrt-rtx", library_version=rtx.version)
+    path.unlink()
+    with SnlDetector(path, rebuild=True) as detector:
+        assert detector.detect(model_fixtures.good_frame(120)).verdict is Verdict.PASS
+    assert path.is_file()
+
+
+def test_rebuild_where_there_is_no_gpu_builds_and_says_that_it_cannot_run(write_engine, rtx, cuda):
+    path = write_engine(parity=False, library="tensorrt-rtx", library_version="1.0.0.1")
+    cuda.devices = []
+    with pytest.raises(BackendUnavailableError, match="no CUDA device"):
+        SnlDetector(path, rebuild=True)
+    (entry,) = read_manifest(manifest_path(path)).engines
+    assert entry.library_version == rtx.version
+    assert entry.parity is None
+    assert entry.options["verified_on"] == "not verified on a device"
+
+
+def _golden_only():
+    from snl_runtime.parity_frames import FrameSet
+
+    return FrameSet(source="none but the golden samples", count=0, make=lambda: iter(()))
