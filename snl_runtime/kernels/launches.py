@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from snl_runtime.cuda_api import KernelArgument, Size3
+from snl_runtime.cuda_resources import CudaStream
 from snl_runtime.decision import BLACK_LEVEL, WHITE_LEVEL, FrameStatistics
 from snl_runtime.overlay import HEAT_STEPS, heat_table
 from snl_runtime.preprocess import ROUNDING
@@ -36,10 +37,10 @@ _MOST_BLOCKS = 256
 
 
 class Launcher(Protocol):
-    """What launches kernels: :class:`snl_runtime.kernels.loader.Kernels`, or a stand-in on the CPU."""
+    """What launches kernels: :class:`snl_runtime.cuda_resources.CudaModule`, or a stand-in on the CPU."""
 
-    def launch(self, name: str, *, grid: Size3, block: Size3, stream: int, arguments: Sequence[KernelArgument]) -> None:
-        """Run a kernel in stream order."""
+    def launch(self, name: str, *, grid: Size3, block: Size3, stream: CudaStream, arguments: Sequence[KernelArgument]) -> None:
+        """Run a kernel in stream order; see :meth:`snl_runtime.cuda_resources.CudaModule.launch`."""
         ...
 
 
@@ -125,7 +126,7 @@ def rows_bytes(frame_hw: tuple[int, int], planes: int, size_hw: tuple[int, int])
     return size_hw[0] * frame_hw[1] * planes * 4
 
 
-def launch_frame_to_input(kernels: Launcher, frame: DeviceFrame, *, rows: int, target: int, size_hw: tuple[int, int], stream: int) -> None:
+def launch_frame_to_input(kernels: Launcher, frame: DeviceFrame, *, rows: int, target: int, size_hw: tuple[int, int], stream: CudaStream) -> None:
     """Make the network's input of a frame, by the definition of :mod:`snl_runtime.preprocess`.
 
     Args:
@@ -161,7 +162,7 @@ def launch_frame_to_input(kernels: Launcher, frame: DeviceFrame, *, rows: int, t
     kernels.launch("frame_columns", grid=_grid(size_hw, _TILE), block=_TILE, stream=stream, arguments=arguments)
 
 
-def launch_input_sums(kernels: Launcher, *, source: int, size_hw: tuple[int, int], sums: int, stream: int) -> None:
+def launch_input_sums(kernels: Launcher, *, source: int, size_hw: tuple[int, int], sums: int, stream: CudaStream) -> None:
     """Count what :func:`read_frame_statistics` needs into ``sums``, SUMS_COUNT uint64 that the caller cleared in stream order."""
     pixels = size_hw[0] * size_hw[1]
     arguments = (c_void_p(source), c_int32(pixels), c_int32(WHITE_LEVEL), c_int32(BLACK_LEVEL), c_void_p(sums))
@@ -178,7 +179,7 @@ def launch_map_to_frame(  # noqa: PLR0913 - one launch writes three outputs
     outputs: FrameOutputs,
     frame: DeviceFrame | None = None,
     heat: int = 0,
-    stream: int,
+    stream: CudaStream,
 ) -> None:
     """Bring a map to the resolution of its part of the frame and write what is wanted of map, mask and overlay.
 
@@ -213,7 +214,7 @@ def launch_map_to_frame(  # noqa: PLR0913 - one launch writes three outputs
 
 
 def launch_regions(
-    kernels: Launcher, *, anomaly_map: int, map_hw: tuple[int, int], score: int, threshold: float, scratch: RegionScratch, stream: int
+    kernels: Launcher, *, anomaly_map: int, map_hw: tuple[int, int], score: int, threshold: float, scratch: RegionScratch, stream: CudaStream
 ) -> None:
     """Check a map and measure its regions, at its own resolution.
 

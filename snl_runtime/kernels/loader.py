@@ -1,71 +1,32 @@
 """Kernels ready to launch: compiled at first use, kept on disk for the next start."""
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
-from snl_runtime.cuda_api import CudaApi, KernelArgument, Size3
+from snl_runtime.cuda_api import CudaApi
+from snl_runtime.cuda_resources import CudaModule
 from snl_runtime.engine_builder import default_cache_folder
 from snl_runtime.errors import SinkError
 from snl_runtime.files import atomic_write_bytes, sha256_bytes
-from snl_runtime.kernels.compiler import COMPILE_OPTIONS, KERNEL_NAMES, compile_kernels, kernel_source, nvrtc_version
+from snl_runtime.kernels.compiler import COMPILE_OPTIONS, compile_kernels, kernel_source, nvrtc_version
 
 logger = logging.getLogger(__name__)
 
 _DIGEST_BYTES = 64
 
 
-class Kernels:
-    """The kernels loaded on one device. Its owner closes it after the last launch is done.
-
-    Raises:
-        BackendError: If the driver refuses the code or lacks a kernel.
-    """
-
-    def __init__(self, api: CudaApi, image: bytes) -> None:
-        self._api = api
-        self._module: int | None = api.load_module(image)
-        try:
-            self._handles = {name: api.find_kernel(self._module, name) for name in KERNEL_NAMES}
-        except BaseException:
-            self.close()
-            raise
-
-    def launch(self, name: str, *, grid: Size3, block: Size3, stream: int, arguments: Sequence[KernelArgument]) -> None:
-        """Run a kernel in stream order.
-
-        Raises:
-            InferenceError: If the driver refuses the launch.
-        """
-        self._api.launch_kernel(self._handles[name], grid=grid, block=block, stream=stream, arguments=arguments)
-
-    def close(self) -> None:
-        """Unload the code; a second call does nothing."""
-        module, self._module = self._module, None
-        if module is not None:
-            self._api.unload_module(module)
-
-    def __enter__(self) -> "Kernels":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-
-def load_kernels(api: CudaApi, compute_capability: int, *, cache_folder: Path | None = None) -> Kernels:
-    """Return the kernels for the calling thread's current device.
+def load_kernels(api: CudaApi, *, cache_folder: Path | None = None) -> CudaModule:
+    """Return the kernels for the calling thread's current device; the caller closes them after their last launch is done.
 
     Args:
-        api: Where they are loaded.
-        compute_capability: SM number of that device.
+        api: CUDA.
         cache_folder: Folder of compiled kernels, the engine builder's if None.
 
     Raises:
         BackendUnavailableError: If NVRTC is missing or too new for that device.
         BackendError: If the kernels do not compile or load.
     """
-    return Kernels(api, cached_image(compute_capability, cache_folder=cache_folder))
+    return CudaModule(api, cached_image(api.describe(api.current_device()).compute_capability, cache_folder=cache_folder))
 
 
 def cached_image(compute_capability: int, *, cache_folder: Path | None = None) -> bytes:

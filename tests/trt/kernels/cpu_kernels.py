@@ -46,7 +46,7 @@ class CpuKernels:
     def __init__(self, library):
         self._library = library
 
-    def launch(self, name, *, grid, block, stream=0, arguments, seed=0):
+    def launch(self, name, *, grid, block, stream=None, arguments, seed=0):
         declared = getattr(self._library, f"count_{name}")()
         assert declared == len(arguments), f"{name} declares {declared} arguments, got {len(arguments)}"
         assert all(side >= 1 for side in (*grid, *block)), f"{name}: grid {grid}, block {block}"
@@ -91,7 +91,7 @@ class Shuffled:
         self._seed = seed
         self._as_one_block = as_one_block
 
-    def launch(self, name, *, grid, block, stream=0, arguments):
+    def launch(self, name, *, grid, block, stream=None, arguments):
         if self._as_one_block:
             assert grid[1:] == block[1:] == (1, 1), "only a grid of one dimension can become one block"
             grid, block = (1, 1, 1), (grid[0] * block[0], 1, 1)

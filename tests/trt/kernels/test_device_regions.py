@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -19,7 +19,7 @@ from snl_runtime.kernels.launches import (
 )
 from snl_runtime.regions import find_regions
 
-EXAMPLES = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+EXAMPLES = settings(max_examples=50, deadline=None, derandomize=True)
 
 
 def run(cpu, kernels, anomaly_map, threshold, *, score=None, roi=None):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snl_runtime.decision import frame_statistics
@@ -11,8 +11,7 @@ from snl_runtime.preprocess import InputSpec, axis_weights, prepare
 
 CHANNELS = {"gray": 1, "rgb": 3, "bgr": 3, "rgba": 4, "bgra": 4}
 SIDES = st.integers(1, 70)
-# The fixture is a compiled library without state, so sharing it between examples is safe.
-EXAMPLES = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+EXAMPLES = settings(max_examples=60, deadline=None, derandomize=True)
 
 
 def device_frame(crop, color):
@@ -29,7 +28,7 @@ def run(cpu, kernels, crop, color, size_hw):
     frame = device_frame(crop, color)
     rows = cpu.Guarded((rows_bytes(frame.size_hw, frame.planes, size_hw),), np.uint8)
     target = cpu.Guarded((*size_hw, 3), np.uint8)
-    launch_frame_to_input(kernels, frame, rows=rows.pointer.value, target=target.pointer.value, size_hw=size_hw, stream=0)
+    launch_frame_to_input(kernels, frame, rows=rows.pointer.value, target=target.pointer.value, size_hw=size_hw, stream=None)
     rows.check()
     return target.check()
 
@@ -96,7 +95,7 @@ def test_statistics_are_those_of_the_decision(cpu, kernels, size_hw, seed):
     image[size_hw[0] // 2 :, : size_hw[1] // 4] = 4
     sums = cpu.Guarded((9,), np.uint64, fill=0)
     kernels = kernels if seed == 0 else cpu.Shuffled(kernels, seed)
-    launch_input_sums(kernels, source=image.ctypes.data, size_hw=size_hw, sums=sums.pointer.value, stream=0)
+    launch_input_sums(kernels, source=image.ctypes.data, size_hw=size_hw, sums=sums.pointer.value, stream=None)
     statistics, pixels = read_frame_statistics(sums.check())
     expected = frame_statistics(image)
     assert pixels == size_hw[0] * size_hw[1]
