@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from snl_runtime.commandline import EXIT_OK, CommandParser, run_command
 
 if TYPE_CHECKING:
-    from snl_runtime.engine_builder import BuiltEngine
     from snl_runtime.manifest import ParityReport
 
     from .bundle_writer import ExportedBundle
+    from .engines import ExportedEngine
 
 PROGRAM = "snl-export"
 _EXAMPLE = """
@@ -51,7 +51,7 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--engine",
         choices=("tensorrt", "tensorrt-rtx", "none"),
-        help="library that builds x.trt too (default: tensorrt where it and a GPU are at hand)",
+        help="library that builds x.trt too (default: the one that is installed, where a GPU is at hand)",
     )
     parser.add_argument("--sm", metavar="A,B", help="compute capabilities of the engine (tensorrt-rtx; default: 86,89,120)")
     parser.add_argument("--device", default="cpu", metavar="NAME", help="where the checkpoint runs: cpu, cuda, cuda:N or auto (default: cpu)")
@@ -81,8 +81,8 @@ def _run(options: argparse.Namespace) -> int:
     engine = None
     if plan.target is not None:
         _say("build the engine")
-        engine, manifest = build_planned_engine(model_path, bundle.manifest, plan.target)
-        bundle = replace(bundle, manifest=manifest, files=_with_engine(bundle, engine.path, engine.entry.sha256))
+        engine = build_planned_engine(model_path, bundle.manifest, plan.target, frames=options.frames)
+        bundle = replace(bundle, manifest=engine.manifest, files=_with_engine(bundle, engine.path, engine.entry.sha256))
     if options.json:
         print(json.dumps(_as_plain(bundle, engine, plan.why_not), allow_nan=False))
         return EXIT_OK
@@ -98,22 +98,21 @@ def _with_engine(bundle: "ExportedBundle", path: Path, sha256: str) -> dict[Path
     return {**bundle.files, changed: sha256_file(changed), path: sha256}
 
 
-def _print_text(bundle: "ExportedBundle", engine: "BuiltEngine | None", why_not: str | None) -> None:
+def _print_text(bundle: "ExportedBundle", engine: "ExportedEngine | None", why_not: str | None) -> None:
+    from .engines import engine_lines
+
     for report in bundle.manifest.parity:
         print(_parity_line(report))
     for path, sha256 in bundle.files.items():
         print(f"{path}  sha256 {sha256}")
-    print(f"no engine was built: {why_not}" if engine is None else _engine_line(engine))
+    if engine is None:
+        print(f"no engine was built: {why_not}")
+    else:
+        if engine.entry.parity is not None:
+            print(_parity_line(engine.entry.parity))
+        print(*engine_lines(engine), sep="\n")
     for note in bundle.notes:
         print(note)
-
-
-def _engine_line(engine: "BuiltEngine") -> str:
-    entry = engine.entry
-    return (
-        f"{engine.path} is an engine of {entry.library} {entry.library_version} for compute capability {', '.join(entry.compute_capability)}"
-        f"{', taken from the build cache' if engine.from_cache else ''}; not verified on a device"
-    )
 
 
 def _parity_line(report: "ParityReport") -> str:
@@ -132,7 +131,7 @@ def _parity_line(report: "ParityReport") -> str:
     )
 
 
-def _as_plain(bundle: "ExportedBundle", engine: "BuiltEngine | None", why_not: str | None) -> dict[str, Any]:
+def _as_plain(bundle: "ExportedBundle", engine: "ExportedEngine | None", why_not: str | None) -> dict[str, Any]:
     from snl_runtime.manifest_codec import to_plain
 
     return {

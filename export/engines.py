@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from snl_runtime.errors import BackendUnavailableError, ConfigError
-from snl_runtime.manifest import Manifest, manifest_path, write_manifest
+from snl_runtime.manifest import NOT_VERIFIED, EngineEntry, Manifest, manifest_path, read_manifest, write_manifest
+
+from .parity import refuse_unless_passed
 
 if TYPE_CHECKING:
-    from snl_runtime.engine_builder import BuiltEngine, EngineTarget
+    from snl_runtime.engine_builder import EngineTarget
 
 EngineLibrary: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
 
@@ -30,11 +32,30 @@ class EnginePlan:
     why_not: str | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedEngine:
+    """An engine beside the bundle.
+
+    Attributes:
+        path: Where it lies.
+        entry: What the manifest says of it, the parity report included.
+        from_cache: Whether an identical earlier build was taken.
+        why_unverified: Why there is no parity report, one sentence; None if there is one.
+        manifest: The manifest that lists it.
+    """
+
+    path: Path
+    entry: EngineEntry
+    from_cache: bool
+    why_unverified: str | None
+    manifest: Manifest
+
+
 def plan_engine(asked: str | None, compute_capabilities: Sequence[int]) -> EnginePlan:
     """Return what to build.
 
     Args:
-        asked: Library the user named, or ``none``; None to build where full TensorRT and a GPU are at hand.
+        asked: Library the user named, or ``none``; None to build where a usable TensorRT and a GPU are at hand.
         compute_capabilities: GPUs the user named, e.g. (86, 89).
 
     Raises:
@@ -47,25 +68,56 @@ def plan_engine(asked: str | None, compute_capabilities: Sequence[int]) -> Engin
         return EnginePlan(target=None, why_not="--engine none was given")
     if asked is not None or compute_capabilities:
         return EnginePlan(target=_target(asked, compute_capabilities), why_not=None)
+    from snl_runtime.engine_builder import target_at_hand
+
     try:
-        return EnginePlan(target=_target("tensorrt", ()), why_not=None)
+        return EnginePlan(target=target_at_hand(), why_not=None)
     except (BackendUnavailableError, ConfigError) as error:
         return EnginePlan(target=None, why_not=f"{error} (--engine tensorrt-rtx builds without a GPU)")
 
 
-def build_planned_engine(model_path: Path, manifest: Manifest, target: "EngineTarget") -> "tuple[BuiltEngine, Manifest]":
-    """Build ``x.trt`` beside ``x.onnx`` and list it in the manifest, without a parity report: it has not run yet.
+def build_planned_engine(model_path: Path, manifest: Manifest, target: "EngineTarget", *, frames: Path | None) -> ExportedEngine:
+    """Build ``x.trt`` beside ``x.onnx``, list it in the manifest and, where this machine can run it, compare it with the ONNX file.
+
+    Args:
+        model_path: The exported file.
+        manifest: Its manifest as written.
+        target: What to build for.
+        frames: Folder of pictures for the comparison; None derives them from the golden samples.
 
     Raises:
         EngineBuildError: If the library refuses.
+        ParityRefusedError: If the engine does not score like the ONNX file; it stays listed with the failed report, which lends it no threshold.
         SinkError: If a file cannot be written.
     """
     from snl_runtime.engine_builder import EngineOptions, build_engine
+    from snl_runtime.engine_parity import verify_if_possible
 
     largest = int(manifest.input["max_batch"])
     options = EngineOptions(batches=(1, 1, largest), precision=str(manifest.graph["precision"]))
     built = build_engine(model_path, model_path.with_suffix(".trt"), target, options)
-    return built, write_manifest(manifest_path(model_path), manifest.with_engine(built.entry))
+    write_manifest(manifest_path(model_path), manifest.with_engine(built.entry))
+    report, why_not = verify_if_possible(built.path, frames)
+    if report is not None:
+        refuse_unless_passed(report, advice=f"{model_path.name} stands; the engine is listed with this report and gives no verdict but ERROR")
+    listed = read_manifest(manifest_path(model_path))
+    return ExportedEngine(
+        path=built.path,
+        entry=listed.engine_for(built.entry.sha256) or built.entry,
+        from_cache=built.from_cache,
+        why_unverified=why_not,
+        manifest=listed,
+    )
+
+
+def engine_lines(engine: ExportedEngine) -> list[str]:
+    """Return what a person should know about the engine; a device is named only if it ran there."""
+    entry = engine.entry
+    built_for = f"compute capability {', '.join(entry.compute_capability)}{', taken from the build cache' if engine.from_cache else ''}"
+    line = f"{engine.path} is an engine of {entry.library} {entry.library_version} for {built_for}"
+    if entry.parity is None:
+        return [f"{line}; {NOT_VERIFIED}: {engine.why_unverified}", f"verify it where it runs: snl-run --engine {engine.path.name} --rebuild"]
+    return [f"{line}; verified on {entry.parity.verified_on}"]
 
 
 def _target(asked: str | None, compute_capabilities: Sequence[int]) -> "EngineTarget":

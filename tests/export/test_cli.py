@@ -81,7 +81,10 @@ def test_engine_is_built_beside_the_bundle_and_listed_as_unverified(
     ready_made()
     arguments = ["--ckpt", str(checkpoint_path), "--out", str(tmp_path / "line.onnx"), "--engine", "tensorrt-rtx", "--sm", "86"]
     assert main(arguments) == 0
-    assert "line.trt is an engine of tensorrt-rtx" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "line.trt is an engine of tensorrt-rtx" in printed
+    assert "not verified on a device: " in printed
+    assert "snl-run --engine line.trt --rebuild" in printed
     manifest = read_manifest(tmp_path / "line.json")
     (entry,) = manifest.engines
     assert entry.sha256 == sha256_file(tmp_path / "line.trt")

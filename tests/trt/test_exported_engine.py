@@ -1,0 +1,106 @@
+"""``snl-export`` builds an engine where it can, verifies it where it runs, and says which of the two it could not do."""
+
+import pytest
+
+from snl_export.engines import build_planned_engine, engine_lines, plan_engine
+from snl_runtime.cuda_api import DeviceDescription
+from snl_runtime.engine_builder import target_at_hand
+from snl_runtime.errors import BackendUnavailableError, ConfigError, ParityRefusedError
+from snl_runtime.files import sha256_file
+from snl_runtime.manifest import manifest_path, read_manifest
+from snl_runtime.trt_api import load_library
+
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def cache_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def station(monkeypatch, cuda, library, cache_folder):
+    """A fake GPU with the installed TensorRT-RTX as its library; engines are built for real and run by the fake."""
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this Python or platform")
+    rtx = load_library("tensorrt-rtx")
+    library.name, library.version = "tensorrt-rtx", rtx.version
+    monkeypatch.setenv("SNL_EDGE_CACHE", str(cache_folder))
+    monkeypatch.setattr("snl_runtime.cuda_api.load_cuda", lambda: cuda)
+    monkeypatch.setattr("snl_runtime.backends.tensorrt_backend.open_library", lambda name: library)
+    monkeypatch.setattr("snl_runtime.engine_builder.installed_libraries", lambda: [rtx])
+    return library
+
+
+@pytest.fixture
+def model(model_fixtures, tmp_path):
+    return model_fixtures.ModelFolder(tmp_path).write()
+
+
+def build(model, target):
+    return build_planned_engine(model, read_manifest(manifest_path(model)), target, frames=None)
+
+
+def test_with_a_gpu_the_engine_is_built_for_it_and_verified_without_being_asked(station, model):
+    plan = plan_engine(None, ())
+    assert plan.why_not is None
+    engine = build(model, plan.target)
+    assert engine.entry.compute_capability == ["8.9"]
+    assert engine.entry.parity.passed
+    assert engine.why_unverified is None
+    (line,) = engine_lines(engine)
+    assert line.endswith("verified on " + engine.entry.parity.verified_on)
+    assert "not verified" not in line
+    assert set(engine.manifest.decisions_for(sha256_file(engine.path))) == {"bottle"}
+
+
+def test_without_a_gpu_nothing_is_built_unless_asked_and_the_reason_is_given(station, cuda):
+    cuda.devices = []
+    plan = plan_engine(None, ())
+    assert plan.target is None
+    assert "no CUDA device" in plan.why_not
+    assert "--engine tensorrt-rtx builds without a GPU" in plan.why_not
+
+
+def test_without_a_gpu_an_engine_that_was_asked_for_is_listed_as_not_verified(station, cuda, model):
+    cuda.devices = []
+    engine = build(model, plan_engine("tensorrt-rtx", (89, 120)).target)
+    assert engine.entry.compute_capability == ["8.9", "12.0"]
+    assert engine.entry.parity is None
+    assert engine.entry.options["verified_on"] == "not verified on a device"
+    built, advice = engine_lines(engine)
+    assert "not verified on a device: there is no CUDA device here" in built
+    assert advice == "verify it where it runs: snl-run --engine line.trt --rebuild"
+
+
+def test_engine_for_another_gpu_than_the_one_at_hand_is_listed_as_not_verified(station, model):
+    engine = build(model, plan_engine("tensorrt-rtx", (120,)).target)
+    assert engine.entry.parity is None
+    assert "built for compute capability 12.0" in engine.why_unverified
+
+
+def test_engine_that_scores_otherwise_is_refused_and_keeps_its_report(station, model):
+    honest = station.answer
+    station.answer = lambda images: honest(images) * 1.1
+    with pytest.raises(ParityRefusedError, match=r"line\.trt does not score like line\.onnx on onnxruntime cpu.*line\.onnx stands") as refusal:
+        build(model, plan_engine(None, ()).target)
+    assert refusal.value.exit_status == 3
+    (entry,) = read_manifest(manifest_path(model)).engines
+    assert not entry.parity.passed
+
+
+def test_gpu_that_rtx_does_not_know_gets_no_engine_and_the_advice(station, cuda):
+    cuda.devices = [DeviceDescription(name="Fake Orin", compute_capability=87, driver_version="12.6")]
+    with pytest.raises(BackendUnavailableError, match=r"SM75, .*SM121, this GPU \(Fake Orin\) is SM87: install tensorrt"):
+        target_at_hand()
+    assert "Fake Orin" in plan_engine(None, ()).why_not
+
+
+def test_machine_without_any_tensorrt_says_what_to_install(station, monkeypatch):
+    monkeypatch.setattr("snl_runtime.engine_builder.installed_libraries", list)
+    assert "no usable TensorRT is installed: pip install tensorrt or tensorrt-rtx" in plan_engine(None, ()).why_not
+
+
+def test_no_engine_when_none_is_wanted():
+    assert plan_engine("none", ()).why_not == "--engine none was given"
+    with pytest.raises(ConfigError):
+        plan_engine("none", (86,))
