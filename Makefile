@@ -3,6 +3,7 @@
 #   make demo          train, calibrate, export, gate and inspect generated products; leaves demo/report.html
 #   make test          the tests that every change must pass
 #   make lint          ruff, mypy --strict, import arrows
+#   make test-slow     the tests that take minutes: real engines of real networks
 #   make test-station  tests with servers and a camera emulator
 #   make test-py310    the runtime's tests on Python 3.10 without torch (skipped where there is no python3.10)
 
@@ -10,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := cpu,train,export,openvino,dev
 
-.PHONY: demo test lint test-station test-py310 clean
+.PHONY: demo test test-slow lint test-station test-py310 clean
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "snl-edge needs Python >= 3.10, $(PYTHON) is $$($(PYTHON) -V); run: make PYTHON=python3.11"; exit 2; }
@@ -24,7 +25,10 @@ demo: .venv/installed
 	$(BIN)/python examples/demo.py --out demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest -q -m "not station and not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not station and not slow and not gpu"
+
+test-slow: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "slow and not gpu"
 
 test-station: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pypylon
