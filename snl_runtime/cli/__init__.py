@@ -1,1 +1,1 @@
-"""TODO."""
+"""The command line tools of the runtime."""
