@@ -166,7 +166,7 @@ def frame_statistics(image_rgb: Image) -> FrameStatistics:
 def fit_frame_range(statistics: Sequence[FrameStatistics]) -> FrameRange:
     """Return the commissioned range of a product: what its good frames span, widened on each side.
 
-    Each range grows on both sides by half of its width, at least by 2 grey levels (mean, deviation) or 0.01 (shares), because a handful of frames
+    Each range grows on both sides by half of its width, at least by 10 grey levels (mean, deviation) or 0.05 (shares), because a handful of frames
     under steady light spans almost nothing. Ends are clipped to what the statistic can be: 0 to 255, or 0 to 1.
 
     Args:
