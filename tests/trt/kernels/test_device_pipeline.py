@@ -172,7 +172,7 @@ def test_only_the_inspected_part_is_uploaded(kernels, make_gpu, open_stages, mon
 def test_frames_of_changing_size_and_kind_follow_each_other(kernels, make_gpu, open_stages):
     stages = open_stages(make_gpu(kernels))
     frames = [(frame(size_hw=(80, 100)), "bgr"), (frame(), "bgr"), (frame()[:, :, :1], "gray"), (frame().astype(np.uint16) * 257, "rgb")]
-    for image, color in [*frames, *frames[::-1]]:
+    for image, color in [*frames, frames[0]]:
         _, output = stages.inspect(image, color, threshold=20.0, wanted=EVERYTHING)
         part = to_rgb(image, color)
         assert np.abs(output.overlay.astype(int) - blend_heat(part, output.anomaly_map, 20.0)).max() <= 1
