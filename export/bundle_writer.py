@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from snl_runtime.errors import ConfigError, GoldenSampleError, ManifestError, ParityRefusedError, SinkError
+from snl_runtime.errors import CheckpointError, ConfigError, GoldenSampleError, ManifestError, ParityRefusedError, SinkError
 from snl_runtime.files import sha256_file
 from snl_runtime.golden import GoldenSamples, golden_path, write_golden
 from snl_runtime.manifest import Decision, EngineEntry, Manifest, ParityReport, manifest_path, read_manifest, write_manifest
@@ -85,7 +85,7 @@ def export_bundle(
         on_stage: Called with what is done next.
 
     Raises:
-        CheckpointError: If the checkpoint cannot be loaded.
+        CheckpointError: If the checkpoint cannot be loaded or its parts do not fit each other.
         ConfigError: If an option does not fit the checkpoint.
         DataError: If a frame of the gate cannot be read.
         ManifestError: If the manifest that would be replaced cannot be read, so that its decisions would be lost.
@@ -127,6 +127,11 @@ class _Export:
     def __init__(self, checkpoint: Checkpoint, checkpoint_path: Path, options: ExportOptions, path: Path) -> None:
         if len(checkpoint.golden_images) == 0:
             raise ConfigError(f"{checkpoint_path} holds no golden samples to prove an export with; train again with golden_samples 1 or more")
+        if tuple(checkpoint.golden_images.shape[1:3]) != tuple(checkpoint.config.image_size):
+            raise CheckpointError(
+                f"{checkpoint_path} holds golden samples of {checkpoint.golden_images.shape[1:3]} pixels for a network of "
+                f"{tuple(checkpoint.config.image_size)}; train again"
+            )
         self.path = path
         self._checkpoint = checkpoint
         self._checkpoint_sha256 = sha256_file(checkpoint_path)

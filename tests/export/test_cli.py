@@ -14,6 +14,7 @@ from snl_export.cli import main
 from snl_runtime.errors import ManifestError
 from snl_runtime.files import sha256_file
 from snl_runtime.manifest import Decision, Evidence, FrameRange, read_manifest, write_manifest
+from snl_train.checkpoint import load_checkpoint, save_checkpoint
 
 Install = Callable[..., None]
 
@@ -118,6 +119,19 @@ def test_wrong_option_is_one_line_and_status_2(
 def test_missing_checkpoint_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--ckpt", str(tmp_path / "none.pt")]) == 2
     assert "none.pt does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("keep", "message"), [(slice(0, 0), "holds no golden samples"), (slice(0, 32), "golden samples of")])
+def test_checkpoint_whose_golden_samples_cannot_serve_is_refused(
+    keep: slice, message: str, checkpoint_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = load_checkpoint(checkpoint_path)
+    golden = checkpoint.golden_images[keep] if keep.stop == 0 else checkpoint.golden_images[:, keep]
+    broken = dataclasses.replace(checkpoint, golden_images=golden, golden_classes=checkpoint.golden_classes[: len(golden)])
+    save_checkpoint(tmp_path / "broken.pt", broken)
+    assert main(["--ckpt", str(tmp_path / "broken.pt")]) == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.pt"]
 
 
 def test_decision_of_an_earlier_model_is_kept_as_history_and_applies_to_nothing(checkpoint_path: Path, earlier: Path, ready_made: Install) -> None:
