@@ -41,10 +41,17 @@ lint: .venv/installed
 	MYPYPATH=.venv/links:. $(BIN)/mypy -p snl_runtime -p snl_train -p snl_export -p snl_calibration
 	PYTHONPATH=.venv/links:. $(BIN)/lint-imports
 
+# A python3.10 on the path, else one that pyenv installed.
+PYTHON310 ?= $(shell python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || ls -1 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.10*/bin/python3.10 2>/dev/null | tail -1)
+
 test-py310:
-	@if ! python3.10 -V >/dev/null 2>&1; then echo "skipped: no python3.10 on this machine"; exit 0; fi; \
-	python3.10 -m venv .venv310 && .venv310/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[cpu,openvino,sign]' pytest hypothesis onnx scipy && \
-	.venv310/bin/python -m pytest -q -m "not station and not slow and not gpu and not shared" tests/runtime tests/line
+ifeq ($(PYTHON310),)
+	@echo "skipped: no python3.10 on this machine"
+else
+	@$(PYTHON310) -m venv .venv310
+	@.venv310/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[cpu,openvino,sign]' pytest hypothesis onnx scipy
+	OMP_NUM_THREADS=1 .venv310/bin/python -m pytest -q -m "not station and not slow and not gpu and not shared" tests/runtime tests/line
+endif
 
 clean:
 	rm -rf .venv .venv310 demo build dist *.egg-info
