@@ -1,5 +1,6 @@
 """The detector that a line embeds: one frame in, one guarded verdict out."""
 
+import contextlib
 import logging
 import math
 import threading
@@ -14,6 +15,7 @@ import numpy as np
 
 from snl_runtime.backends.base import Backend
 from snl_runtime.decision import Ruling, check_output, error, frame_statistics
+from snl_runtime.device_arrays import DeviceFrameReader
 from snl_runtime.errors import (
     BackendError,
     BackendTimeoutError,
@@ -58,8 +60,8 @@ class SnlDetector:
         timeout_ms: How long one frame may take in the backend, and how long it may wait for the frames before it.
         threads: Most CPU threads the backend may use; None for its default.
         public_key: Ed25519 key that must have signed the manifest; None accepts unsigned manifests.
-        rebuild: Build ``x.trt`` again from ``x.onnx`` if it is missing, altered or made for another GPU or library version. An engine without a parity
-            report, new or copied from the export, is then compared with its ONNX file here; it passes nothing before it passed that gate.
+        rebuild: Build ``x.trt`` again from ``x.onnx`` if it is missing, altered or made for another GPU or library version. An engine without a
+            parity report, new or copied from the export, is then compared with its ONNX file here; it passes nothing before it passed that gate.
 
     Raises:
         ManifestError: If a file of the model is truncated, altered or of another schema; the message says what to run.
@@ -117,6 +119,7 @@ class SnlDetector:
         except BaseException:
             self._worker.stop(self._scorer.close, _CLOSING_TIMEOUT_S)
             raise
+        self._frames = DeviceFrameReader(_cuda_index(device))
         self._book = DecisionBook(self._scorer.bundle.manifest, self._scorer.bundle.sha256)
         self._closed = False
 
@@ -154,7 +157,8 @@ class SnlDetector:
         """Return the verdict on one frame; whatever the frame is, nothing is raised for it.
 
         Args:
-            image: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) array, uint8 or uint16; anything else gives ERROR ``frame_unusable``.
+            image: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) array, uint8 or uint16, on the host or, as pycuda, CuPy and torch hand it out, on a
+                GPU; anything else gives ERROR ``frame_unusable``.
             color: Meaning of the last axis.
             product: Product of this frame; None for the detector's own.
 
@@ -184,7 +188,8 @@ class SnlDetector:
             if self._closed:
                 return
             self._closed = True
-            self._worker.stop(self._scorer.close, min(self._timeout_s, _CLOSING_TIMEOUT_S))
+            with contextlib.closing(self._frames):
+                self._worker.stop(self._scorer.close, min(self._timeout_s, _CLOSING_TIMEOUT_S))
 
     def __enter__(self) -> "SnlDetector":
         return self
@@ -198,6 +203,7 @@ class SnlDetector:
 
     def _inspect(self, inspection: "_Inspection", image: object, color: ColorOrder) -> None:
         selection = inspection.selection
+        image = self._frames.read(image)
         network_input = self._scorer.prepare(image, color, selection.roi_xyxy)
         statistics = frame_statistics(network_input)
         inspection.prepared_s = time.perf_counter()
@@ -334,6 +340,12 @@ class _Inspection:
             ),
             model_sha256=model_sha256,
         )
+
+
+def _cuda_index(device: str | None) -> int:
+    """Return which GPU device frames are on: the backend's if it names one, else the first."""
+    kind, _, index = (device or "").lower().partition(":")
+    return int(index) if kind == "cuda" and index.isascii() and index.isdecimal() else 0
 
 
 def _whole_frame(image: object) -> tuple[int, int, int, int]:

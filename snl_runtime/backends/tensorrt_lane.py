@@ -81,7 +81,7 @@ class EngineLane:
             self._context.set_addresses(self.image.handle, self.anomaly_map.handle, self.anomaly_score.handle)
             self._state = _GraphState(refused=not capture or self._context.captures_itself)
             opened.callback(self._state.drop)
-            opened.callback(self._drain)  # first on close: nothing may be released while the device still uses it
+            opened.callback(self.drain)  # first on close: nothing may be released while the device still uses it
             self._resources = opened.pop_all()
 
     def infer(self, images: Images, anomaly_map: Floats, anomaly_score: Floats) -> None:
@@ -119,6 +119,13 @@ class EngineLane:
         for slot in self._slots:
             slot.targets = None
         self._resources.close()
+
+    def drain(self) -> None:
+        """Wait for the stream, whatever state it is in, before something that it uses is released."""
+        try:
+            self.stream.synchronize()
+        except BackendError as failure:  # what failed before fails again here; releasing must go on
+            logger.debug("the stream could not be drained: %s", failure)
 
     def _open_slot(self, opened: contextlib.ExitStack, pixels: int) -> _Slot:
         api = self._api
@@ -200,9 +207,3 @@ class EngineLane:
         logger.debug("no CUDA graph, the engine is enqueued each time: the library refused to be captured")
         self._state.refused = True
         return None
-
-    def _drain(self) -> None:
-        try:
-            self.stream.synchronize()
-        except BackendError as failure:  # what failed before fails again here; releasing must go on
-            logger.debug("the stream could not be drained: %s", failure)
