@@ -1,0 +1,212 @@
+"""Tables in Markdown, made from the JSON files of finished runs and from nothing else."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.accuracy.origins import Origins, check_origins
+from benchmarks.accuracy.protocol import Protocol, expand, known_protocols, load_protocol
+from benchmarks.accuracy.published import ABLATION, METHODS, Published, published
+from benchmarks.accuracy.records import read_records
+from benchmarks.accuracy.statistics import METRICS, Row, RowKey, Summary, rows
+
+OWN = "snl-edge"
+_TESTS_ONLY = "tiny"
+_HEAD = """# Accuracy
+
+Written by `python -m benchmarks.accuracy --render docs/accuracy.md` from one JSON file per run; do not edit by hand.
+
+- Every figure is of the last epoch. No run was stopped, chosen or repeated by its result on test images.
+- Metrics are exact and measured at network resolution; the image score is the maximum of the anomaly map; AUPRO integrates up to a false-positive
+  rate of 0.3. Classes without masks count for image AUROC only.
+- Means over a class set: `mean [95 % interval over seeds]` (Student's t, so wide with three seeds), then the spread, highest less lowest seed.
+- Per class: `mean over seeds (95 % interval over test images)`, from a bootstrap of the images, its ends averaged over the seeds.
+- Settings are chosen on the *choose* classes and judged on the *confirm* classes.
+- Figures on `realmix` cannot be set beside published MVTec AD or VisA figures: other images, other splits.
+"""
+_NOTHING = "No run of this protocol has been made yet."
+
+
+def render(out: Path, *, only: str | None = None, allow_mixed: bool = False) -> str:
+    """Return a Markdown page with the tables of all protocols, or of one.
+
+    Args:
+        out: Folder with a folder of records per protocol.
+        only: Name or file of the protocol to show; None for all that come with the benchmark, tests' own left out.
+        allow_mixed: Put runs of several devices or sources into one table and say so.
+
+    Raises:
+        ConfigError: If the runs of a table come from several devices, sources or test images.
+        DataError: If a file is no record.
+    """
+    names = [only] if only is not None else [name for name in known_protocols() if name != _TESTS_ONLY]
+    protocols = [load_protocol(name) for name in names]
+    records = {protocol.name: read_records(out / protocol.name) for protocol in protocols}
+    parts = [_HEAD, _state(protocols, records)]
+    parts += [_section(protocol, records[protocol.name], allow_mixed=allow_mixed) for protocol in protocols]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _state(protocols: Sequence[Protocol], records: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    lines = ["## What has been run", ""]
+    table = []
+    for protocol in protocols:
+        own = [record for record in records[protocol.name] if record["source"] == OWN]
+        expected = _expected(protocol, own)
+        state = "not run yet" if not own else "complete" if len(own) == expected else "unfinished"
+        table.append(
+            [f"`{protocol.name}`", str(len(own)), str(expected or "depends on the data"), str(len(records[protocol.name]) - len(own)), state]
+        )
+    return "\n".join([*lines, *_table(["protocol", "runs done", "of", "runs of peers", "state"], table), ""])
+
+
+def _expected(protocol: Protocol, own: Sequence[Mapping[str, Any]]) -> int:
+    named = {name for names in protocol.class_sets.values() for name in names}
+    found = {name for record in own for name in record["classes"]}
+    classes = sorted(named | found)
+    return len(expand(protocol, classes)) if classes else 0
+
+
+def _section(protocol: Protocol, records: Sequence[Mapping[str, Any]], *, allow_mixed: bool) -> str:
+    parts = [f"## {protocol.title or protocol.name}", "", f"Protocol `{protocol.name}`. {protocol.description}", ""]
+    if protocol.reduction:
+        parts += [f"**{protocol.reduction}**", ""]
+    found: dict[RowKey, Row] = {}
+    if records:
+        found = rows(records)
+        parts += _origin_lines(check_origins(protocol.name, records, allow_mixed=allow_mixed), records)
+        for title, variants in protocol.shown_tables().items():
+            with_peers = variants == next(iter(protocol.shown_tables().values()))
+            parts += _set_tables(protocol, title, _shown(found, variants, with_peers=with_peers))
+        parts += _class_tables(_shown(found, tuple(protocol.variants), with_peers=True))
+    else:
+        parts += [_NOTHING, ""]
+    parts += _quoted_tables(protocol, found)
+    return "\n".join(parts)
+
+
+def _origin_lines(origins: Origins, records: Sequence[Mapping[str, Any]]) -> list[str]:
+    commands = sorted({record["provenance"]["command"] for record in records})
+    seeds = sorted({record["seed"] for record in records})
+    lines = [
+        f"- Device: {'; '.join(origins.devices)}",
+        f"- Versions: {'; '.join(origins.versions)}",
+        f"- Seeds: {', '.join(map(str, seeds))}",
+        f"- Commit: {', '.join(origins.commits)} (sources {', '.join(one[:12] for one in origins.sources)})",
+        "",
+    ]
+    if origins.is_mixed:
+        lines += ["**Mixed: these runs come from several devices or sources, so differences between rows may not be the methods'.**", ""]
+    return [*lines, "```bash", *commands, "```", ""]
+
+
+def _shown(found: Mapping[RowKey, Row], variants: Sequence[str], *, with_peers: bool) -> list[Row]:
+    own = [row for key, row in found.items() if key.source == OWN and key.variant in variants]
+    own.sort(key=lambda row: (row.key.class_set, row.key.image_size, row.key.setting != "multi-class", variants.index(row.key.variant)))
+    peers = sorted((row for key, row in found.items() if key.source != OWN), key=lambda row: row.key) if with_peers else []
+    return [*own, *peers]
+
+
+def _set_tables(protocol: Protocol, title: str, shown: Sequence[Row]) -> list[str]:
+    if not shown:
+        return []
+    lines = [f"### {title}", ""]
+    sets = {"confirm": protocol.confirm, "choose": protocol.choose, "all": tuple(sorted({name for row in shown for name in row.classes}))}
+    header = ["method", "setting", "px", "seeds", *(part for name in METRICS.values() for part in (name, "spread"))]
+    for name, classes in sets.items():
+        if classes:
+            lines += [f"{name.capitalize()} set: {', '.join(classes)}", "", *_table(header, [_set_row(row, classes, protocol) for row in shown]), ""]
+    return lines
+
+
+def _set_row(row: Row, classes: Sequence[str], protocol: Protocol) -> list[str]:
+    summaries = [row.of_classes(metric, classes) for metric in METRICS]
+    seeds = max((summary.seeds for summary in summaries if summary is not None), default=0)
+    variant = protocol.variants.get(row.key.variant)
+    expected = len((variant.seeds if variant is not None else ()) or protocol.seeds)
+    state = str(seeds) if seeds == expected else f"{seeds} of {expected}"
+    if row.diverged:
+        state += f", diverged: {', '.join(map(str, sorted(row.diverged)))}"
+    cells = [part for summary in summaries for part in (_with_interval(summary), _spread(summary))]
+    return [_method(row.key), row.key.setting, str(row.key.image_size), state, *cells]
+
+
+def _class_tables(shown: Sequence[Row]) -> list[str]:
+    classes = sorted({name for row in shown for name in row.counts})
+    counts = {name: count for row in shown for name, count in row.counts.items()}
+    lines = ["### Per class", ""]
+    for metric, title in METRICS.items():
+        table = []
+        for row in shown:
+            table.append([_method(row.key), row.key.setting, str(row.key.image_size), *(_class_cell(row, metric, name) for name in classes)])
+        used = [index for index, name in enumerate(classes) if any(line[3 + index] != "–" for line in table)]
+        header = [title, "setting", "px", *(f"{classes[index]} ({counts[classes[index]][0]} + {counts[classes[index]][1]})" for index in used)]
+        if used:
+            lines += [*_table(header, [[*line[:3], *(line[3 + index] for index in used)] for line in table]), ""]
+    return [*lines, "In brackets in the heads: good + anomalous test images.", ""]
+
+
+def _class_cell(row: Row, metric: str, name: str) -> str:
+    summary = row.of_classes(metric, [name])
+    if summary is None:
+        return "–"
+    interval = row.image_interval(metric, name)
+    return f"{summary.mean:.3f}" + ("" if interval is None else f" ({interval[0]:.3f}–{interval[1]:.3f})")
+
+
+def _quoted_tables(protocol: Protocol, found: Mapping[RowKey, Row]) -> list[str]:
+    """Return the paper's figures, the own ones in a second line of each cell's method where there are any."""
+    tables = published(protocol.quoted)
+    if not tables:
+        return []
+    lines = ["### The paper's figures", "", "Quoted from SNL (arXiv 2402.17091), not measured here; rows marked *own* are the runs above.", ""]
+    for table in tables:
+        lines += _quoted_table(table, protocol, found)
+    return [*lines, *(_quoted_ablation(found) if protocol.quoted == "mvtec" else [])]
+
+
+def _quoted_table(table: Published, protocol: Protocol, found: Mapping[RowKey, Row]) -> list[str]:
+    lines = []
+    for setting in protocol.settings:
+        rows_of_table = []
+        for method in METHODS:
+            rows_of_table.append([method, *(f"{table.value(method, name, setting):.3f}" for name in table.classes)])
+            for row in _shown(found, (method,), with_peers=False):
+                if row.key.setting == setting:
+                    rows_of_table.append([f"*own* {method}", *_own_cells(row, table)])
+        lines += [f"Table {table.table}, {METRICS[table.metric]}, {setting}", "", *_table(["method", *table.classes], rows_of_table), ""]
+    return lines
+
+
+def _own_cells(row: Row, table: Published) -> list[str]:
+    summaries = [row.of_classes(table.metric, row.classes if name == "mean" else [name]) for name in table.classes]
+    return ["–" if summary is None else f"{summary.mean:.3f}" for summary in summaries]
+
+
+def _quoted_ablation(found: Mapping[RowKey, Row]) -> list[str]:
+    table = []
+    for variant, (image, pixel) in ABLATION.items():
+        own = next((row for row in _shown(found, (variant,), with_peers=False) if row.key.setting == "multi-class"), None)
+        figures = [own.of_classes(metric, own.classes) if own is not None else None for metric in ("image_auroc", "pixel_auroc")]
+        table.append([variant, f"{image:.3f}", f"{pixel:.3f}", *("–" if figure is None else f"{figure.mean:.3f}" for figure in figures)])
+    header = ["variant", "image AUROC, paper", "pixel AUROC, paper", "image AUROC, own", "pixel AUROC, own"]
+    return ["Tables 5 and 6, mean over the classes, multi-class", "", *_table(header, table), ""]
+
+
+def _method(key: RowKey) -> str:
+    return key.variant if key.source == OWN else f"{key.variant} ({key.source})"
+
+
+def _with_interval(summary: Summary | None) -> str:
+    if summary is None:
+        return "–"
+    return f"{summary.mean:.3f}" + ("" if summary.interval is None else f" [{summary.interval[0]:.3f}, {summary.interval[1]:.3f}]")
+
+
+def _spread(summary: Summary | None) -> str:
+    return "–" if summary is None or summary.spread is None else f"{summary.spread:.3f}"
+
+
+def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
+    numbers = "|".join("---" if index == 0 else "---:" for index in range(len(header)))
+    return [f"| {' | '.join(header)} |", f"|{numbers}|", *(f"| {' | '.join(line)} |" for line in lines)]

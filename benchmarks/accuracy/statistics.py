@@ -1,0 +1,115 @@
+"""From records to rows: figures per class, means over class sets and seeds, spread and interval. NumPy and records only."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
+# Student's t, two-sided 95 %, for 1 to 30 degrees of freedom.
+_T95 = (
+    (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+    + (2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086)
+    + (2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
+)
+
+
+class Summary(NamedTuple):
+    """One figure over the seeds.
+
+    Attributes:
+        mean: Mean over the seeds.
+        spread: Highest less lowest seed; None for one seed.
+        interval: 95 % interval of the mean by Student's t over the seeds, within 0 to 1; None for one seed.
+        seeds: Number of seeds.
+    """
+
+    mean: float
+    spread: float | None
+    interval: tuple[float, float] | None
+    seeds: int
+
+
+class RowKey(NamedTuple):
+    """What a row is about."""
+
+    variant: str
+    setting: str
+    image_size: int
+    class_set: str
+    source: str
+
+
+@dataclass(slots=True)
+class Row:
+    """All results of one variant in one setting at one size.
+
+    Attributes:
+        key: What it is about.
+        classes: All classes of the set.
+        figures: Seed to class to metric to (value, bootstrap interval or None).
+        diverged: Seeds whose training ended in figures that are not finite.
+        counts: Class to (good, anomalous) test images.
+    """
+
+    key: RowKey
+    classes: list[str] = field(default_factory=list)
+    figures: dict[int, dict[str, dict[str, tuple[float | None, list[float] | None]]]] = field(default_factory=dict)
+    diverged: set[int] = field(default_factory=set)
+    counts: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def of_classes(self, metric: str, classes: Sequence[str]) -> Summary | None:
+        """Return a metric's mean over classes, over the seeds that have all of them; classes without masks are left out of pixel metrics."""
+        per_seed = [self._class_mean(seed, metric, classes) for seed in sorted(self.figures)]
+        return summarise([value for value in per_seed if value is not None])
+
+    def image_interval(self, metric: str, class_name: str) -> tuple[float, float] | None:
+        """Return the bootstrap interval over test images of one class, each end averaged over the seeds."""
+        ends = [figures[class_name][metric][1] for figures in self.figures.values() if class_name in figures]
+        known = [end for end in ends if end is not None]
+        if not known or len(known) < len(ends):
+            return None
+        low, high = np.mean(known, axis=0)
+        return float(low), float(high)
+
+    def _class_mean(self, seed: int, metric: str, classes: Sequence[str]) -> float | None:
+        figures = self.figures[seed]
+        if not classes or not all(name in figures for name in classes):
+            return None
+        values = [value for name in classes if (value := figures[name][metric][0]) is not None]
+        return float(np.mean(values)) if values else None
+
+
+def summarise(values: Sequence[float]) -> Summary | None:
+    """Return mean, spread and interval of one figure over seeds; None without a seed.
+
+    >>> summarise([0.80, 0.82, 0.84])
+    Summary(mean=0.82, spread=0.04, interval=(0.7703, 0.8697), seeds=3)
+    """
+    if not values:
+        return None
+    mean = round(float(np.mean(values)), 6)
+    if len(values) < 2:
+        return Summary(mean, None, None, 1)
+    degrees = len(values) - 1
+    t = _T95[degrees - 1] if degrees <= len(_T95) else 1.96
+    half = t * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    return Summary(mean, round(max(values) - min(values), 6), (round(max(mean - half, 0.0), 4), round(min(mean + half, 1.0), 4)), len(values))
+
+
+def rows(records: Sequence[Mapping[str, Any]]) -> dict[RowKey, Row]:
+    """Return the rows that records of one protocol make; one-class runs of a set and seed become one row."""
+    found: dict[RowKey, Row] = {}
+    for record in records:
+        key = RowKey(record["variant"], record["setting"], record["image_size"], record["class_set"], record["source"])
+        row = found.setdefault(key, Row(key))
+        row.classes = sorted({*row.classes, *record["classes"]})
+        if record.get("failure"):
+            row.diverged.add(record["seed"])
+            continue
+        of_seed = row.figures.setdefault(record["seed"], {})
+        for name, group in record["evaluation"]["classes"].items():
+            of_seed[name] = {metric: (group["metrics"][metric]["value"], group["metrics"][metric]["interval"]) for metric in METRICS}
+            row.counts[name] = (group["good"], group["anomalous"])
+    return found
