@@ -4,7 +4,7 @@
 #   make test          the tests that every change must pass
 #   make lint          ruff, mypy --strict, import arrows
 #   make test-slow     the tests that take minutes: real engines of real networks
-#   make test-station  tests with servers and a camera emulator
+#   make test-station  tests with servers
 #   make test-py310    the runtime's tests on Python 3.10 without torch (skipped where there is no python3.10)
 
 PYTHON ?= python3
@@ -31,7 +31,6 @@ test-slow: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "slow and not gpu"
 
 test-station: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check pypylon
 	$(BIN)/python -m pytest -q -m station
 
 # mypy sees export/ and calibration/ under the names they install as.
