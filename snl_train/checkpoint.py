@@ -54,6 +54,14 @@ class Checkpoint:
     held_out: Sequence[Mapping[str, str]] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def unfinished(self) -> str | None:
+        """One sentence if the training was stopped before its last step: figures of such a model belong to no schedule; None if it ended."""
+        if self.provenance.get("is_complete", True):
+            return None
+        done, total = self.provenance.get("steps_done"), self.provenance.get("total_steps")
+        return f"the training is not finished (step {done} of {total}); continue it with snl-train --resume"
+
     def build_model(self) -> "TeacherStudent":
         """Return the model with these weights, on the CPU and in eval mode.
 

@@ -108,6 +108,8 @@ def _open_checkpoint(options: argparse.Namespace) -> _Model:
     from snl_train.evaluation import CheckpointScorer
 
     checkpoint = load_checkpoint(options.ckpt)
+    if checkpoint.unfinished:
+        print(f"{options.ckpt}: {checkpoint.unfinished}", file=sys.stderr)
     scorer = CheckpointScorer(checkpoint, options.device or "auto")
     return _Model(
         path=options.ckpt,

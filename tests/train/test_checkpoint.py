@@ -229,3 +229,9 @@ def test_failed_write_leaves_the_old_file(saved, tmp_path, monkeypatch):
         save_checkpoint(path, make_checkpoint())
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.pt"]
+
+
+def test_stopped_training_is_told_by_its_checkpoint():
+    assert make_checkpoint().unfinished is None
+    stopped = make_checkpoint(provenance={"is_complete": False, "steps_done": 7, "total_steps": 90})
+    assert stopped.unfinished == "the training is not finished (step 7 of 90); continue it with snl-train --resume"
