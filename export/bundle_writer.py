@@ -22,12 +22,14 @@ from snl_train.evaluation import CheckpointScorer
 from . import gate, onnx_export
 from .frames import FrameSet, derived_frames, folder_frames
 from .graph import DEFAULT_TILE_ROWS, AffinityLayout, Precision, SnlGraph
+from .int8 import Int8Options, quantize_file
 from .onnx_export import BatchSize
-from .provenance import portable_part
+from .provenance import ExportPrecision, portable_part
 from .publishing import publish, restore_interrupted
 
 logger = logging.getLogger(__name__)
 
+_HALF_AND_FULL: tuple[Precision, Precision] = ("fp16", "fp32")
 SMALL_SIZE_PX = 32
 """Input size of the export that the slow reference evaluator runs; the smallest that every method takes."""
 
@@ -37,20 +39,26 @@ class ExportOptions:
     """How a checkpoint is exported.
 
     Attributes:
-        precision: fp32, or fp16 for half-precision convolutions.
+        precision: fp32, fp16 for half-precision convolutions, or int8 for 8-bit ones.
         batch: Images per call.
         tile_rows: Rows of the affinity matrix that exist at a time.
         layout: Which tiles of it are computed.
         frames: Folder of pictures for the parity gate; None derives them from the golden samples.
         device: Where the checkpoint runs for reference: cpu, cuda, cuda:N or auto.
+        int8: What int8 means here; needed for that precision only.
     """
 
-    precision: Precision = "fp32"
+    precision: ExportPrecision = "fp32"
     batch: BatchSize = field(default_factory=BatchSize)
     tile_rows: int = DEFAULT_TILE_ROWS
     layout: AffinityLayout = "rows"
     frames: Path | None = None
     device: str = "cpu"
+    int8: Int8Options | None = None
+
+    def __post_init__(self) -> None:
+        if (self.precision == "int8") != (self.int8 is not None):
+            raise ConfigError("--int8 and --calib-data DIR (good images) go together; give both or neither")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +109,8 @@ def export_bundle(
     earlier = _earlier_manifest(model_path)
     on_stage("load the checkpoint")
     checkpoint = load_checkpoint(checkpoint_path)
+    if checkpoint.unfinished:
+        notes.append(f"{checkpoint_path}: {checkpoint.unfinished}")
     with _staging_folder(model_path) as staging:
         export = _Export(checkpoint, checkpoint_path, options, staging / model_path.name)
         on_stage("write the ONNX graph")
@@ -138,7 +148,7 @@ class _Export:
         self._reference_name = f"checkpoint {checkpoint_path.name}"
         self._options = options
         self._reference = CheckpointScorer(checkpoint, options.device)
-        self._graph = self._make_graph(self._reference.size_hw, options.precision)
+        self._graph = self._make_graph(self._reference.size_hw, "fp16" if options.precision == "fp16" else "fp32")
         self._portable = portable_part(
             checkpoint,
             checkpoint_sha256=self._checkpoint_sha256,
@@ -152,6 +162,13 @@ class _Export:
         onnx_export.export_onnx(
             self._graph, self.path, size_hw=self._reference.size_hw, batch=self._options.batch, metadata=canonical_json(self._portable)
         )
+        if self._options.int8 is not None:
+            self._quantize(self._options.int8)
+
+    def _quantize(self, options: Int8Options) -> None:
+        model, described = quantize_file(self.path, options)
+        self._portable["graph"].update(described)
+        onnx_export.write_model(model, self.path, size_hw=self._reference.size_hw, batch=self._options.batch, metadata=canonical_json(self._portable))
 
     def write_golden(self) -> GoldenSamples:
         images = np.ascontiguousarray(self._checkpoint.golden_images)
@@ -187,10 +204,10 @@ class _Export:
     def check(self, golden: GoldenSamples, frames: FrameSet, decisions: Sequence[Decision]) -> list[ParityReport]:
         precision, name = self._options.precision, self._reference_name
         reports = [gate.check_export(self.path, self._reference, golden, frames, reference_name=name, precision=precision, decisions=decisions)]
-        if precision == "fp32":
+        if precision != "fp16":
             return reports
         reports.append(gate.check_half(self._graph, self.path, self._reference, golden, frames, reference_name=name))
-        small, small_full = (self._make_graph((SMALL_SIZE_PX, SMALL_SIZE_PX), which) for which in (precision, "fp32"))
+        small, small_full = (self._make_graph((SMALL_SIZE_PX, SMALL_SIZE_PX), which) for which in _HALF_AND_FULL)
         reports.append(gate.check_half_by_reference(small, small_full, self.path, golden, reference_name=name))
         return reports
 

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
     from .bundle_writer import ExportedBundle
     from .engines import ExportedEngine
+    from .int8 import Int8Options
 
 PROGRAM = "snl-export"
 _EXAMPLE = """
 snl-export --ckpt line.pt
 snl-export --ckpt line.pt --fp16 --frames parts/bottle/test --out station/line.onnx
+snl-export --ckpt line.pt --int8 --calib-data parts/bottle/train --frames parts/bottle/test --out station/line.onnx
 """
 _PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime")
 
@@ -37,6 +39,7 @@ def build_parser() -> CommandParser:
     parser.add_argument("--ckpt", type=Path, metavar="FILE", required=True, help="checkpoint of snl-train (x.pt)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="ONNX file to write; x.json and x.golden.npz join it (default: beside --ckpt)")
     parser.add_argument("--fp16", action="store_true", help="half-precision convolutions and affinity operands; norms, means and scores stay fp32")
+    _add_int8_options(parser)
     parser.add_argument(
         "--frames",
         type=Path,
@@ -59,6 +62,35 @@ def build_parser() -> CommandParser:
     return parser
 
 
+def _add_int8_options(parser: CommandParser) -> None:
+    parser.add_argument(
+        "--int8", action="store_true", help="8-bit convolutions of the backbone, if maps, ranking and verdicts survive it; needs --calib-data"
+    )
+    parser.add_argument("--calib-data", type=Path, metavar="DIR", help="good images that the value ranges of --int8 are collected on")
+    parser.add_argument(
+        "--int8-parts",
+        metavar="A,B",
+        help="what --int8 quantizes, of early (stem and layer1), teacher, bottleneck, student; fewer lose less (default: teacher,bottleneck,student)",
+    )
+
+
+def _int8_options(options: argparse.Namespace) -> "Int8Options | None":
+    from snl_calibration.quantize import DEFAULT_PARTS
+    from snl_runtime.errors import ConfigError
+
+    from .int8 import Int8Options, parse_parts
+
+    if options.int8 and options.fp16:
+        raise ConfigError("--int8 and --fp16 exclude each other: what is not 8-bit stays fp32; leave one of them out")
+    if not options.int8:
+        if options.calib_data is not None or options.int8_parts is not None:
+            raise ConfigError("--calib-data and --int8-parts belong to --int8; add it or leave them out")
+        return None
+    if options.calib_data is None:
+        raise ConfigError("--int8 needs --calib-data DIR, a folder of good images that value ranges are collected on")
+    return Int8Options(calib_data=options.calib_data, parts=DEFAULT_PARTS if options.int8_parts is None else parse_parts(options.int8_parts))
+
+
 def _run(options: argparse.Namespace) -> int:
     _need_packages()
     from .bundle_writer import ExportOptions, export_bundle
@@ -69,12 +101,13 @@ def _run(options: argparse.Namespace) -> int:
     capabilities = _compute_capabilities(options.sm)
     plan = plan_engine(options.engine, capabilities)
     export_options = ExportOptions(
-        precision="fp16" if options.fp16 else "fp32",
+        precision="fp16" if options.fp16 else "int8" if options.int8 else "fp32",
         batch=BatchSize.parse(options.batch),
         tile_rows=DEFAULT_TILE_ROWS if options.tile_rows is None else options.tile_rows,
         layout=options.affinity_layout,
         frames=options.frames,
         device=options.device,
+        int8=_int8_options(options),
     )
     model_path = options.out if options.out is not None else options.ckpt.with_suffix(".onnx")
     bundle = export_bundle(options.ckpt, model_path, export_options, on_stage=_say)

@@ -24,6 +24,7 @@ from .provenance import torch_half, verified_on
 HALF_FRAMES = 8
 """Frames besides the golden samples that are evaluated in true half."""
 _ADVICE = "nothing was written; keep the earlier export, and report this with the versions of torch, onnx and onnxruntime"
+_INT8_ADVICE = "nothing was written; quantize less with --int8-parts, or export with --fp16"
 _HALF_ADVICE = "nothing was written; export without --fp16, or train with smaller activations"
 
 
@@ -60,7 +61,8 @@ def check_export(
     report = meter.report(
         subject_file=path.name, subject_sha256=sha256_file(path), reference=reference_name, frames_source=frames.source, verified_on=runs_on
     )
-    refuse_unless_passed(report, advice=_ADVICE)
+    advice = f"{_figures(meter, report)}; {_INT8_ADVICE}" if precision == "int8" else _ADVICE
+    refuse_unless_passed(report, advice=advice)
     return report
 
 
@@ -122,6 +124,14 @@ def check_half_by_reference(small: SnlGraph, small_full: SnlGraph, path: Path, g
     )
     refuse_unless_passed(report, advice=_HALF_ADVICE)
     return report
+
+
+def _figures(meter: ParityMeter, report: ParityReport) -> str:
+    auroc = "not known without labelled --frames" if report.auroc_drift is None else f"changes by {100 * report.auroc_drift:.2f} points"
+    return (
+        f"over {report.frame_count} frames maps correlate by {meter.correlation:.4f}, map values differ by up to {report.map_max_abs:.3g} of "
+        f"{report.map_scale:.3g}, image AUROC {auroc}, {report.flips} verdicts flip"
+    )
 
 
 def _add(meter: ParityMeter, name: str, expected: tuple[np.ndarray, np.ndarray], answer: HalfAnswer) -> None:

@@ -89,6 +89,22 @@ def export_onnx(graph: nn.Module, path: Path, *, size_hw: tuple[int, int], batch
         raise RuntimeError("torch.onnx.export returned no program")
     model = program.model_proto
     _remove_traces(model)
+    write_model(model, path, size_hw=size_hw, batch=batch, metadata=metadata)
+
+
+def write_model(model: onnx.ModelProto, path: Path, *, size_hw: tuple[int, int], batch: BatchSize, metadata: str) -> None:
+    """Write a model with its metadata, after a check of the contract.
+
+    Args:
+        model: Gets the metadata.
+        path: File to write.
+        size_hw: Height and width of the input.
+        batch: Fixed or dynamic N.
+        metadata: Text stored under ``snl.manifest``.
+
+    Raises:
+        ParityRefusedError: If the model breaks the contract of names, types and shapes.
+    """
     onnx.helper.set_model_props(model, {METADATA_KEY: metadata})
     check_contract(model, size_hw=size_hw, batch=batch)
     path.write_bytes(model.SerializeToString(deterministic=True))

@@ -1,7 +1,7 @@
 """What the manifest says about an export before any file is hashed."""
 
 import platform
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import onnx
@@ -13,12 +13,14 @@ from snl_runtime.manifest import SCHEMA
 from snl_train.checkpoint import Checkpoint
 from snl_train.config import to_plain
 
-from .graph import AffinityLayout, Precision
+from .graph import AffinityLayout
 from .onnx_export import INPUT_NAME, OPSET, OUTPUT_NAMES, BatchSize
+
+ExportPrecision: TypeAlias = Literal["fp32", "fp16", "int8"]
 
 
 def portable_part(
-    checkpoint: Checkpoint, *, checkpoint_sha256: str, precision: Precision, batch: BatchSize, tile_rows: int, layout: AffinityLayout
+    checkpoint: Checkpoint, *, checkpoint_sha256: str, precision: ExportPrecision, batch: BatchSize, tile_rows: int, layout: AffinityLayout
 ) -> dict[str, Any]:
     """Return the part of the manifest that depends on no hash of an exported file; it also travels inside the ONNX file."""
     config = checkpoint.config
