@@ -84,6 +84,11 @@ class EngineLane:
             opened.callback(self.drain)  # first on close: nothing may be released while the device still uses it
             self._resources = opened.pop_all()
 
+    @property
+    def has_graph(self) -> bool:
+        """Whether runs of the current batch size replay a CUDA graph that this lane recorded."""
+        return self._state.graph is not None
+
     def infer(self, images: Images, anomaly_map: Floats, anomaly_score: Floats) -> None:
         """Run any number of images and return when the caller's arrays hold the answers.
 
