@@ -1,0 +1,268 @@
+"""A protocol is run once, whatever stops it in between, with the product's own training and evaluation, and leaves one whole JSON per run."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from snl_runtime.errors import ConfigError, DataError
+from snl_train.resume import resume_path
+from snl_train.trainer import TrainingDivergedError
+
+ROOT = Path(__file__).resolve().parents[2]
+ONE = "fd_32_all_multi_s0"
+
+
+def session_for(data: Path, out: Path, is_asked_to_stop=lambda: False, **changes):
+    from benchmarks.accuracy.protocol import load_protocol
+    from benchmarks.accuracy.session import Job, Session
+
+    job = Job(protocol=load_protocol("tiny"), data=data, out=out, classes=("cap", "nut"))
+    return Session(dataclasses.replace(job, **changes), is_asked_to_stop)
+
+
+def run_named(name: str):
+    from benchmarks.accuracy.protocol import expand, load_protocol
+
+    (run,) = (run for run in expand(load_protocol("tiny"), ["cap", "nut"]) if run.name == name)
+    return run
+
+
+def stops_after(count: int):
+    """Ask to stop from the ``count``-th question on."""
+    left = iter(range(count - 1))
+    return lambda: next(left, None) is None
+
+
+def record(out: Path, name: str) -> dict:
+    return json.loads((out / "tiny" / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(two_classes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One run, never stopped."""
+    out = tmp_path_factory.mktemp("finished")
+    assert session_for(two_classes, out).perform(run_named(ONE)) == "finished"
+    return out
+
+
+# One run
+
+
+def test_record_holds_figures_settings_images_and_origin(finished: Path):
+    facts = record(finished, ONE)
+    assert facts["evaluation"]["classes"].keys() == {"cap", "nut"}
+    assert facts["evaluation"]["classes"]["cap"]["metrics"]["pixel_auroc"]["value"] is None  # image-level labels only
+    assert facts["config"]["model"]["method"] == "fd"
+    assert facts["config"]["epochs"] == facts["training"]["epochs_done"] == 2
+    assert facts["data"]["training_images"] == {"cap": 4, "nut": 4}
+    assert {"commit", "source_sha256", "device", "versions", "command", "threads"} <= facts["provenance"].keys()
+    assert [piece["to_step"] for piece in facts["slices"]] == [4]  # 8 images in batches of 4, twice
+
+
+def test_figures_are_those_of_the_product_s_own_commands(finished: Path, two_classes: Path, tmp_path: Path, quick_files: None, capsys):
+    from snl_train.cli.evaluate import main as evaluate
+    from snl_train.cli.train import main as train
+
+    settings = "--method fd --teacher resnet18 --teacher-weights random --image-size 32 --batch-size 4 --epochs 2 --device cpu --threads 1".split()
+    assert train(["--data", str(two_classes), "--out", str(tmp_path / "x.pt"), *settings, "--set", "golden_samples=2"]) == 0
+    capsys.readouterr()
+    assert evaluate(["--ckpt", str(tmp_path / "x.pt"), "--data", str(two_classes), "--bootstrap", "20", "--device", "cpu", "--json"]) == 0
+    theirs = json.loads(capsys.readouterr().out)
+    ours = record(finished, ONE)["evaluation"]
+    assert ours["classes"] == theirs["classes"]
+    assert [image["score"] for image in ours["images"]] == [image["score"] for image in theirs["images"]]
+
+
+def test_training_state_is_removed_and_the_checkpoint_kept(finished: Path):
+    names = {path.name for path in (finished / "tiny").iterdir()}
+    assert {f"{ONE}.json", f"{ONE}.pt", f"{ONE}.slices.json"} <= names
+    assert resume_path(Path(f"{ONE}.pt")).name not in names
+
+
+def test_no_path_of_the_machine_is_recorded(finished: Path, two_classes: Path):
+    assert str(two_classes.parent) not in (finished / "tiny" / f"{ONE}.json").read_text()
+
+
+# Stopping and going on
+
+
+def test_training_stopped_in_a_slice_goes_on_to_the_same_figures(finished: Path, two_classes: Path, tmp_path: Path, quick_files: None):
+    assert session_for(two_classes, tmp_path, stops_after(3)).perform(run_named(ONE)) == "stopped"
+    assert not (tmp_path / "tiny" / f"{ONE}.json").exists()
+    assert session_for(two_classes, tmp_path).perform(run_named(ONE)) == "finished"
+    resumed = record(tmp_path, ONE)
+    assert resumed["evaluation"] == record(finished, ONE)["evaluation"]
+    assert [piece["to_step"] for piece in resumed["slices"]] == [2, 4]
+
+
+def test_measurement_stopped_in_a_slice_is_made_in_the_next_without_training(finished: Path, two_classes: Path, tmp_path: Path, quick_files: None):
+    # Asked once before the run and once per step (4); the sixth question comes after the first measured batch.
+    assert session_for(two_classes, tmp_path, stops_after(6)).perform(run_named(ONE)) == "stopped"
+    assert not (tmp_path / "tiny" / f"{ONE}.json").exists()
+    assert session_for(two_classes, tmp_path).perform(run_named(ONE)) == "finished"
+    assert [piece["to_step"] for piece in record(tmp_path, ONE)["slices"]] == [4, 4]
+    assert record(tmp_path, ONE)["evaluation"] == record(finished, ONE)["evaluation"]
+
+
+def test_run_after_the_budget_is_not_begun(two_classes: Path, tmp_path: Path):
+    session = session_for(two_classes, tmp_path, deadline_s=time.monotonic() + 1, reserve_s=2)
+    assert session.perform(run_named(ONE)) == "stopped"
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_measurement_longer_than_a_whole_budget_is_an_error_and_no_endless_loop(two_classes: Path, tmp_path: Path, quick_files: None, monkeypatch):
+    from benchmarks.accuracy import session as module
+
+    def out_of_time(*_):
+        raise module.OutOfTimeError
+
+    monkeypatch.setattr(module.Session, "_evaluate", out_of_time)
+    with pytest.raises(ConfigError, match="measuring takes longer than the whole budget"):
+        session_for(two_classes, tmp_path).perform(run_named(ONE))
+
+
+def test_budget_stops_the_command_with_status_0(two_classes: Path, tmp_path: Path, command):
+    status, out, _ = command("--protocol", "tiny", "--data", two_classes, "--out", tmp_path, "--jobs", 1, "--device", "cpu", "--budget-s", 0.01)
+    assert status == 0
+    assert "not finished: 0 of 8 runs of tiny are done" in out
+
+
+def test_killed_command_goes_on_after_the_last_finished_run(two_classes: Path, tmp_path: Path, command):
+    arguments = ["--protocol", "tiny", "--data", two_classes, "--out", tmp_path, "--jobs", 1, "--device", "cpu", "--only", "one-cap"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.accuracy", *map(str, arguments)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None
+    with process:
+        for line in process.stdout:
+            if "fd_32_all_one-cap_s1: started" in line:
+                process.send_signal(signal.SIGKILL)
+    first = tmp_path / "tiny" / "fd_32_all_one-cap_s0.json"
+    before = first.read_bytes()
+    for path in (tmp_path / "tiny").glob("*.json"):
+        json.loads(path.read_text())  # whatever is there is whole
+    status, out, _ = command(*arguments)
+    assert status == 0
+    assert "fd_32_all_one-cap_s0: started" not in out
+    assert "finished: all 2 runs" in out
+    assert first.read_bytes() == before
+
+
+def test_two_processes_give_the_figures_of_one(finished: Path, two_classes: Path, tmp_path: Path, command):
+    status, out, err = command(
+        "--protocol", "tiny", "--data", two_classes, "--out", tmp_path, "--jobs", 2, "--device", "cpu", "--only", "fd_32_all_multi_s0"
+    )  # two runs: FD and SNL(FD)
+    assert (status, err) == (0, "")
+    assert "finished: all 2 runs" in out
+    assert record(tmp_path, ONE)["evaluation"] == record(finished, ONE)["evaluation"]
+
+
+def test_second_command_on_the_same_runs_is_refused(two_classes: Path, tmp_path: Path, command):
+    from benchmarks.accuracy.command import _locked
+
+    (tmp_path / "tiny").mkdir()
+    with _locked(tmp_path / "tiny"):
+        status, _, err = command("--protocol", "tiny", "--data", two_classes, "--out", tmp_path, "--device", "cpu")
+    assert status == 2
+    assert "another command is running this protocol" in err
+
+
+# What does not fit
+
+
+def test_finished_run_with_other_settings_is_refused(finished: Path, two_classes: Path, tmp_path: Path, command):
+    plain = yaml.safe_load((ROOT / "benchmarks/accuracy/protocols/tiny.yaml").read_text())
+    plain["base"]["epochs"] = 3
+    changed = tmp_path / "tiny.yaml"
+    changed.write_text(yaml.safe_dump(plain))
+    status, _, err = command("--protocol", changed, "--data", two_classes, "--out", finished, "--only", ONE)
+    assert status == 2
+    assert "config.epochs was 2 and is 3" in err
+
+
+def test_half_written_record_is_named(tmp_path: Path):
+    from benchmarks.accuracy.records import read_records
+
+    (tmp_path / "x.json").write_text('{"record": 1, "prot')
+    with pytest.raises(DataError, match=r"x\.json"):
+        read_records(tmp_path)
+
+
+def test_record_that_cannot_be_written_leaves_the_old_one(tmp_path: Path):
+    from benchmarks.accuracy.records import write_record
+
+    write_record(tmp_path / "x.json", {"a": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_record(tmp_path / "x.json", {"a": float("nan")})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_diverged_training_is_a_result(two_classes: Path, tmp_path: Path, monkeypatch):
+    from benchmarks.accuracy import session as module
+
+    def diverge(*_, **__):
+        raise TrainingDivergedError("the loss is no longer finite at step 3 of 4")
+
+    monkeypatch.setattr(module, "train", diverge)
+    assert session_for(two_classes, tmp_path).perform(run_named(ONE)) == "finished"
+    assert "no longer finite" in record(tmp_path, ONE)["failure"]
+
+
+def test_failed_run_does_not_keep_the_others_from_being_done(two_classes: Path, tmp_path: Path, command, monkeypatch):
+    from benchmarks.accuracy import session as module
+
+    real = module.train
+
+    def train(config, *args, **kwargs):
+        if config.model.method == "fd":
+            raise ConfigError("no such thing")
+        return real(config, *args, **kwargs)
+
+    monkeypatch.setattr(module, "train", train)
+    status, out, err = command("--protocol", "tiny", "--data", two_classes, "--out", tmp_path, "--jobs", 1, "--device", "cpu", "--only", "multi_s0")
+    assert status == 2
+    assert "snl-fd_32_all_multi_s0: finished" in out
+    assert "fd_32_all_multi_s0: no such thing" in err
+
+
+# The paper's datasets
+
+
+@pytest.mark.parametrize(("protocol", "layout", "count"), [("mvtec_paper", "mvtec_root", 210), ("visa_paper", "visa_root", 156)])
+def test_paper_protocols_accept_the_published_layouts(protocol: str, layout: str, count: int, tmp_path: Path, command, request):
+    data = request.getfixturevalue(layout)
+    status, out, _ = command("--protocol", protocol, "--data", data, "--out", tmp_path, "--list")
+    assert status == 0
+    assert sum(line.startswith("open") for line in out.splitlines()) == count
+
+
+@pytest.mark.parametrize(("protocol", "layout", "count"), [("mvtec_paper", "mvtec_root", 15), ("visa_paper", "visa_root", 12)])
+def test_paper_protocols_run_on_the_published_layouts(protocol: str, layout: str, count: int, tmp_path: Path, command, request):
+    plain = yaml.safe_load((ROOT / f"benchmarks/accuracy/protocols/{protocol}.yaml").read_text())
+    plain |= {"image_sizes": [32], "resamples": 0}  # the paper's protocol in all but size
+    plain["base"] = {"epochs": 1, "golden_samples": 2, "model": {"teacher": "resnet18", "teacher_weights": "random", "centers": 3}}
+    small = tmp_path / f"{protocol}.yaml"
+    small.write_text(yaml.safe_dump(plain, sort_keys=False))
+    data = request.getfixturevalue(layout)
+    arguments = ["--protocol", small, "--out", tmp_path / "runs", "--jobs", 1, "--device", "cpu"]
+    only = "snl-fd_32_mvtec-ad_multi_s0" if protocol == "mvtec_paper" else "snl-fd_32_visa_multi_s0"
+    status, out, err = command(*arguments, "--data", data, "--only", only)
+    assert (status, "finished: all 1 runs" in out) == (0, True), err
+    (facts,) = (json.loads(path.read_text()) for path in (tmp_path / "runs" / protocol).glob("snl-fd*_s0.json"))
+    assert len(facts["evaluation"]["classes"]) == count
+    assert facts["evaluation"]["mean"]["metrics"]["aupro"]["value"] is not None  # masks of label numbers too
+    assert not list((tmp_path / "runs" / protocol).glob("*.pt"))  # keep_checkpoints: false
