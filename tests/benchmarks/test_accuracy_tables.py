@@ -1,0 +1,326 @@
+"""Protocols say what is wrong with them; tables come from records alone, show means, spread and interval, and refuse to mix origins silently."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from snl_runtime.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = {"base": {"model": {"teacher": "resnet18"}}, "variants": {"RD": {"overrides": {"model.method": "rd"}}}}
+
+
+def parsed(**changes):
+    from benchmarks.accuracy.protocol import parse_protocol
+
+    return parse_protocol("mine", {**TINY, **changes})
+
+
+def loaded(name: str):
+    from benchmarks.accuracy.protocol import load_protocol
+
+    return load_protocol(name)
+
+
+def group(image: float, pixel: float | None) -> dict:
+    metrics = {"image_auroc": image, "pixel_auroc": pixel, "aupro": pixel}
+    plain = {name: {"value": value, "interval": None if value is None else [value - 0.05, value + 0.02]} for name, value in metrics.items()}
+    return {"good": 10, "anomalous": 20, "masked": 0 if pixel is None else 20, "metrics": plain}
+
+
+def write(out: Path, variant: str, seed: int, classes: dict, *, protocol="tiny", setting="multi-class", size=32, class_set="all", **changes) -> None:
+    """Write a record by hand; ``classes`` maps names to (image AUROC, pixel AUROC)."""
+    origin = {
+        "commit": "abc",
+        "source_sha256": "1" * 64,
+        "device": "CPU one",
+        "versions": {"python": "3.11.7", "torch": "2.6"},
+        "command": "python x",
+    }
+    origin |= {key: changes.pop(key) for key in tuple(changes) if key in origin}
+    plain = {
+        "record": 1,
+        "protocol": protocol,
+        "variant": variant,
+        "setting": setting,
+        "class_set": class_set,
+        "classes": sorted(classes),
+        "image_size": size,
+        "seed": seed,
+        "source": "snl-edge",
+        "data": {"test_sha256": dict.fromkeys(classes, "t")},
+        "evaluation": {"classes": {name: group(*figures) for name, figures in classes.items()}},
+        "provenance": origin,
+        "slices": [{"commit": origin["commit"], "source_sha256": origin["source_sha256"], "device": origin["device"]}],
+    }
+    plain |= changes
+    folder = out / protocol
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{len(list(folder.iterdir())):03}.json").write_text(json.dumps(plain))
+
+
+def rendered(out: Path, only: str = "tiny", **options) -> str:
+    from benchmarks.accuracy.render import render
+
+    return render(out, only=only, **options)
+
+
+# Protocols
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    # variants x seeds; full: 4 x (1 + 7 classes) x 3; paper: 4 x (1 + classes) x 3, and 6 rows of the ablation x 3
+    [("reduced", 4 * 3), ("ablation", 8 * 3), ("full", 4 * 8 * 3), ("mvtec_paper", 4 * 16 * 3 + 6 * 3), ("visa_paper", 4 * 13 * 3)],
+)
+def test_shipped_protocols_stand_for_so_many_runs(name: str, count: int):
+    from benchmarks.accuracy.protocol import expand
+
+    protocol = loaded(name)
+    (classes,) = protocol.class_sets.values()
+    runs = expand(protocol, classes)
+    assert len(runs) == len({run.name for run in runs}) == count
+    assert [run.seed for run in runs] == sorted(run.seed for run in runs)  # whole seeds first
+
+
+def test_realmix_protocols_choose_and_confirm_on_the_agreed_classes():
+    for name in ("reduced", "ablation", "full"):
+        assert loaded(name).choose == ("bottle", "juice_bottle", "magnetic_tile")
+        assert loaded(name).confirm == ("cookie", "hazelnut", "pcb", "solar_cell")
+        assert loaded(name).quoted == "none"  # no figure on realmix may stand beside a published one
+
+
+@pytest.mark.parametrize(
+    ("protocol", "variant", "expected"),  # spatial, intra, inter, centres: the ticks of the paper's Table 5 and its Table 6
+    [
+        ("ablation", "cd", (0, 0, 0, 0)),
+        ("ablation", "cd + sd", (1, 0, 0, 0)),
+        ("ablation", "cd + sd + intra", (1, 1, 0, 0)),
+        ("ablation", "cd + sd + intra + inter", (1, 1, 1, 0)),
+        ("ablation", "cd + sd, CRAM", (1, 0, 0, 50)),
+        ("ablation", "all, 50 centres", (1, 1, 1, 50)),
+        ("ablation", "all, 25 centres", (1, 1, 1, 25)),
+        ("ablation", "all, 75 centres", (1, 1, 1, 75)),
+        ("mvtec_paper", "cd + sd", (1, 0, 0, 0)),
+        ("mvtec_paper", "cd + sd + intra", (1, 1, 0, 0)),
+        ("mvtec_paper", "cd + sd + intra + inter", (1, 1, 1, 0)),
+        ("mvtec_paper", "cd + sd, CRAM", (1, 0, 0, 50)),
+        ("mvtec_paper", "SNL(RD)", (1, 1, 1, 50)),
+    ],
+)
+def test_ablation_rows_train_what_the_paper_ticks(protocol: str, variant: str, expected: tuple):
+    from benchmarks.accuracy.protocol import train_config
+
+    config = train_config(loaded(protocol), variant, image_size=128)
+    loss = config.loss
+    assert (loss.spatial_weight, loss.intra_weight, loss.inter_weight, config.model.centers) == expected
+    assert config.score.affinity_weight == (1 if loss.intra_weight else 0)
+
+
+def test_paper_protocols_keep_the_paper_s_settings():
+    from benchmarks.accuracy.protocol import train_config
+
+    for name in ("mvtec_paper", "visa_paper"):
+        config = train_config(loaded(name), "SNL(RD)", image_size=256)
+        assert (config.model.teacher, config.optim.learning_rate, config.batch_size, config.model.centers) == ("wide_resnet50_2", 0.005, 8, 50)
+        assert loaded(name).image_sizes == (256,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sedes": [0]}, "unknown key 'sedes'; did you mean 'seeds'?"),
+        ({"variants": {"RD": {"overides": {}}}}, "unknown key 'variants.RD.overides'; did you mean 'overrides'?"),
+        ({"variants": {"RD": {"overrides": {"model.methd": "rd"}}}}, "variant 'RD' at 256 px: unknown key 'model.methd'; did you mean 'method'?"),
+        ({"base": {"epochs": 0}}, "epochs must be 1 or more"),
+        ({"variants": {}}, "variants is empty"),
+        ({"variants": {"SNL(RD)": {}, "snl rd": {}}}, "would write the same files"),
+        ({"settings": ["two-class"]}, "must be one of multi-class, one-class"),
+        ({"seeds": []}, "seeds must be not empty"),
+        ({"seeds": [1, 1]}, "seeds must be not empty and without repetitions"),
+        ({"choose": ["a"], "confirm": ["a", "b"]}, "class 'a' is in choose and in confirm"),
+        ({"tables": {"T": ["FD"]}}, "table 'T' shows variant 'FD'"),
+        ({"image_sizes": [100]}, "multiples of 32"),
+        ({"quoted": "btad"}, "must be one of none, mvtec, visa"),
+    ],
+)
+def test_wrong_protocol_is_refused_with_its_reason(changes: dict, message: str):
+    with pytest.raises(ConfigError) as caught:
+        parsed(**changes)
+    assert message in str(caught.value)
+
+
+def test_unknown_protocol_names_the_known_ones():
+    with pytest.raises(ConfigError, match="known: ablation, full, mvtec_paper, reduced, tiny, visa_paper"):
+        loaded("ful")
+
+
+def test_class_that_the_data_lack_is_named():
+    from benchmarks.accuracy.protocol import expand
+
+    with pytest.raises(ConfigError, match="needs class 'bottle', and the data folder has cookie"):
+        expand(loaded("reduced"), ["cookie"])
+
+
+# Figures
+
+
+def test_summary_equals_student_s_t_of_scipy():
+    from benchmarks.accuracy.statistics import summarise
+
+    for count in (2, 3, 5, 12):
+        values = np.random.default_rng(count).uniform(0.7, 0.75, count).tolist()
+        low, high = stats.t.interval(0.95, count - 1, loc=np.mean(values), scale=stats.sem(values))
+        found = summarise(values)
+        assert found.interval == pytest.approx((max(low, 0), min(high, 1)), abs=2e-4)
+        assert found.mean == pytest.approx(np.mean(values), abs=1e-6)
+        assert found.spread == pytest.approx(max(values) - min(values), abs=1e-6)
+
+
+def test_single_seed_has_no_interval_and_no_spread():
+    from benchmarks.accuracy.statistics import summarise
+
+    assert summarise([0.9]) == (0.9, None, None, 1)
+
+
+def test_tables_show_mean_interval_and_spread_per_set(tmp_path: Path):
+    for seed, image in enumerate((0.80, 0.84)):
+        write(tmp_path, "FD", seed, {"cap": (image, None), "nut": (image + 0.1, 0.9)})
+    text = rendered(tmp_path)
+    # cap: mean .82, spread .04; t(1) = 12.706, sd = .0283, so .82 -+ .254
+    assert "| FD | multi-class | 32 | 2 | 0.820 [0.566, 1.000] | 0.040 | – | – | – | – |" in text
+    # confirm (nut): .92; all: mean of .90 and .94 and of the pixel metrics where there are masks
+    assert "| FD | multi-class | 32 | 2 | 0.920 [0.666, 1.000] | 0.040 | 0.900 [0.900, 0.900] | 0.000 |" in text
+    assert "| FD | multi-class | 32 | 2 | 0.870 [0.616, 1.000] | 0.040 | 0.900 [0.900, 0.900] | 0.000 |" in text
+    assert text.index("Confirm set: nut") < text.index("Choose set: cap") < text.index("All set: cap, nut")
+
+
+def test_class_tables_show_the_interval_over_images_and_the_counts(tmp_path: Path):
+    for seed, image in enumerate((0.80, 0.84)):
+        write(tmp_path, "FD", seed, {"cap": (image, None), "nut": (image + 0.1, 0.9)})
+    text = rendered(tmp_path)
+    assert "| image AUROC | setting | px | cap (10 + 20) | nut (10 + 20) |" in text
+    assert "| FD | multi-class | 32 | 0.820 (0.770–0.840) | 0.920 (0.870–0.940) |" in text
+    assert "| pixel AUROC | setting | px | nut (10 + 20) |" in text  # a class without masks has no column
+
+
+def test_one_class_runs_of_a_seed_make_one_row(tmp_path: Path):
+    for seed in (0, 1):
+        write(tmp_path, "FD", seed, {"cap": (0.8, None)}, setting="one-class")
+        write(tmp_path, "FD", seed, {"nut": (0.9, 0.7)}, setting="one-class")
+    assert "| FD | one-class | 32 | 2 | 0.850 [0.850, 0.850] | 0.000 | 0.700" in rendered(tmp_path)
+
+
+def test_seed_that_lacks_a_class_does_not_count_for_the_mean(tmp_path: Path):
+    for seed in (0, 1):
+        write(tmp_path, "FD", seed, {"cap": (0.8, None)}, setting="one-class")
+    write(tmp_path, "FD", 0, {"nut": (0.9, 0.7)}, setting="one-class")
+    text = rendered(tmp_path)
+    assert "| FD | one-class | 32 | 1 of 2 | 0.850 | – |" in text
+    assert "| `tiny` | 3 | 8 | 0 | unfinished |" in text
+
+
+def test_diverged_seed_is_named(tmp_path: Path):
+    write(tmp_path, "FD", 0, {"cap": (0.8, None), "nut": (0.9, 0.9)})
+    write(tmp_path, "FD", 1, {"cap": (0.8, None), "nut": (0.9, 0.9)}, failure="the loss is no longer finite", evaluation=None)
+    assert "| FD | multi-class | 32 | 1 of 2, diverged: 1 | 0.850 | – |" in rendered(tmp_path)
+
+
+def test_peers_stand_below_with_their_package(tmp_path: Path):
+    write(tmp_path, "FD", 0, {"nut": (0.9, 0.9)})
+    write(tmp_path, "PatchCore", 0, {"nut": (0.95, 0.9)}, source="anomalib 2.7.0", slices=[])
+    text = rendered(tmp_path)
+    assert "| PatchCore (anomalib 2.7.0) | multi-class | 32 | 1 of 2 | 0.950 |" in text
+    assert "| `tiny` | 1 | 6 | 1 | unfinished |" in text  # with one class: (FD, SNL(FD) and one-class FD) x 2 seeds; the peer is none of them
+
+
+# Origins
+
+
+def test_tables_state_device_versions_seeds_commit_and_command(tmp_path: Path):
+    write(tmp_path, "FD", 0, {"nut": (0.9, 0.9)})
+    text = rendered(tmp_path)
+    for line in ("- Device: CPU one", "- Versions: python 3.11.7, torch 2.6", "- Seeds: 0", "- Commit: abc (sources 111111111111)", "python x"):
+        assert line in text
+    assert "For tests; its figures mean nothing." in text  # the reduction is stated with the figures
+
+
+@pytest.mark.parametrize("other", [{"device": "GPU two"}, {"source_sha256": "2" * 64, "commit": "def"}])
+def test_mixed_origins_are_refused_and_named_when_allowed(other: dict, tmp_path: Path):
+    write(tmp_path, "FD", 0, {"nut": (0.9, 0.9)})
+    write(tmp_path, "FD", 1, {"nut": (0.9, 0.9)}, **other)
+    with pytest.raises(ConfigError, match="give --allow-mixed"):
+        rendered(tmp_path)
+    assert "**Mixed: these runs come from several devices or sources" in rendered(tmp_path, allow_mixed=True)
+
+
+def test_run_that_was_trained_on_two_devices_is_mixed(tmp_path: Path):
+    pieces = [{"commit": "abc", "source_sha256": "1" * 64, "device": device} for device in ("CPU one", "GPU two")]
+    write(tmp_path, "FD", 0, {"nut": (0.9, 0.9)}, slices=pieces)
+    with pytest.raises(ConfigError, match="CPU one, GPU two"):
+        rendered(tmp_path)
+
+
+def test_commits_with_the_same_sources_are_not_mixed(tmp_path: Path):
+    write(tmp_path, "FD", 0, {"nut": (0.9, 0.9)})
+    write(tmp_path, "FD", 1, {"nut": (0.9, 0.9)}, commit="def")
+    assert "- Commit: abc, def (sources 111111111111)" in rendered(tmp_path)
+
+
+def test_other_test_images_are_refused_even_when_mixing_is_allowed(tmp_path: Path):
+    write(tmp_path, "FD", 0, {"nut": (0.9, 0.9)})
+    write(tmp_path, "FD", 1, {"nut": (0.9, 0.9)}, data={"test_sha256": {"nut": "u"}})
+    with pytest.raises(ConfigError, match="different test images of class 'nut'"):
+        rendered(tmp_path, allow_mixed=True)
+
+
+# The paper's figures
+
+
+def test_quoted_means_follow_from_the_quoted_classes():
+    from benchmarks.accuracy.published import METHODS, published
+
+    for quoted in ("mvtec", "visa"):
+        for table in published(quoted):
+            for method in METHODS:
+                for setting in ("multi-class", "one-class"):
+                    values = [table.value(method, name, setting) for name in table.classes]
+                    assert np.mean(values[:-1]) == pytest.approx(values[-1], abs=1e-3), (table.table, method, setting)
+
+
+def test_own_figures_stand_below_the_paper_s(tmp_path: Path):
+    classes = dict.fromkeys(loaded("visa_paper").class_sets["visa"], (0.9, 0.8))
+    write(tmp_path, "RD", 0, classes, protocol="visa_paper", size=256, class_set="visa")
+    lines = rendered(tmp_path, "visa_paper").splitlines()
+    paper = next(index for index, line in enumerate(lines) if line.startswith("| RD | 0.959 | 0.944 |"))  # Table 2: 95.9/97.1, 94.4/97.0
+    assert lines[paper].endswith("| 0.928 |")
+    assert lines[paper + 1] == "| *own* RD |" + " 0.900 |" * 13
+
+
+def test_ablation_of_the_paper_stands_beside_the_own_one(tmp_path: Path):
+    text = rendered(tmp_path, "mvtec_paper")
+    assert "| cd + sd, CRAM | 0.971 | 0.973 | – | – |" in text
+    assert "| `mvtec_paper` | 0 | 210 | 0 | not run yet |" in text
+
+
+def test_rendering_needs_neither_data_nor_torch(tmp_path: Path):
+    write(tmp_path / "runs", "FD", 0, {"nut": (0.9, 0.9)})
+    code = (
+        "import sys; from benchmarks.accuracy.command import main; "
+        f"status = main(['--render', {str(tmp_path / 'a.md')!r}, '--protocol', 'tiny', '--out', {str(tmp_path / 'runs')!r}]); "
+        "sys.exit(status or 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a.md").read_text().startswith("# Accuracy")
+
+
+def test_committed_page_is_what_the_command_writes_where_nothing_was_run(tmp_path: Path):
+    # The page without runs is a fixed text; once runs are rendered into it, their tables are checked above.
+    page = (ROOT / "docs/accuracy.md").read_text()
+    assert page.startswith(rendered(tmp_path, "reduced").split("## What has been run")[0])
