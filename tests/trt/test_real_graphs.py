@@ -8,13 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this Python or platform")
 
-from snl_export.graph import SnlGraph  # noqa: E402
+from snl_calibration.quantize import PARTS, quantize_backbone  # noqa: E402
+from snl_export.graph import Precision, SnlGraph  # noqa: E402
 from snl_export.onnx_export import BatchSize, export_onnx  # noqa: E402
 from snl_runtime.files import sha256_bytes  # noqa: E402
 from snl_runtime.images import write_image  # noqa: E402
@@ -57,11 +59,14 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
         if key not in done:
             config = TrainConfig(model=ModelConfig(method="snl-rd", teacher=teacher, teacher_weights="random"), image_size=(size_px, size_px))
             torch.manual_seed(0)
+            of_float: Precision = "fp16" if precision == "fp16" else "fp32"  # INT8 pairs go into the fp32 graph
             graph = SnlGraph(
-                build_model(config.model), config.score, size_hw=(size_px, size_px), precision=precision, tile_rows=tile_rows, layout="rows"
+                build_model(config.model), config.score, size_hw=(size_px, size_px), precision=of_float, tile_rows=tile_rows, layout="rows"
             )
             path: Path = folder / "x.onnx"
             export_onnx(graph, path, size_hw=(size_px, size_px), batch=BatchSize.parse(batch), metadata="{}")
+            if precision == "int8":
+                onnx.save(quantize_backbone(onnx.load(path), [noise_image(folder)], parts=PARTS, threads=1).model, path)
             done[key] = path.read_bytes()
         return done[key]
 
@@ -108,10 +113,10 @@ def test_row_tiles_without_hidden_streams_need_a_fraction_of_the_activation_memo
     assert tiled <= tiled_side_by_side
 
 
+@pytest.mark.xdist_group("resnet18")
 def test_every_quantized_convolution_runs_in_int8(library: TensorRtLibrary, export: Export) -> None:
     """A builder that folds the pairs away builds too, and would run the convolutions in float."""
-    graph = export("resnet18", "int8")
-    request = BuildRequest(onnx=graph, compute_capabilities=(86,), batches=(1, 1, 4), is_detailed=True)
+    request = BuildRequest(onnx=export("resnet18", "int8"), compute_capabilities=(86,), is_detailed=True)
     lines = "\n".join(message for _, message in build_plan(library, request).log).splitlines()
     layers = [line for line in lines if "LayerType: correlation" in line]
     in_int8 = [layer for layer in layers if re.search(r"Inputs: \[ \{[^}]*Datatype: Int8", layer)]
