@@ -1,9 +1,11 @@
 """Tables in Markdown, made from the JSON files of finished runs and from nothing else."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.accuracy.interference import table as interference_table
 from benchmarks.accuracy.origins import Origins, check_origins
 from benchmarks.accuracy.protocol import Protocol, expand, known_protocols, load_protocol
 from benchmarks.accuracy.published import ABLATION, METHODS, Published, published
@@ -23,8 +25,32 @@ Written by `python -m benchmarks.accuracy --render docs/accuracy.md` from one JS
 - Per class: `mean over seeds (95 % interval over test images)`, from a bootstrap of the images, its ends averaged over the seeds.
 - Settings are chosen on the *choose* classes and judged on the *confirm* classes.
 - Figures on `realmix` cannot be set beside published MVTec AD or VisA figures: other images, other splits.
+
+## How it is run
+
+```bash
+# A protocol: what is done is not done again, a stopped training goes on. --budget-s 560 stops before ten minutes are over.
+python -m benchmarks.accuracy --protocol reduced --data ../shared/data/realmix --weights resnet18.safetensors
+# The paper's Tables 1 to 6, for who has the data and a GPU (weights: torchvision's download, or a file with --weights).
+python -m benchmarks.accuracy --protocol mvtec_paper --data mvtec_anomaly_detection --budget-s 560
+python -m benchmarks.accuracy --protocol visa_paper --data VisA --budget-s 560
+# anomalib's PatchCore, STFPM and Reverse Distillation, in an environment of their own.
+python -m venv peers-venv && peers-venv/bin/pip install -r benchmarks/accuracy/peers-requirements.txt
+peers-venv/bin/python -m benchmarks.accuracy.peers --protocol reduced --data ../shared/data/realmix --weights resnet18.safetensors
+# Figure 2 (mixtures of classes) and Figure 5 (heat maps side by side) of the paper.
+python -m benchmarks.accuracy.interference --data ../shared/data/realmix --checkpoints runs/accuracy/reduced/*multi_s*.pt \\
+  --out runs/accuracy/reduced/figure2/interference.json
+python -m benchmarks.accuracy.overlays --data ../shared/data/realmix --names RD 'SNL(RD)' --out runs/figure5.html \\
+  --checkpoints runs/accuracy/reduced/rd_128_realmix_multi_s0.pt runs/accuracy/reduced/snl-rd_128_realmix_multi_s0.pt
+python -m benchmarks.accuracy --render docs/accuracy.md
+```
+
+Peers are trained by the package's own engine with its own losses, optimisers and scores; batch size and epochs are the protocol's, with at least 500
+optimiser steps. EfficientAD is not run: its teacher cannot be had here. UniAD and OmniAL are the paper's figures, quoted on MVTec AD and VisA only.
 """
 _NOTHING = "No run of this protocol has been made yet."
+FIGURE_2 = Path("figure2") / "interference.json"
+"""Where ``render`` looks for the interference benchmark of a protocol."""
 
 
 def render(out: Path, *, only: str | None = None, allow_mixed: bool = False) -> str:
@@ -43,8 +69,32 @@ def render(out: Path, *, only: str | None = None, allow_mixed: bool = False) -> 
     protocols = [load_protocol(name) for name in names]
     records = {protocol.name: read_records(out / protocol.name) for protocol in protocols}
     parts = [_HEAD, _state(protocols, records)]
-    parts += [_section(protocol, records[protocol.name], allow_mixed=allow_mixed) for protocol in protocols]
+    for protocol in protocols:
+        parts.append(_section(protocol, records[protocol.name], allow_mixed=allow_mixed))
+        parts.append(_interference(out / protocol.name / FIGURE_2))
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _interference(path: Path) -> str:
+    """Return the interference table of a protocol, or that there is none."""
+    if not path.exists():
+        return "Mixtures of two classes (the paper's Figure 2): not run yet.\n"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    origin = found["provenance"]
+    lines = [
+        "### Mixtures of two classes (the paper's Figure 2)",
+        "",
+        f"{found['per_pair']} mixtures per pair of classes and pastes per class, made from good test images; device {origin['device']}, commit "
+        f"{origin['commit']} (sources {origin['source_sha256'][:12]}).",
+        "",
+        interference_table(found["models"]),
+        "",
+        "```bash",
+        origin["command"],
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def _state(protocols: Sequence[Protocol], records: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:

@@ -203,7 +203,7 @@ class Session:
         """Return how long measuring took before, or 0 where that is not known yet."""
         if image_size not in self._seconds_per_image:
             for record in read_records(self.job.out / self.job.protocol.name):
-                if record["image_size"] == image_size and record.get("evaluation"):
+                if record["image_size"] == image_size and "evaluation_s" in record:  # not of a peer, not of a failed run
                     per_image = record["evaluation_s"] / len(record["evaluation"]["images"])
                     self._seconds_per_image[image_size] = max(per_image, self._seconds_per_image.get(image_size, 0.0))
         return self._seconds_per_image.get(image_size, 0.0)

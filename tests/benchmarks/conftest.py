@@ -3,7 +3,7 @@
 import csv
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -80,6 +80,17 @@ def visa_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_visa(tmp_path_factory.mktemp("visa"), VISA)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the command itself works on a CPU; figures are equal to the bit only with as many threads."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def quick_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the flush to the disk out: 40 MB per checkpoint take seconds on a busy one, and tests/runtime/test_files.py covers it."""
@@ -89,15 +100,10 @@ def quick_files(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def command(quick_files: None, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Run the command in this process; returns status, stdout, stderr."""
-    import torch
-
     from benchmarks.accuracy.command import main
-
-    threads = torch.get_num_threads()
 
     def run(*arguments: object) -> tuple[int, str, str]:
         status = main([str(one) for one in arguments])
-        torch.set_num_threads(threads)
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 

@@ -46,7 +46,7 @@ def record(out: Path, name: str) -> dict:
 
 
 @pytest.fixture(scope="module")
-def finished(two_classes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(one_thread: None, two_classes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One run, never stopped."""
     out = tmp_path_factory.mktemp("finished")
     assert session_for(two_classes, out).perform(run_named(ONE)) == "finished"
@@ -220,6 +220,14 @@ def test_diverged_training_is_a_result(two_classes: Path, tmp_path: Path, monkey
     monkeypatch.setattr(module, "train", diverge)
     assert session_for(two_classes, tmp_path).perform(run_named(ONE)) == "finished"
     assert "no longer finite" in record(tmp_path, ONE)["failure"]
+
+
+def test_records_of_peers_do_not_disturb_the_own_runs(finished: Path, two_classes: Path, tmp_path: Path, quick_files: None):
+    peer = record(finished, ONE) | {"source": "anomalib 2.7.0", "variant": "PatchCore"}
+    del peer["evaluation_s"]
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "peer-x.json").write_text(json.dumps(peer))
+    assert session_for(two_classes, tmp_path).perform(run_named(ONE)) == "finished"
 
 
 def test_failed_run_does_not_keep_the_others_from_being_done(two_classes: Path, tmp_path: Path, command, monkeypatch):

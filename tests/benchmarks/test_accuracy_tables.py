@@ -239,6 +239,36 @@ def test_peers_stand_below_with_their_package(tmp_path: Path):
     assert "| `tiny` | 1 | 6 | 1 | unfinished |" in text  # with one class: (FD, SNL(FD) and one-class FD) x 2 seeds; the peer is none of them
 
 
+def test_peers_get_enough_steps_on_small_classes():
+    from benchmarks.accuracy.peers import peer_epochs
+    from benchmarks.accuracy.protocol import train_config
+
+    config = train_config(loaded("reduced"), "RD", image_size=128)  # 8 epochs in batches of 8
+    assert peer_epochs("STFPM", 28, config, min_steps=500) == 167  # 3 whole batches per epoch
+    assert peer_epochs("STFPM", 800, config, min_steps=500) == 8  # 100 batches, 800 steps
+    assert peer_epochs("PatchCore", 28, config, min_steps=500) == 1
+
+
+def test_runs_of_peers_cover_both_settings_and_all_seeds():
+    from benchmarks.accuracy.peers import peer_runs
+
+    protocol = loaded("reduced")
+    (classes,) = protocol.class_sets.values()
+    assert len(peer_runs(protocol, classes, ["one-class", "multi-class"])) == 3 * 3 * (7 + 1)
+    with pytest.raises(ConfigError, match="got 'two'"):
+        peer_runs(protocol, classes, ["two"])
+
+
+def test_interference_stands_with_its_protocol(tmp_path: Path):
+    assert "not run yet" in rendered(tmp_path)
+    figures = {kind: {"mean": 0.75, "of": {}} for kind in ("mixup", "paste", "paste_pixel")}
+    origin = {"device": "CPU one", "commit": "abc", "source_sha256": "1" * 64, "command": "python y"}
+    models = [{"method": "fd_multi", "separation": figures}, {"method": "fd_multi", "separation": figures}]
+    (tmp_path / "tiny" / "figure2").mkdir(parents=True)
+    (tmp_path / "tiny" / "figure2" / "interference.json").write_text(json.dumps({"per_pair": 20, "models": models, "provenance": origin}))
+    assert "| fd_multi | 2 | 0.750 [0.750, 0.750] | 0.000 |" in rendered(tmp_path)
+
+
 # Origins
 
 
