@@ -5,7 +5,8 @@ by its own engine; only three things are ours: the prepared images, the local fi
 scores are each method's own (PatchCore weighs its maximum by the neighbourhood), not the maximum of the map.
 
 Batch size and epochs are the protocol's; STFPM and Reverse Distillation get more epochs where that is less than ``--min-steps`` optimiser steps,
-because a class of 28 images has so few that a method would be judged untrained. PatchCore needs one pass.
+because a class of 28 images has so few that a method would be judged untrained. PatchCore needs one pass; choosing its coreset takes time with the
+square of the number of images, hours on a CPU for several hundred of them (``--settings one-class`` leaves the multi-class bank out).
 """
 
 import argparse

@@ -139,7 +139,12 @@ class Session:
         except ConfigError as error:
             hint = f"; to begin this run anew, remove {resume_path(files.checkpoint)}" if is_resumed else ""
             raise ConfigError(f"{run.name}: {error}{hint}") from error
-        slices[-1] |= {"to_step": result.steps_done, "seconds": round(result.seconds, 2)}
+        slices[-1] |= {
+            "to_step": result.steps_done,
+            "seconds": round(result.seconds, 2),
+            "images_per_s": round(result.images_per_s, 2),
+            "losses": {name: value if math.isfinite(value) else None for name, value in result.losses.items()},
+        }
         write_slices(files.slices, slices)
         return result
 
@@ -158,12 +163,7 @@ class Session:
             return "stopped"
         seconds = time.monotonic() - started_s
         self._seconds_per_image[run.image_size] = seconds / len(samples)
-        training = {
-            "epochs_done": result.epochs_done,
-            "steps_done": result.steps_done,
-            "images_per_s": round(result.images_per_s, 2),
-            "losses": {name: value if math.isfinite(value) else None for name, value in result.losses.items()},
-        }
+        training = {"epochs_done": result.epochs_done, "steps_done": result.steps_done}
         facts = {"training": training, "evaluation": evaluation.to_plain(relative_to=self.dataset.index.root), "evaluation_s": round(seconds, 2)}
         self._finish(run, data, files, facts)
         return "finished"
