@@ -4,7 +4,8 @@ What every target accepts (TensorRT 10 and 11, TensorRT-RTX, ONNX Runtime, OpenV
 scale for an activation, biases left in float, and pairs at the inputs of convolutions only. CRAM, the last residual block of each student stage,
 transposed convolutions and the scoring head stay in float: a distance between two nearly equal features is no larger than the noise of eight bits.
 
-``onnxruntime.quantization`` writes the same pairs, but its ranges are a tensor's largest value, or need every tensor in memory.
+``onnxruntime.quantization.quantize_static`` of 1.32 finds the same ranges, but, given a list of nodes, hands the rounded tensor to every reader of an
+activation: residual sums and the scoring head would read eight bits too.
 """
 
 import hashlib
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from snl_runtime.errors import BackendUnavailableError, ConfigError, DataError
 from snl_runtime.images import list_images, pixel_sha256, read_image
@@ -34,10 +34,7 @@ DEFAULT_PARTS: tuple[BackbonePart, ...] = ("teacher", "bottleneck", "student")
 LARGEST = 127
 """Values run from -127 to 127: zero point 0 leaves -128 without a counterpart."""
 DEFAULT_IMAGES = 64
-"""Good images that ranges are collected on; vendors' tools use 10 to 500, and the ranges of a trained backbone settle after a few dozen."""
-_BINS = 2048
-_CLIPS = np.linspace(0.3, 1.0, 71)
-_FIRST_STEP = 1e-3
+"""Good images that ranges are collected on, spread evenly over the folder."""
 _EARLY = re.compile(r"^model\.(?:teacher|student\.backbone)\.(?:conv1|layer1)\.")
 _STAGE = re.compile(r"^model\.student\.(?P<stage>(?:backbone\.layer|stage)\d+)\.(?P<block>\d+)\.")
 
@@ -76,49 +73,6 @@ class QuantizedBackbone:
     images_sha256: str
 
 
-class MagnitudeHistogram:
-    """Counts of absolute values in bins that widen as larger values come, so that one pass and a fixed memory do.
-
-    Attributes:
-        step: Width of a bin.
-        counts: (2048,) how many values fell into each.
-        largest: Largest absolute value seen.
-    """
-
-    def __init__(self) -> None:
-        self.step = _FIRST_STEP / _BINS
-        self.counts: npt.NDArray[np.int64] = np.zeros(_BINS, np.int64)
-        self.largest = 0.0
-
-    def add(self, values: npt.NDArray[np.float32]) -> None:
-        """Count a tensor.
-
-        Raises:
-            DataError: If a value is not finite.
-        """
-        magnitudes = np.abs(values, dtype=np.float32).ravel()
-        largest = float(magnitudes.max(initial=0.0))
-        if not np.isfinite(largest):
-            raise DataError("the network gives values that are not finite on a calibration image; check the checkpoint")
-        self.largest = max(self.largest, largest)
-        while self.largest >= self.step * _BINS:
-            self.counts = np.concatenate([self.counts.reshape(-1, 2).sum(1), np.zeros(_BINS // 2, np.int64)])
-            self.step *= 2
-        bins = np.minimum((magnitudes / np.float32(self.step)).astype(np.int64), _BINS - 1)
-        self.counts += np.bincount(bins, minlength=_BINS)
-
-    def scale(self) -> float:
-        """Return the step of INT8 whose rounding and clipping together have the smallest mean square; 1 for a tensor of zeros."""
-        if self.largest == 0:
-            return 1.0
-        centers = (np.arange(_BINS) + 0.5) * self.step
-        errors = []
-        for clip in _CLIPS:
-            scale = clip * self.largest / LARGEST
-            errors.append(float((self.counts * (np.minimum(np.rint(centers / scale), LARGEST) * scale - centers) ** 2).sum()))
-        return float(_CLIPS[int(np.argmin(errors))] * self.largest / LARGEST)
-
-
 def quantize_backbone(
     model: "onnx.ModelProto", images: Sequence[Path], *, parts: Sequence[BackbonePart] = DEFAULT_PARTS, threads: int | None = None
 ) -> QuantizedBackbone:
@@ -137,7 +91,8 @@ def quantize_backbone(
     convolutions = find_convolutions(model, parts)
     names = list(dict.fromkeys(convolution.activation for convolution in convolutions))
     ranges = collect_activation_ranges(model, names, images, threads=threads)
-    scales = {name: values.scale() for name, values in ranges.items()}
+    # No clipping: least squares would cut the rarest, largest activations, and those are what an anomaly score is made of.
+    scales = {name: largest / LARGEST if largest > 0 else 1.0 for name, largest in ranges.items()}
     hashes = sorted(pixel_sha256(read_image(path)) for path in images)
     return QuantizedBackbone(
         model=insert_pairs(model, convolutions, scales),
@@ -191,8 +146,8 @@ def calibration_images(folder: Path, *, most: int = DEFAULT_IMAGES) -> list[Path
 
 def collect_activation_ranges(
     model: "onnx.ModelProto", names: Sequence[str], images: Sequence[Path], *, threads: int | None = None
-) -> dict[str, MagnitudeHistogram]:
-    """Return the distribution of each named tensor over good images, one image at a time.
+) -> dict[str, float]:
+    """Return the largest absolute value of each named tensor over good images, one image at a time.
 
     Args:
         model: A graph of ``snl-export``.
@@ -215,16 +170,19 @@ def collect_activation_ranges(
     session = onnxruntime.InferenceSession(observed.SerializeToString(), sess_options=options, providers=["CPUExecutionProvider"])
     height, width = (int(side) for side in session.get_inputs()[0].shape[1:3])
     batch = session.get_inputs()[0].shape[0]
-    histograms = {name: MagnitudeHistogram() for name in names}
+    largest = dict.fromkeys(names, 0.0)
     spec = InputSpec(size_hw=(height, width))
     with Progress(len(images), unit="images", label="activation ranges") as progress:
         for path in images:
             pixels = prepare(read_image(path), "rgb", spec)[None]
             pixels = pixels.repeat(batch, axis=0) if isinstance(batch, int) else pixels
             for name, values in zip(names, session.run(list(names), {session.get_inputs()[0].name: pixels})):
-                histograms[name].add(values)
+                magnitude = float(np.abs(values).max())  # NaN if there is one
+                if not np.isfinite(magnitude):
+                    raise DataError(f"{path}: the network gives values that are not finite in {name}; check the checkpoint")
+                largest[name] = max(largest[name], magnitude)
             progress.advance()
-    return histograms
+    return largest
 
 
 def insert_pairs(model: "onnx.ModelProto", convolutions: Sequence[Convolution], scales: Mapping[str, float]) -> "onnx.ModelProto":

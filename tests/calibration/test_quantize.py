@@ -14,7 +14,6 @@ from onnx import TensorProto, helper, numpy_helper
 from snl_calibration.quantize import (
     DEFAULT_PARTS,
     PARTS,
-    MagnitudeHistogram,
     calibration_images,
     collect_activation_ranges,
     find_convolutions,
@@ -100,46 +99,35 @@ def test_graph_without_a_backbone_is_refused() -> None:
         find_convolutions(model)
 
 
-def test_ranges_are_those_of_the_tensors_on_the_images(pictures: list[Path]) -> None:
-    names = ["x0", "x2"]
-    ranges = collect_activation_ranges(make_graph(), names, pictures, threads=1)
-    stored = np.stack([cv2.imread(str(path))[..., ::-1] for path in pictures])
-    assert ranges["x0"].largest == stored.max()
-    assert ranges["x0"].counts.sum() == stored.size
+def test_ranges_are_the_largest_values_on_the_images(pictures: list[Path]) -> None:
+    model = make_graph()
+    ranges = collect_activation_ranges(model, ["x0", "x2", "conv0"], pictures, threads=1)
+    tensors = {tensor.name: numpy_helper.to_array(tensor).astype(np.float64) for tensor in model.graph.initializer}
+    largest = {"x0": 0.0, "conv0": 0.0}
+    for path in pictures:
+        pixels = cv2.imread(str(path))[..., ::-1].astype(np.float64)
+        convolved = pixels @ tensors["model.teacher.conv1.weight"][:, :, 0, 0].T + tensors["model.teacher.conv1.bias"]
+        largest = {"x0": max(largest["x0"], pixels.max()), "conv0": max(largest["conv0"], np.abs(convolved).max())}
+    assert ranges["x0"] == largest["x0"]
+    assert ranges["conv0"] == pytest.approx(largest["conv0"], rel=1e-5)
+    assert ranges["x2"] > 0
 
 
-def test_histogram_keeps_every_count_while_values_grow() -> None:
-    histogram = MagnitudeHistogram()
-    for values in ([1e-5, -2e-5], [3.0, -0.5, 0.0], [700.0]):
-        histogram.add(np.array(values, np.float32))
-    assert histogram.largest == 700.0
-    assert histogram.counts.sum() == 6
-    occupied = np.flatnonzero(histogram.counts) * histogram.step
-    assert occupied.max() <= 700.0 < occupied.max() + histogram.step
+def test_tensor_of_zeros_has_a_usable_scale(tmp_path: Path) -> None:
+    model = make_graph()
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "model.teacher.layer1.0.conv1.bias")
+    bias.CopyFrom(numpy_helper.from_array(np.full(4, -1e9, np.float32), bias.name))  # layer2 reads zeros behind the ReLU
+    assert cv2.imwrite(str(tmp_path / "1.png"), np.full((SIDE, SIDE, 3), 128, np.uint8))
+    quantized = quantize_backbone(model, calibration_images(tmp_path), threads=1).model
+    assert np.isfinite(run(quantized, np.full((SIDE, SIDE, 3), 128, np.uint8))).all()
 
 
-def test_scale_has_the_smallest_mean_square_error() -> None:
-    values = np.abs(np.random.default_rng(2).standard_t(4, 20_000)).astype(np.float32)
-    histogram = MagnitudeHistogram()
-    histogram.add(values)
-
-    def error(scale: float) -> float:
-        return float(((np.clip(np.rint(values / scale), -127, 127) * scale - values) ** 2).mean())
-
-    best = min(error(clip * values.max() / 127) for clip in np.linspace(0.3, 1.0, 300))
-    assert error(histogram.scale()) < 1.02 * best
-    assert error(histogram.scale()) < error(float(values.max()) / 127)
-
-
-def test_tensor_of_zeros_has_a_usable_scale() -> None:
-    histogram = MagnitudeHistogram()
-    histogram.add(np.zeros(3, np.float32))
-    assert histogram.scale() == 1.0
-
-
-def test_values_that_are_not_finite_are_refused() -> None:
-    with pytest.raises(DataError, match="not finite"):
-        MagnitudeHistogram().add(np.array([1.0, np.nan], np.float32))
+def test_values_that_are_not_finite_are_refused_and_name_the_picture(pictures: list[Path]) -> None:
+    model = make_graph()
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "model.teacher.conv1.bias")
+    bias.CopyFrom(numpy_helper.from_array(np.array([np.nan, 0, 0, 0], np.float32), bias.name))
+    with pytest.raises(DataError, match=r"0\.png: .* not finite in conv0"):
+        collect_activation_ranges(model, ["conv0"], pictures, threads=1)
 
 
 def test_quantized_graph_computes_what_int8_arithmetic_by_hand_gives() -> None:
