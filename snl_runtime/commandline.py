@@ -66,6 +66,7 @@ def run_command(main_fn: Callable[[], int], *, program: str | None = None) -> in
         0
     """
     name = program or Path(sys.argv[0]).stem
+    _let_waiting_threads_sleep()
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     try:
         status = main_fn()
@@ -114,6 +115,14 @@ def _discard_stdout() -> None:
 def _stdout_failed(name: str, why: str) -> int:
     _discard_stdout()
     return _say(name, f"error: cannot write the output: {why}", EXIT_USER_ERROR)
+
+
+def _let_waiting_threads_sleep() -> None:
+    """Keep OpenMP threads (PyTorch's) from spinning while they wait; works until such a library is loaded, so a command does it first.
+
+    On two busy cores a training step with two spinning threads took 9.3 s of wall and 5.3 s of processor time, with sleeping ones 1.8 s and 0.9 s.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _say(name: str, message: str, status: int) -> int:

@@ -1,5 +1,6 @@
 """Commands end with the documented exit status and at most one line on stderr, bugs with their traceback."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -84,3 +85,13 @@ def test_help_ends_with_the_example(capsys):
     with pytest.raises(SystemExit):
         CommandParser("snl-x", "Do x.", example="snl-x --data DIR").parse_args(["-h"])
     assert capsys.readouterr().out.endswith("example:\n  snl-x --data DIR\n")
+
+
+def test_a_command_keeps_waiting_threads_from_spinning_unless_the_user_chose(monkeypatch):
+    seen = []
+    for chosen in (None, "active"):
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+        if chosen is not None:
+            monkeypatch.setenv("OMP_WAIT_POLICY", chosen)
+        run_command(lambda: seen.append(os.environ["OMP_WAIT_POLICY"]) or 0, program="x")
+    assert seen == ["passive", "active"]
