@@ -87,9 +87,22 @@ class FrameStatistics:
     black_share: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapSummary:
+    """What a verdict needs to know of an anomaly map; counted where the map lies, so that the map need not be fetched.
+
+    Attributes:
+        peak: Largest value; NaN if there is none.
+        is_finite: Whether the map has cells and every one of them is finite.
+    """
+
+    peak: float
+    is_finite: bool
+
+
 def decide(
     score: float,
-    anomaly_map: AnomalyMap | None,
+    anomaly_map: AnomalyMap | MapSummary | None,
     decision: Decision | None,
     *,
     statistics: FrameStatistics,
@@ -104,7 +117,7 @@ def decide(
 
     Args:
         score: The graph's ``anomaly_score``.
-        anomaly_map: (H, W) float32, None if there is none.
+        anomaly_map: (H, W) float32 or its summary, None if there is none.
         decision: None if the file has none.
         statistics: Of the network input, from :func:`frame_statistics`.
         golden_checked: Whether the golden samples were scored in this process on this backend and agreed.
@@ -115,15 +128,23 @@ def decide(
         return error("no_golden_check", "the model has no golden samples that were checked in this process; export it again with snl-export")
     if decision is None:
         return error("no_decision", "the model was never calibrated; run snl-calibrate on this file")
+    summary = summarise_map(anomaly_map)
     fault = (
         _check_decision(decision, accepted_sha256)
         or _check_dates(decision, now)
         or check_frame(statistics, decision.frame_range)
-        or check_output(score, anomaly_map)
+        or check_output(score, summary)
     )
-    if fault is not None or anomaly_map is None:
-        return fault or error("output_not_finite", "the backend gave no anomaly map")
-    return _compare(score, float(anomaly_map.max()), decision)
+    return fault or _compare(score, summary.peak, decision)
+
+
+def summarise_map(anomaly_map: AnomalyMap | MapSummary | None) -> MapSummary:
+    """Return what a verdict needs to know of a map; no map, or an empty one, is not finite."""
+    if isinstance(anomaly_map, MapSummary):
+        return anomaly_map
+    if anomaly_map is None or anomaly_map.size == 0:
+        return MapSummary(peak=math.nan, is_finite=False)
+    return MapSummary(peak=float(anomaly_map.max()), is_finite=bool(np.isfinite(anomaly_map).all()))
 
 
 def strictest(rulings: Mapping[str, Ruling]) -> Ruling:
@@ -202,13 +223,14 @@ def check_frame(statistics: FrameStatistics, frame_range: FrameRange) -> Ruling 
     return None
 
 
-def check_output(score: float, anomaly_map: AnomalyMap | None) -> Ruling | None:
+def check_output(score: float, anomaly_map: AnomalyMap | MapSummary | None) -> Ruling | None:
     """Return why a raw output may not be used, None if score and map are finite and the score is the maximum of the map."""
-    if anomaly_map is None or anomaly_map.size == 0 or not np.isfinite(anomaly_map).all():
+    summary = summarise_map(anomaly_map)
+    if not (summary.is_finite and math.isfinite(summary.peak)):
         return error("output_not_finite", "the anomaly map is missing, unwritten or holds NaN or infinity")
     if not math.isfinite(score):
         return error("output_not_finite", f"the anomaly score is {score}, expected a finite number")
-    peak = float(anomaly_map.max())
+    peak = summary.peak
     if not abs(score - peak) <= SCORE_TOLERANCE * max(abs(score), abs(peak)):
         return error("output_inconsistent", f"the anomaly score is {score:.6g}, but the maximum of the map is {peak:.6g}")
     return None

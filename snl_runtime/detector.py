@@ -2,19 +2,15 @@
 
 import contextlib
 import logging
-import math
 import threading
 import time
 import warnings
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
-
 from snl_runtime.backends.base import Backend
-from snl_runtime.decision import Ruling, check_output, error, frame_statistics
+from snl_runtime.decision import Ruling, check_output, error
 from snl_runtime.device_arrays import DeviceFrameReader
 from snl_runtime.errors import (
     BackendError,
@@ -27,13 +23,13 @@ from snl_runtime.errors import (
     ManifestError,
     SignatureError,
 )
+from snl_runtime.inspection import Inspection, Output, Prepared, Request, answer
 from snl_runtime.manifest import Manifest
 from snl_runtime.preprocess import FrameError
-from snl_runtime.regions import find_regions
 from snl_runtime.scorer import Scorer
-from snl_runtime.selection import DecisionBook, Selection
+from snl_runtime.selection import DecisionBook
 from snl_runtime.signing import PublicKey
-from snl_runtime.types import AnomalyMap, AnomalyRegion, AnomalyResult, ColorOrder, Image, StageTimings, Verdict
+from snl_runtime.types import AnomalyResult, ColorOrder
 from snl_runtime.worker import BackendWorker
 
 logger = logging.getLogger(__name__)
@@ -50,6 +46,9 @@ class SnlDetector:
     The backend lives on one thread of its own. A call that hangs there becomes ERROR ``timeout``, the following ones ERROR ``backend_busy`` until it
     comes back. The golden samples are scored at opening; after a failure the backend is opened again and they are scored again.
 
+    On TensorRT, and on ONNX Runtime with ``device="cuda"``, a frame is uploaded once, the inspected part only, and prepared on the GPU, where that
+    agrees with the host on frames of its own at opening; otherwise the host prepares it and one line in the log says why.
+
     A model without golden samples, decision or manifest (a lone ``.onnx``) opens and scores, and every verdict is ERROR with the reason.
 
     Args:
@@ -62,6 +61,7 @@ class SnlDetector:
         public_key: Ed25519 key that must have signed the manifest; None accepts unsigned manifests.
         rebuild: Build ``x.trt`` again from ``x.onnx`` if it is missing, altered or made for another GPU or library version. An engine without a
             parity report, new or copied from the export, is then compared with its ONNX file here; it passes nothing before it passed that gate.
+        keep_maps: Whether results carry the anomaly map. Without, a GPU keeps the map to itself; score, checks and regions are the same.
 
     Raises:
         ManifestError: If a file of the model is truncated, altered or of another schema; the message says what to run.
@@ -86,12 +86,14 @@ class SnlDetector:
         threads: int | None = None,
         public_key: PublicKey | None = None,
         rebuild: bool = False,
+        keep_maps: bool = True,
     ) -> None:
         self._closed = True  # until everything below worked
         if not timeout_ms > 0:
             raise ConfigError(f"timeout_ms must be positive, got {timeout_ms}")
         self._timeout_s = timeout_ms / 1e3
         self._product = product
+        self._keep_maps = keep_maps
         self._lock = threading.Lock()
         self._worker = BackendWorker(f"snl-backend-{Path(model).name}")
 
@@ -157,8 +159,8 @@ class SnlDetector:
         """Return the verdict on one frame; whatever the frame is, nothing is raised for it.
 
         Args:
-            image: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) array, uint8 or uint16, on the host or, as pycuda, CuPy and torch hand it out, on a
-                GPU; anything else gives ERROR ``frame_unusable``.
+            image: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) array, uint8 or uint16, on the host or, for a backend on a
+                GPU, there, as pycuda, CuPy and torch hand it out; anything else gives ERROR ``frame_unusable``.
             color: Meaning of the last axis.
             product: Product of this frame; None for the detector's own.
 
@@ -170,7 +172,7 @@ class SnlDetector:
         """
         if self._closed:
             raise DetectorClosedError("the detector is closed; open a new SnlDetector")
-        inspection = _Inspection(self._book.select(self._product if product is None else product))
+        inspection = Inspection(self._book.select(self._product if product is None else product), keep_map=self._keep_maps)
         try:
             self._inspect(inspection, image, color)
         except DetectorClosedError:
@@ -201,21 +203,31 @@ class SnlDetector:
         if not getattr(self, "_closed", True):
             warnings.warn("a SnlDetector was never closed; use it as a context manager", ResourceWarning, stacklevel=2)
 
-    def _inspect(self, inspection: "_Inspection", image: object, color: ColorOrder) -> None:
+    def _inspect(self, inspection: Inspection, image: object, color: ColorOrder) -> None:
         selection = inspection.selection
-        image = self._frames.read(image)
-        network_input = self._scorer.prepare(image, color, selection.roi_xyxy)
-        statistics = frame_statistics(network_input)
+        request = Request(
+            image=image,
+            color=color,
+            roi_xyxy=selection.roi_xyxy,
+            threshold=selection.threshold,
+            keep_map=self._keep_maps,
+            reader=self._frames,
+        )
+        prepared = None
+        if self._scorer.is_on_device:
+            request.check()  # an unusable frame need not wait for its turn
+        else:
+            prepared = request.prepare(self._scorer)
         inspection.prepared_s = time.perf_counter()
-        output = self._infer(network_input)
+        output = self._answer(request, prepared)
         inspection.inferred_s, inspection.infer_ms = time.perf_counter(), output.infer_ms
         inspection.ruling = selection.rule(
-            output.score, output.anomaly_map, statistics, golden_checked=output.golden_checked, now=datetime.now(timezone.utc)
+            output.score, output.evidence, output.statistics, golden_checked=output.golden_checked, now=datetime.now(timezone.utc)
         )
-        if check_output(output.score, output.anomaly_map) is None:
-            inspection.keep(output, selection.roi_xyxy or _whole_frame(image))
+        if check_output(output.score, output.evidence) is None:
+            inspection.keep(output)
 
-    def _infer(self, network_input: Image) -> "_Output":
+    def _answer(self, request: Request, prepared: Prepared | None) -> Output:
         if not self._lock.acquire(timeout=self._timeout_s):
             raise _BusyError("the frames before this one took all of its time")
         try:
@@ -224,7 +236,7 @@ class SnlDetector:
             if self._worker.busy:
                 raise _BusyError("an earlier call has not come back from the backend; restart the process if it never does")
             checks = 0 if self._scorer.golden_checked else self._scorer.golden_count
-            return self._worker.call(lambda: _score(self._scorer, network_input), self._timeout_s * (1 + checks))
+            return self._worker.call(lambda: answer(self._scorer, request, prepared), self._timeout_s * (1 + checks))
         except BackendTimeoutError:
             self._scorer.distrust_backend()
             raise
@@ -276,81 +288,10 @@ class _BusyError(BackendError):
     """The backend is taken; becomes a verdict, never leaves this module."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Output:
-    """What the backend's thread hands back, unchecked."""
-
-    score: float
-    anomaly_map: AnomalyMap
-    golden_checked: bool
-    infer_ms: float
-
-
-def _score(scorer: Scorer, network_input: Image) -> _Output:
-    """Score one prepared frame on the backend's thread; after a failure the backend is opened again and the golden samples come first."""
-    scorer.recover()
-    started_s = time.perf_counter()
-    scores, maps = scorer.infer(network_input[None])
-    elapsed_ms = (time.perf_counter() - started_s) * 1e3
-    return _Output(float(scores[0]), maps[0], scorer.golden_checked, elapsed_ms)
-
-
-@dataclass(slots=True, eq=False)
-class _Inspection:
-    """What is known about one frame so far; becomes the result wherever the inspection stops."""
-
-    selection: Selection
-    started_s: float = field(default_factory=time.perf_counter)
-    prepared_s: float | None = None
-    inferred_s: float | None = None
-    infer_ms: float = 0.0
-    output: _Output | None = None
-    roi_xyxy: tuple[int, int, int, int] | None = None
-    regions: tuple[AnomalyRegion, ...] = ()
-    ruling: Ruling = field(default_factory=lambda: error("internal_error", "the frame was not inspected"))
-
-    def keep(self, output: _Output, roi_xyxy: tuple[int, int, int, int]) -> None:
-        """Keep a checked output with its regions."""
-        threshold = self.selection.threshold
-        if self.ruling.verdict in (Verdict.REVIEW, Verdict.REJECT):
-            # The score may exceed the maximum of the map by a rounding; what is not passed must still point somewhere.
-            threshold = min(threshold, float(np.nextafter(output.anomaly_map.max(), np.float32(-np.inf))))
-        self.output, self.roi_xyxy = output, roi_xyxy
-        self.regions = find_regions(output.anomaly_map, threshold, roi_xyxy)
-
-    def result(self, model_sha256: str) -> AnomalyResult:
-        """Return the result as of now."""
-        now_s = time.perf_counter()
-        return AnomalyResult(
-            verdict=self.ruling.verdict,
-            reason_code=self.ruling.reason_code,
-            reason=self.ruling.reason,
-            score=math.nan if self.output is None else self.output.score,
-            threshold=self.selection.threshold,
-            reject_threshold=self.selection.reject_threshold,
-            product=self.selection.product,
-            anomaly_map=None if self.output is None else self.output.anomaly_map,
-            roi_xyxy=self.roi_xyxy,
-            regions=self.regions,
-            timings=StageTimings(
-                preprocess_ms=((self.prepared_s or now_s) - self.started_s) * 1e3,
-                infer_ms=self.infer_ms,
-                decide_ms=0.0 if self.inferred_s is None else (now_s - self.inferred_s) * 1e3,
-                total_ms=(now_s - self.started_s) * 1e3,
-            ),
-            model_sha256=model_sha256,
-        )
-
-
 def _cuda_index(device: str | None) -> int:
     """Return which GPU device frames are on: the backend's if it names one, else the first."""
     kind, _, index = (device or "").lower().partition(":")
     return int(index) if kind == "cuda" and index.isascii() and index.isdecimal() else 0
-
-
-def _whole_frame(image: object) -> tuple[int, int, int, int]:
-    height, width = np.asarray(image).shape[:2]
-    return (0, 0, width, height)
 
 
 def _nothing() -> None:

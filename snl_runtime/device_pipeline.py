@@ -49,6 +49,11 @@ class DeviceLane(Protocol):
     """What runs an engine between the two: the lanes of TensorRT and of ONNX Runtime CUDA."""
 
     @property
+    def stream(self) -> CudaStream:
+        """What everything is queued on."""
+        ...
+
+    @property
     def anomaly_map(self) -> DeviceBuffer:
         """Where the engine writes its map."""
         ...
@@ -308,6 +313,7 @@ class DevicePostprocess:
         api.copy_async(self._host_report.handle, self._report.handle, self._report.byte_count, "device_to_host", stream)
         api.copy_async(self._host_score.handle, anomaly_score, 4, "device_to_host", stream)
         if pending.wanted.anomaly_map:
+            self._host_map.array(self._map_hw, np.float32)[...] = np.nan  # part of an earlier map must not look like this one
             api.copy_async(self._host_map.handle, anomaly_map, self._map_bytes, "device_to_host", stream)
         self._enqueue_frame_outputs(pending, frame)
         self._pending = pending

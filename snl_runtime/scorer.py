@@ -2,8 +2,9 @@
 
 import contextlib
 import functools
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,14 +16,20 @@ from snl_runtime.backends import open_backend
 from snl_runtime.backends.base import Backend
 from snl_runtime.bundle import ModelBundle, open_bundle
 from snl_runtime.decision import check_output
-from snl_runtime.errors import BackendTimeoutError, GoldenSampleError, InferenceError, ManifestError
+from snl_runtime.device_path import DeviceInspection, DevicePath, offers_lane, open_device_path
+from snl_runtime.errors import BackendError, BackendTimeoutError, GoldenSampleError, InferenceError, ManifestError
 from snl_runtime.golden import check_golden, golden_path
-from snl_runtime.preprocess import InputSpec, prepare
+from snl_runtime.preprocess import FrameError, InputSpec, prepare
 from snl_runtime.signing import PublicKey
 from snl_runtime.types import AnomalyMap, ColorOrder, Image, StageTimings
 
+logger = logging.getLogger(__name__)
+
 Scores = npt.NDArray[np.float32]
 Maps = npt.NDArray[np.float32]
+
+_MOST_DEVICE_FAILURES = 2
+"""Failures of the device path in a row after which the host prepares the frames."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -44,6 +51,8 @@ class Scored:
 
 class Scorer:
     """An opened model. Not thread-safe: one thread uses it at a time.
+
+    Where the backend lends a lane on a GPU, everything that is scored, golden samples included, takes the device path of :meth:`inspect`.
 
     Args:
         model_path: ``x.onnx`` or ``x.trt``; ``x.json`` and ``x.golden.npz`` are found beside it. A lone ``.onnx`` opens too.
@@ -71,6 +80,8 @@ class Scorer:
     ) -> None:
         self._golden_checked = False
         self._failed = False
+        self._device_path: DevicePath | None = None
+        self._device_failures = 0
         with contextlib.ExitStack() as opened:
             if backend is not None and not isinstance(backend, str):
                 opened.callback(backend.close)
@@ -82,6 +93,8 @@ class Scorer:
                 opened.callback(backend.close)
             self.backend: Backend = backend
             self.size_hw: tuple[int, int] = _network_size(self.bundle, backend.input_shape)
+            opened.callback(self._close_device_path)
+            self._device_path = open_device_path(backend, self.size_hw)
             if golden_check:
                 self.check_golden_samples()
             opened.pop_all()  # nothing failed: the backend stays open until close()
@@ -90,6 +103,16 @@ class Scorer:
     def golden_checked(self) -> bool:
         """Whether the golden samples agreed in this process, on this backend, since its last failure."""
         return self._golden_checked
+
+    @property
+    def is_on_device(self) -> bool:
+        """Whether :meth:`inspect` can be called."""
+        return self._device_path is not None
+
+    @property
+    def takes_device_arrays(self) -> bool:
+        """Whether the backend works on a GPU, so that frames may lie there."""
+        return self.is_on_device or offers_lane(self.backend)
 
     @property
     def golden_count(self) -> int:
@@ -110,9 +133,19 @@ class Scorer:
         """
         if not self._failed:
             return
+        was_on_device = self.is_on_device
+        with contextlib.suppress(BackendError):  # what failed may fail again here; opening decides
+            self._close_device_path()
         if self._reopen is not None:
             self.backend.close()
             self.backend = self._reopen()
+            if self._device_failures < _MOST_DEVICE_FAILURES:
+                self._device_path = open_device_path(self.backend, self.size_hw)
+            elif self._device_failures == _MOST_DEVICE_FAILURES:
+                self._device_failures += 1  # one line in the log
+                logger.warning("frames are prepared on the host from now on: the GPU failed on %d frames in a row", _MOST_DEVICE_FAILURES)
+        elif was_on_device:
+            logger.warning("frames are prepared on the host from now on: the GPU failed, and a backend that was handed over is not opened again")
         self.check_golden_samples()
         self._failed = False
 
@@ -137,6 +170,29 @@ class Scorer:
             preprocess_ms=(prepared_s - started_s) * 1e3, infer_ms=(scored_s - prepared_s) * 1e3, total_ms=(scored_s - started_s) * 1e3
         )
         return Scored(score=float(scores[0]), anomaly_map=maps[0], network_input=network_input, timings=timings)
+
+    def inspect(
+        self, image: object, color: ColorOrder, roi_xyxy: tuple[int, int, int, int] | None, *, threshold: float, keep_map: bool
+    ) -> DeviceInspection:
+        """Prepare, score and measure one frame on the GPU, unchecked; only where :attr:`is_on_device`.
+
+        Args:
+            image: Frame as captured, on the host or on the GPU.
+            color: Meaning of its last axis.
+            roi_xyxy: Part of the frame to look at; None for all of it.
+            threshold: Pass threshold of the regions; NaN if no decision applies.
+            keep_map: Bring the map back, too.
+
+        Raises:
+            FrameError: If the frame cannot be used.
+            InferenceError: If the GPU fails or there is no device path.
+        """
+        if self._device_path is None:
+            raise InferenceError(f"backend {self.backend.name!r} has no device path; use score()")
+        with self._guarded():
+            inspection = self._device_path.inspect(image, color=color, roi_xyxy=roi_xyxy, threshold=threshold, keep_map=keep_map)
+        self._device_failures = 0
+        return inspection
 
     def prepare(self, image: object, color: ColorOrder = "bgr", roi_xyxy: tuple[int, int, int, int] | None = None) -> Image:
         """Return the network input, (H, W, 3) uint8 RGB; safe to call from any thread.
@@ -180,7 +236,7 @@ class Scorer:
         scores = np.full(count, np.nan, np.float32)
         maps = np.full((count, 1, *self.size_hw), np.nan, np.float32)
         fixed = self.backend.input_shape[0]
-        step = fixed or self._max_batch()
+        step = 1 if self.is_on_device else fixed or self._max_batch()
         for start in range(0, count, step):
             stop = min(start + step, count)
             if fixed is None or stop - start == fixed:
@@ -206,13 +262,22 @@ class Scorer:
             if manifest is not None and path.name in manifest.files:
                 raise GoldenSampleError(f"{path} is missing though the manifest lists it; copy it beside {self.bundle.path.name} from the export")
             return False
-        check_golden(golden, self.score_inputs, self.bundle.golden_tolerance)
+        try:
+            check_golden(golden, self.score_inputs, self.bundle.golden_tolerance)
+        except GoldenSampleError as mismatch:
+            if self._device_path is None:
+                raise
+            logger.warning("frames are prepared on the host, not on the GPU: %s", mismatch)
+            self._close_device_path()
+            check_golden(golden, self.score_inputs, self.bundle.golden_tolerance)
         self._golden_checked = True
         return True
 
     def close(self) -> None:
         """Close the backend; a second call does nothing."""
-        self.backend.close()
+        with contextlib.ExitStack() as closing:
+            closing.callback(self.backend.close)
+            closing.callback(self._close_device_path)
 
     def __enter__(self) -> "Scorer":
         return self
@@ -221,14 +286,30 @@ class Scorer:
         self.close()
 
     def _infer_batch(self, images: npt.NDArray[np.uint8], maps: Maps, scores: Scores) -> None:
+        with self._guarded():
+            if self._device_path is None:
+                self.backend.infer(np.ascontiguousarray(images), maps, scores)
+            else:
+                scores[0], maps[0, 0] = self._device_path.infer(images[0])
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Turn whatever a backend raises into an ``InferenceError`` and distrust it from then on."""
         try:
-            self.backend.infer(np.ascontiguousarray(images), maps, scores)
-        except (InferenceError, BackendTimeoutError):
-            self.distrust_backend()
+            yield
+        except FrameError:
             raise
         except Exception as error:  # a backend of a third party may raise anything
             self.distrust_backend()
+            self._device_failures += self.is_on_device
+            if isinstance(error, (InferenceError, BackendTimeoutError)):
+                raise
             raise InferenceError(f"backend {self.backend.name!r} failed: {type(error).__name__}: {error}") from error
+
+    def _close_device_path(self) -> None:
+        path, self._device_path = self._device_path, None
+        if path is not None:
+            path.close()
 
     def _max_batch(self) -> int:
         manifest = self.bundle.manifest

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from snl_runtime.decision import FrameStatistics, Ruling, decide, error, strictest
+from snl_runtime.decision import FrameStatistics, MapSummary, Ruling, decide, error, strictest
 from snl_runtime.manifest import Decision, Manifest
 from snl_runtime.types import AnomalyMap
 
@@ -38,7 +38,9 @@ class Selection:
         """Lowest reject threshold; NaN without a decision."""
         return min((d.reject_threshold for d in self.decisions.values()), default=math.nan)
 
-    def rule(self, score: float, anomaly_map: AnomalyMap, statistics: FrameStatistics, *, golden_checked: bool, now: datetime) -> Ruling:
+    def rule(
+        self, score: float, anomaly_map: AnomalyMap | MapSummary | None, statistics: FrameStatistics, *, golden_checked: bool, now: datetime
+    ) -> Ruling:
         """Return the verdict on a scored frame, see :func:`snl_runtime.decision.decide`."""
         if self.fault is not None:
             missing = error("no_golden_check", "no golden sample was scored in this process; export the model again with snl-export")

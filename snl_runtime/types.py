@@ -88,7 +88,7 @@ class StageTimings:
 
     Attributes:
         preprocess_ms: Frame to network input.
-        infer_ms: Network input to raw map and score, copies included.
+        infer_ms: Network input to raw map and score, copies included; where a GPU prepares the frames, all of its work on one.
         decide_ms: Checks, verdict and regions.
         total_ms: The whole call.
     """

@@ -1,12 +1,16 @@
 """What every inference backend must offer, and the checks they share."""
 
 import types
-from typing import Any, Protocol, runtime_checkable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from snl_runtime.errors import BackendError, InferenceError
+
+if TYPE_CHECKING:
+    from snl_runtime.device_pipeline import DeviceLane
 
 INPUT_NAME = "image"
 MAP_NAME = "anomaly_map"
@@ -58,6 +62,21 @@ class Backend(Protocol):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None) -> None:
         """Close the backend."""
+        ...
+
+
+@runtime_checkable
+class DeviceBackend(Protocol):
+    """What a backend may offer besides: its engine between device memory, so that frames are prepared and maps are checked on the GPU."""
+
+    def lane(self) -> "AbstractContextManager[DeviceLane] | None":
+        """Return the calling thread's lane, lent with its device current; None if the engine does not run on a CUDA device.
+
+        The same lane is lent each time until it fails. After any failure in the body the backend must be closed.
+
+        Raises:
+            InferenceError: If the backend is closed or failed before, or CUDA fails.
+        """
         ...
 
 

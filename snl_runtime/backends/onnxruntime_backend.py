@@ -1,14 +1,19 @@
 """ONNX Runtime on the CPU, or on an NVIDIA GPU when asked."""
 
+import contextlib
 import os
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from snl_runtime import cuda_api
 from snl_runtime.backends.base import INPUT_NAME, MAP_NAME, SCORE_NAME, check_arrays, check_signature, one_line, store_outputs
+from snl_runtime.backends.onnxruntime_lane import OnnxRuntimeLane, open_cuda_session
+from snl_runtime.cuda_api import device_scope
 from snl_runtime.errors import BackendError, BackendUnavailableError, ConfigError, InferenceError
 
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
@@ -34,7 +39,9 @@ class OnnxRuntimeBackend:
             ConfigError: If ``device`` or ``threads`` means nothing here.
         """
         self.device = device or "cpu"
-        path = Path(model_path)
+        path = self._path = Path(model_path)
+        self._lane: OnnxRuntimeLane | None = None
+        self._failure: str | None = None
         library = _load_library()
         providers, options = _providers(library, self.device), _options(library, threads)
         try:
@@ -51,8 +58,7 @@ class OnnxRuntimeBackend:
 
     def infer(self, image: npt.NDArray[np.uint8], anomaly_map: npt.NDArray[np.float32], anomaly_score: npt.NDArray[np.float32]) -> None:
         """Write map and score into the caller's arrays; see ``Backend.infer``."""
-        if self._session is None:
-            raise InferenceError("backend 'onnxruntime' is closed; open the model again")
+        self._check_open()
         check_arrays(self.name, self.input_shape, image, anomaly_map, anomaly_score)
         try:
             values = self._session.run([MAP_NAME, SCORE_NAME], {INPUT_NAME: np.ascontiguousarray(image)})
@@ -61,15 +67,53 @@ class OnnxRuntimeBackend:
             raise InferenceError(f"backend 'onnxruntime' failed on {self.device}: {one_line(error)}") from error
         store_outputs(self.name, outputs, anomaly_map, anomaly_score)
 
+    def lane(self) -> contextlib.AbstractContextManager[OnnxRuntimeLane] | None:
+        """Return the lane of a model on a GPU, lent with the GPU current; None on the CPU. See :class:`snl_runtime.backends.base.DeviceBackend`.
+
+        The first call loads the model a second time, onto the lane's own stream.
+        """
+        return None if self.device == "cpu" else self._lend_lane()
+
     def close(self) -> None:
-        """Release the session; a second call does nothing."""
+        """Release the sessions; a second call does nothing."""
         self._session = None
+        self._close_lane()
 
     def __enter__(self) -> "OnnxRuntimeBackend":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None) -> None:
         self.close()
+
+    @contextlib.contextmanager
+    def _lend_lane(self) -> Iterator[OnnxRuntimeLane]:
+        self._check_open()
+        api, index = cuda_api.load_cuda(), int(self.device.partition(":")[2] or "0")
+        with device_scope(api, index):
+            if self._lane is None:
+                _, height, width, _ = self.input_shape
+                path = self._path
+                self._lane = OnnxRuntimeLane(
+                    api, lambda stream: open_cuda_session(path, stream, device_index=index), (height, width), device_index=index
+                )
+            try:
+                yield self._lane
+            except BaseException as failure:
+                self._failure = one_line(failure)
+                with contextlib.suppress(BackendError):  # the failure that led here is raised
+                    self._close_lane()
+                raise
+
+    def _close_lane(self) -> None:
+        lane, self._lane = self._lane, None
+        if lane is not None:
+            lane.close()
+
+    def _check_open(self) -> None:
+        if self._session is None:
+            raise InferenceError("backend 'onnxruntime' is closed; open the model again")
+        if self._failure is not None:
+            raise InferenceError(f"backend 'onnxruntime' failed before ({self._failure}); close it and open the model again")
 
 
 def _load_library() -> Any:

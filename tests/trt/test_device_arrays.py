@@ -314,11 +314,11 @@ def test_detector_gives_the_same_verdict_for_a_frame_on_the_gpu(write_engine, cu
         assert (broken.verdict, broken.reason_code) == (Verdict.ERROR, "frame_unusable")
 
 
-def test_frame_on_a_gpu_without_cuda_here_is_an_error_verdict(model_fixtures, cuda, make, tmp_path, monkeypatch):
+def test_frame_on_a_gpu_is_unusable_for_a_backend_on_the_host_and_says_what_to_do(model_fixtures, cuda, make, tmp_path):
     pytest.importorskip("onnxruntime")
-    cuda.devices = []
-    monkeypatch.setattr("snl_runtime.cuda_api.load_cuda", lambda: cuda)
-    cuda.failing["create_stream"] = 0
     with SnlDetector(model_fixtures.ModelFolder(tmp_path).write(), backend="onnxruntime") as detector:
         result = detector.detect(make(CupyLike, model_fixtures.good_frame(120)))
-        assert (result.verdict, result.reason_code) == (Verdict.ERROR, "backend_error")
+        assert (result.verdict, result.reason_code) == (Verdict.ERROR, "frame_unusable")
+        assert "copy it there first" in result.reason
+        assert "device='cuda'" in result.reason
+        assert detector.detect(model_fixtures.good_frame(120)).verdict is Verdict.PASS

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from snl_runtime.kernels import KERNEL_NAMES
+
 
 def _load(name):
     spec = importlib.util.spec_from_file_location(f"snl_tests_kernels_{name}", Path(__file__).with_name(f"{name}.py"))
@@ -27,3 +29,29 @@ def kernels(request, cpu, tmp_path_factory):
     if request.param == "contracted" and not cpu.has_fma():
         pytest.skip("needs a CPU with fused multiply-add")
     return cpu.CpuKernels(cpu.build(tmp_path_factory.mktemp("kernels"), request.param))
+
+
+@pytest.fixture
+def make_gpu(gpu):
+    """Return a GPU in NumPy that runs the given kernels, or only takes launches down; those of ``broken`` do nothing."""
+
+    class Gpu(gpu.FakeCuda):
+        def __init__(self, launcher=None):
+            super().__init__()
+            self.kernels = dict.fromkeys(KERNEL_NAMES)
+            self.launcher = launcher
+            self.broken = set()
+
+        def launch_kernel(self, kernel, *, grid, block, stream, arguments, shared_bytes=0):
+            self._called("launch_kernel")
+            name = KERNEL_NAMES[kernel]
+            copies = [type(argument)(argument.value) for argument in arguments]  # CUDA copies them before the call returns
+
+            def work():
+                self.ran.append(name)
+                if self.launcher is not None and name not in self.broken:
+                    self.launcher.launch(name, grid=grid, block=block, arguments=copies)
+
+            self.push(stream, work)
+
+    return Gpu

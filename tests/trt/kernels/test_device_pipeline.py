@@ -15,7 +15,7 @@ from snl_runtime.cuda_resources import CudaModule, CudaStream, DeviceBuffer
 from snl_runtime.decision import frame_statistics
 from snl_runtime.device_pipeline import DevicePostprocess, DevicePreprocess, Wanted, inspect_on_device
 from snl_runtime.errors import BackendError, BackendUnavailableError, InferenceError
-from snl_runtime.kernels import KERNEL_NAMES, load_kernels, loader
+from snl_runtime.kernels import load_kernels, loader
 from snl_runtime.overlay import blend_heat
 from snl_runtime.preprocess import FrameError, InputSpec, prepare, to_rgb
 from snl_runtime.regions import find_regions
@@ -24,31 +24,6 @@ from snl_runtime.upsampling import upsample_map
 
 EVERYTHING = Wanted(anomaly_map=True, frame_map=True, mask=True, overlay=True)
 ROI = (5, 9, 121, 90)
-
-
-@pytest.fixture
-def make_gpu(gpu):
-    """Return a GPU in NumPy that runs the given kernels, or only takes launches down."""
-
-    class Gpu(gpu.FakeCuda):
-        def __init__(self, launcher=None):
-            super().__init__()
-            self.kernels = dict.fromkeys(KERNEL_NAMES)
-            self.launcher = launcher
-
-        def launch_kernel(self, kernel, *, grid, block, stream, arguments, shared_bytes=0):
-            self._called("launch_kernel")
-            name = KERNEL_NAMES[kernel]
-            copies = [type(argument)(argument.value) for argument in arguments]  # CUDA copies them before the call returns
-
-            def work():
-                self.ran.append(name)
-                if self.launcher is not None:
-                    self.launcher.launch(name, grid=grid, block=block, arguments=copies)
-
-            self.push(stream, work)
-
-    return Gpu
 
 
 class Session:

@@ -1,0 +1,328 @@
+"""Frames inspected on the GPU around a backend's own lane: checked against the host when it opens, one upload per frame afterwards.
+
+Where any of it is not available or does not do as the host does, there is no device path and one line in the log; the host path stays, with every
+check. A device path that worked and then fails is an ``InferenceError`` like any failure of the backend.
+"""
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from snl_runtime.backends.base import Backend, DeviceBackend, one_line
+from snl_runtime.cuda_api import CudaApi, device_scope
+from snl_runtime.cuda_resources import CudaModule, CudaStream, DeviceBuffer, PinnedBuffer
+from snl_runtime.decision import FrameStatistics, MapSummary, frame_statistics, summarise_map
+from snl_runtime.device_arrays import DeviceView, is_device_array, view_of, wait_for_producer
+from snl_runtime.device_buffers import drain
+from snl_runtime.device_pipeline import DeviceLane, DeviceOutput, DevicePostprocess, DevicePreprocess, Roi, Wanted, inspect_on_device
+from snl_runtime.errors import BackendError, InferenceError
+from snl_runtime.kernels import load_kernels
+from snl_runtime.kernels.launches import DeviceFrame
+from snl_runtime.preprocess import FrameError, InputSpec, crop_frame, prepare
+from snl_runtime.regions import find_regions
+from snl_runtime.types import AnomalyMap, AnomalyRegion, ColorOrder
+
+logger = logging.getLogger(__name__)
+
+INPUT_TOLERANCE = 1
+"""Grey levels by which the device's network input may differ from that of :mod:`snl_runtime.preprocess`."""
+_STATISTICS_TOLERANCE = 1e-3  # both are exact up to float64 rounding, on the same pixels
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class DeviceInspection:
+    """What came back of one frame, before any decision.
+
+    Attributes:
+        score: The graph's score, unchecked.
+        summary: Of the map, counted on the device.
+        anomaly_map: (h, w) float32, if it was asked for.
+        statistics: Of the network input, from the device's exact sums.
+        regions: As :func:`snl_runtime.regions.find_regions` gives them.
+        roi_xyxy: Part of the frame that was inspected, frame pixels.
+    """
+
+    score: float
+    summary: MapSummary
+    anomaly_map: AnomalyMap | None
+    statistics: FrameStatistics
+    regions: tuple[AnomalyRegion, ...]
+    roi_xyxy: Roi
+
+
+def offers_lane(backend: Backend) -> bool:
+    """Return whether a backend's engine can work between device memory, so that frames may lie on the GPU."""
+    return isinstance(backend, DeviceBackend) and backend.lane() is not None
+
+
+def open_device_path(backend: Backend, size_hw: tuple[int, int]) -> "DevicePath | None":
+    """Return a checked device path; None if the backend runs on the host or, with one line in the log, if anything on the way is missing or wrong.
+
+    Args:
+        backend: Outlives the path.
+        size_hw: Network size.
+    """
+    try:
+        if not isinstance(backend, DeviceBackend) or (lent := backend.lane()) is None:
+            return None
+        if backend.input_shape[0] not in (None, 1):
+            raise BackendError(f"the model takes batches of {backend.input_shape[0]} only")
+        with lent as lane:
+            opened = _try_open(backend, lane, size_hw)  # must not raise in here: a lane ends with any failure
+        if isinstance(opened, DevicePath):
+            return opened
+        failure = opened
+    except Exception as error:  # noqa: BLE001  # a backend of a third party may raise anything
+        failure = error
+    reason = str(failure) if isinstance(failure, BackendError) else one_line(failure)
+    logger.warning("frames are prepared on the host, not on the GPU: %s", reason)
+    return None
+
+
+def _try_open(backend: DeviceBackend, lane: DeviceLane, size_hw: tuple[int, int]) -> "DevicePath | Exception":
+    try:
+        with contextlib.ExitStack() as opened:
+            path = DevicePath(backend, lane, size_hw)
+            opened.callback(path.close)
+            path.check(lane)
+            opened.pop_all()
+            return path
+    except Exception as failure:  # noqa: BLE001  # handed to the caller, who logs it
+        return failure
+
+
+class DevicePath:
+    """Kernels and both stages around a backend's lane. One thread at a time.
+
+    Args:
+        backend: Lends the lane; outlives this object.
+        lane: The backend's, lent now.
+        size_hw: Network size.
+
+    Raises:
+        BackendError: If the kernels cannot be had or CUDA fails.
+    """
+
+    def __init__(self, backend: DeviceBackend, lane: DeviceLane, size_hw: tuple[int, int]) -> None:
+        self._backend, self._size_hw = backend, size_hw
+        self._api: CudaApi = lane.stream.api
+        self._device = self._api.current_device()
+        self._stages = contextlib.ExitStack()
+        with contextlib.ExitStack() as opened:
+            self._kernels: CudaModule = opened.enter_context(load_kernels(self._api))
+            opened.callback(self._close_stages)
+            self._bind(lane)
+            self._resources = opened.pop_all()
+
+    def inspect(self, image: object, *, color: ColorOrder, roi_xyxy: Roi | None, threshold: float, keep_map: bool) -> DeviceInspection:
+        """Inspect one frame, from host or device memory, with one wait at the end.
+
+        Args:
+            image: Frame as captured, or an array on the GPU, see :mod:`snl_runtime.device_arrays`.
+            color: Meaning of its last axis.
+            roi_xyxy: Part of the frame to look at; only that is uploaded. None for all of it.
+            threshold: Pass threshold; NaN if no decision applies.
+            keep_map: Bring the map back, too.
+
+        Raises:
+            FrameError: If the frame cannot be used; the path goes on.
+            InferenceError: If the device fails; path and backend must be closed.
+        """
+        with self._lend() as lane:
+            try:
+                return self._inspect(lane, image, color, roi_xyxy, threshold, Wanted(anomaly_map=keep_map))
+            except FrameError as fault:  # nothing was queued for it: the lane must not end
+                unusable = fault
+        raise unusable
+
+    def infer(self, image: npt.NDArray[np.uint8]) -> tuple[float, AnomalyMap]:
+        """Return raw score and map of one (H, W, 3) uint8 RGB network input, on the very path that frames take.
+
+        Raises:
+            InferenceError: If the device fails; path and backend must be closed.
+        """
+        inspection = self.inspect(image, color="rgb", roi_xyxy=None, threshold=math.nan, keep_map=True)
+        if inspection.anomaly_map is None:
+            raise InferenceError("the device gave no map though it was asked for one; open the backend again")
+        return inspection.score, inspection.anomaly_map
+
+    def check(self, lane: DeviceLane) -> None:
+        """Compare every stage with its definition on seeded frames and a seeded map.
+
+        Raises:
+            BackendError: If the device gives anything else than the host would, or CUDA fails.
+        """
+        height, width = self._size_hw
+        with DeviceBuffer(self._api, 4 * height * width + 4) as device, PinnedBuffer(self._api, 4 * height * width + 4) as host:
+            try:
+                for image, color, roi_xyxy in _check_frames(self._size_hw):
+                    self._check_input(lane.stream, image, color, roi_xyxy, device, host)
+                for spoiled in (False, True):
+                    self._check_map(lane.stream, device, host, spoiled=spoiled)
+            finally:
+                drain(lane.stream)  # neither buffer may go while the device uses it
+
+    def close(self) -> None:
+        """Release everything; a second call does nothing. The backend stays open."""
+        with device_scope(self._api, self._device):
+            self._resources.close()
+
+    @contextlib.contextmanager
+    def _lend(self) -> Iterator[DeviceLane]:
+        lent = self._backend.lane()
+        if lent is None:
+            raise InferenceError("the backend lends its lane no more; open the model again")
+        with lent as lane:
+            if lane is not self._lane:  # another thread has another lane
+                self._close_stages()
+                self._bind(lane)
+            yield lane
+
+    def _bind(self, lane: DeviceLane) -> None:
+        with contextlib.ExitStack() as opened:
+            self._before = opened.enter_context(DevicePreprocess(self._api, self._kernels, lane.stream, self._size_hw))
+            self._after = opened.enter_context(DevicePostprocess(self._api, self._kernels, lane.stream, self._size_hw))
+            self._lane = lane
+            self._stages = opened.pop_all()
+
+    def _close_stages(self) -> None:
+        self._stages.close()
+
+    def _inspect(
+        self, lane: DeviceLane, image: object, color: ColorOrder, roi_xyxy: Roi | None, threshold: float, wanted: Wanted
+    ) -> DeviceInspection:
+        if is_device_array(image):
+            with view_of(image, stream=lane.stream.handle) as view:
+                covered = _checked_roi(view, color, roi_xyxy)
+                statistics, output = self._inspect_view(lane, view, color, covered, threshold, wanted)
+        else:
+            height, width = crop_frame(image, color, None).shape[:2]
+            covered = roi_xyxy or (0, 0, width, height)
+            statistics, output = inspect_on_device(
+                lane, self._before, self._after, image, color=color, roi_xyxy=covered, threshold=threshold, wanted=wanted
+            )
+        return DeviceInspection(
+            score=output.score,
+            summary=_checked_summary(output),
+            anomaly_map=output.anomaly_map,
+            statistics=statistics,
+            regions=output.regions,
+            roi_xyxy=covered,
+        )
+
+    def _inspect_view(
+        self, lane: DeviceLane, view: DeviceView, color: ColorOrder, roi_xyxy: Roi, threshold: float, wanted: Wanted
+    ) -> tuple[FrameStatistics, DeviceOutput]:
+        frame = _frame_of(view, color, roi_xyxy)
+
+        def bring_image(address: int, stream: CudaStream) -> None:
+            wait_for_producer(self._api, view, stream)
+            self._before.enqueue_device(frame, address)
+
+        try:
+            lane.run_on_device(1, bring_image)
+            self._after.enqueue(
+                lane.anomaly_map.handle, lane.anomaly_score.handle, frame=frame, roi_xyxy=roi_xyxy, threshold=threshold, wanted=wanted
+            )
+            output = self._after.collect()
+        except BaseException:
+            drain(lane.stream)  # the producer's memory is given back with the view
+            raise
+        return self._before.statistics(), output
+
+    def _check_input(self, stream: CudaStream, image: npt.NDArray[Any], color: ColorOrder, roi_xyxy: Roi | None, *buffers: Any) -> None:
+        device, host = buffers
+        expected = prepare(image, color, InputSpec(size_hw=self._size_hw, roi_xyxy=roi_xyxy))
+        actual = host.array(expected.shape, np.uint8)
+        actual[...] = ~expected  # an input that never came back must not look right
+        self._before.enqueue(image, color, roi_xyxy, device.handle)
+        self._api.copy_async(host.handle, device.handle, expected.nbytes, "device_to_host", stream.handle)
+        stream.synchronize()
+        allowed = 0 if image.shape == expected.shape else INPUT_TOLERANCE
+        difference = int(np.abs(actual.astype(np.int16) - expected).max())
+        if difference > allowed:
+            raise BackendError(f"its network input of a {color} {image.dtype} frame differs by {difference} grey levels, allowed is {allowed}")
+        counted, counted_here = self._before.statistics(), frame_statistics(actual)
+        for name in ("mean", "deviation", "white_share", "black_share"):
+            value, value_here = getattr(counted, name), getattr(counted_here, name)
+            if not abs(value - value_here) <= _STATISTICS_TOLERANCE:
+                raise BackendError(f"its {name} of a frame is {value:.6g}, the host's {value_here:.6g}")
+
+    def _check_map(self, stream: CudaStream, device: DeviceBuffer, host: PinnedBuffer, *, spoiled: bool) -> None:
+        height, width = self._size_hw
+        anomaly_map = _check_cells(self._size_hw)
+        threshold = float(np.quantile(anomaly_map, 0.9))
+        expected = find_regions(anomaly_map, threshold, (0, 0, width, height))
+        peak = anomaly_map.max()
+        if spoiled:
+            anomaly_map[-1, -1] = np.nan
+        host.array((height * width + 1,), np.float32)[...] = (*anomaly_map.ravel(), peak)
+        self._api.copy_async(device.handle, host.handle, host.byte_count, "host_to_device", stream.handle)
+        frame = DeviceFrame(address=device.handle, pitch_bytes=3 * width, size_hw=self._size_hw, color="rgb")
+        score = device.handle + anomaly_map.nbytes
+        self._after.enqueue(device.handle, score, frame=frame, roi_xyxy=(0, 0, width, height), threshold=threshold)
+        output = self._after.collect()
+        if output.is_finite is spoiled:
+            raise BackendError("its check of a map for NaN does not work")
+        if not spoiled and (output.score, output.peak, output.regions) != (peak, peak, expected):
+            raise BackendError(f"it finds {len(output.regions)} regions up to {output.peak:.6g} in a map, the host {len(expected)} up to {peak:.6g}")
+
+
+def _checked_summary(output: DeviceOutput) -> MapSummary:
+    """Return what the device says about its map, which must be true where the map is at hand."""
+    summary = MapSummary(peak=output.peak, is_finite=output.is_finite)
+    if output.anomaly_map is not None:
+        fetched = summarise_map(output.anomaly_map)
+        if fetched.is_finite is not summary.is_finite or (fetched.is_finite and fetched.peak != summary.peak):
+            raise InferenceError(f"the device says its map is {summary}, what arrived is {fetched}; open the backend again")
+    return summary
+
+
+def _checked_roi(view: DeviceView, color: ColorOrder, roi_xyxy: Roi | None) -> Roi:
+    """Return the inspected part of a frame in device memory, which must be such a frame as the host takes."""
+    if view.dtype.hasobject or not view.address or view.address % view.dtype.itemsize:
+        raise FrameError(f"the device array of {view.dtype} at address {view.address:#x} is no frame; its values must be aligned")
+    shape_only = np.broadcast_to(np.zeros((), view.dtype), view.shape)
+    crop_frame(shape_only, color, roi_xyxy)
+    return roi_xyxy or (0, 0, view.shape[1], view.shape[0])
+
+
+def _frame_of(view: DeviceView, color: ColorOrder, roi_xyxy: Roi) -> DeviceFrame:
+    left, top, right, bottom = roi_xyxy
+    pixel_bytes = view.dtype.itemsize * (view.shape[2] if len(view.shape) == 3 else 1)
+    pitch_bytes = view.shape[1] * pixel_bytes
+    return DeviceFrame(
+        address=view.address + top * pitch_bytes + left * pixel_bytes,
+        pitch_bytes=pitch_bytes,
+        size_hw=(bottom - top, right - left),
+        color=color,
+        is_16_bit=view.dtype == np.uint16,
+    )
+
+
+def _check_frames(size_hw: tuple[int, int]) -> list[tuple[npt.NDArray[Any], ColorOrder, Roi | None]]:
+    """Return frames of odd sizes that shrink, grow and stay, in 8 and 16 bits, with white and black parts."""
+    height, width = size_hw
+    rng = np.random.default_rng(0)
+    large = rng.integers(0, 256, (2 * height + 5, 3 * width + 7, 3)).astype(np.uint8)
+    small = rng.integers(0, 65536, (height // 2 + 1 | 1, width // 3 + 1 | 1)).astype(np.uint16)
+    same = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
+    for image, top in ((large, 255), (small, 65535), (same, 255)):
+        image[: image.shape[0] // 3] = top
+        image[-(image.shape[0] // 4) :] = 0
+    return [(large, "bgr", (3, 1, 3 * width + 4, 2 * height)), (small, "gray", None), (same, "rgb", None)]
+
+
+def _check_cells(size_hw: tuple[int, int]) -> AnomalyMap:
+    """Return a map of blocks, so that there are regions of several cells and fewer of them than the device can measure."""
+    height, width = size_hw
+    side = max(1, -(-max(size_hw) // 24))
+    rows, columns = np.arange(height) // side, np.arange(width) // side
+    blocks = np.random.default_rng(1).uniform(0.5, 2, (rows[-1] + 1, columns[-1] + 1)).astype(np.float32)
+    return blocks[np.ix_(rows, columns)]

@@ -1,0 +1,201 @@
+"""One frame on its way through the detector: what the backend's thread is asked, what it answers, and the result."""
+
+import math
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from snl_runtime.decision import FrameStatistics, MapSummary, Ruling, error, frame_statistics, summarise_map
+from snl_runtime.device_arrays import DeviceFrameReader, is_device_array
+from snl_runtime.preprocess import FrameError, crop_frame
+from snl_runtime.regions import find_regions
+from snl_runtime.scorer import Scorer
+from snl_runtime.selection import Selection
+from snl_runtime.types import AnomalyMap, AnomalyRegion, AnomalyResult, ColorOrder, Image, StageTimings, Verdict
+
+_Roi = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Prepared:
+    """A frame made ready on the host.
+
+    Attributes:
+        network_input: (H, W, 3) uint8 RGB.
+        statistics: Of the network input.
+        roi_xyxy: Part of the frame that it shows.
+    """
+
+    network_input: Image
+    statistics: FrameStatistics
+    roi_xyxy: _Roi
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Request:
+    """What is asked about one frame.
+
+    Attributes:
+        image: The frame as captured.
+        color: Meaning of its last axis.
+        roi_xyxy: Part of the frame to look at; None for all of it.
+        threshold: Pass threshold of the regions; NaN without a decision.
+        keep_map: Whether the result carries the map.
+        reader: Brings a frame from a GPU to the host where it is prepared there.
+    """
+
+    image: object
+    color: ColorOrder
+    roi_xyxy: _Roi | None
+    threshold: float
+    keep_map: bool
+    reader: DeviceFrameReader
+
+    def prepare(self, scorer: Scorer) -> Prepared:
+        """Return the frame prepared on the host; any thread may do so.
+
+        Raises:
+            FrameError: If the frame cannot be used.
+        """
+        if is_device_array(self.image) and not scorer.takes_device_arrays:
+            raise FrameError(
+                f"the frame lies on a GPU ({type(self.image).__name__}), backend {scorer.backend.name!r} on {scorer.backend.device} takes frames in "
+                "host memory: copy it there first (torch: .cpu().numpy(), CuPy and pycuda: .get()), or open the model with device='cuda'"
+            )
+        image = self.reader.read(self.image)
+        network_input = scorer.prepare(image, self.color, self.roi_xyxy)
+        height, width = np.asarray(image).shape[:2]
+        return Prepared(network_input=network_input, statistics=frame_statistics(network_input), roi_xyxy=self.roi_xyxy or (0, 0, width, height))
+
+    def check(self) -> None:
+        """Return if the frame can be used, as far as that is seen without reading it.
+
+        Raises:
+            FrameError: If not.
+        """
+        if not is_device_array(self.image):
+            crop_frame(self.image, self.color, self.roi_xyxy)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Output:
+    """What the backend's thread hands back, unchecked.
+
+    Attributes:
+        score: The graph's score.
+        anomaly_map: (H, W) float32; None where it stayed on the device.
+        summary: Of the map.
+        statistics: Of the network input.
+        regions: None where the map is here and they are still to be found.
+        roi_xyxy: Part of the frame that the map covers.
+        golden_checked: Whether the golden samples agreed on the path that scored.
+        infer_ms: How long the backend took; on a device path with upload, preprocessing and postprocessing.
+    """
+
+    score: float
+    anomaly_map: AnomalyMap | None
+    summary: MapSummary
+    statistics: FrameStatistics
+    regions: tuple[AnomalyRegion, ...] | None
+    roi_xyxy: _Roi
+    golden_checked: bool
+    infer_ms: float
+
+    @property
+    def evidence(self) -> AnomalyMap | MapSummary:
+        """What the verdict is given of."""
+        return self.summary if self.anomaly_map is None else self.anomaly_map
+
+
+def answer(scorer: Scorer, request: Request, prepared: Prepared | None) -> Output:
+    """Score one frame on the backend's thread; after a failure the backend is opened again and the golden samples come first.
+
+    Args:
+        scorer: Scores.
+        request: What is asked.
+        prepared: The frame as the host prepared it; None leaves that to the device, if there still is one.
+
+    Raises:
+        FrameError: If the frame cannot be used.
+        GoldenSampleError: If the golden samples score differently after a failure.
+        BackendError: If the backend fails.
+    """
+    scorer.recover()
+    started_s = time.perf_counter()
+    if prepared is None and scorer.is_on_device:
+        seen = scorer.inspect(request.image, request.color, request.roi_xyxy, threshold=request.threshold, keep_map=request.keep_map)
+        return Output(
+            score=seen.score,
+            anomaly_map=seen.anomaly_map,
+            summary=seen.summary,
+            statistics=seen.statistics,
+            regions=seen.regions,
+            roi_xyxy=seen.roi_xyxy,
+            golden_checked=scorer.golden_checked,
+            infer_ms=(time.perf_counter() - started_s) * 1e3,
+        )
+    prepared = prepared or request.prepare(scorer)
+    started_s = time.perf_counter()
+    scores, maps = scorer.infer(prepared.network_input[None])
+    return Output(
+        score=float(scores[0]),
+        anomaly_map=maps[0],
+        summary=summarise_map(maps[0]),
+        statistics=prepared.statistics,
+        regions=None,
+        roi_xyxy=prepared.roi_xyxy,
+        golden_checked=scorer.golden_checked,
+        infer_ms=(time.perf_counter() - started_s) * 1e3,
+    )
+
+
+@dataclass(slots=True, eq=False)
+class Inspection:
+    """What is known about one frame so far; becomes the result wherever the inspection stops."""
+
+    selection: Selection
+    keep_map: bool = True
+    started_s: float = field(default_factory=time.perf_counter)
+    prepared_s: float | None = None
+    inferred_s: float | None = None
+    infer_ms: float = 0.0
+    output: Output | None = None
+    regions: tuple[AnomalyRegion, ...] = ()
+    ruling: Ruling = field(default_factory=lambda: error("internal_error", "the frame was not inspected"))
+
+    def keep(self, output: Output) -> None:
+        """Keep a checked output with its regions."""
+        self.output = output
+        if output.regions is not None:
+            self.regions = output.regions
+        elif output.anomaly_map is not None:
+            threshold = self.selection.threshold
+            if self.ruling.verdict in (Verdict.REVIEW, Verdict.REJECT):
+                # The score may exceed the maximum of the map by a rounding; what is not passed must still point somewhere.
+                threshold = min(threshold, float(np.nextafter(output.anomaly_map.max(), np.float32(-np.inf))))
+            self.regions = find_regions(output.anomaly_map, threshold, output.roi_xyxy)
+
+    def result(self, model_sha256: str) -> AnomalyResult:
+        """Return the result as of now."""
+        now_s = time.perf_counter()
+        anomaly_map = None if self.output is None or not self.keep_map else self.output.anomaly_map
+        return AnomalyResult(
+            verdict=self.ruling.verdict,
+            reason_code=self.ruling.reason_code,
+            reason=self.ruling.reason,
+            score=math.nan if self.output is None else self.output.score,
+            threshold=self.selection.threshold,
+            reject_threshold=self.selection.reject_threshold,
+            product=self.selection.product,
+            anomaly_map=anomaly_map,
+            roi_xyxy=None if self.output is None or anomaly_map is None else self.output.roi_xyxy,
+            regions=self.regions,
+            timings=StageTimings(
+                preprocess_ms=((self.prepared_s or now_s) - self.started_s) * 1e3,
+                infer_ms=self.infer_ms,
+                decide_ms=0.0 if self.inferred_s is None else (now_s - self.inferred_s) * 1e3,
+                total_ms=(now_s - self.started_s) * 1e3,
+            ),
+            model_sha256=model_sha256,
+        )
