@@ -15,12 +15,12 @@ from snl_runtime.files import sha256_file
 from snl_runtime.golden import GoldenSamples, golden_path, write_golden
 from snl_runtime.manifest import Decision, EngineEntry, Manifest, ParityReport, manifest_path, read_manifest, write_manifest
 from snl_runtime.manifest_codec import canonical_json
+from snl_runtime.parity_frames import FrameSet, derived_frames, folder_frames
 from snl_runtime.scorer import Scorer
 from snl_train.checkpoint import Checkpoint, load_checkpoint
 from snl_train.evaluation import CheckpointScorer
 
 from . import gate, onnx_export
-from .frames import FrameSet, derived_frames, folder_frames
 from .graph import DEFAULT_TILE_ROWS, AffinityLayout, Precision, SnlGraph
 from .int8 import Int8Options, quantize_file
 from .onnx_export import BatchSize

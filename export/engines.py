@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from snl_runtime.errors import BackendUnavailableError, ConfigError
 from snl_runtime.manifest import NOT_VERIFIED, EngineEntry, Manifest, manifest_path, read_manifest, write_manifest
-
-from .parity import refuse_unless_passed
+from snl_runtime.parity import refuse_unless_passed
 
 if TYPE_CHECKING:
     from snl_runtime.engine_builder import EngineTarget

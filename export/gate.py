@@ -10,15 +10,15 @@ import onnx
 from snl_runtime.files import sha256_file
 from snl_runtime.golden import GoldenSamples
 from snl_runtime.manifest import Decision, ParityReport
+from snl_runtime.parity import LIMITS, ParityMeter, ScoredFrame, compare, refuse_unless_passed
+from snl_runtime.parity_frames import FrameSet
 from snl_runtime.preprocess import InputSpec, prepare, resize
 from snl_runtime.progress import Progress
 from snl_runtime.scorer import Scorer
 from snl_train.evaluation import CheckpointScorer
 
-from .frames import FrameSet
 from .graph import SnlGraph
 from .half_check import HalfAnswer, evaluate_by_reference, evaluate_in_half
-from .parity import LIMITS, ParityMeter, ScoredFrame, compare, refuse_unless_passed
 from .provenance import torch_half, verified_on
 
 HALF_FRAMES = 8

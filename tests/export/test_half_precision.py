@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from snl_export import gate, onnx_export
 from snl_export.bundle_writer import ExportedBundle, ExportOptions, export_bundle
-from snl_export.frames import derived_frames
 from snl_export.graph import SnlGraph
 from snl_export.half_check import evaluate_by_reference, evaluate_in_half
 from snl_export.onnx_export import BatchSize, export_onnx
 from snl_runtime.errors import ParityRefusedError
 from snl_runtime.golden import GoldenSamples
+from snl_runtime.parity_frames import derived_frames
 from snl_train.checkpoint import load_checkpoint
 from snl_train.config import ScoreConfig
 from snl_train.evaluation import CheckpointScorer

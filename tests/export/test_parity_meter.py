@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from snl_export.parity import LIMITS, ParityLimits, ParityMeter, ScoredFrame, refuse_unless_passed
 from snl_runtime.errors import ParityRefusedError
 from snl_runtime.manifest import Decision, Evidence, FrameRange, ParityReport
+from snl_runtime.parity import LIMITS, ParityLimits, ParityMeter, ScoredFrame, refuse_unless_passed
 
 WIDE = ParityLimits(relative=10.0, correlation=None)
 
