@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from snl_runtime.decision import MIN_DEVIATION, FrameStatistics, check_frame, fit_frame_range, frame_statistics
+from snl_runtime.decision import MIN_DEVIATION, FrameStatistics, check_frame, fit_frame_range
 from snl_runtime.errors import CalibrationRefusedError, ConfigError, DataError, ManifestError
 from snl_runtime.images import read_image
 from snl_runtime.manifest import Decision, Evidence, FrameRange, Manifest, manifest_path, read_manifest, write_manifest
@@ -49,6 +49,8 @@ class CalibrationOptions:
     """Part of the frame that is inspected: left, top, right, bottom in pixels, right and bottom exclusive."""
     backend: str | None = None
     """Backend that scores; None chooses by the file's suffix."""
+    device: str | None = None
+    """Device as the backend names it, which should be the line's; None for its default."""
     defects_per_kind: int = 60
     """How many synthetic defects of each kind are scored, at most one per good image."""
     seed: int = 0
@@ -114,7 +116,7 @@ def calibrate(model_path: Path, good: Path, options: CalibrationOptions) -> list
         DataError: If a folder or image cannot be used. Decisions of earlier products stay.
         ManifestError: If the model has no manifest or does not match it.
     """
-    with Scorer(model_path, backend=options.backend) as scorer:
+    with Scorer(model_path, backend=options.backend, device=options.device) as scorer:
         manifest = scorer.bundle.manifest
         if manifest is None:
             raise ManifestError(f"{model_path} has no manifest beside it; export it with snl-export, which writes {manifest_path(model_path).name}")
@@ -189,7 +191,7 @@ def _decide(scorer: Scorer, manifest: Manifest, record: _Record, bad_parts: list
         bound=fit.bound,
         evidence=detection.evidence,
         accepted_outliers=accepted,
-        backend=scorer.backend.name,
+        backend=_scored_by(scorer),
         fitted_at=fitted_at.isoformat(),
         expires_at=None if options.valid_days is None else (fitted_at + timedelta(days=options.valid_days)).isoformat(),
         tool_version=importlib.metadata.version("snl-edge"),
@@ -210,7 +212,7 @@ def _detect(  # everything a decision rests on
 
     def score(image: Image, path: Path) -> float:
         scored = _score(scorer, image, path, options)
-        if check_frame(frame_statistics(scored.network_input), frame_range) is not None:
+        if check_frame(scored.statistics, frame_range) is not None:
             out_of_range.append(path.name)
         return _peak(scored)
 
@@ -236,7 +238,7 @@ def _score_good_parts(scorer: Scorer, record: _Record, options: CalibrationOptio
         for part in record.sample.parts:
             scored = _score(scorer, read_image(part.path), part.path, options)
             record.scores[part.name] = _peak(scored)
-            statistics.append(frame_statistics(scored.network_input))
+            statistics.append(scored.statistics)
             if statistics[-1].deviation < MIN_DEVIATION:
                 flat.append(part.name)
             progress.advance()
@@ -252,6 +254,10 @@ def _score(scorer: Scorer, image: Image, path: Path, options: CalibrationOptions
         return scorer.score(image, "rgb", options.roi_xyxy)
     except FrameError as error:
         raise DataError(f"{path}: {error}") from error
+
+
+def _scored_by(scorer: Scorer) -> str:
+    return f"{scorer.backend.name} on {scorer.backend.device}, frames prepared there" if scorer.is_on_device else scorer.backend.name
 
 
 def _peak(scored: Scored) -> float:

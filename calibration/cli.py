@@ -56,6 +56,7 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument("--roi", type=_parse_roi, metavar="X0,Y0,X1,Y1", help="part of the frame to inspect, frame pixels (default: all of it)")
     parser.add_argument("--backend", metavar="NAME", help="onnxruntime, openvino or tensorrt (default: by the file's suffix)")
+    parser.add_argument("--device", metavar="NAME", help="device as the backend names it, the one of the line: cpu, cuda, cuda:N (default: its own)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="fixes the synthetic defects (default: 0)")
     parser.add_argument(
         "--report", type=Path, metavar="FILE", help="page with score histograms, the highest-scoring good parts and the hardest defects"
@@ -87,6 +88,7 @@ def _run(arguments: argparse.Namespace) -> int:
         accept_outliers=tuple(arguments.accept_outlier),
         roi_xyxy=arguments.roi,
         backend=arguments.backend,
+        device=arguments.device,
         seed=arguments.seed,
     )
     fits = calibrate(arguments.engine, arguments.good, options)

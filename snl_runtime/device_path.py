@@ -56,6 +56,17 @@ class DeviceInspection:
     roi_xyxy: Roi
 
 
+def map_of(inspection: DeviceInspection) -> AnomalyMap:
+    """Return the map of an inspection that was asked to keep it.
+
+    Raises:
+        InferenceError: If it did not come back.
+    """
+    if inspection.anomaly_map is None:
+        raise InferenceError("the device gave no map though it was asked for one; open the backend again")
+    return inspection.anomaly_map
+
+
 def offers_lane(backend: Backend) -> bool:
     """Return whether a backend's engine can work between device memory, so that frames may lie on the GPU."""
     return isinstance(backend, DeviceBackend) and backend.lane() is not None
@@ -148,9 +159,7 @@ class DevicePath:
             InferenceError: If the device fails; path and backend must be closed.
         """
         inspection = self.inspect(image, color="rgb", roi_xyxy=None, threshold=math.nan, keep_map=True)
-        if inspection.anomaly_map is None:
-            raise InferenceError("the device gave no map though it was asked for one; open the backend again")
-        return inspection.score, inspection.anomaly_map
+        return inspection.score, map_of(inspection)
 
     def check(self, lane: DeviceLane) -> None:
         """Compare every stage with its definition on seeded frames and a seeded map.

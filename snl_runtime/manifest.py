@@ -74,7 +74,7 @@ class Decision:
         bound: The promise in one sentence.
         evidence: Evidence of detection.
         accepted_outliers: Names of outlying frames that a person accepted.
-        backend: Backend that scored the sample.
+        backend: Backend that scored the sample, with its device where that also prepared the frames.
         fitted_at: When, ISO 8601 with offset.
         expires_at: When the decision ends, None for never.
         tool_version: snl-edge version that fitted.

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ import numpy.typing as npt
 from snl_runtime.backends import open_backend
 from snl_runtime.backends.base import Backend
 from snl_runtime.bundle import ModelBundle, open_bundle
-from snl_runtime.decision import check_output
-from snl_runtime.device_path import DeviceInspection, DevicePath, offers_lane, open_device_path
+from snl_runtime.decision import FrameStatistics, check_output, frame_statistics
+from snl_runtime.device_path import DeviceInspection, DevicePath, map_of, offers_lane, open_device_path
 from snl_runtime.errors import BackendError, BackendTimeoutError, GoldenSampleError, InferenceError, ManifestError
 from snl_runtime.golden import check_golden, golden_path
 from snl_runtime.preprocess import FrameError, InputSpec, prepare
@@ -39,13 +40,13 @@ class Scored:
     Attributes:
         score: Raw image-level anomaly score, equal to the maximum of the map.
         anomaly_map: (H, W) float32 raw scores at network resolution.
-        network_input: (H, W, 3) uint8 RGB, what the network saw.
-        timings: Preprocessing, inference and total.
+        statistics: Of what the network saw.
+        timings: Preprocessing, inference and total; on a device path preprocessing counts as inference.
     """
 
     score: float
     anomaly_map: AnomalyMap
-    network_input: Image
+    statistics: FrameStatistics
     timings: StageTimings
 
 
@@ -150,7 +151,7 @@ class Scorer:
         self._failed = False
 
     def score(self, image: object, color: ColorOrder = "bgr", roi_xyxy: tuple[int, int, int, int] | None = None) -> Scored:
-        """Score one frame.
+        """Score one frame, prepared where the detector prepares it: on the GPU if there is a device path, on the host otherwise.
 
         Args:
             image: Frame as captured, see :class:`snl_runtime.types.Frame`.
@@ -161,15 +162,22 @@ class Scorer:
             FrameError: If the frame cannot be used.
             InferenceError: If the output is not finite or the score is not the maximum of the map.
         """
-        started_s = time.perf_counter()
-        network_input = self.prepare(image, color, roi_xyxy)
-        prepared_s = time.perf_counter()
-        scores, maps = self.score_inputs(network_input[None])
+        started_s = prepared_s = time.perf_counter()
+        if self.is_on_device:
+            seen = self.inspect(image, color, roi_xyxy, threshold=math.nan, keep_map=True)
+            score, anomaly_map, statistics = seen.score, map_of(seen), seen.statistics
+            self._require_usable(score, anomaly_map, "the frame")
+        else:
+            network_input = self.prepare(image, color, roi_xyxy)
+            statistics = frame_statistics(network_input)
+            prepared_s = time.perf_counter()
+            scores, maps = self.score_inputs(network_input[None])
+            score, anomaly_map = float(scores[0]), maps[0]
         scored_s = time.perf_counter()
         timings = StageTimings(
             preprocess_ms=(prepared_s - started_s) * 1e3, infer_ms=(scored_s - prepared_s) * 1e3, total_ms=(scored_s - started_s) * 1e3
         )
-        return Scored(score=float(scores[0]), anomaly_map=maps[0], network_input=network_input, timings=timings)
+        return Scored(score=score, anomaly_map=anomaly_map, statistics=statistics, timings=timings)
 
     def inspect(
         self, image: object, color: ColorOrder, roi_xyxy: tuple[int, int, int, int] | None, *, threshold: float, keep_map: bool
@@ -216,9 +224,7 @@ class Scorer:
         """
         scores, maps = self.infer(images)
         for index, (score, anomaly_map) in enumerate(zip(scores, maps)):
-            fault = check_output(float(score), anomaly_map)
-            if fault is not None:
-                raise InferenceError(f"{self.bundle.path.name} gave no usable answer for image {index} on {self.backend.name}: {fault.reason}")
+            self._require_usable(float(score), anomaly_map, f"image {index}")
         return scores, maps
 
     def infer(self, images: npt.NDArray[np.uint8]) -> tuple[Scores, Maps]:
@@ -284,6 +290,11 @@ class Scorer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def _require_usable(self, score: float, anomaly_map: AnomalyMap, what: str) -> None:
+        fault = check_output(score, anomaly_map)
+        if fault is not None:
+            raise InferenceError(f"{self.bundle.path.name} gave no usable answer for {what} on {self.backend.name}: {fault.reason}")
 
     def _infer_batch(self, images: npt.NDArray[np.uint8], maps: Maps, scores: Scores) -> None:
         with self._guarded():

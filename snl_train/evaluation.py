@@ -1,8 +1,8 @@
 """Evaluation of a checkpoint or an exported model on labelled images.
 
 Images go through the one preprocessing of the line and are measured at network resolution; the image score is the maximum of the map; a mask cell is
-anomalous when any part of it is. The same function takes a checkpoint (`CheckpointScorer`) and an exported file (`snl_runtime.scorer.Scorer`), so
-the two can be compared number by number.
+anomalous when any part of it is. A file that prepares frames on the GPU on the line does so here too. The same function takes a checkpoint
+(`CheckpointScorer`) and an exported file (`snl_runtime.scorer.Scorer`), so the two can be compared number by number.
 """
 
 import collections
@@ -18,7 +18,8 @@ import numpy.typing as npt
 from snl_runtime.errors import BackendUnavailableError, DataError, InferenceError
 from snl_runtime.images import read_image
 from snl_runtime.preprocess import InputSpec, prepare, resize_mask
-from snl_runtime.types import Image
+from snl_runtime.scorer import Scorer
+from snl_runtime.types import AnomalyMap, Image
 from snl_train.data.samples import Sample
 from snl_train.measures import Bootstrap, GroupMeasures, Measure, ScoredImage, measure_groups
 
@@ -130,7 +131,8 @@ def score_samples(
         raise DataError("no labelled test images were found; expected test/good and test/<defect> folders (MVTec AD) or VisA's CSV")
     left_out: list[tuple[Path, str]] = []
     images: list[ScoredImage] = []
-    for batch in _read_batches(samples, scorer.size_hw, batch_size):
+    on_device = isinstance(scorer, Scorer) and scorer.is_on_device
+    for batch in _read_batches(samples, scorer.size_hw, batch_size, is_prepared=not on_device):
         images += _score_batch(scorer, _readable(batch, left_out, skip_unreadable=skip_unreadable))
         on_images(len(batch))
     if not images:
@@ -206,12 +208,12 @@ def _torch_device(name: str) -> "torch.device":
 @dataclass(frozen=True, slots=True, eq=False)
 class _Read:
     sample: Sample
-    image: Image | None
+    image: Image | None  # the network's input, or the whole frame for a scorer that prepares it
     mask: npt.NDArray[np.bool_] | None = None
     error: DataError | None = None
 
 
-def _read_batches(samples: Sequence[Sample], size_hw: tuple[int, int], batch_size: int) -> Iterator[list[_Read]]:
+def _read_batches(samples: Sequence[Sample], size_hw: tuple[int, int], batch_size: int, *, is_prepared: bool) -> Iterator[list[_Read]]:
     """Yield decoded batches, the next one being read while the caller works on this one."""
     no_defect = np.zeros(size_hw, dtype=np.bool_)  # shared by all good images
     with ThreadPoolExecutor(max_workers=_READERS) as readers:
@@ -219,13 +221,15 @@ def _read_batches(samples: Sequence[Sample], size_hw: tuple[int, int], batch_siz
         remaining = iter(samples)
         for _ in range(0, len(samples), batch_size):
             while len(waiting) < 2 * batch_size and (sample := next(remaining, None)) is not None:
-                waiting.append(readers.submit(_read, sample, size_hw, no_defect))
+                waiting.append(readers.submit(_read, sample, size_hw, no_defect, is_prepared=is_prepared))
             yield [waiting.popleft().result() for _ in range(min(batch_size, len(waiting)))]
 
 
-def _read(sample: Sample, size_hw: tuple[int, int], no_defect: npt.NDArray[np.bool_]) -> _Read:
+def _read(sample: Sample, size_hw: tuple[int, int], no_defect: npt.NDArray[np.bool_], *, is_prepared: bool) -> _Read:
     try:
-        image = prepare(read_image(sample.path), "rgb", InputSpec(size_hw=size_hw))
+        image = read_image(sample.path)
+        if is_prepared:
+            image = prepare(image, "rgb", InputSpec(size_hw=size_hw))
         if not sample.is_anomalous:
             return _Read(sample, image, no_defect)
         mask = sample.read_mask()
@@ -248,7 +252,7 @@ def _score_batch(scorer: InputScorer, batch: Sequence[_Read]) -> list[ScoredImag
     images = [read.image for read in batch if read.image is not None]
     if not images:
         return []
-    scores, maps = scorer.score_inputs(np.stack(images))
+    scores, maps = _answers(scorer, images)
     for read, score, one in zip(batch, scores, maps):
         if not (np.isfinite(score) and np.isfinite(one).all()):
             raise InferenceError(f"the model gives no finite anomaly map for {read.sample.path}; its weights are damaged or its training diverged")
@@ -256,6 +260,14 @@ def _score_batch(scorer: InputScorer, batch: Sequence[_Read]) -> list[ScoredImag
         ScoredImage(sample=read.sample, score=float(score), anomaly_map=np.array(one, dtype=np.float32), mask=read.mask)
         for read, score, one in zip(batch, scores, maps)
     ]
+
+
+def _answers(scorer: InputScorer, images: Sequence[Image]) -> tuple[Sequence[float] | npt.NDArray[np.float32], Sequence[AnomalyMap]]:
+    if isinstance(scorer, Scorer) and scorer.is_on_device:
+        scored = [scorer.score(image, "rgb") for image in images]
+        return [one.score for one in scored], [one.anomaly_map for one in scored]
+    scores, maps = scorer.score_inputs(np.stack(images))
+    return scores, list(maps)
 
 
 def _plain_group(group: GroupMeasures) -> dict[str, Any]:

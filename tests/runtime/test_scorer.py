@@ -56,8 +56,10 @@ def test_a_frame_is_prepared_cropped_and_timed(fixtures, model_folder):
     frame[10:42, 20:52] = fixtures.good_frame(7)
     with Scorer(model_folder.write()) as scorer:
         scored = scorer.score(frame, "bgr", roi_xyxy=(20, 10, 52, 42))
-    assert np.array_equal(scored.network_input, fixtures.good_frame(7)[:, :, ::-1])
-    expected = fixtures.twin_map(scored.network_input)
+    seen = fixtures.good_frame(7)[:, :, ::-1]
+    assert scored.statistics.mean == pytest.approx(seen.mean(), rel=1e-6)
+    assert scored.statistics.deviation == pytest.approx(np.sqrt(seen.var(axis=(0, 1)).mean()), rel=1e-6)
+    expected = fixtures.twin_map(seen)
     np.testing.assert_allclose(scored.anomaly_map, expected, atol=TOLERANCE)
     assert scored.score == pytest.approx(float(expected.max()), abs=TOLERANCE)
     assert scored.timings.infer_ms > 0
