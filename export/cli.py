@@ -149,11 +149,14 @@ def _print_text(bundle: "ExportedBundle", engine: "ExportedEngine | None", why_n
 
 
 def _parity_line(report: "ParityReport") -> str:
+    from snl_runtime.parity import correlation_text
+
     figures = [
         f"map {report.map_max_abs:.2g} (p99 {report.map_p99_abs:.2g})",
         f"score {report.score_max_abs:.2g} (p99 {report.score_p99_abs:.2g})",
         f"largest map value {report.map_scale:.4g}",
         f"allowed {report.tolerance:g} of each frame's largest map value",
+        correlation_text(report),
         f"{report.flips} flips",
     ]
     if report.auroc_drift is not None:

@@ -10,7 +10,7 @@ import onnx
 from snl_runtime.files import sha256_file
 from snl_runtime.golden import GoldenSamples
 from snl_runtime.manifest import Decision, ParityReport
-from snl_runtime.parity import LIMITS, ParityMeter, ScoredFrame, compare, refuse_unless_passed
+from snl_runtime.parity import LIMITS, ParityMeter, ScoredFrame, compare, figures, refuse_unless_passed
 from snl_runtime.parity_frames import FrameSet
 from snl_runtime.preprocess import InputSpec, prepare, resize
 from snl_runtime.progress import Progress
@@ -61,7 +61,7 @@ def check_export(
     report = meter.report(
         subject_file=path.name, subject_sha256=sha256_file(path), reference=reference_name, frames_source=frames.source, verified_on=runs_on
     )
-    advice = f"{_figures(meter, report)}; {_INT8_ADVICE}" if precision == "int8" else _ADVICE
+    advice = f"{figures(report)}; {_INT8_ADVICE}" if precision == "int8" else _ADVICE
     refuse_unless_passed(report, advice=advice)
     return report
 
@@ -124,14 +124,6 @@ def check_half_by_reference(small: SnlGraph, small_full: SnlGraph, path: Path, g
     )
     refuse_unless_passed(report, advice=_HALF_ADVICE)
     return report
-
-
-def _figures(meter: ParityMeter, report: ParityReport) -> str:
-    auroc = "not known without labelled --frames" if report.auroc_drift is None else f"changes by {100 * report.auroc_drift:.2f} points"
-    return (
-        f"over {report.frame_count} frames maps correlate by {meter.correlation:.4f}, map values differ by up to {report.map_max_abs:.3g} of "
-        f"{report.map_scale:.3g}, image AUROC {auroc}, {report.flips} verdicts flip"
-    )
 
 
 def _add(meter: ParityMeter, name: str, expected: tuple[np.ndarray, np.ndarray], answer: HalfAnswer) -> None:

@@ -21,8 +21,11 @@ Infer: TypeAlias = Callable[[npt.NDArray[np.uint8]], tuple[Scores, npt.NDArray[n
 """(N, H, W, 3) uint8 RGB -> scores (N,), maps (N, H, W)."""
 
 TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "int8": 1e-1}
-"""Allowed difference relative to the largest golden map value. fp32: ten times the export gate, because another CPU sums in another order; fp16: the
-measured spread of the mixed graph over devices; int8: what the gate of such a graph allows, because the golden maps are the checkpoint's."""
+"""The one yardstick of a precision: allowed difference relative to the largest map value of the same golden sample or frame.
+
+The self-test at load, the gate of an engine and, but for fp32, the gate of an export ask it. fp32: ten times the export gate, because another CPU
+sums in another order; fp16: the measured spread of the mixed graph; int8: what eight bits cost single values of a map that still ranks and decides
+alike."""
 
 _MEMBERS = ("images", "scores", "maps")
 # What numpy and zipfile raise for a file that is truncated, altered or no npz at all.
@@ -121,13 +124,13 @@ def check_golden(golden: GoldenSamples, infer: Infer, tolerance: float) -> None:
     Args:
         golden: Recorded samples.
         infer: What to check; called with one sample at a time, so that a fixed batch of 1 will do.
-        tolerance: Allowed difference relative to the largest golden map value.
+        tolerance: Allowed difference relative to the largest map value of the same sample, as in the parity gate.
 
     Raises:
         GoldenSampleError: If a sample scores differently; the message names it with what was expected and what came.
     """
-    allowed = tolerance * float(golden.maps.max())
     for index in range(len(golden.images)):
+        allowed = tolerance * float(golden.maps[index].max())
         scores, maps = infer(golden.images[index : index + 1])
         if scores.shape != (1,) or maps.shape != (1, *golden.maps.shape[1:]):
             raise GoldenSampleError(

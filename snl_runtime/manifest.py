@@ -8,7 +8,7 @@ from typing import Any
 
 from snl_runtime.errors import ManifestError
 from snl_runtime.files import atomic_write_text, sha256_bytes
-from snl_runtime.manifest_codec import canonical_json, from_plain, parse_json, to_plain
+from snl_runtime.manifest_codec import ADDED_LATER, canonical_json, from_plain, parse_json, to_plain
 
 SCHEMA = 1
 """Schema number that this version reads and writes."""
@@ -122,6 +122,8 @@ class ParityReport:
         map_max_abs: Largest difference of a map value.
         map_p99_abs: 99th percentile of the same.
         map_scale: Largest map value of the reference.
+        map_correlation_min: Lowest Pearson correlation of a frame's map with the reference's; None in a report from before it was measured.
+        map_correlation_median: Median of the same over the frames.
         tolerance: Allowed difference relative to the largest map value of the frame.
         auroc_drift: Difference of image AUROC, None without labels.
         flips: Verdicts that differ at the shipped thresholds.
@@ -141,6 +143,8 @@ class ParityReport:
     map_max_abs: float
     map_p99_abs: float
     map_scale: float
+    map_correlation_min: float | None = field(default=None, metadata=ADDED_LATER)
+    map_correlation_median: float | None = field(default=None, metadata=ADDED_LATER)
     tolerance: float
     auroc_drift: float | None
     flips: int

@@ -17,6 +17,9 @@ from snl_runtime.errors import ManifestError
 
 _T = TypeVar("_T")
 
+ADDED_LATER: Mapping[str, bool] = types.MappingProxyType({"omit_none": True})
+"""Metadata of an optional field that the first manifests of a schema do not have: None is not written, so that their signatures hold."""
+
 
 def parse_json(text: str) -> dict[str, Any]:
     """Return one JSON object, read strictly: no NaN, no Infinity, no key twice.
@@ -55,7 +58,8 @@ def to_plain(value: object, where: str = "") -> Any:
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         hints = _hints(type(value))
-        return {name: _as_declared(to_plain(getattr(value, name), _join(where, name)), hint) for name, hint in hints.items()}
+        omitted = {item.name for item in dataclasses.fields(value) if item.metadata.get("omit_none") and getattr(value, item.name) is None}
+        return {name: _as_declared(to_plain(getattr(value, name), _join(where, name)), hint) for name, hint in hints.items() if name not in omitted}
     if isinstance(value, Mapping):
         return {str(key): to_plain(item, _join(where, str(key))) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,5 +1,6 @@
 """``snl-export --int8`` writes a file whose maps, ranking and verdicts are the checkpoint's, or nothing."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -71,7 +72,10 @@ def test_int8_export_says_what_it_is_and_opens(checkpoint_path: Path, tmp_path: 
     assert graph["golden_tolerance"] == 0.1
     (report,) = read_manifest(out.with_suffix(".json")).parity
     assert report.passed
-    assert "parity passed on" in capsys.readouterr().out
+    assert report.map_correlation_min >= 0.95
+    printed = capsys.readouterr().out
+    assert "parity passed on" in printed
+    assert f"maps correlate by {report.map_correlation_min:.4f} or more (median {report.map_correlation_median:.4f})" in printed
     model = onnx.load(out)
     assert sum(node.op_type == "QuantizeLinear" for node in model.graph.node) > 0
     assert {(entry.domain, entry.version) for entry in model.opset_import} == {("", 18)}
@@ -96,8 +100,8 @@ def test_int8_that_ruins_the_map_is_refused_with_the_figures(
     arguments = ["--ckpt", str(checkpoint_path), "--out", str(earlier), "--int8", "--calib-data", str(good), "--engine", "none"]
     assert main(arguments) == 3
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    for figure in ("maps correlate by 0.", "map values differ by up to", "0 verdicts flip", "--int8-parts"):
-        assert figure in last
+    for figure in (r"maps correlate by -?0\.\d{4} or more \(median -?0\.\d{4}\)", "map values differ by up to", "0 verdicts flip", "--int8-parts"):
+        assert re.search(figure, last)
     assert contents(earlier.parent) == before
     assert [path.name for path in earlier.parent.iterdir() if path.is_dir()] == ["good"]
 

@@ -9,7 +9,7 @@ from snl_runtime.errors import ParityRefusedError
 from snl_runtime.manifest import Decision, Evidence, FrameRange, ParityReport
 from snl_runtime.parity import LIMITS, ParityLimits, ParityMeter, ScoredFrame, refuse_unless_passed
 
-WIDE = ParityLimits(relative=10.0, correlation=None)
+WIDE = ParityLimits(relative=10.0)
 
 
 def frame(reference: list[float], subject: list[float], *, is_anomalous: bool | None = None, name: str = "a") -> ScoredFrame:
@@ -91,21 +91,53 @@ def test_no_frame_at_all_is_no_proof() -> None:
     assert judge(ParityMeter(WIDE)).failures == ["no frame was compared"]
 
 
-def test_correlation_is_that_of_all_map_values() -> None:
+def test_correlation_is_that_of_each_frame_by_numpy() -> None:
     generator = np.random.default_rng(0)
-    pairs = [(generator.random(50), generator.random(50)) for _ in range(3)]
-    meter = ParityMeter(dataclasses.replace(WIDE, correlation=0.99))
+    pairs = [np.float32(generator.random((2, 50))) for _ in range(5)]
+    meter = ParityMeter(dataclasses.replace(WIDE, correlation_min=0.99, correlation_median=0.98))
     for reference, subject in pairs:
         meter.add(frame(list(reference), list(subject)))
-    expected = np.corrcoef(*(np.concatenate([np.float32(pair[i]) for pair in pairs]) for i in range(2)))[0, 1]
-    assert meter.correlation == pytest.approx(expected, abs=1e-9)
-    assert "correlate" in judge(meter).failures[0]
+    expected = [np.corrcoef(pair)[0, 1] for pair in pairs]
+    report = judge(meter)
+    assert report.map_correlation_min == pytest.approx(min(expected), abs=1e-9)
+    assert report.map_correlation_median == pytest.approx(sorted(expected)[2], abs=1e-9)
+    assert report.failures == [
+        f"the map of a frame correlates by {min(expected):.4f}, at least 0.99 is needed",
+        f"the map of the median frame correlates by {sorted(expected)[2]:.4f}, at least 0.98 is needed",
+    ]
 
 
-def test_constant_map_has_no_correlation_and_is_refused() -> None:
-    meter = ParityMeter(dataclasses.replace(WIDE, correlation=0.5))
-    meter.add(frame([1.0, 2.0], [0.0, 0.0]))
-    assert not judge(meter).passed
+def test_one_frame_that_lost_its_pattern_is_refused_though_all_values_together_correlate() -> None:
+    """Peaks stay within the tolerance; over all values at once the two levels of the frames give 0.99."""
+    generator = np.random.default_rng(1)
+    meter = ParityMeter(LIMITS["int8"])
+    maps = [level + generator.uniform(0, level / 12, 400) for level in (1.0, 5.0)]
+    for index, values in enumerate((*maps, *(level + generator.uniform(0, level, 400) for level in (1.0, 5.0, 1.0)))):
+        subject = generator.permutation(values) if index < 1 else values
+        meter.add(frame(list(values), list(subject), name=str(index)))
+    report = judge(meter)
+    (failure,) = report.failures
+    assert failure.startswith("the map of a frame correlates by ")
+    assert report.map_correlation_median == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("reference", "subject", "expected"), [([1.0, 2.0], [0.0, 0.0], 0.0), ([2.0, 2.0], [1.0, 3.0], 0.0), ([2.0, 2.0], [3.0, 3.0], 1.0)]
+)
+def test_flat_map_correlates_with_a_flat_one_only(reference: list[float], subject: list[float], expected: float) -> None:
+    meter = ParityMeter(dataclasses.replace(WIDE, correlation_min=0.5))
+    meter.add(frame(reference, subject))
+    report = judge(meter)
+    assert report.map_correlation_min == expected
+    assert report.passed is (expected == 1.0)
+
+
+def test_every_precision_below_fp32_is_held_to_the_pattern_of_its_maps() -> None:
+    assert {name: (limits.correlation_min, limits.correlation_median) for name, limits in LIMITS.items()} == {
+        "fp32": (None, None),
+        "fp16": (0.95, 0.99),
+        "int8": (0.95, 0.99),
+    }
 
 
 def test_one_swapped_pair_of_ten_moves_auroc_by_its_share() -> None:

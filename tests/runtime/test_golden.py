@@ -154,6 +154,21 @@ def test_machine_that_scores_as_recorded_passes_within_the_tolerance():
     check_golden(golden, replay(golden, drift), 1e-3)
 
 
+def test_quiet_sample_is_held_to_its_own_largest_value():
+    loud = make_golden()
+    maps = loud.maps.copy()
+    maps[1] *= 0.01
+    golden = GoldenSamples(images=loud.images, scores=maps.max(axis=(1, 2)), maps=maps)
+
+    def drift(scores, maps):
+        if scores[0] == golden.scores[1]:
+            maps += 2e-3 * maps.max()
+
+    check_golden(golden, replay(golden, drift), 3e-3)
+    with pytest.raises(GoldenSampleError, match="golden sample 1"):
+        check_golden(golden, replay(golden, drift), 1e-3)
+
+
 def test_score_beyond_the_tolerance_names_sample_expected_and_got():
     golden = make_golden()
 

@@ -132,6 +132,23 @@ def written(tmp_path):
     return path
 
 
+def test_report_from_before_correlation_was_measured_keeps_its_text_and_hash(written):
+    document = json.loads(written.read_text(encoding="utf-8"))
+    assert not [key for key in document["parity"][0] if "correlation" in key]
+    manifest = read_manifest(written)
+    assert manifest.parity[0].map_correlation_min is None
+    before = written.read_bytes()
+    write_manifest(written, manifest)
+    assert written.read_bytes() == before
+
+
+def test_correlation_of_a_report_is_kept(tmp_path):
+    report = make_parity(ONNX, map_correlation_min=0.98, map_correlation_median=1)
+    write_manifest(tmp_path / "x.json", make_manifest().with_parity(report))
+    (read,) = read_manifest(tmp_path / "x.json").parity
+    assert (read.map_correlation_min, read.map_correlation_median) == (0.98, 1.0)
+
+
 def test_manifest_is_read_back_as_it_was_written(tmp_path):
     path = tmp_path / "x.json"
     written = write_manifest(path, full_manifest())
