@@ -1,10 +1,21 @@
-"""The kernels compiled for the CPU, as a fixture per way of rounding."""
+"""The kernels compiled for the CPU, as a fixture per way of rounding, and detectors that run them."""
 
+import contextlib
+import functools
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
+import onnxruntime
 import pytest
 
+from snl_runtime import cuda_api
+from snl_runtime.backends import onnxruntime_backend
+from snl_runtime.backends.onnxruntime_lane import OnnxRuntimeLane
+from snl_runtime.cuda_resources import CudaModule, DeviceBuffer
+from snl_runtime.detector import SnlDetector
+from snl_runtime.device_arrays import OwnedDeviceArray
 from snl_runtime.kernels import KERNEL_NAMES
 
 
@@ -55,3 +66,72 @@ def make_gpu(gpu):
             self.push(stream, work)
 
     return Gpu
+
+
+@pytest.fixture(scope="session")
+def device_detector():
+    """The module of engines, frames and comparisons for detectors on a GPU in NumPy."""
+    return _load("device_detector")
+
+
+@pytest.fixture
+def fake(kernels, make_gpu, monkeypatch, model_fixtures, gpu, device_detector):
+    """A GPU with working kernels, where ONNX Runtime and TensorRT find it."""
+    cuda, session = make_gpu(kernels), device_detector.Session
+    size = model_fixtures.SIZE
+    library = gpu.FakeLibrary(cuda, lambda images: model_fixtures._maps_of(images.tobytes()), (size, size))
+    monkeypatch.setattr(cuda_api, "load_cuda", lambda: cuda)
+    monkeypatch.setattr("snl_runtime.device_path.load_kernels", lambda api: CudaModule(api, b"code"))
+    monkeypatch.setattr("snl_runtime.backends.tensorrt_backend.open_library", lambda name: library)
+    names = {name: getattr(onnxruntime, name) for name in ("SessionOptions", "ExecutionMode", "GraphOptimizationLevel")}
+    provided = SimpleNamespace(InferenceSession=device_detector.CudaSession, get_available_providers=lambda: ["CUDAExecutionProvider"], **names)
+    monkeypatch.setattr(onnxruntime_backend, "_load_library", lambda: provided)
+    monkeypatch.setattr(onnxruntime_backend, "OnnxRuntimeLane", functools.partial(OnnxRuntimeLane, device_type="cpu"))
+    monkeypatch.setattr(onnxruntime_backend, "open_cuda_session", lambda path, stream, device_index: session(cuda, path, stream))
+    monkeypatch.setattr(session, "spoil", staticmethod(session.spoil))  # put back after the test
+    cuda.library = library
+    return cuda
+
+
+@pytest.fixture
+def open_on(fake, tmp_path, model_fixtures, write_engine, monkeypatch):
+    """Open the detector of the tiny model on ``host``, ``onnxruntime`` or ``tensorrt``; ``changes`` are those of its decision."""
+    with contextlib.ExitStack() as opened:
+
+        def open_detector(where, *, changes=None, **options):
+            folder = tmp_path / f"model{len(list(tmp_path.iterdir()))}"
+            folder.mkdir()
+            write = model_fixtures.ModelFolder.write
+            monkeypatch.setattr(model_fixtures.ModelFolder, "write", lambda self, **kwargs: write(self, decisions=changes, **kwargs))
+            path = write_engine(folder=folder)
+            monkeypatch.setattr(model_fixtures.ModelFolder, "write", write)
+            if where == "tensorrt":
+                return opened.enter_context(SnlDetector(path, **options))
+            if where == "onnxruntime":
+                return opened.enter_context(SnlDetector(path.with_suffix(".onnx"), device="cuda", **options))
+            with monkeypatch.context() as real:
+                real.setattr(onnxruntime_backend, "_load_library", lambda: onnxruntime)
+                return opened.enter_context(SnlDetector(path.with_suffix(".onnx"), **options))
+
+        yield open_detector
+        fake.failing.clear()
+
+
+@pytest.fixture
+def on_gpu(fake):
+    """Put an array into the GPU's memory; it is released after the test."""
+    with contextlib.ExitStack() as opened:
+
+        def put(array):
+            array = np.ascontiguousarray(array)
+            buffer = DeviceBuffer(fake, max(1, array.nbytes))
+            fake.view(buffer.handle, array.nbytes, "device")[...] = array.reshape(-1).view(np.uint8)
+            return opened.enter_context(OwnedDeviceArray(buffer, array.shape, array.dtype, device=0))
+
+        yield put
+
+
+@pytest.fixture(scope="session")
+def frames(device_detector, model_fixtures):
+    """name -> (image, color): usable frames, then unusable ones."""
+    return device_detector.make_frames(model_fixtures)
