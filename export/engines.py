@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from snl_runtime.errors import BackendUnavailableError, ConfigError
 from snl_runtime.manifest import NOT_VERIFIED, EngineEntry, Manifest, manifest_path, read_manifest, write_manifest
-from snl_runtime.parity import figures, refuse_unless_passed
+from snl_runtime.parity import refuse_unless_passed
 
 if TYPE_CHECKING:
     from snl_runtime.engine_builder import EngineTarget
@@ -98,9 +98,7 @@ def build_planned_engine(model_path: Path, manifest: Manifest, target: "EngineTa
     write_manifest(manifest_path(model_path), manifest.with_engine(built.entry))
     report, why_not = verify_if_possible(built.path, frames)
     if report is not None:
-        refuse_unless_passed(
-            report, advice=f"{figures(report)}; {model_path.name} stands; the engine is listed with this report and gives no verdict but ERROR"
-        )
+        refuse_unless_passed(report, advice=f"{model_path.name} stands; the engine is listed with this report and gives no verdict but ERROR")
     listed = read_manifest(manifest_path(model_path))
     return ExportedEngine(
         path=built.path,

@@ -10,7 +10,7 @@ import onnx
 from snl_runtime.files import sha256_file
 from snl_runtime.golden import GoldenSamples
 from snl_runtime.manifest import Decision, ParityReport
-from snl_runtime.parity import LIMITS, ParityMeter, ScoredFrame, compare, figures, refuse_unless_passed
+from snl_runtime.parity import LIMITS, ParityMeter, ScoredFrame, compare, refuse_unless_passed
 from snl_runtime.parity_frames import FrameSet
 from snl_runtime.preprocess import InputSpec, prepare, resize
 from snl_runtime.progress import Progress
@@ -61,8 +61,7 @@ def check_export(
     report = meter.report(
         subject_file=path.name, subject_sha256=sha256_file(path), reference=reference_name, frames_source=frames.source, verified_on=runs_on
     )
-    advice = f"{figures(report)}; {_INT8_ADVICE}" if precision == "int8" else _ADVICE
-    refuse_unless_passed(report, advice=advice)
+    refuse_unless_passed(report, advice=_INT8_ADVICE if precision == "int8" else _ADVICE)
     return report
 
 

@@ -263,7 +263,7 @@ def _compare_golden(subject: "Scorer", golden: GoldenSamples, meter: ParityMeter
 
 
 def refuse_unless_passed(report: ParityReport, *, advice: str) -> None:
-    """Raise the report's failures as one sentence.
+    """Raise the report's failures and figures as one sentence.
 
     Raises:
         ParityRefusedError: If the report did not pass.
@@ -272,7 +272,7 @@ def refuse_unless_passed(report: ParityReport, *, advice: str) -> None:
         return
     shown = "; ".join(report.failures[:3])
     more = f"; and {len(report.failures) - 3} more" if len(report.failures) > 3 else ""
-    raise ParityRefusedError(f"{report.subject_file} does not score like {report.reference}: {shown}{more}; {advice}")
+    raise ParityRefusedError(f"{report.subject_file} does not score like {report.reference}: {shown}{more}; {figures(report)}; {advice}")
 
 
 def figures(report: ParityReport) -> str:

@@ -172,5 +172,8 @@ def test_flip_is_a_change_between_pass_and_reject(before: float, after: float, r
 def test_refusal_names_file_reference_figures_and_what_to_do() -> None:
     meter = ParityMeter(LIMITS["fp32"])
     meter.add(frame([1.0], [1.5], name="golden 0"))
-    with pytest.raises(ParityRefusedError, match=r"x\.onnx does not score like checkpoint x\.pt: golden 0: map differs by 0\.5.*; do this"):
+    with pytest.raises(
+        ParityRefusedError,
+        match=r"x\.onnx does not score like checkpoint x\.pt: golden 0: map differs by 0\.5.*; over 1 frames maps correlate.*; do this",
+    ):
         refuse_unless_passed(judge(meter), advice="do this")

@@ -1,5 +1,8 @@
 """``snl-export`` builds an engine where it can, verifies it where it runs, and says which of the two it could not do."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 
 from snl_export.engines import build_planned_engine, engine_lines, plan_engine
@@ -7,7 +10,7 @@ from snl_runtime.cuda_api import DeviceDescription
 from snl_runtime.engine_builder import target_at_hand
 from snl_runtime.errors import BackendUnavailableError, ConfigError, ParityRefusedError
 from snl_runtime.files import sha256_file
-from snl_runtime.manifest import manifest_path, read_manifest
+from snl_runtime.manifest import manifest_path, read_manifest, write_manifest
 from snl_runtime.trt_api import load_library
 
 pytest.importorskip("onnxruntime")
@@ -86,6 +89,29 @@ def test_engine_that_scores_otherwise_is_refused_and_keeps_its_report(station, m
     assert refusal.value.exit_status == 3
     (entry,) = read_manifest(manifest_path(model)).engines
     assert not entry.parity.passed
+
+
+@pytest.mark.parametrize(("band", "refused"), [(0.0, True), (0.1, False)])
+def test_engine_that_flips_one_verdict_is_refused_with_the_figures(station, model, model_fixtures, band, refused):
+    """It is off by half of what fp32 may be off by, and the threshold lies between its score and the ONNX file's for one golden sample."""
+    manifest = read_manifest(manifest_path(model))
+    peaks = sorted(float(model_fixtures.twin_map(image).max()) for image in model_fixtures.ModelFolder(model.parent).golden_images)
+    threshold = peaks[-1] * 1.00025
+    decision = dataclasses.replace(manifest.decisions[0], pass_threshold=threshold, reject_threshold=threshold * (1 + band))
+    write_manifest(manifest_path(model), dataclasses.replace(manifest, decisions=[decision]))
+    honest = station.answer
+    station.answer = lambda images: honest(images) * np.float32(1.0005)
+    if not refused:
+        assert build(model, plan_engine(None, ()).target).entry.parity.flips == 0
+        return
+    with pytest.raises(
+        ParityRefusedError, match=r"frames change between PASS and REJECT, allowed are 0; over 12 frames maps correlate by"
+    ) as refusal:
+        build(model, plan_engine(None, ()).target)
+    assert refusal.value.exit_status == 3
+    (entry,) = read_manifest(manifest_path(model)).engines
+    assert (entry.parity.passed, len(entry.parity.failures)) == (False, 1)
+    assert read_manifest(manifest_path(model)).decisions_for(entry.sha256) == {}
 
 
 def test_gpu_that_rtx_does_not_know_gets_no_engine_and_the_advice(station, cuda):
