@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from snl_calibration.calibrate import CalibrationOptions, calibrate
 from snl_runtime.golden import GoldenSamples, write_golden
 from snl_runtime.manifest import Manifest, read_manifest, write_manifest
 
@@ -143,6 +144,14 @@ class Station:
 
     def manifest(self):
         return read_manifest(self.root / "line.json")
+
+    def fit_all(self, good=None, **changes):
+        """Calibrate with a promise that 29 good parts carry."""
+        return calibrate(self.model, good or self.good, CalibrationOptions(**{"max_frr": 0.1, **changes}))
+
+    def fit_one(self, good=None, **changes):
+        (fit,) = self.fit_all(good, **changes)
+        return fit
 
     def write_model(self, kind, *, classes=("disk", "ring"), training=(), held_out=()):
         """Write model, golden samples and manifest; an earlier manifest is replaced."""
