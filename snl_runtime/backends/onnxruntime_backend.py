@@ -40,16 +40,11 @@ class OnnxRuntimeBackend:
         """
         self.device = device or "cpu"
         path = self._path = Path(model_path)
+        self._threads = threads
         self._lane: OnnxRuntimeLane | None = None
         self._failure: str | None = None
-        library = _load_library()
-        providers, options = _providers(library, self.device), _options(library, threads)
-        try:
-            self._session: Any = library.InferenceSession(str(path), sess_options=options, providers=providers)
-        except Exception as error:  # the library's exception classes share no base
-            raise BackendError(f"onnxruntime cannot load {path}: {one_line(error)}; export the model again: snl-export --ckpt x.pt") from error
-        if self.device != "cpu" and self._session.get_providers()[0] != "CUDAExecutionProvider":  # it falls back to the CPU silently
-            raise BackendUnavailableError(f"onnxruntime could not start device '{self.device}'; check the driver and CUDA, or use device cpu")
+        self._closed = False
+        self._session: Any = self._open_session()
         self.input_shape: tuple[int | None, int, int, int] = check_signature(
             path.name,
             {item.name: (_DTYPES.get(item.type, item.type), _fixed_sizes(item.shape)) for item in self._session.get_inputs()},
@@ -59,6 +54,8 @@ class OnnxRuntimeBackend:
     def infer(self, image: npt.NDArray[np.uint8], anomaly_map: npt.NDArray[np.float32], anomaly_score: npt.NDArray[np.float32]) -> None:
         """Write map and score into the caller's arrays; see ``Backend.infer``."""
         self._check_open()
+        if self._session is None:
+            self._session = self._open_session()
         check_arrays(self.name, self.input_shape, image, anomaly_map, anomaly_score)
         try:
             values = self._session.run([MAP_NAME, SCORE_NAME], {INPUT_NAME: np.ascontiguousarray(image)})
@@ -70,13 +67,14 @@ class OnnxRuntimeBackend:
     def lane(self) -> contextlib.AbstractContextManager[OnnxRuntimeLane] | None:
         """Return the lane of a model on a GPU, lent with the GPU current; None on the CPU. See :class:`snl_runtime.backends.base.DeviceBackend`.
 
-        The first call loads the model a second time, onto the lane's own stream.
+        The lane has a session of its own, on its own stream; that of :meth:`infer` is released first and opened again if it is ever asked for, so
+        that the GPU holds the model once.
         """
         return None if self.device == "cpu" else self._lend_lane()
 
     def close(self) -> None:
         """Release the sessions; a second call does nothing."""
-        self._session = None
+        self._closed, self._session = True, None
         self._close_lane()
 
     def __enter__(self) -> "OnnxRuntimeBackend":
@@ -88,6 +86,7 @@ class OnnxRuntimeBackend:
     @contextlib.contextmanager
     def _lend_lane(self) -> Iterator[OnnxRuntimeLane]:
         self._check_open()
+        self._session = None
         api, index = cuda_api.load_cuda(), int(self.device.partition(":")[2] or "0")
         with device_scope(api, index):
             if self._lane is None:
@@ -104,13 +103,24 @@ class OnnxRuntimeBackend:
                     self._close_lane()
                 raise
 
+    def _open_session(self) -> Any:
+        library = _load_library()
+        providers, options = _providers(library, self.device), _options(library, self._threads)
+        try:
+            session = library.InferenceSession(str(self._path), sess_options=options, providers=providers)
+        except Exception as error:  # the library's exception classes share no base
+            raise BackendError(f"onnxruntime cannot load {self._path}: {one_line(error)}; export the model again: snl-export --ckpt x.pt") from error
+        if self.device != "cpu" and session.get_providers()[0] != "CUDAExecutionProvider":  # it falls back to the CPU silently
+            raise BackendUnavailableError(f"onnxruntime could not start device '{self.device}'; check the driver and CUDA, or use device cpu")
+        return session
+
     def _close_lane(self) -> None:
         lane, self._lane = self._lane, None
         if lane is not None:
             lane.close()
 
     def _check_open(self) -> None:
-        if self._session is None:
+        if self._closed:
             raise InferenceError("backend 'onnxruntime' is closed; open the model again")
         if self._failure is not None:
             raise InferenceError(f"backend 'onnxruntime' failed before ({self._failure}); close it and open the model again")
