@@ -267,6 +267,19 @@ def test_engine_that_does_not_fit_is_rebuilt_verified_and_used(write_engine, rtx
     assert cuda.leaks == {}
 
 
+def test_snl_run_refuses_a_truncated_engine_in_one_line_and_rebuilds_it_when_asked(write_engine, rtx, model_fixtures, tmp_path, capsys):
+    path = write_engine(parity=False, precision="fp32", library="tensorrt-rtx", library_version=rtx.version)
+    path.write_bytes(path.read_bytes()[:-1])
+    (tmp_path / "parts").mkdir()
+    write_image(tmp_path / "parts" / "1.png", np.ascontiguousarray(model_fixtures.good_frame(1)[:, :, ::-1]))
+    arguments = ["--engine", str(path), "--images", str(tmp_path / "parts"), "--jsonl", str(tmp_path / "x.jsonl"), "--json"]
+    assert run_main(arguments) == 2
+    assert "snl-run --engine line.trt --rebuild" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert run_main([*arguments, "--rebuild", "--fail-on-reject"]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == []
+    assert read_manifest(manifest_path(path)).engines[0].sha256 == sha256_file(path)
+
+
 def test_missing_engine_is_built_from_its_onnx(write_engine, rtx, model_fixtures):
     path = write_engine(parity=False, library="tensorrt-rtx", library_version=rtx.version)
     path.unlink()
