@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_RTX_TARGETS = (86, 89, 120)
 """Compute capabilities of an RTX engine when nobody says otherwise: RTX 30, 40 and 50 series."""
+BUILD_RECIPE = 1
+"""Raised when :mod:`snl_runtime.trt_api` sets other flags for the same request, so that no engine of an earlier release comes out of the cache."""
 CACHE_LIMIT_BYTES = 4 << 30
 """The build cache drops its oldest engines beyond this size."""
 
@@ -229,8 +231,9 @@ def rebuild_engine(engine_path: Path, *, cache_folder: Path | None = None) -> Bu
 
 
 def cache_key(onnx: bytes, target: EngineTarget, options: EngineOptions) -> str:
-    """Return the hash of everything that decides what a build gives: graph, library, target and options."""
+    """Return the hash of everything that decides what a build gives: graph, library, target, options and how they are set."""
     return _digest(
+        BUILD_RECIPE,
         sha256_bytes(onnx),
         target.library.name,
         target.library.version,

@@ -61,6 +61,17 @@ def test_figures_are_the_largest_differences_of_all_frames() -> None:
     assert report.passed
 
 
+def test_99th_percentile_of_maps_is_the_worst_frames_and_of_scores_that_over_frames() -> None:
+    meter = ParityMeter(WIDE)
+    offsets = [np.arange(101) / 1000, np.arange(101) / 500]
+    for offset in offsets:
+        meter.add(frame(list(np.ones(101)), list(1 + offset)))
+    report = judge(meter)
+    assert report.map_p99_abs == pytest.approx(0.198, abs=1e-6)  # the 100th of 101 values in order
+    assert report.score_p99_abs == pytest.approx(0.1 + 0.99 * 0.1, abs=1e-6)  # between the only two, 0.1 and 0.2
+    assert report.map_max_abs == pytest.approx(0.2, abs=1e-6)
+
+
 def test_tolerance_is_relative_to_each_frame_so_that_a_quiet_frame_is_not_excused_by_a_loud_one() -> None:
     meter = ParityMeter(LIMITS["fp32"])
     meter.add(frame([1000.0], [1000.0], name="loud"))

@@ -79,6 +79,13 @@ def test_key_changes_with_everything_that_changes_the_engine(library: TensorRtLi
     assert len(keys) == 8
 
 
+def test_key_changes_when_this_release_builds_otherwise(library: TensorRtLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = EngineTarget(library=library, compute_capabilities=(86,))
+    before = cache_key(b"graph", target, EngineOptions())
+    monkeypatch.setattr(engine_builder, "BUILD_RECIPE", engine_builder.BUILD_RECIPE + 1)
+    assert cache_key(b"graph", target, EngineOptions()) != before
+
+
 def test_cache_drops_the_oldest_engines_beyond_its_limit(
     onnx_path: Path, target: EngineTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
