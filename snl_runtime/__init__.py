@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from snl_runtime.manifest import Decision, Manifest, read_manifest
     from snl_runtime.overlay import render_overlay
     from snl_runtime.scorer import Scorer
-    from snl_runtime.types import AnomalyRegion, AnomalyResult, Frame, StageTimings, Verdict
+    from snl_runtime.types import AnomalyRegion, AnomalyResult, Frame, OutputRequest, StageTimings, Verdict
 
 __all__ = [
     "AnomalyRegion",
@@ -28,6 +28,7 @@ __all__ = [
     "Frame",
     "Manifest",
     "ModelBundle",
+    "OutputRequest",
     "Scorer",
     "SnlDetector",
     "SnlError",
@@ -49,6 +50,7 @@ _MODULES = {
     "Frame": "types",
     "Manifest": "manifest",
     "ModelBundle": "bundle",
+    "OutputRequest": "types",
     "Scorer": "scorer",
     "SnlDetector": "detector",
     "SnlError": "errors",

@@ -5,7 +5,6 @@ import logging
 import threading
 import time
 import warnings
-from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 
@@ -29,7 +28,7 @@ from snl_runtime.preprocess import FrameError
 from snl_runtime.scorer import Scorer
 from snl_runtime.selection import DecisionBook
 from snl_runtime.signing import PublicKey
-from snl_runtime.types import AnomalyResult, ColorOrder
+from snl_runtime.types import AnomalyResult, ColorOrder, OutputRequest
 from snl_runtime.worker import BackendWorker
 
 logger = logging.getLogger(__name__)
@@ -62,6 +61,8 @@ class SnlDetector:
         rebuild: Build ``x.trt`` again from ``x.onnx`` if it is missing, altered or made for another GPU or library version. An engine without a
             parity report, new or copied from the export, is then compared with its ONNX file here; it passes nothing before it passed that gate.
         keep_maps: Whether results carry the anomaly map. Without, a GPU keeps the map to itself; score, checks and regions are the same.
+        outputs: What results carry at frame resolution (map, mask, overlay) and for which verdicts; None for nothing. Verdict and regions do not
+            depend on it, except that a GPU which fails while it draws makes the frame an ERROR like any failure.
 
     Raises:
         ManifestError: If a file of the model is truncated, altered or of another schema; the message says what to run.
@@ -87,6 +88,7 @@ class SnlDetector:
         public_key: PublicKey | None = None,
         rebuild: bool = False,
         keep_maps: bool = True,
+        outputs: OutputRequest | None = None,
     ) -> None:
         self._closed = True  # until everything below worked
         if not timeout_ms > 0:
@@ -94,6 +96,7 @@ class SnlDetector:
         self._timeout_s = timeout_ms / 1e3
         self._product = product
         self._keep_maps = keep_maps
+        self._outputs = OutputRequest() if outputs is None else _checked_outputs(outputs)
         self._lock = threading.Lock()
         self._worker = BackendWorker(f"snl-backend-{Path(model).name}")
 
@@ -155,7 +158,7 @@ class SnlDetector:
         """Hash of the opened file."""
         return self._scorer.bundle.sha256
 
-    def detect(self, image: object, *, color: ColorOrder = "bgr", product: str | None = None) -> AnomalyResult:
+    def detect(self, image: object, *, color: ColorOrder = "bgr", product: str | None = None, outputs: OutputRequest | None = None) -> AnomalyResult:
         """Return the verdict on one frame; whatever the frame is, nothing is raised for it.
 
         Args:
@@ -163,6 +166,7 @@ class SnlDetector:
                 GPU, there, as pycuda, CuPy and torch hand it out; anything else gives ERROR ``frame_unusable``.
             color: Meaning of the last axis.
             product: Product of this frame; None for the detector's own.
+            outputs: What the result carries beside the verdict; None for the detector's own.
 
         Returns:
             A result that owns its arrays. ``product`` is None where the strictest of several decisions was used.
@@ -174,7 +178,7 @@ class SnlDetector:
             raise DetectorClosedError("the detector is closed; open a new SnlDetector")
         inspection = Inspection(self._book.select(self._product if product is None else product), keep_map=self._keep_maps)
         try:
-            self._inspect(inspection, image, color)
+            self._inspect(inspection, image, color, self._outputs if outputs is None else _checked_outputs(outputs))
         except DetectorClosedError:
             raise
         except Exception as fault:  # noqa: BLE001  # the frame may be any object; a bug must stop the part, not the line
@@ -203,14 +207,13 @@ class SnlDetector:
         if not getattr(self, "_closed", True):
             warnings.warn("a SnlDetector was never closed; use it as a context manager", ResourceWarning, stacklevel=2)
 
-    def _inspect(self, inspection: Inspection, image: object, color: ColorOrder) -> None:
-        selection = inspection.selection
+    def _inspect(self, inspection: Inspection, image: object, color: ColorOrder, outputs: OutputRequest) -> None:
         request = Request(
             image=image,
             color=color,
-            roi_xyxy=selection.roi_xyxy,
-            threshold=selection.threshold,
+            selection=inspection.selection,
             keep_map=self._keep_maps,
+            outputs=outputs,
             reader=self._frames,
         )
         prepared = None
@@ -221,11 +224,10 @@ class SnlDetector:
         inspection.prepared_s = time.perf_counter()
         output = self._answer(request, prepared)
         inspection.inferred_s, inspection.infer_ms = time.perf_counter(), output.infer_ms
-        inspection.ruling = selection.rule(
-            output.score, output.evidence, output.statistics, golden_checked=output.golden_checked, now=datetime.now(timezone.utc)
-        )
+        inspection.ruling = output.ruling or request.rule(output.score, output.evidence, output.statistics, golden_checked=output.golden_checked)
         if check_output(output.score, output.evidence) is None:
             inspection.keep(output)
+            inspection.draw(output, request)
 
     def _answer(self, request: Request, prepared: Prepared | None) -> Output:
         if not self._lock.acquire(timeout=self._timeout_s):
@@ -286,6 +288,12 @@ def _verify(model: Path, *, is_signed: bool) -> None:
 
 class _BusyError(BackendError):
     """The backend is taken; becomes a verdict, never leaves this module."""
+
+
+def _checked_outputs(outputs: object) -> OutputRequest:
+    if not isinstance(outputs, OutputRequest):
+        raise ConfigError(f"outputs must be an OutputRequest, got {type(outputs).__name__}")
+    return outputs
 
 
 def _cuda_index(device: str | None) -> int:

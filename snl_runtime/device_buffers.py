@@ -45,7 +45,7 @@ class GrowingBuffer(Generic[_Buffer]):
 
 
 class DownloadBuffer:
-    """One output at frame resolution: where the kernel writes it and where it arrives on the host."""
+    """Outputs at frame resolution: where the kernel writes them and where they arrive on the host."""
 
     def __init__(self, api: CudaApi, stream: CudaStream) -> None:
         self._api, self._stream = api, stream
@@ -58,14 +58,14 @@ class DownloadBuffer:
         self._host.reserve(byte_count)
         return self._device.reserve(byte_count).handle
 
-    def enqueue_download(self) -> None:
-        """Queue the copy to the host."""
+    def enqueue(self) -> None:
+        """Queue the copy of all of it to the host."""
         host, device = self._host.reserve(self._byte_count), self._device.reserve(self._byte_count)
         self._api.copy_async(host.handle, device.handle, self._byte_count, "device_to_host", self._stream.handle)
 
-    def take(self) -> npt.NDArray[np.uint8]:
-        """Return a copy of the bytes, once the stream has passed the download."""
-        return np.array(self._host.reserve(self._byte_count).array((self._byte_count,), np.uint8))
+    def host(self) -> npt.NDArray[np.uint8]:
+        """Return the bytes on the host, valid until the next :meth:`reserve`; the download overwrites them."""
+        return self._host.reserve(self._byte_count).array((self._byte_count,), np.uint8)
 
     def __enter__(self) -> "DownloadBuffer":
         return self

@@ -5,34 +5,31 @@ check. A device path that worked and then fails is an ``InferenceError`` like an
 """
 
 import contextlib
+import dataclasses
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from snl_runtime.backends.base import Backend, DeviceBackend, one_line
 from snl_runtime.cuda_api import CudaApi, device_scope
-from snl_runtime.cuda_resources import CudaModule, CudaStream, DeviceBuffer, PinnedBuffer
-from snl_runtime.decision import FrameStatistics, MapSummary, frame_statistics, summarise_map
+from snl_runtime.cuda_resources import CudaModule, CudaStream
+from snl_runtime.decision import FrameStatistics, MapSummary, summarise_map
 from snl_runtime.device_arrays import DeviceView, is_device_array, view_of, wait_for_producer
 from snl_runtime.device_buffers import drain
+from snl_runtime.device_checks import check_stages
 from snl_runtime.device_pipeline import DeviceLane, DeviceOutput, DevicePostprocess, DevicePreprocess, Roi, Wanted, inspect_on_device
 from snl_runtime.errors import BackendError, InferenceError
 from snl_runtime.kernels import load_kernels
 from snl_runtime.kernels.launches import DeviceFrame
-from snl_runtime.preprocess import FrameError, InputSpec, crop_frame, prepare
-from snl_runtime.regions import find_regions
+from snl_runtime.pictures import PictureFlags, Pictures
+from snl_runtime.preprocess import FrameError, crop_frame
 from snl_runtime.types import AnomalyMap, AnomalyRegion, ColorOrder
 
 logger = logging.getLogger(__name__)
-
-INPUT_TOLERANCE = 1
-"""Grey levels by which the device's network input may differ from that of :mod:`snl_runtime.preprocess`."""
-_STATISTICS_TOLERANCE = 1e-3  # both are exact up to float64 rounding, on the same pixels
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -46,6 +43,7 @@ class DeviceInspection:
         statistics: Of the network input, from the device's exact sums.
         regions: As :func:`snl_runtime.regions.find_regions` gives them.
         roi_xyxy: Part of the frame that was inspected, frame pixels.
+        pictures: What was chosen of map, mask and overlay at the resolution of that part.
     """
 
     score: float
@@ -54,6 +52,11 @@ class DeviceInspection:
     statistics: FrameStatistics
     regions: tuple[AnomalyRegion, ...]
     roi_xyxy: Roi
+    pictures: Pictures = dataclasses.field(default_factory=Pictures)
+
+
+ChoosePictures = Callable[[DeviceInspection], PictureFlags | None]
+"""What is wanted of a frame, given everything else that is known of it; None for nothing."""
 
 
 def map_of(inspection: DeviceInspection) -> AnomalyMap:
@@ -131,8 +134,17 @@ class DevicePath:
             self._bind(lane)
             self._resources = opened.pop_all()
 
-    def inspect(self, image: object, *, color: ColorOrder, roi_xyxy: Roi | None, threshold: float, keep_map: bool) -> DeviceInspection:
-        """Inspect one frame, from host or device memory, with one wait at the end.
+    def inspect(
+        self,
+        image: object,
+        *,
+        color: ColorOrder,
+        roi_xyxy: Roi | None,
+        threshold: float,
+        keep_map: bool,
+        choose: ChoosePictures | None = None,
+    ) -> DeviceInspection:
+        """Inspect one frame, from host or device memory, with one wait at the end, and a second one for pictures.
 
         Args:
             image: Frame as captured, or an array on the GPU, see :mod:`snl_runtime.device_arrays`.
@@ -140,6 +152,7 @@ class DevicePath:
             roi_xyxy: Part of the frame to look at; only that is uploaded. None for all of it.
             threshold: Pass threshold; NaN if no decision applies.
             keep_map: Bring the map back, too.
+            choose: Says, while the frame is still on the device, which pictures of it come back; None for none.
 
         Raises:
             FrameError: If the frame cannot be used; the path goes on.
@@ -147,7 +160,7 @@ class DevicePath:
         """
         with self._lend() as lane:
             try:
-                return self._inspect(lane, image, color, roi_xyxy, threshold, Wanted(anomaly_map=keep_map))
+                return self._inspect(lane, image, color, roi_xyxy, threshold, Wanted(anomaly_map=keep_map), choose)
             except FrameError as fault:  # nothing was queued for it: the lane must not end
                 unusable = fault
         raise unusable
@@ -162,20 +175,12 @@ class DevicePath:
         return inspection.score, map_of(inspection)
 
     def check(self, lane: DeviceLane) -> None:
-        """Compare every stage with its definition on seeded frames and a seeded map.
+        """Compare every stage with its definition, see :func:`snl_runtime.device_checks.check_stages`.
 
         Raises:
             BackendError: If the device gives anything else than the host would, or CUDA fails.
         """
-        height, width = self._size_hw
-        with DeviceBuffer(self._api, 4 * height * width + 4) as device, PinnedBuffer(self._api, 4 * height * width + 4) as host:
-            try:
-                for image, color, roi_xyxy in _check_frames(self._size_hw):
-                    self._check_input(lane.stream, image, color, roi_xyxy, device, host)
-                for spoiled in (False, True):
-                    self._check_map(lane.stream, device, host, spoiled=spoiled)
-            finally:
-                drain(lane.stream)  # neither buffer may go while the device uses it
+        check_stages(self._api, lane.stream, self._before, self._after, self._size_hw)
 
     def close(self) -> None:
         """Release everything; a second call does nothing. The backend stays open."""
@@ -204,19 +209,33 @@ class DevicePath:
         self._stages.close()
 
     def _inspect(
-        self, lane: DeviceLane, image: object, color: ColorOrder, roi_xyxy: Roi | None, threshold: float, wanted: Wanted
+        self,
+        lane: DeviceLane,
+        image: object,
+        color: ColorOrder,
+        roi_xyxy: Roi | None,
+        threshold: float,
+        wanted: Wanted,
+        choose: ChoosePictures | None,
     ) -> DeviceInspection:
         if is_device_array(image):
             with view_of(image, stream=lane.stream.handle) as view:
                 covered = _checked_roi(view, color, roi_xyxy)
-                statistics, output = self._inspect_view(lane, view, color, covered, threshold, wanted)
-        else:
-            height, width = crop_frame(image, color, None).shape[:2]
-            covered = roi_xyxy or (0, 0, width, height)
-            statistics, output = inspect_on_device(
-                lane, self._before, self._after, image, color=color, roi_xyxy=covered, threshold=threshold, wanted=wanted
-            )
-        return DeviceInspection(
+                try:
+                    statistics, output = self._inspect_view(lane, view, color, covered, threshold, wanted)
+                    return self._with_pictures(statistics, output, covered, choose)
+                except BaseException:
+                    drain(lane.stream)  # the producer's memory is given back with the view
+                    raise
+        height, width = crop_frame(image, color, None).shape[:2]
+        covered = roi_xyxy or (0, 0, width, height)
+        statistics, output = inspect_on_device(
+            lane, self._before, self._after, image, color=color, roi_xyxy=covered, threshold=threshold, wanted=wanted
+        )
+        return self._with_pictures(statistics, output, covered, choose)
+
+    def _with_pictures(self, statistics: FrameStatistics, output: DeviceOutput, covered: Roi, choose: ChoosePictures | None) -> DeviceInspection:
+        inspection = DeviceInspection(
             score=output.score,
             summary=_checked_summary(output),
             anomaly_map=output.anomaly_map,
@@ -224,6 +243,8 @@ class DevicePath:
             regions=output.regions,
             roi_xyxy=covered,
         )
+        wanted = None if choose is None else choose(inspection)
+        return inspection if wanted is None else dataclasses.replace(inspection, pictures=self._after.render(wanted))
 
     def _inspect_view(
         self, lane: DeviceLane, view: DeviceView, color: ColorOrder, roi_xyxy: Roi, threshold: float, wanted: Wanted
@@ -234,53 +255,10 @@ class DevicePath:
             wait_for_producer(self._api, view, stream)
             self._before.enqueue_device(frame, address)
 
-        try:
-            lane.run_on_device(1, bring_image)
-            self._after.enqueue(
-                lane.anomaly_map.handle, lane.anomaly_score.handle, frame=frame, roi_xyxy=roi_xyxy, threshold=threshold, wanted=wanted
-            )
-            output = self._after.collect()
-        except BaseException:
-            drain(lane.stream)  # the producer's memory is given back with the view
-            raise
-        return self._before.statistics(), output
-
-    def _check_input(self, stream: CudaStream, image: npt.NDArray[Any], color: ColorOrder, roi_xyxy: Roi | None, *buffers: Any) -> None:
-        device, host = buffers
-        expected = prepare(image, color, InputSpec(size_hw=self._size_hw, roi_xyxy=roi_xyxy))
-        actual = host.array(expected.shape, np.uint8)
-        actual[...] = ~expected  # an input that never came back must not look right
-        self._before.enqueue(image, color, roi_xyxy, device.handle)
-        self._api.copy_async(host.handle, device.handle, expected.nbytes, "device_to_host", stream.handle)
-        stream.synchronize()
-        allowed = 0 if image.shape == expected.shape else INPUT_TOLERANCE
-        difference = int(np.abs(actual.astype(np.int16) - expected).max())
-        if difference > allowed:
-            raise BackendError(f"its network input of a {color} {image.dtype} frame differs by {difference} grey levels, allowed is {allowed}")
-        counted, counted_here = self._before.statistics(), frame_statistics(actual)
-        for name in ("mean", "deviation", "white_share", "black_share"):
-            value, value_here = getattr(counted, name), getattr(counted_here, name)
-            if not abs(value - value_here) <= _STATISTICS_TOLERANCE:
-                raise BackendError(f"its {name} of a frame is {value:.6g}, the host's {value_here:.6g}")
-
-    def _check_map(self, stream: CudaStream, device: DeviceBuffer, host: PinnedBuffer, *, spoiled: bool) -> None:
-        height, width = self._size_hw
-        anomaly_map = _check_cells(self._size_hw)
-        threshold = float(np.quantile(anomaly_map, 0.9))
-        expected = find_regions(anomaly_map, threshold, (0, 0, width, height))
-        peak = anomaly_map.max()
-        if spoiled:
-            anomaly_map[-1, -1] = np.nan
-        host.array((height * width + 1,), np.float32)[...] = (*anomaly_map.ravel(), peak)
-        self._api.copy_async(device.handle, host.handle, host.byte_count, "host_to_device", stream.handle)
-        frame = DeviceFrame(address=device.handle, pitch_bytes=3 * width, size_hw=self._size_hw, color="rgb")
-        score = device.handle + anomaly_map.nbytes
-        self._after.enqueue(device.handle, score, frame=frame, roi_xyxy=(0, 0, width, height), threshold=threshold)
+        lane.run_on_device(1, bring_image)
+        self._after.enqueue(lane.anomaly_map.handle, lane.anomaly_score.handle, frame=frame, roi_xyxy=roi_xyxy, threshold=threshold, wanted=wanted)
         output = self._after.collect()
-        if output.is_finite is spoiled:
-            raise BackendError("its check of a map for NaN does not work")
-        if not spoiled and (output.score, output.peak, output.regions) != (peak, peak, expected):
-            raise BackendError(f"it finds {len(output.regions)} regions up to {output.peak:.6g} in a map, the host {len(expected)} up to {peak:.6g}")
+        return self._before.statistics(), output
 
 
 def _checked_summary(output: DeviceOutput) -> MapSummary:
@@ -313,25 +291,3 @@ def _frame_of(view: DeviceView, color: ColorOrder, roi_xyxy: Roi) -> DeviceFrame
         color=color,
         is_16_bit=view.dtype == np.uint16,
     )
-
-
-def _check_frames(size_hw: tuple[int, int]) -> list[tuple[npt.NDArray[Any], ColorOrder, Roi | None]]:
-    """Return frames of odd sizes that shrink, grow and stay, in 8 and 16 bits, with white and black parts."""
-    height, width = size_hw
-    rng = np.random.default_rng(0)
-    large = rng.integers(0, 256, (2 * height + 5, 3 * width + 7, 3)).astype(np.uint8)
-    small = rng.integers(0, 65536, (height // 2 + 1 | 1, width // 3 + 1 | 1)).astype(np.uint16)
-    same = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
-    for image, top in ((large, 255), (small, 65535), (same, 255)):
-        image[: image.shape[0] // 3] = top
-        image[-(image.shape[0] // 4) :] = 0
-    return [(large, "bgr", (3, 1, 3 * width + 4, 2 * height)), (small, "gray", None), (same, "rgb", None)]
-
-
-def _check_cells(size_hw: tuple[int, int]) -> AnomalyMap:
-    """Return a map of blocks, so that there are regions of several cells and fewer of them than the device can measure."""
-    height, width = size_hw
-    side = max(1, -(-max(size_hw) // 24))
-    rows, columns = np.arange(height) // side, np.arange(width) // side
-    blocks = np.random.default_rng(1).uniform(0.5, 2, (rows[-1] + 1, columns[-1] + 1)).astype(np.float32)
-    return blocks[np.ix_(rows, columns)]

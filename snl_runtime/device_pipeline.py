@@ -2,7 +2,7 @@
 
 One frame costs one upload; the map stays on the device, and only the score, the checks, the regions and what was asked for come back. Order on the
 stream: frame up, input kernels, statistics down | engine | map kernels, report down, what was asked for down. Nothing in here waits but
-:meth:`DevicePostprocess.collect`.
+:meth:`DevicePostprocess.collect` and :meth:`DevicePostprocess.render`, which draws a frame once its verdict is known.
 """
 
 import contextlib
@@ -17,30 +17,27 @@ import numpy.typing as npt
 from snl_runtime.cuda_api import CudaApi
 from snl_runtime.cuda_resources import CudaStream, DeviceBuffer, PinnedBuffer
 from snl_runtime.decision import FrameStatistics
-from snl_runtime.device_buffers import DownloadBuffer, GrowingBuffer, drain
+from snl_runtime.device_buffers import GrowingBuffer, drain
+from snl_runtime.device_render import DeviceRenderer
 from snl_runtime.errors import InferenceError
 from snl_runtime.kernels.launches import (
     REPORT_WORDS,
     SUMS_COUNT,
     DeviceFrame,
-    FrameOutputs,
     Launcher,
     MapReport,
     RegionScratch,
-    heat_values,
     launch_frame_to_input,
     launch_input_sums,
-    launch_map_to_frame,
     launch_regions,
-    mask_words,
     read_frame_statistics,
     read_map_report,
     rows_bytes,
-    unpack_mask,
 )
+from snl_runtime.pictures import PictureFlags, Pictures, wants_any
 from snl_runtime.preprocess import crop_frame
 from snl_runtime.regions import find_regions
-from snl_runtime.types import AnomalyMap, AnomalyRegion, ColorOrder, Image
+from snl_runtime.types import AnomalyMap, AnomalyRegion, ColorOrder, Image, Mask
 
 Roi = tuple[int, int, int, int]
 
@@ -70,7 +67,7 @@ class DeviceLane(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What comes back beside score, checks and regions; each flag costs its own download."""
+    """What comes back beside score, checks and regions; each flag costs its own bytes."""
 
     anomaly_map: bool = False
     """The map at network resolution."""
@@ -103,7 +100,7 @@ class DeviceOutput:
     regions: tuple[AnomalyRegion, ...]
     anomaly_map: AnomalyMap | None = None
     frame_map: AnomalyMap | None = None
-    mask: npt.NDArray[np.bool_] | None = None
+    mask: Mask | None = None
     overlay: Image | None = None
 
 
@@ -232,9 +229,10 @@ class DevicePreprocess:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pending:
-    """What was queued for one frame and not collected yet."""
+    """What was queued for one frame."""
 
     anomaly_map: int
+    frame: DeviceFrame
     threshold: float
     roi_xyxy: Roi
     wanted: Wanted
@@ -258,22 +256,17 @@ class DevicePostprocess:
     def __init__(self, api: CudaApi, kernels: Launcher, stream: CudaStream, map_hw: tuple[int, int]) -> None:
         self._api, self._kernels, self._stream, self._map_hw = api, kernels, stream, map_hw
         self._pending: _Pending | None = None
+        self._shown: _Pending | None = None
         self._map_bytes = 4 * map_hw[0] * map_hw[1]
-        heat = heat_values()
         with contextlib.ExitStack() as opened:
             self._report = opened.enter_context(DeviceBuffer(api, 4 * REPORT_WORDS))
             self._labels = opened.enter_context(DeviceBuffer(api, self._map_bytes))
             self._numbers = opened.enter_context(DeviceBuffer(api, self._map_bytes))
-            self._heat = opened.enter_context(DeviceBuffer(api, heat.nbytes))
             self._host_report = opened.enter_context(PinnedBuffer(api, 4 * REPORT_WORDS))
             self._host_score = opened.enter_context(PinnedBuffer(api, 4))
             self._host_map = opened.enter_context(PinnedBuffer(api, self._map_bytes))
-            self._outputs = {name: opened.enter_context(DownloadBuffer(api, stream)) for name in ("frame_map", "mask", "overlay")}
+            self._renderer = opened.enter_context(DeviceRenderer(api, kernels, stream, map_hw))
             opened.callback(drain, stream)  # first on close: nothing may be released while the device still uses it
-            with PinnedBuffer(api, heat.nbytes) as staging:
-                staging.array(heat.shape, np.float32)[...] = heat
-                api.copy_async(self._heat.handle, staging.handle, heat.nbytes, "host_to_device", stream.handle)
-                stream.synchronize()
             self._resources = opened.pop_all()
 
     def enqueue(
@@ -282,9 +275,9 @@ class DevicePostprocess:
         """Queue everything that follows the engine.
 
         Args:
-            anomaly_map: Device address of the engine's map, unchanged until :meth:`collect` returns.
+            anomaly_map: Device address of the engine's map, unchanged until :meth:`collect`, and :meth:`render` if it follows, return.
             anomaly_score: Device address of its score.
-            frame: The inspected part on the device.
+            frame: The inspected part on the device, unchanged just as long.
             roi_xyxy: Where that part lies in the frame, frame pixels.
             threshold: Pass threshold; NaN if no decision applies, then there are no regions, no mask and no heat.
             wanted: What comes back beside score, checks and regions.
@@ -292,10 +285,10 @@ class DevicePostprocess:
         Raises:
             InferenceError: If CUDA fails or ``frame`` has another size than ``roi_xyxy``.
         """
-        pending = _Pending(anomaly_map=anomaly_map, threshold=threshold, roi_xyxy=roi_xyxy, wanted=wanted or Wanted())
+        pending = _Pending(anomaly_map=anomaly_map, frame=frame, threshold=threshold, roi_xyxy=roi_xyxy, wanted=wanted or Wanted())
         if frame.size_hw != pending.frame_hw:
             raise InferenceError(f"the frame on the device has {frame.size_hw} pixels (height, width), its ROI {roi_xyxy} has {pending.frame_hw}")
-        self._pending = None  # until everything below is queued
+        self._pending = self._shown = None  # until everything below is queued
         api, stream = self._api, self._stream.handle
         self._host_report.array((REPORT_WORDS,), np.uint32)[...] = 0  # a copy that did not run then looked at no cell
         self._host_score.array((1,), np.float32)[...] = np.nan
@@ -315,7 +308,8 @@ class DevicePostprocess:
         if pending.wanted.anomaly_map:
             self._host_map.array(self._map_hw, np.float32)[...] = np.nan  # part of an earlier map must not look like this one
             api.copy_async(self._host_map.handle, anomaly_map, self._map_bytes, "device_to_host", stream)
-        self._enqueue_frame_outputs(pending, frame)
+        if wants_any(pending.wanted):
+            self._renderer.enqueue(anomaly_map, frame=frame, threshold=threshold, wanted=pending.wanted)
         self._pending = pending
 
     def collect(self) -> DeviceOutput:
@@ -332,19 +326,36 @@ class DevicePostprocess:
         cells = self._map_hw[0] * self._map_hw[1]
         if report.cells != cells:
             raise InferenceError(f"the device looked at {report.cells} of {cells} cells of the map; open the backend again")
-        frame_hw = pending.frame_hw
         score = float(self._host_score.array((1,), np.float32)[0])
-        outputs = {name: self._outputs[name].take() for name in self._outputs if getattr(pending.wanted, name)}
-        return DeviceOutput(
+        pictures = self._renderer.take() if wants_any(pending.wanted) else Pictures()
+        output = DeviceOutput(
             score=score,
             peak=report.peak,
             is_finite=report.non_finite == 0,
             regions=self._regions(report, score, pending),
             anomaly_map=self._host_map.array(self._map_hw, np.float32).copy() if pending.wanted.anomaly_map else None,
-            frame_map=outputs["frame_map"].view(np.float32).reshape(frame_hw) if "frame_map" in outputs else None,
-            mask=unpack_mask(outputs["mask"].view(np.uint32), frame_hw) if "mask" in outputs else None,
-            overlay=outputs["overlay"].reshape(*frame_hw, 3) if "overlay" in outputs else None,
+            frame_map=pictures.frame_map,
+            mask=pictures.mask,
+            overlay=pictures.overlay,
         )
+        self._shown = pending
+        return output
+
+    def render(self, wanted: PictureFlags) -> Pictures:
+        """Wait for pictures of the frame that was collected last; frame and map must still be where they were queued.
+
+        Args:
+            wanted: What to make and download, at least one.
+
+        Raises:
+            InferenceError: If anything on the stream failed, no frame was collected, or the device did not draw all of it.
+        """
+        shown = self._shown
+        if shown is None:
+            raise InferenceError("there is no inspected frame on the device to draw; inspect one first")
+        self._renderer.enqueue(shown.anomaly_map, frame=shown.frame, threshold=shown.threshold, wanted=wanted)
+        self._stream.synchronize()
+        return self._renderer.take()
 
     def close(self) -> None:
         """Wait for the stream and release everything; a second call does nothing."""
@@ -355,27 +366,6 @@ class DevicePostprocess:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-
-    def _enqueue_frame_outputs(self, pending: _Pending, frame: DeviceFrame) -> None:
-        height, width = pending.frame_hw
-        sizes = {"frame_map": 4 * height * width, "mask": 4 * mask_words((height, width)), "overlay": 3 * height * width}
-        wanted = {name: size for name, size in sizes.items() if getattr(pending.wanted, name)}
-        if not wanted:
-            return
-        addresses = {name: self._outputs[name].reserve(size) for name, size in wanted.items()}
-        launch_map_to_frame(
-            self._kernels,
-            anomaly_map=pending.anomaly_map,
-            map_hw=self._map_hw,
-            size_hw=pending.frame_hw,
-            threshold=pending.threshold,
-            outputs=FrameOutputs(**addresses),
-            frame=frame,
-            heat=self._heat.handle,
-            stream=self._stream,
-        )
-        for name in wanted:
-            self._outputs[name].enqueue_download()
 
     def _regions(self, report: MapReport, score: float, pending: _Pending) -> tuple[AnomalyRegion, ...]:
         if report.regions is not None:

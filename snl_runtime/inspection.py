@@ -3,16 +3,21 @@
 import math
 import time
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from snl_runtime.decision import FrameStatistics, MapSummary, Ruling, error, frame_statistics, summarise_map
 from snl_runtime.device_arrays import DeviceFrameReader, is_device_array
+from snl_runtime.device_path import DeviceInspection
+from snl_runtime.pictures import Pictures, draw_pictures, wants_any
 from snl_runtime.preprocess import FrameError, crop_frame
 from snl_runtime.regions import find_regions
 from snl_runtime.scorer import Scorer
 from snl_runtime.selection import Selection
-from snl_runtime.types import AnomalyMap, AnomalyRegion, AnomalyResult, ColorOrder, Image, StageTimings, Verdict
+from snl_runtime.types import AnomalyMap, AnomalyRegion, AnomalyResult, ColorOrder, Image, OutputRequest, StageTimings, Verdict
 
 _Roi = tuple[int, int, int, int]
 
@@ -22,11 +27,13 @@ class Prepared:
     """A frame made ready on the host.
 
     Attributes:
+        crop: (H, W, C) uint8 or uint16, the inspected part; may be the caller's memory.
         network_input: (H, W, 3) uint8 RGB.
         statistics: Of the network input.
         roi_xyxy: Part of the frame that it shows.
     """
 
+    crop: npt.NDArray[Any]
     network_input: Image
     statistics: FrameStatistics
     roi_xyxy: _Roi
@@ -39,17 +46,17 @@ class Request:
     Attributes:
         image: The frame as captured.
         color: Meaning of its last axis.
-        roi_xyxy: Part of the frame to look at; None for all of it.
-        threshold: Pass threshold of the regions; NaN without a decision.
+        selection: The decisions that apply to it.
         keep_map: Whether the result carries the map.
+        outputs: What else it carries.
         reader: Brings a frame from a GPU to the host where it is prepared there.
     """
 
     image: object
     color: ColorOrder
-    roi_xyxy: _Roi | None
-    threshold: float
+    selection: Selection
     keep_map: bool
+    outputs: OutputRequest
     reader: DeviceFrameReader
 
     def prepare(self, scorer: Scorer) -> Prepared:
@@ -64,9 +71,19 @@ class Request:
                 "host memory: copy it there first (torch: .cpu().numpy(), CuPy and pycuda: .get()), or open the model with device='cuda'"
             )
         image = self.reader.read(self.image)
-        network_input = scorer.prepare(image, self.color, self.roi_xyxy)
-        height, width = np.asarray(image).shape[:2]
-        return Prepared(network_input=network_input, statistics=frame_statistics(network_input), roi_xyxy=self.roi_xyxy or (0, 0, width, height))
+        roi_xyxy = self.selection.roi_xyxy
+        network_input = scorer.prepare(image, self.color, roi_xyxy)
+        crop = crop_frame(image, self.color, roi_xyxy)
+        return Prepared(
+            crop=crop,
+            network_input=network_input,
+            statistics=frame_statistics(network_input),
+            roi_xyxy=roi_xyxy or (0, 0, crop.shape[1], crop.shape[0]),
+        )
+
+    def rule(self, score: float, evidence: AnomalyMap | MapSummary, statistics: FrameStatistics, *, golden_checked: bool) -> Ruling:
+        """Return the verdict on the frame, scored as given."""
+        return self.selection.rule(score, evidence, statistics, golden_checked=golden_checked, now=datetime.now(timezone.utc))
 
     def check(self) -> None:
         """Return if the frame can be used, as far as that is seen without reading it.
@@ -75,7 +92,7 @@ class Request:
             FrameError: If not.
         """
         if not is_device_array(self.image):
-            crop_frame(self.image, self.color, self.roi_xyxy)
+            crop_frame(self.image, self.color, self.selection.roi_xyxy)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -88,6 +105,9 @@ class Output:
         summary: Of the map.
         statistics: Of the network input.
         regions: None where the map is here and they are still to be found.
+        ruling: None where it is still to be made.
+        pictures: What was wanted at frame resolution; None where the host is still to draw it.
+        crop: The inspected part where the host prepared it.
         roi_xyxy: Part of the frame that the map covers.
         golden_checked: Whether the golden samples agreed on the path that scored.
         infer_ms: How long the backend took; on a device path with upload, preprocessing and postprocessing.
@@ -101,6 +121,9 @@ class Output:
     roi_xyxy: _Roi
     golden_checked: bool
     infer_ms: float
+    ruling: Ruling | None = None
+    pictures: Pictures | None = None
+    crop: npt.NDArray[Any] | None = None
 
     @property
     def evidence(self) -> AnomalyMap | MapSummary:
@@ -124,17 +147,7 @@ def answer(scorer: Scorer, request: Request, prepared: Prepared | None) -> Outpu
     scorer.recover()
     started_s = time.perf_counter()
     if prepared is None and scorer.is_on_device:
-        seen = scorer.inspect(request.image, request.color, request.roi_xyxy, threshold=request.threshold, keep_map=request.keep_map)
-        return Output(
-            score=seen.score,
-            anomaly_map=seen.anomaly_map,
-            summary=seen.summary,
-            statistics=seen.statistics,
-            regions=seen.regions,
-            roi_xyxy=seen.roi_xyxy,
-            golden_checked=scorer.golden_checked,
-            infer_ms=(time.perf_counter() - started_s) * 1e3,
-        )
+        return _answer_on_device(scorer, request, started_s)
     prepared = prepared or request.prepare(scorer)
     started_s = time.perf_counter()
     scores, maps = scorer.infer(prepared.network_input[None])
@@ -147,6 +160,38 @@ def answer(scorer: Scorer, request: Request, prepared: Prepared | None) -> Outpu
         roi_xyxy=prepared.roi_xyxy,
         golden_checked=scorer.golden_checked,
         infer_ms=(time.perf_counter() - started_s) * 1e3,
+        crop=prepared.crop,
+    )
+
+
+def _answer_on_device(scorer: Scorer, request: Request, started_s: float) -> Output:
+    """Where pictures may be wanted, rule while the frame is still on the device: only then is known whether they are."""
+    rulings: list[Ruling] = []
+
+    def choose(seen: DeviceInspection) -> OutputRequest | None:
+        evidence = seen.summary if seen.anomaly_map is None else seen.anomaly_map
+        rulings.append(request.rule(seen.score, evidence, seen.statistics, golden_checked=scorer.golden_checked))
+        return request.outputs if request.outputs.wanted_for(rulings[0].verdict) else None
+
+    seen = scorer.inspect(
+        request.image,
+        request.color,
+        request.selection.roi_xyxy,
+        threshold=request.selection.threshold,
+        keep_map=request.keep_map,
+        choose=choose if wants_any(request.outputs) else None,
+    )
+    return Output(
+        score=seen.score,
+        anomaly_map=seen.anomaly_map,
+        summary=seen.summary,
+        statistics=seen.statistics,
+        regions=seen.regions,
+        roi_xyxy=seen.roi_xyxy,
+        golden_checked=scorer.golden_checked,
+        infer_ms=(time.perf_counter() - started_s) * 1e3,
+        ruling=rulings[0] if rulings else None,
+        pictures=seen.pictures,
     )
 
 
@@ -162,6 +207,7 @@ class Inspection:
     infer_ms: float = 0.0
     output: Output | None = None
     regions: tuple[AnomalyRegion, ...] = ()
+    pictures: Pictures = field(default_factory=Pictures)
     ruling: Ruling = field(default_factory=lambda: error("internal_error", "the frame was not inspected"))
 
     def keep(self, output: Output) -> None:
@@ -176,10 +222,20 @@ class Inspection:
                 threshold = min(threshold, float(np.nextafter(output.anomaly_map.max(), np.float32(-np.inf))))
             self.regions = find_regions(output.anomaly_map, threshold, output.roi_xyxy)
 
+    def draw(self, output: Output, request: Request) -> None:
+        """Keep what was wanted at frame resolution: as the device made it, else made here."""
+        outputs = request.outputs
+        if output.pictures is not None:
+            self.pictures = output.pictures
+        elif outputs.wanted_for(self.ruling.verdict) and not outputs.device_only and output.crop is not None and output.anomaly_map is not None:
+            self.pictures = draw_pictures(output.crop, request.color, output.anomaly_map, self.selection.threshold, outputs)
+
     def result(self, model_sha256: str) -> AnomalyResult:
         """Return the result as of now."""
         now_s = time.perf_counter()
         anomaly_map = None if self.output is None or not self.keep_map else self.output.anomaly_map
+        pictures = Pictures() if self.ruling.verdict is Verdict.ERROR else self.pictures
+        has_arrays = any(array is not None for array in (anomaly_map, pictures.frame_map, pictures.mask, pictures.overlay))
         return AnomalyResult(
             verdict=self.ruling.verdict,
             reason_code=self.ruling.reason_code,
@@ -189,7 +245,7 @@ class Inspection:
             reject_threshold=self.selection.reject_threshold,
             product=self.selection.product,
             anomaly_map=anomaly_map,
-            roi_xyxy=None if self.output is None or anomaly_map is None else self.output.roi_xyxy,
+            roi_xyxy=self.output.roi_xyxy if self.output is not None and has_arrays else None,
             regions=self.regions,
             timings=StageTimings(
                 preprocess_ms=((self.prepared_s or now_s) - self.started_s) * 1e3,
@@ -198,4 +254,7 @@ class Inspection:
                 total_ms=(now_s - self.started_s) * 1e3,
             ),
             model_sha256=model_sha256,
+            frame_map=pictures.frame_map,
+            mask=pictures.mask,
+            overlay=pictures.overlay,
         )

@@ -32,8 +32,10 @@ def render_overlay(image_rgb: Image, result: AnomalyResult) -> Image:
     Colours are absolute: a map value of 0 leaves the picture as it is, the pass threshold is yellow, twice the threshold and more is red. Two parts
     can be compared, and a good part never glows. Without a threshold there is no heat map.
 
+    A result that carries an overlay, as a GPU made it, is only outlined and titled; else the heat map is blended here.
+
     Args:
-        image_rgb: (H, W, 3) uint8, the whole frame.
+        image_rgb: (H, W, 3) uint8, the whole frame; what ``result.overlay`` covers is not looked at.
         result: Verdict on it.
 
     Returns:
@@ -41,9 +43,12 @@ def render_overlay(image_rgb: Image, result: AnomalyResult) -> Image:
     """
     cv2 = load_opencv()
     picture = np.ascontiguousarray(image_rgb).copy()
-    if result.anomaly_map is not None and result.roi_xyxy is not None:
+    if result.roi_xyxy is not None:
         left, top, right, bottom = result.roi_xyxy
-        picture[top:bottom, left:right] = blend_heat(picture[top:bottom, left:right], result.anomaly_map, result.threshold)
+        if result.overlay is not None:
+            picture[top:bottom, left:right] = result.overlay
+        elif result.anomaly_map is not None:
+            picture[top:bottom, left:right] = blend_heat(picture[top:bottom, left:right], result.anomaly_map, result.threshold)
     thickness = max(1, round(min(picture.shape[:2]) / 300))
     for region in result.regions:
         left, top, right, bottom = region.box_xyxy
@@ -59,9 +64,14 @@ def blend_heat(image_rgb: Image, anomaly_map: AnomalyMap, threshold: float) -> I
         anomaly_map: (h, w) float32, resized to (H, W) by :func:`snl_runtime.upsampling.upsample_map`.
         threshold: Value that becomes yellow; the picture stays as it is unless it is positive and finite.
     """
+    return blend_frame_map(image_rgb, upsample_map(anomaly_map, (image_rgb.shape[0], image_rgb.shape[1])), threshold)
+
+
+def blend_frame_map(image_rgb: Image, frame_map: AnomalyMap, threshold: float) -> Image:
+    """Return a picture with an anomaly map of its own size blended over it; see :func:`blend_heat`."""
     if not 0 < threshold < math.inf:
         return image_rgb.copy()
-    heat = upsample_map(anomaly_map, (image_rgb.shape[0], image_rgb.shape[1])) / np.float32(threshold)
+    heat = frame_map / np.float32(threshold)
     index = np.clip(heat * HEAT_STEPS + np.float32(0.5), 0, 2 * HEAT_STEPS).astype(np.intp)
     added, kept = heat_table()
     share = kept.take(index)

@@ -17,7 +17,7 @@ from snl_runtime.backends import open_backend
 from snl_runtime.backends.base import Backend
 from snl_runtime.bundle import ModelBundle, open_bundle
 from snl_runtime.decision import FrameStatistics, check_output, frame_statistics
-from snl_runtime.device_path import DeviceInspection, DevicePath, map_of, offers_lane, open_device_path
+from snl_runtime.device_path import ChoosePictures, DeviceInspection, DevicePath, map_of, offers_lane, open_device_path
 from snl_runtime.errors import BackendError, BackendTimeoutError, GoldenSampleError, InferenceError, ManifestError
 from snl_runtime.golden import check_golden, golden_path
 from snl_runtime.preprocess import FrameError, InputSpec, prepare
@@ -180,7 +180,14 @@ class Scorer:
         return Scored(score=score, anomaly_map=anomaly_map, statistics=statistics, timings=timings)
 
     def inspect(
-        self, image: object, color: ColorOrder, roi_xyxy: tuple[int, int, int, int] | None, *, threshold: float, keep_map: bool
+        self,
+        image: object,
+        color: ColorOrder,
+        roi_xyxy: tuple[int, int, int, int] | None,
+        *,
+        threshold: float,
+        keep_map: bool,
+        choose: ChoosePictures | None = None,
     ) -> DeviceInspection:
         """Prepare, score and measure one frame on the GPU, unchecked; only where :attr:`is_on_device`.
 
@@ -190,6 +197,7 @@ class Scorer:
             roi_xyxy: Part of the frame to look at; None for all of it.
             threshold: Pass threshold of the regions; NaN if no decision applies.
             keep_map: Bring the map back, too.
+            choose: Says, while the frame is still on the GPU, which pictures of it come back; None for none.
 
         Raises:
             FrameError: If the frame cannot be used.
@@ -198,7 +206,7 @@ class Scorer:
         if self._device_path is None:
             raise InferenceError(f"backend {self.backend.name!r} has no device path; use score()")
         with self._guarded():
-            inspection = self._device_path.inspect(image, color=color, roi_xyxy=roi_xyxy, threshold=threshold, keep_map=keep_map)
+            inspection = self._device_path.inspect(image, color=color, roi_xyxy=roi_xyxy, threshold=threshold, keep_map=keep_map, choose=choose)
         self._device_failures = 0
         return inspection
 

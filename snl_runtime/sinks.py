@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,7 +22,7 @@ from snl_runtime.files import atomic_write_bytes
 from snl_runtime.opencv import load_opencv
 from snl_runtime.overlay import render_overlay
 from snl_runtime.preprocess import FrameError, to_rgb
-from snl_runtime.types import AnomalyResult, Frame, Verdict
+from snl_runtime.types import AnomalyResult, Frame, Image, OutputRequest, Verdict
 
 RECORD_SCHEMA = 1
 SYNC_INTERVAL_S = 1.0
@@ -236,17 +237,44 @@ class RejectSaver(_FolderSink):
 
 
 class OverlaySaver(_FolderSink):
-    """Saves every frame with its verdict, heat map and regions drawn over it, as ``000012_REJECT_<source>.jpg``, for people to look at."""
+    """Saves frames with verdict, heat map and regions drawn over them, as ``000012_REJECT_<source>.jpg``, for people to look at.
+
+    The heat map of a result that carries an overlay was blended on a GPU; only outlines and banner are drawn here then.
+
+    Args:
+        folder: Where the pictures go.
+        verdicts: Verdicts that are saved.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, verdicts: Collection[Verdict] = tuple(Verdict)) -> None:
+        super().__init__(folder)
+        self._verdicts = frozenset(verdicts)
+
+    @property
+    def outputs(self) -> OutputRequest:
+        """What a detector on a GPU should add to results: overlays of the frames that are saved, and nothing that would cost its host time."""
+        return OutputRequest(overlay=True, verdicts=self._verdicts - {Verdict.ERROR}, device_only=True)
 
     def emit(self, frame: Frame, result: AnomalyResult) -> None:
-        """Save one overlay unless the frame has no picture."""
-        try:
-            image_rgb = to_rgb(frame.image, frame.color)
-        except FrameError:
-            return  # nothing to draw on; the record says what is wrong with the frame
+        """Save one overlay unless the verdict is not wanted or the frame has no picture."""
+        if result.verdict not in self._verdicts:
+            return
+        image_rgb = _whole_overlay(frame, result)
+        if image_rgb is None:
+            try:
+                image_rgb = to_rgb(frame.image, frame.color)
+            except FrameError:
+                return  # nothing to draw on; the record says what is wrong with the frame
         cv2 = load_opencv()
         _, encoded = cv2.imencode(".jpg", render_overlay(image_rgb, result)[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
         atomic_write_bytes(self._free_path(frame, result, ".jpg"), encoded.tobytes())
+
+
+def _whole_overlay(frame: Frame, result: AnomalyResult) -> Image | None:
+    """Return the result's overlay if it covers the whole frame, whose own pixels are then not needed."""
+    if result.overlay is None or frame.image is None or result.overlay.shape[:2] != frame.image.shape[:2]:
+        return None
+    return result.overlay
 
 
 def _encode_png(frame: Frame) -> bytes | None:

@@ -1,16 +1,21 @@
 """Values handed from one stage to the next."""
 
 import enum
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from snl_runtime.errors import ConfigError
+
 Image: TypeAlias = npt.NDArray[np.uint8]
 """(H, W, 3) uint8, RGB unless a name says otherwise."""
 AnomalyMap: TypeAlias = npt.NDArray[np.float32]
 """(H, W) float32 raw scores, 0 where teacher and student agree, unbounded above."""
+Mask: TypeAlias = npt.NDArray[np.bool_]
+"""(H, W) bool, True where anomalous."""
 ColorOrder: TypeAlias = Literal["rgb", "bgr", "rgba", "bgra", "gray"]
 """What the last axis of a frame means; ``gray`` is (H, W) or (H, W, 1)."""
 
@@ -88,8 +93,8 @@ class StageTimings:
 
     Attributes:
         preprocess_ms: Frame to network input.
-        infer_ms: Network input to raw map and score, copies included; where a GPU prepares the frames, all of its work on one.
-        decide_ms: Checks, verdict and regions.
+        infer_ms: Network input to raw map and score, copies included; where a GPU prepares the frames, all of its work on one, and the wait for it.
+        decide_ms: Checks, verdict, regions, and what the host computes of an :class:`OutputRequest`.
         total_ms: The whole call.
     """
 
@@ -97,6 +102,45 @@ class StageTimings:
     infer_ms: float = 0.0
     decide_ms: float = 0.0
     total_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputRequest:
+    """What a result carries beside the verdict, at the resolution of the frame's inspected part; by default nothing.
+
+    On a GPU it is made there of the frame that is still in its memory, once the verdict is known, and only what is asked for comes back: per
+    pixel 4 bytes of map, 1 bit of mask, 3 bytes of overlay. On other backends the host computes the same.
+
+    Attributes:
+        frame_map: The anomaly map.
+        mask: Where that map is above the pass threshold.
+        overlay: The inspected part with the heat map blended over it.
+        verdicts: Verdicts that carry it; an ERROR never does.
+        device_only: Leave out what the host would have to compute; the result then carries None.
+
+    Raises:
+        ConfigError: If ``verdicts`` holds anything but PASS, REVIEW and REJECT.
+
+    Example:
+        >>> OutputRequest(overlay=True, verdicts={Verdict.REJECT}).wanted_for(Verdict.PASS)
+        False
+    """
+
+    frame_map: bool = False
+    mask: bool = False
+    overlay: bool = False
+    verdicts: Collection[Verdict] = (Verdict.PASS, Verdict.REVIEW, Verdict.REJECT)
+    device_only: bool = False
+
+    def __post_init__(self) -> None:
+        for verdict in self.verdicts:
+            if verdict not in (Verdict.PASS, Verdict.REVIEW, Verdict.REJECT):
+                raise ConfigError(f"outputs can be had for PASS, REVIEW and REJECT, got {verdict}; an ERROR has none")
+        object.__setattr__(self, "verdicts", frozenset(self.verdicts))
+
+    def wanted_for(self, verdict: Verdict) -> bool:
+        """Return whether a frame of that verdict carries anything."""
+        return verdict in self.verdicts and (self.frame_map or self.mask or self.overlay)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -112,10 +156,15 @@ class AnomalyResult:
         reject_threshold: Highest score that is reviewed rather than rejected; NaN if no decision applies.
         product: Product that was named or, with a single calibrated product, that one; None where the strictest of several decisions was used.
         anomaly_map: (H, W) float32 raw scores at the network's input size, read-only; None if there is none.
-        roi_xyxy: Part of the frame that the map covers, frame pixels; None if there is no map.
+        roi_xyxy: Left, top, right, bottom of the inspected part in frame pixels, which all arrays here cover; None if there is none of them.
         regions: Areas of the map above ``threshold``, highest score first.
         timings: Stage times.
         model_sha256: Hash of the file that scored.
+        frame_map: (H, W) float32 raw scores at the size of the inspected part, interpolated between cells of ``anomaly_map``, read-only; None unless
+            asked for, see :class:`OutputRequest`, and always None for an ERROR.
+        mask: (H, W) bool, where ``frame_map`` is above ``threshold``, read-only; None likewise. May be empty for a part that is not passed:
+            interpolation can stay below the peak of the cells that the verdict and the regions go by.
+        overlay: (H, W, 3) uint8 RGB, the inspected part with the heat map blended over it, no outlines, read-only; None likewise.
     """
 
     verdict: Verdict
@@ -130,7 +179,12 @@ class AnomalyResult:
     regions: tuple[AnomalyRegion, ...]
     timings: StageTimings
     model_sha256: str
+    frame_map: AnomalyMap | None = None
+    mask: Mask | None = None
+    overlay: Image | None = None
 
     def __post_init__(self) -> None:
-        if self.anomaly_map is not None:
-            object.__setattr__(self, "anomaly_map", _read_only(self.anomaly_map))
+        for name in ("anomaly_map", "frame_map", "mask", "overlay"):
+            array = getattr(self, name)
+            if array is not None:
+                object.__setattr__(self, name, _read_only(array))

@@ -18,8 +18,9 @@ from snl_runtime.progress import Progress
 if TYPE_CHECKING:
     from snl_runtime.detector import SnlDetector
     from snl_runtime.pipeline import Pipeline
-    from snl_runtime.sinks import JsonlSink, Sink, StreamSink
+    from snl_runtime.sinks import JsonlSink, OverlaySaver, Sink, StreamSink
     from snl_runtime.sources import FrameSource
+    from snl_runtime.types import OutputRequest
 
 _Number = TypeVar("_Number", int, float)
 
@@ -51,7 +52,10 @@ def _parser() -> CommandParser:
     outputs = parser.add_argument_group("outputs")
     outputs.add_argument("--jsonl", metavar="FILE", help="append the records to this file instead of writing them to standard output")
     outputs.add_argument("--save-rejects", metavar="DIR", help="save the untouched frame of every verdict other than PASS as PNG")
-    outputs.add_argument("--overlay", metavar="DIR", help="save every frame with its heat map and verdict as JPEG")
+    outputs.add_argument(
+        "--overlay", metavar="DIR", help="save frames with heat map and verdict as JPEG; a GPU blends the heat map where frames go there"
+    )
+    outputs.add_argument("--overlay-of", choices=("all", "not-passed"), default="all", help="frames that --overlay saves (default: all)")
     outputs.add_argument("--sink", metavar="NAME:ARG", action="append", default=[], help="also hand every verdict to a plug-in; may be repeated")
     outputs.add_argument("--json", action="store_true", help="summary as one JSON object on standard output; needs --jsonl")
     outputs.add_argument("--fail-on-reject", action="store_true", help="exit with 4 if a verdict was not PASS or no frame was inspected")
@@ -68,8 +72,14 @@ def _parser() -> CommandParser:
     return parser
 
 
-def open_detector(arguments: argparse.Namespace, engine: str) -> "SnlDetector":
+def open_detector(arguments: argparse.Namespace, engine: str, *, keep_maps: bool = True, outputs: "OutputRequest | None" = None) -> "SnlDetector":
     """Return the detector that the flags describe; snl-run and snl-bench share them.
+
+    Args:
+        arguments: With the flags of :func:`add_detector_flags`.
+        engine: Model file.
+        keep_maps: See ``SnlDetector``.
+        outputs: See ``SnlDetector``.
 
     Raises:
         SnlError: If the model, its backend or the public key cannot be opened.
@@ -90,6 +100,8 @@ def open_detector(arguments: argparse.Namespace, engine: str) -> "SnlDetector":
         threads=arguments.threads,
         public_key=public_key,
         rebuild=arguments.rebuild,
+        keep_maps=keep_maps,
+        outputs=outputs,
     )
 
 
@@ -122,10 +134,17 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if arguments.json and not arguments.jsonl:
         raise ConfigError("--json puts the summary on standard output, so the records need a file: add --jsonl FILE")
+    if arguments.overlay_of != "all" and not arguments.overlay:
+        raise ConfigError("--overlay-of chooses among the frames that --overlay saves: add --overlay DIR")
     source = _source(arguments)
     records = _records(arguments)
     others = _other_sinks(arguments)
-    with open_detector(arguments, arguments.engine) as detector:
+    overlays = _overlay_saver(arguments)
+    if overlays is not None:
+        others.append(overlays)
+    needs_maps = bool(arguments.sink) or overlays is not None
+    outputs = None if overlays is None else overlays.outputs
+    with open_detector(arguments, arguments.engine, keep_maps=needs_maps, outputs=outputs) as detector:
         _check_product(arguments.product, detector.products)
         progress = _progress(arguments)
         tally = RunTally(source, progress=progress)
@@ -163,14 +182,21 @@ def _records(arguments: argparse.Namespace) -> "JsonlSink | StreamSink":
 
 def _other_sinks(arguments: argparse.Namespace) -> "list[Sink]":
     from snl_runtime.plugins import open_sink
-    from snl_runtime.sinks import OverlaySaver, RejectSaver
+    from snl_runtime.sinks import RejectSaver
 
     sinks = [open_sink(text) for text in arguments.sink]  # before the pictures: a PLC waits for its verdict
     if arguments.save_rejects:
         sinks.append(RejectSaver(arguments.save_rejects))
-    if arguments.overlay:
-        sinks.append(OverlaySaver(arguments.overlay))
     return sinks
+
+
+def _overlay_saver(arguments: argparse.Namespace) -> "OverlaySaver | None":
+    from snl_runtime.sinks import OverlaySaver
+    from snl_runtime.types import Verdict
+
+    if not arguments.overlay:
+        return None
+    return OverlaySaver(arguments.overlay, verdicts=[v for v in Verdict if arguments.overlay_of == "all" or v is not Verdict.PASS])
 
 
 def _check_product(product: str | None, products: Sequence[str]) -> None:

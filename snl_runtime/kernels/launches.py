@@ -88,6 +88,8 @@ class FrameOutputs:
     """(H, ceil(W / 32)) uint32, see :func:`unpack_mask`."""
     overlay: int = 0
     """(H, W, 3) uint8 RGB."""
+    blocks_run: int = 0
+    """One uint32, cleared by the caller; counts up to :func:`frame_blocks`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +211,7 @@ def launch_map_to_frame(  # noqa: PLR0913 - one launch writes three outputs
         c_int32(shown.is_bgr),
         c_void_p(heat),
         c_int32(HEAT_STEPS),
+        c_void_p(outputs.blocks_run),
     )
     kernels.launch("map_to_frame", grid=_grid(size_hw, _WARP_ROWS), block=_WARP_ROWS, stream=stream, arguments=arguments)
 
@@ -285,6 +288,11 @@ def ordered_values(keys: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]:
 def mask_words(size_hw: tuple[int, int]) -> int:
     """Return how many uint32 words the mask of a frame has."""
     return size_hw[0] * -(-size_hw[1] // 32)
+
+
+def frame_blocks(size_hw: tuple[int, int]) -> int:
+    """Return how many blocks :func:`launch_map_to_frame` runs for a frame."""
+    return math.prod(_grid(size_hw, _WARP_ROWS))
 
 
 def unpack_mask(words: npt.NDArray[np.uint32], size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:

@@ -16,12 +16,16 @@ __device__ inline float resized_value(const float* map, int map_width, const Win
 //   frame_map (height, width) float32;
 //   mask (height, ceil(width / 32)) uint32: bit i of word k says whether pixel 32 k + i is above the threshold;
 //   overlay (height, width, 3) uint8 RGB: the frame with the heat map blended over it.
+// blocks_run, unless null, counts the blocks, so that the host sees that the kernel ran for all of the frame.
 // heat_table holds four rows of 2 * heat_steps + 1 values: what a step of heat adds to red, green and blue, rounding included, and the share of the
 // frame it keeps. A threshold that is not positive and finite leaves the frame as it is. blockDim.x must be 32: a warp makes a word of the mask.
 extern "C" __global__ void map_to_frame(const float* __restrict__ map, int map_height, int map_width, int height, int width, float threshold,
                                         float* __restrict__ frame_map, unsigned int* __restrict__ mask, unsigned char* __restrict__ overlay,
                                         const unsigned char* __restrict__ frame, long long pitch_bytes, int channels, int is_16_bit, int is_bgr,
-                                        const float* __restrict__ heat_table, int heat_steps) {
+                                        const float* __restrict__ heat_table, int heat_steps, unsigned int* __restrict__ blocks_run) {
+  if (blocks_run != nullptr && threadIdx.x == 0 && threadIdx.y == 0) {
+    atomicAdd(blocks_run, 1u);
+  }
   const int x = blockIdx.x * 32 + threadIdx.x;
   const int y = blockIdx.y * blockDim.y + threadIdx.y;
   const bool is_inside = x < width && y < height;

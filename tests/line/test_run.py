@@ -83,6 +83,17 @@ def test_pictures_are_saved_beside_the_records(engine, parts, tmp_path, capsys):
     assert (cv2.imread(str(rejects / "000006_REJECT_b_bad0.png")) == cv2.imread(str(parts / "b_bad0.png"))).all()
 
 
+def test_overlays_of_parts_that_did_not_pass_alone(engine, parts, tmp_path, capsys):
+    overlays = tmp_path / "overlays"
+    assert run("--engine", engine, "--images", parts, "--overlay", overlays, "--overlay-of", "not-passed") == 0
+    assert sorted(path.name for path in overlays.iterdir()) == ["000006_REJECT_b_bad0.jpg", "000007_REJECT_b_bad1.jpg"]
+
+
+def test_choice_of_overlays_without_a_folder_for_them_is_refused(engine, parts, capsys):
+    assert run("--engine", engine, "--images", parts, "--overlay-of", "not-passed") == 2
+    assert "add --overlay DIR" in capsys.readouterr().err
+
+
 def test_max_frames_stops_early(engine, parts, capsys):
     assert run("--engine", engine, "--images", parts, "--max-frames", 3) == 0
     assert len(lines_of(capsys.readouterr().out)) == 3

@@ -266,6 +266,30 @@ def test_overlay_has_the_frames_width_and_a_banner_above_it(fakes, tmp_path):
     assert picture.shape[0] > 240
 
 
+def test_overlays_are_saved_and_asked_for_of_the_chosen_verdicts_alone(fakes, tmp_path):
+    frame = fakes.frame_of(image=np.full((24, 32, 3), 90, np.uint8))
+    with OverlaySaver(tmp_path, verdicts=[Verdict.REJECT, Verdict.ERROR]) as sink:
+        for verdict in Verdict:
+            sink.emit(frame, fakes.result_of(verdict, roi_xyxy=(0, 0, 32, 24)))
+    assert [path.name.split("_")[1] for path in sorted(tmp_path.iterdir())] == ["ERROR", "REJECT"]
+    asked = sink.outputs
+    assert (asked.overlay, asked.mask, asked.frame_map, asked.device_only) == (True, False, False, True)
+    assert [asked.wanted_for(verdict) for verdict in Verdict] == [False, False, True, False]
+
+
+@pytest.mark.parametrize("roi", [(0, 0, 96, 64), (16, 16, 80, 48)])
+def test_overlay_of_the_detector_is_saved_instead_of_one_drawn_here(fakes, tmp_path, roi):
+    left, top, right, bottom = roi
+    overlay = np.full((bottom - top, right - left, 3), (10, 200, 30), np.uint8)
+    frame = fakes.frame_of(image=np.full((64, 96, 3), 90, np.uint8))
+    with OverlaySaver(tmp_path) as sink:
+        sink.emit(frame, fakes.result_of(Verdict.PASS, roi_xyxy=roi, overlay=overlay, anomaly_map=np.full((2, 3), 9, np.float32)))
+    (path,) = tmp_path.iterdir()
+    picture = cv2.imread(str(path))[-64:, :, ::-1].astype(int)
+    assert np.abs(picture[32, 48] - [10, 200, 30]).max() <= 4  # JPEG
+    assert np.abs(picture[2, 2] - ([10, 200, 30] if left == 0 else [90, 90, 90])).max() <= 4
+
+
 @pytest.mark.parametrize("saver", [RejectSaver, OverlaySaver])
 def test_folder_that_cannot_be_made_is_named(tmp_path, saver):
     (tmp_path / "file").write_text("")

@@ -11,7 +11,7 @@ from snl_runtime.types import AnomalyRegion, AnomalyResult, StageTimings, Verdic
 GREY = np.full((24, 32, 3), 128, np.uint8)
 
 
-def result_of(verdict=Verdict.PASS, anomaly_map=None, threshold=1.0, regions=(), roi=(0, 0, 32, 24), product="bottle"):
+def result_of(verdict=Verdict.PASS, anomaly_map=None, threshold=1.0, regions=(), roi=(0, 0, 32, 24), product="bottle", overlay=None):
     return AnomalyResult(
         verdict=verdict,
         reason_code="timeout",
@@ -21,10 +21,11 @@ def result_of(verdict=Verdict.PASS, anomaly_map=None, threshold=1.0, regions=(),
         reject_threshold=threshold,
         product=product,
         anomaly_map=anomaly_map,
-        roi_xyxy=None if anomaly_map is None else roi,
+        roi_xyxy=None if anomaly_map is None and overlay is None else roi,
         regions=regions,
         timings=StageTimings(),
         model_sha256="0" * 64,
+        overlay=overlay,
     )
 
 
@@ -118,3 +119,15 @@ def test_the_blend_equals_the_formula_pixel_by_pixel():
             color = low_color[channel] + t * (high_color[channel] - low_color[channel])
             expected = picture[row, column, channel] * (1 - share) + color * share
             assert abs(blended[row, column, channel] - expected) <= 1.5
+
+
+@pytest.mark.parametrize("anomaly_map", [None, flat_map(9)], ids=["without the map", "with the map"])
+def test_overlay_that_a_result_carries_is_outlined_and_titled_as_it_is(anomaly_map):
+    overlay = np.full((10, 10, 3), (1, 2, 3), np.uint8)
+    region = AnomalyRegion(box_xyxy=(12, 7, 18, 13), score=2.0, area_px=36)
+    picture = render_overlay(GREY, result_of(Verdict.REJECT, anomaly_map, roi=(10, 5, 20, 15), regions=(region,), overlay=overlay))
+    body = picture[banner_height(GREY.shape[:2]) :]
+    assert body[6, 11].tolist() == body[10, 15].tolist() == [1, 2, 3]
+    assert body[7, 12].tolist() == [255, 0, 0]
+    assert body[4, 9].tolist() == [128, 128, 128]
+    assert (overlay == (1, 2, 3)).all()

@@ -15,6 +15,7 @@ NAMES = {
     "Frame",
     "Manifest",
     "ModelBundle",
+    "OutputRequest",
     "Scorer",
     "SnlDetector",
     "SnlError",

@@ -125,7 +125,7 @@ def test_one_upload_and_only_what_was_asked_for_comes_back(kernels, make_gpu, op
     assert not {"allocate", "allocate_pinned", "free", "free_pinned"} & set(cuda.calls)
     cuda.ran.clear()
     stages.inspect(frame(4), threshold=20.0, wanted=Wanted(overlay=True))
-    assert cuda.ran[len(input_stage) + 3 :] == [*region_stage, "map_to_frame", "device_to_host"]
+    assert cuda.ran[len(input_stage) + 3 :] == [*region_stage, "fill", "map_to_frame", "device_to_host"]
     assert cuda.ran.count("host_to_device") == 1
 
 
@@ -207,6 +207,27 @@ def test_an_unusable_frame_queues_nothing(make_gpu, open_stages, image):
 def test_collecting_without_a_frame_is_an_error(make_gpu, open_stages):
     with pytest.raises(InferenceError, match="no frame on the device"):
         open_stages(make_gpu()).after.collect()
+
+
+def test_drawing_without_an_inspected_frame_is_an_error(kernels, make_gpu, open_stages):
+    stages = open_stages(make_gpu(kernels))
+    with pytest.raises(InferenceError, match="no inspected frame on the device"):
+        stages.after.render(EVERYTHING)
+    stages.inspect(frame(), threshold=20.0)
+    on_device = stages.before.enqueue(frame(), "bgr", None, stages.lane.image.handle)
+    stages.after.enqueue(stages.lane.anomaly_map.handle, stages.lane.anomaly_score.handle, frame=on_device, roi_xyxy=(0, 0, 130, 100), threshold=1.0)
+    with pytest.raises(InferenceError, match="no inspected frame on the device"):
+        stages.after.render(EVERYTHING)
+
+
+def test_pictures_drawn_afterwards_are_those_drawn_at_once(kernels, make_gpu, open_stages):
+    stages = open_stages(make_gpu(kernels))
+    _, at_once = stages.inspect(frame(), threshold=20.0, wanted=EVERYTHING)
+    stages.inspect(frame(8), threshold=5.0)
+    stages.inspect(frame(), threshold=20.0)
+    afterwards = stages.after.render(EVERYTHING)
+    for name in ("frame_map", "mask", "overlay"):
+        np.testing.assert_array_equal(getattr(afterwards, name), getattr(at_once, name))
 
 
 def test_a_frame_of_another_size_than_its_roi_is_refused(kernels, make_gpu, open_stages):

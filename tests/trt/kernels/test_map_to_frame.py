@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snl_runtime.kernels.launches import DeviceFrame, FrameOutputs, heat_values, launch_map_to_frame, mask_words, unpack_mask
+from snl_runtime.kernels.launches import DeviceFrame, FrameOutputs, frame_blocks, heat_values, launch_map_to_frame, mask_words, unpack_mask
 from snl_runtime.overlay import blend_heat
 from snl_runtime.preprocess import to_rgb
 from snl_runtime.upsampling import upsample_map
@@ -80,6 +80,22 @@ def test_overlay_without_a_usable_threshold_is_the_frame(cpu, kernels, threshold
     given = run(cpu, kernels, bumpy_map(1, (8, 8)), (20, 33), threshold, image, "rgb")
     np.testing.assert_array_equal(given["overlay"], image)
     assert not unpack_mask(given["mask"], (20, 33)).any() or threshold <= 0
+
+
+@pytest.mark.parametrize(("size_hw", "blocks"), [((1, 1), 1), ((8, 32), 1), ((9, 33), 4), ((61, 79), 24)])
+def test_every_block_is_counted_once(cpu, kernels, size_hw, blocks):
+    """A block covers 8 rows of 32 pixels."""
+    anomaly_map, target, counter = bumpy_map(1, (8, 8)), cpu.Guarded(size_hw, np.float32), cpu.Guarded((1,), np.uint32, fill=0)
+    launch_map_to_frame(
+        kernels,
+        anomaly_map=anomaly_map.ctypes.data,
+        map_hw=anomaly_map.shape,
+        size_hw=size_hw,
+        threshold=1.0,
+        outputs=FrameOutputs(frame_map=target.pointer.value, blocks_run=counter.pointer.value),
+        stream=None,
+    )
+    assert counter.check()[0] == frame_blocks(size_hw) == blocks
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3e38])
