@@ -6,6 +6,7 @@ Precision, by part (why: half overflows at a norm of 255 and rounds 1 - cos to 5
     convolutions of teacher, bottleneck, student  fp16 with ``precision="fp16"``; batch norms are folded in before
     CRAM, whose softmax holds |c|^2               fp32
     L2 norms, 1 - cos, means, map, score          fp32
+    residual whitening                            fp32
     affinity operands after the L2 norm           fp16 with ``precision="fp16"``; |x| <= 1, so nothing can overflow
 """
 
@@ -21,6 +22,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from snl_runtime.errors import ConfigError
 from snl_train.config import ScoreConfig
 from snl_train.models import IMAGENET_MEAN, IMAGENET_STD, Cram, TeacherStudent
+from snl_train.models.whitening import ResidualWhitening
 from snl_train.scoring import upsampling_weights
 
 Precision: TypeAlias = Literal["fp32", "fp16"]
@@ -104,18 +106,23 @@ class SnlGraph(nn.Module):
     def head(self, teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
         """Return the map (N, 1, H, W) in fp32 for features (N, C_k, H_k, W_k) of any precision."""
         total: Tensor | None = None
-        for t, s in zip(teacher, student, strict=True):
-            resized = self._resize(self._cell_scores(t, s))
+        distances = [None] * len(teacher) if self.model.whitening is None else list(self.model.whitening)
+        for t, s, distance in zip(teacher, student, distances, strict=True):
+            resized = self._resize(self._cell_scores(t, s, distance))
             total = resized if total is None else total + resized
         if total is None:
             raise ValueError("teacher and student must have at least one scale")
         return total
 
-    def _cell_scores(self, teacher: Tensor, student: Tensor) -> Tensor:
+    def _cell_scores(self, teacher: Tensor, student: Tensor, whitening: nn.Module | None) -> Tensor:
         height, width = teacher.shape[-2:]
         t = _unit_vectors(teacher.float().flatten(2))  # (N, C, P)
         s = _unit_vectors(student.float().flatten(2))
-        scores = (1.0 - (t * s).sum(dim=1)).clamp_min(0.0)  # (N, P); rounding gives cosines just above 1
+        if isinstance(whitening, ResidualWhitening):
+            weighted = F.conv1d(t - s, whitening.weight[:, :, None])  # (N, C, P); a convolution: TensorRT-RTX has no fp32 matrix product on Turing
+            scores = (weighted * weighted).sum(dim=1)  # (N, P)
+        else:
+            scores = (1.0 - (t * s).sum(dim=1)).clamp_min(0.0)  # (N, P); rounding gives cosines just above 1
         if self.score.affinity_weight:
             scores = scores + self.score.affinity_weight * self._affinity_error(t, s)
         return scores.reshape(-1, 1, height, width)
@@ -190,7 +197,9 @@ class _FullPrecision(nn.Module):
 def _halve_convolutions(model: TeacherStudent) -> TeacherStudent:
     crams = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children() if isinstance(child, Cram)]
     weights = {cram: {name: value.clone() for name, value in cram.state_dict().items()} for _, _, cram in crams}
+    whitening = copy.deepcopy(model.whitening)  # part of the head, not of the backbone
     model = model.half()
+    model.whitening = whitening
     for parent, name, cram in crams:
         cram.float().load_state_dict(weights[cram])  # half and back would have rounded the centres
         setattr(parent, name, _FullPrecision(cram))

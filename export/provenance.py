@@ -51,6 +51,7 @@ def portable_part(
             "affinity_layout": layout if has_affinity else "none",
             "affinity_tile_rows": tile_rows if has_affinity else 0,
             "affinity_weight": config.score.affinity_weight,
+            "whitening": config.model.whitening,
             "alignment": config.score.alignment,
             "smoothing_sigma": config.score.smoothing_sigma,
             "golden_tolerance": TOLERANCES[precision],

@@ -44,11 +44,17 @@ class ModelConfig:
     """Expected L2 norm of a centre at the start."""
     cram_feeds_next: bool = True
     """Whether the next student stage sees CRAM's output (True) or CRAM's input (False)."""
+    whitening: bool = False
+    """Weight the residuals of teacher and student by what good images show of them, instead of the plain cosine distance of Eq. 1 and 10; see
+    ``snl_train.models.whitening``. Fitted at the end of training; of no effect on the losses."""
+    whitening_floor: float = 0.1
+    """Smallest variance that a direction is credited with, as a share of the mean one."""
 
     def __post_init__(self) -> None:
         _check("model.centers", self.centers, "0 or more", self.centers >= 0)
         _check("model.cram_alpha", self.cram_alpha, "positive", _is_positive(self.cram_alpha))
         _check("model.cram_center_norm", self.cram_center_norm, "positive", _is_positive(self.cram_center_norm))
+        _check("model.whitening_floor", self.whitening_floor, "positive", _is_positive(self.whitening_floor))
         _check("model.teacher_seed", self.teacher_seed, "0 or more", self.teacher_seed >= 0)
         _check("model.teacher_weights", self.teacher_weights, "imagenet, random or a file name", bool(self.teacher_weights.strip()))
         if self.is_plain and self.centers:
@@ -176,6 +182,29 @@ class DataConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CorruptionConfig:
+    """Flaws painted into the student's input, see ``snl_train.corruption``; the paper has none."""
+
+    share: float = 0.0
+    """Share of the training images that get a flaw; 0 trains as the paper does."""
+    opacity_min: float = 0.3
+    """Faintest flaw; opacities are drawn evenly from here to 1."""
+    area_min: float = 0.01
+    """Smallest share of the image that a flaw covers, before it is cut to a disc half of the time."""
+    area_max: float = 0.15
+    """Largest share of the image that a flaw covers."""
+    foreign_share: float = 0.5
+    """Share of the flaws filled from another image of the batch, of whatever product; the rest is the image itself, moved, or flat colour."""
+
+    def __post_init__(self) -> None:
+        _check("corruption.share", self.share, "in [0, 1]", 0 <= self.share <= 1)
+        _check("corruption.opacity_min", self.opacity_min, "in (0, 1]", 0 < self.opacity_min <= 1)
+        _check("corruption.area_min", self.area_min, "in (0, 1)", 0 < self.area_min < 1)
+        _check("corruption.area_max", self.area_max, "in [area_min, 1)", self.area_min <= self.area_max < 1)
+        _check("corruption.foreign_share", self.foreign_share, "in [0, 1]", 0 <= self.foreign_share <= 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """A whole training run; saved with every checkpoint as it was used.
 
@@ -193,6 +222,8 @@ class TrainConfig:
     """Optimiser."""
     data: DataConfig = field(default_factory=DataConfig)
     """Images."""
+    corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
+    """Flaws painted into the student's input."""
     preset: Preset | None = None
     """Preset that the run started from; recorded, of no effect by itself."""
     seed: int = 0

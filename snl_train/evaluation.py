@@ -187,7 +187,7 @@ class CheckpointScorer:
         with torch.inference_mode():
             inputs = self._model.normalise(torch.from_numpy(images).to(self._device))  # (N, 3, H, W)
             teacher, student = self._model(inputs)
-            maps, scores = score_features(teacher, student, self.size_hw, self._score_config)  # (N, 1, H, W), (N,)
+            maps, scores = score_features(teacher, student, self.size_hw, self._score_config, whitening=self._model.whitening)  # (N, 1, H, W), (N,)
         return scores.float().cpu().numpy(), maps[:, 0].float().cpu().numpy()
 
 

@@ -1,19 +1,19 @@
 """Anomaly map and score from teacher and student features, SNL Eq. 1 and 10 to 14."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from snl_train.affinity import DEFAULT_TILE_ROWS, mean_affinity_error
 from snl_train.config import Alignment, ScoreConfig
 from snl_train.features import full_precision, paired_scales, unit_vectors
 
 
-def anomaly_map(
+def anomaly_map(  # noqa: PLR0913 - the readings that the paper leaves open
     teacher: Sequence[Tensor],
     student: Sequence[Tensor],
     size_hw: tuple[int, int],
@@ -22,6 +22,7 @@ def anomaly_map(
     alignment: Alignment = "half-pixel",
     smoothing_sigma: float = 0.0,
     tile_rows: int = DEFAULT_TILE_ROWS,
+    whitening: Iterable[nn.Module] | None = None,
 ) -> Tensor:
     """Return the pixel-level anomaly score, 0 where teacher and student agree.
 
@@ -36,9 +37,10 @@ def anomaly_map(
         alignment: Where a feature cell lies on the image, see ``upsampling_weights``; the paper does not say.
         smoothing_sigma: Standard deviation in pixels of a Gaussian over the map; the paper names none, RD4AD uses 4.
         tile_rows: Rows of the affinity matrix held at a time.
+        whitening: One ``ResidualWhitening`` per scale, which takes the place of the cosine distance; None for Eq. 1 and 10.
 
     Returns:
-        (B, 1, H, W), values in [0, 4 * number of scales] for ``affinity_weight`` 1.
+        (B, 1, H, W), values in [0, 4 * number of scales] for ``affinity_weight`` 1 without whitening, from 0 with it.
 
     Raises:
         ValueError: If the two lists differ in length or in any shape.
@@ -46,8 +48,9 @@ def anomaly_map(
     scales = paired_scales(teacher, student)
     with full_precision(scales[0][0].device):
         resized = []
-        for of_teacher, of_student in scales:
-            cells = cell_scores(of_teacher, of_student, affinity_weight=affinity_weight, tile_rows=tile_rows)  # (B, H_k, W_k)
+        distances = [None] * len(scales) if whitening is None else list(whitening)
+        for (of_teacher, of_student), distance in zip(scales, distances, strict=True):
+            cells = cell_scores(of_teacher, of_student, affinity_weight=affinity_weight, tile_rows=tile_rows, whitening=distance)  # (B, H_k, W_k)
             down = _weights(cells.shape[1], size_hw[0], alignment, smoothing_sigma, cells)  # (H, H_k)
             across = _weights(cells.shape[2], size_hw[1], alignment, smoothing_sigma, cells)  # (W, W_k)
             resized.append(down @ cells @ across.mT)
@@ -60,8 +63,15 @@ def anomaly_score(maps: Tensor, *, top_k: int = 1) -> Tensor:
     return pixels.amax(1) if top_k == 1 else pixels.topk(min(top_k, pixels.shape[1]), 1).values.mean(1)
 
 
-def score_features(teacher: Sequence[Tensor], student: Sequence[Tensor], size_hw: tuple[int, int], config: ScoreConfig) -> tuple[Tensor, Tensor]:
-    """Return (maps (B, 1, H, W), scores (B,)) as a configuration says."""
+def score_features(
+    teacher: Sequence[Tensor],
+    student: Sequence[Tensor],
+    size_hw: tuple[int, int],
+    config: ScoreConfig,
+    *,
+    whitening: Iterable[nn.Module] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return (maps (B, 1, H, W), scores (B,)) as a configuration says; ``whitening`` is the model's own."""
     maps = anomaly_map(
         teacher,
         student,
@@ -70,14 +80,21 @@ def score_features(teacher: Sequence[Tensor], student: Sequence[Tensor], size_hw
         alignment=config.alignment,
         smoothing_sigma=config.smoothing_sigma,
         tile_rows=config.tile_rows,
+        whitening=whitening,
     )
     return maps, anomaly_score(maps, top_k=config.top_k)
 
 
-def cell_scores(teacher: Tensor, student: Tensor, *, affinity_weight: float = 1.0, tile_rows: int = DEFAULT_TILE_ROWS) -> Tensor:
-    """Return M^k + ``affinity_weight`` * E^k of one scale at feature resolution, (B, H_k, W_k), for float features (B, D_k, H_k, W_k)."""
+def cell_scores(
+    teacher: Tensor, student: Tensor, *, affinity_weight: float = 1.0, tile_rows: int = DEFAULT_TILE_ROWS, whitening: nn.Module | None = None
+) -> Tensor:
+    """Return M^k + ``affinity_weight`` * E^k of one scale at feature resolution, (B, H_k, W_k), for float features (B, D_k, H_k, W_k).
+
+    M^k is the cosine distance, or what ``whitening`` makes of the unit vectors (B, D_k, P) of teacher and student.
+    """
     t, s = unit_vectors(teacher.flatten(2)), unit_vectors(student.flatten(2))  # (B, D, P)
-    scores = (1 - (t * s).sum(1)).clamp_min(0)  # rounding gives cosines just above 1
+    distance = _cosine_distance if whitening is None else whitening
+    scores: Tensor = distance(t, s)  # (B, P)
     if affinity_weight:
         scores = scores + affinity_weight * mean_affinity_error(s, t, tile_rows)
     return scores.reshape(teacher.shape[0], *teacher.shape[2:])
@@ -123,6 +140,11 @@ def _gaussian(pixels: int, sigma: float) -> npt.NDArray[np.float64]:
     matrix = np.zeros((pixels, pixels))
     np.add.at(matrix, (np.arange(pixels)[:, None], source), kernel)
     return matrix
+
+
+def _cosine_distance(teacher: Tensor, student: Tensor) -> Tensor:
+    """Return (B, P), from 0, for unit vectors (B, D, P)."""
+    return (1 - (teacher * student).sum(1)).clamp_min(0)  # rounding gives cosines just above 1
 
 
 def _weights(cells: int, pixels: int, alignment: Alignment, smoothing_sigma: float, like: Tensor) -> Tensor:

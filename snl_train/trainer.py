@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,10 @@ from torch import Tensor
 from snl_runtime.errors import ConfigError, SnlError
 from snl_train.averaging import WeightAverage, estimate_statistics
 from snl_train.config import Device, TrainConfig
+from snl_train.corruption import Corruption
 from snl_train.losses import structural_loss
 from snl_train.models import build_model
+from snl_train.models.whitening import fit_whitening
 from snl_train.schedule import learning_rate
 
 
@@ -43,6 +45,7 @@ class Trainer:
         self._config = config
         self._total_steps = total_steps
         self._augment = augment
+        self._corruption = Corruption(config.corruption)
         self.steps_done = 0
         self.device = resolve_device(config.device)
         torch.manual_seed(config.seed)
@@ -92,10 +95,21 @@ class Trainer:
         return {name: loss.detach() for name, loss in losses.items()}
 
     def _forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        flawed, has_flaw = self._corruption(images)
         inputs = self._model.normalise(images.to(self.device))
         with torch.autocast(self.device.type, dtype=self._half) if self._half is not None else contextlib.nullcontext():
-            teacher, student = self._model(inputs)
+            if has_flaw.any():
+                teacher, student = self._restore(inputs, self._model.normalise(flawed.to(self.device)), has_flaw.to(self.device))
+            else:
+                teacher, student = self._model(inputs)
         return structural_loss(teacher, student, self._config.loss, labels=labels)  # leaves autocast by itself
+
+    def _restore(self, inputs: Tensor, flawed: Tensor, has_flaw: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the teacher's features of the good images and the student's answer to the flawed ones."""
+        teacher = self._model.teacher(inputs)
+        seen = self._model.teacher(flawed[has_flaw])  # the others are the same as without a flaw
+        shown = [good.index_copy(0, has_flaw.nonzero().flatten(), bad.to(good.dtype)) for good, bad in zip(teacher, seen, strict=True)]
+        return teacher, self._model.imitate(flawed, shown)
 
     def _update(self, total: Tensor) -> None:
         self._optimizer.zero_grad(set_to_none=True)
@@ -111,21 +125,34 @@ class Trainer:
         """Return the weights to ship, on the CPU: the averaged ones where the configuration asks for an average and it has begun.
 
         Args:
-            batches: Training images, (B, H, W, 3) uint8, to measure batch statistics with where the average needs it; not consumed otherwise.
+            batches: Training images, (B, H, W, 3) uint8, to measure batch statistics and residuals with where the average and the whitening need
+                it; not consumed otherwise.
 
         Raises:
             TrainingDivergedError: If a weight is not finite.
         """
         state = self._average.averaged(self._model.state_dict()) if self._average.is_started else self._model.state_dict()
-        if self._average.needs_statistics:
-            twin = copy.deepcopy(self._model)
-            twin.load_state_dict(state)
-            estimate_statistics(twin, (twin.normalise(images.to(self.device)) for images in batches))
-            state = twin.state_dict()
+        if self._average.needs_statistics or self._model.whitening is not None:
+            state = self._measured(state, list(batches))
         for name, tensor in state.items():
             if not torch.isfinite(tensor).all():
                 raise TrainingDivergedError(self._diverged(f"weight {name}"))
         return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+
+    def _measured(self, state: Mapping[str, Tensor], batches: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return a state with what is measured on training images: batch statistics first, residuals with those."""
+        twin = copy.deepcopy(self._model)
+        twin.load_state_dict(state)
+        if self._average.needs_statistics:
+            estimate_statistics(twin, (twin.normalise(images.to(self.device)) for images in batches))
+        if twin.whitening is not None:
+            twin.eval()
+            try:
+                fit_whitening(twin, twin.whitening, (twin.normalise(images.to(self.device)) for images in batches))
+            except ValueError as error:
+                raise TrainingDivergedError(f"{error} (step {self.steps_done} of {self._total_steps})") from error
+        measured: dict[str, Tensor] = twin.state_dict()
+        return measured
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values from which :meth:`load_state_dict` continues to the bit on a CPU."""

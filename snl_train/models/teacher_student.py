@@ -9,6 +9,7 @@ from snl_train.models.forward import ForwardStudent
 from snl_train.models.resnet import spec_of
 from snl_train.models.reverse import Bottleneck, ReverseStudent
 from snl_train.models.teacher import Teacher, build_teacher
+from snl_train.models.whitening import ResidualWhitening
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """Mean of the pictures the teacher was trained on, RGB, of values in [0, 1]."""
@@ -23,6 +24,7 @@ class TeacherStudent(nn.Module):
         teacher: Frozen, always in eval mode.
         bottleneck: Teacher features to the decoder's input; None for the forward methods.
         student: Gives features shaped like the teacher's.
+        whitening: One module per scale that the scores use in place of the cosine distance; None for the plain cosine.
     """
 
     mean: Tensor
@@ -48,6 +50,7 @@ class TeacherStudent(nn.Module):
         self.bottleneck = Bottleneck(config.teacher) if config.is_reverse else None
         student = ReverseStudent if config.is_reverse else ForwardStudent
         self.student: ReverseStudent | ForwardStudent = student(config.teacher, _crams(config), cram_feeds_next=config.cram_feeds_next)
+        self.whitening = _whitenings(config)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
 
@@ -68,8 +71,12 @@ class TeacherStudent(nn.Module):
         if images.dim() != 4 or any(side % multiple for side in images.shape[-2:]):
             raise ValueError(f"images must be (B, 3, H, W) with sides in multiples of {multiple}, got {tuple(images.shape)}")
         teacher = self.teacher(images)
-        student_input = images if self.bottleneck is None else self.bottleneck(teacher)
-        return teacher, self.student(student_input)
+        return teacher, self.imitate(images, teacher)
+
+    def imitate(self, images: Tensor, teacher: list[Tensor]) -> list[Tensor]:
+        """Return the student's features for images and the teacher's features of the same images, shapes as in :meth:`forward`."""
+        features: list[Tensor] = self.student(images if self.bottleneck is None else self.bottleneck(teacher))
+        return features
 
 
 def build_model(config: ModelConfig, *, load_teacher_weights: bool = True) -> TeacherStudent:
@@ -79,6 +86,12 @@ def build_model(config: ModelConfig, *, load_teacher_weights: bool = True) -> Te
         ConfigError: If the teacher's weights cannot be had or do not fit.
     """
     return TeacherStudent(config, load_teacher_weights=load_teacher_weights)
+
+
+def _whitenings(config: ModelConfig) -> nn.ModuleList | None:
+    if not config.whitening:
+        return None
+    return nn.ModuleList(ResidualWhitening(channels, floor=config.whitening_floor) for channels in spec_of(config.teacher).channels)
 
 
 def _crams(config: ModelConfig) -> nn.ModuleList | None:

@@ -98,6 +98,32 @@ def test_graph_equals_the_training_side(method: str, score: ScoreConfig, models:
     torch.testing.assert_close(anomaly_score, expected_score, atol=FP32_TOLERANCE, rtol=0)
 
 
+@pytest.fixture
+def whitened() -> TeacherStudent:
+    torch.manual_seed(5)
+    model = build_model(ModelConfig(method="rd", teacher="resnet18", teacher_weights="random", whitening=True)).eval()
+    for module in model.whitening:
+        basis = torch.linalg.qr(torch.randn(len(module.weight), len(module.weight), dtype=torch.float64))[0]
+        module.set_moment(basis * torch.linspace(0.01, 3, len(module.weight), dtype=torch.float64) @ basis.mT)
+    return model
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("fp16", 1e-2)])
+def test_whitened_graph_equals_the_training_side(precision: str, tolerance: float, whitened: TeacherStudent, pixels: torch.Tensor) -> None:
+    score = ScoreConfig(affinity_weight=0)
+    with torch.no_grad():
+        maps, scores = SnlGraph(whitened, score, size_hw=SIZE_HW, precision=precision)(pixels)
+        expected, _ = scoring.score_features(*whitened(whitened.normalise(pixels)), SIZE_HW, score, whitening=whitened.whitening)
+    np.testing.assert_allclose(maps.numpy(), expected.numpy(), rtol=0, atol=tolerance * float(expected.max()))
+    np.testing.assert_array_equal(scores.numpy(), maps.flatten(1).amax(1).numpy())
+
+
+def test_whitening_stays_in_single_precision(whitened: TeacherStudent) -> None:
+    graph = SnlGraph(whitened, ScoreConfig(affinity_weight=0), size_hw=SIZE_HW, precision="fp16")
+    for module, original in zip(graph.model.whitening, whitened.whitening):
+        torch.testing.assert_close(module.weight, original.weight, rtol=0, atol=0)
+
+
 def test_zero_features_give_the_largest_cosine_distance_and_no_nan(models: dict[str, TeacherStudent]) -> None:
     graph = SnlGraph(models["fd"], ScoreConfig(affinity_weight=0.0), size_hw=SIZE_HW)
     assert torch.equal(graph.head([torch.ones(1, 3, 2, 2)], [torch.zeros(1, 3, 2, 2)]), torch.ones(1, 1, *SIZE_HW))

@@ -1,0 +1,79 @@
+"""Flaws painted into training images: where, how many, and what they leave alone."""
+
+import numpy as np
+import pytest
+import torch
+
+from snl_runtime.errors import ConfigError
+from snl_train.config import CorruptionConfig
+from snl_train.corruption import Corruption
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (40, 32, 48, 3), dtype=np.uint8))
+
+
+def test_no_share_changes_nothing(images):
+    flawed, has_flaw = Corruption(CorruptionConfig(share=0))(images)
+    assert not has_flaw.any()
+    assert torch.equal(flawed, images)
+
+
+def test_images_without_a_flaw_are_the_same_and_the_input_is_not_changed(images):
+    before = images.clone()
+    torch.manual_seed(1)
+    flawed, has_flaw = Corruption(CorruptionConfig(share=0.5))(images)
+    assert torch.equal(images, before)
+    assert 0 < int(has_flaw.sum()) < len(images)
+    assert torch.equal(flawed[~has_flaw], images[~has_flaw])
+    assert (flawed.dtype, flawed.shape) == (torch.uint8, images.shape)
+
+
+def test_a_flaw_covers_no_more_than_asked():
+    torch.manual_seed(2)
+    images = torch.full((60, 40, 40, 3), 128, dtype=torch.uint8)
+    flawed, has_flaw = Corruption(CorruptionConfig(share=1, area_min=0.02, area_max=0.1))(images)
+    changed = (flawed != images).any(3).float().mean((1, 2))
+    assert has_flaw.all()
+    assert float(changed.max()) <= 0.1 + 1 / 40**2
+    assert float((changed > 0).float().mean()) > 0.5  # a disc may miss the shape, and a moved flat image looks the same
+
+
+def test_opacity_of_one_puts_nothing_of_the_good_image_into_the_flaw():
+    torch.manual_seed(3)
+    images = torch.stack([torch.full((32, 32, 3), value, dtype=torch.uint8) for value in (0, 255)])
+    config = CorruptionConfig(share=1, opacity_min=1, foreign_share=1)
+    values = set()
+    for _ in range(20):
+        flawed, _ = Corruption(config)(images)
+        values |= set(flawed[0].unique().tolist())
+    # the other image (255) as it is or re-lit, or the image itself (0), re-lit by at most 40 grey levels; nothing in between
+    assert values <= set(range(41)) | set(range(87, 256))
+
+
+def test_the_same_generator_state_gives_the_same_flaws(images):
+    corruption = Corruption(CorruptionConfig(share=0.7))
+    torch.manual_seed(4)
+    first = corruption(images)
+    torch.manual_seed(4)
+    second = corruption(images)
+    torch.manual_seed(5)
+    third = corruption(images)
+    assert torch.equal(first[0], second[0])
+    assert not torch.equal(first[0], third[0])
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "expected"),
+    [
+        ("share", 1.5, "corruption.share must be in"),
+        ("opacity_min", 0.0, "corruption.opacity_min must be in"),
+        ("area_min", 0.0, "corruption.area_min must be in"),
+        ("area_max", 0.005, "corruption.area_max must be in"),
+        ("foreign_share", -0.1, "corruption.foreign_share must be in"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(setting, value, expected):
+    with pytest.raises(ConfigError, match=expected):
+        CorruptionConfig(**{setting: value})
