@@ -7,6 +7,7 @@
   x CheckpointError              a checkpoint is truncated, altered or from another schema
   x ManifestError                a model bundle is incomplete, altered or from another schema
     + SignatureError             the manifest is not signed with the expected key
+  x GainError                    a gain map cannot be fitted, or does not fit the model's maps
   x BackendError
     + BackendUnavailableError    a package or driver is missing; the message names the extra
     + EngineMismatchError        the engine was built for another GPU or library version
@@ -55,6 +56,10 @@ class ManifestError(SnlError):
 
 class SignatureError(ManifestError):
     """A manifest is not signed with the expected key."""
+
+
+class GainError(SnlError):
+    """A gain map cannot be fitted or used."""
 
 
 class BackendError(SnlError):

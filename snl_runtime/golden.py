@@ -1,10 +1,6 @@
 """Golden samples: inputs with the scores and maps the checkpoint gave, compared on every machine before anything may pass."""
 
-import io
 import os
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +11,7 @@ import numpy.typing as npt
 
 from snl_runtime.errors import GoldenSampleError
 from snl_runtime.files import atomic_path
+from snl_runtime.npz import FOREIGN_ERRORS, read_arrays
 
 Scores: TypeAlias = npt.NDArray[np.float32]
 Infer: TypeAlias = Callable[[npt.NDArray[np.uint8]], tuple[Scores, npt.NDArray[np.float32]]]
@@ -28,22 +25,6 @@ sums in another order; fp16: the measured spread of the mixed graph; int8: what 
 alike."""
 
 _MEMBERS = ("images", "scores", "maps")
-# What numpy and zipfile raise for a file that is truncated, altered or no npz at all.
-_FOREIGN_ERRORS = (
-    ValueError,
-    TypeError,
-    KeyError,
-    EOFError,
-    OverflowError,
-    MemoryError,
-    RecursionError,
-    RuntimeError,
-    SyntaxError,
-    tokenize.TokenError,
-    Warning,  # where a host program turns warnings into errors
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -87,11 +68,10 @@ def read_golden(path: str | os.PathLike[str]) -> GoldenSamples:
     """
     source = Path(path)
     try:
-        members = _read_members(source.read_bytes())
-        return GoldenSamples(**members)
+        return GoldenSamples(**read_arrays(source.read_bytes(), _MEMBERS))
     except OSError as error:
         raise GoldenSampleError(f"cannot read {source}: {error.strerror or error}; copy it beside the model from the folder of the export") from error
-    except (GoldenSampleError, *_FOREIGN_ERRORS) as error:
+    except (GoldenSampleError, *FOREIGN_ERRORS) as error:
         raise GoldenSampleError(f"{source} holds no usable golden samples ({error}); copy it again from the export") from error
 
 
@@ -149,10 +129,3 @@ def _check_value(index: int, what: str, expected: float, actual: float, allowed:
             f"golden sample {index} gives a {what} of {actual:.6g} here, recorded is {expected:.6g}, allowed difference {allowed:.2g}; "
             "this machine does not compute what was evaluated: use another backend or device, or export again"
         )
-
-
-def _read_members(data: bytes) -> dict[str, Any]:
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        if sorted(archive.namelist()) != sorted(f"{name}.npy" for name in _MEMBERS):
-            raise GoldenSampleError(f"expected the arrays {', '.join(_MEMBERS)}, found {', '.join(archive.namelist()) or 'none'}")
-        return {name: np.lib.format.read_array(io.BytesIO(archive.read(f"{name}.npy")), allow_pickle=False) for name in _MEMBERS}

@@ -56,13 +56,29 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GainFile:
+    """The gain map of a fixtured product, in a file beside the manifest.
+
+    Attributes:
+        file: Its name; it holds part of the hash, so that a later fit leaves the files of earlier decisions alone.
+        sha256: Its hash.
+    """
+
+    file: str
+    sha256: str
+
+    def __post_init__(self) -> None:
+        _check_listed_file(self.file, self.sha256)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """The thresholds of one product, fitted on one file.
 
     Attributes:
         product: Name of the product.
         model_sha256: Hash of the file that scored the sample; the decision applies to no other file but engines that passed parity with it.
-        pass_threshold: Highest score that passes.
+        pass_threshold: Highest score that passes; with ``gain``, of the gained map.
         reject_threshold: Highest score that is reviewed; equal to ``pass_threshold`` without a review band.
         floor: Score below which nothing passes, half of the lowest score of the sample.
         frame_range: What frames may look like.
@@ -78,6 +94,7 @@ class Decision:
         fitted_at: When, ISO 8601 with offset.
         expires_at: When the decision ends, None for never.
         tool_version: snl-edge version that fitted.
+        gain: Where the gain map is that raw maps are multiplied with before they are judged; None for a product that is judged by its raw maps.
     """
 
     product: str
@@ -98,6 +115,7 @@ class Decision:
     fitted_at: str
     expires_at: str | None
     tool_version: str
+    gain: GainFile | None = field(default=None, metadata=ADDED_LATER)
 
     def __post_init__(self) -> None:
         if not (0 <= self.floor <= self.pass_threshold <= self.reject_threshold):
@@ -232,10 +250,7 @@ class Manifest:
         if self.files.get(self.model_file, self.model_sha256) != self.model_sha256:
             raise ManifestError(f"gives two hashes for '{self.model_file}': {self.model_sha256[:12]} and {self.files[self.model_file][:12]}")
         for name, sha256 in [(self.model_file, self.model_sha256), *self.files.items()]:
-            if not name or name != Path(name).name or "\\" in name or not name.isprintable():
-                raise ManifestError(f"lists '{name}', which is not a plain file name")
-            if len(sha256) != 64 or not _HEX_DIGITS.issuperset(sha256):
-                raise ManifestError(f"must give 64 lower-case hexadecimal digits for '{name}', got '{sha256}'")
+            _check_listed_file(name, sha256)
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -350,6 +365,13 @@ def _check_self_hash(document: dict[str, Any]) -> None:
     expected, actual = str(document.get("self_sha256", "")), sha256_bytes(_canonical_text(document).encode("utf-8"))
     if expected != actual:
         raise ManifestError(f"was altered: its text has sha256 {actual[:12]}, it records '{expected[:12]}'; copy it again from the export")
+
+
+def _check_listed_file(name: str, sha256: str) -> None:
+    if not name or name != Path(name).name or "\\" in name or not name.isprintable():
+        raise ManifestError(f"lists '{name}', which is not a plain file name")
+    if len(sha256) != 64 or not _HEX_DIGITS.issuperset(sha256):
+        raise ManifestError(f"must give 64 lower-case hexadecimal digits for '{name}', got '{sha256}'")
 
 
 def _check_input(spec: dict[str, Any]) -> None:
