@@ -15,7 +15,7 @@ pytestmark = pytest.mark.parametrize("kernels", ["separate"], indirect=True)
 def count_sessions(device_detector):
     def count():
         gc.collect()
-        living = [type(found) for found in gc.get_objects() if isinstance(found, (device_detector.CudaSession, device_detector.Session))]
+        living = [type(found) for found in gc.get_objects()]  # not isinstance: it asks other packages' objects for their class, and torch's warn
         return living.count(device_detector.CudaSession), living.count(device_detector.Session)
 
     return count
