@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from snl_runtime.errors import CalibrationRefusedError
+from snl_runtime.gain import GainMap
 from snl_runtime.manifest import Decision, FrameRange
 from snl_runtime.opencv import load_opencv
 from snl_runtime.types import AnomalyMap, Image, Verdict
@@ -37,6 +38,7 @@ REASON_CODES: Mapping[str, str] = MappingProxyType(
         "clock_before_fit": "the clock is earlier than the calibration",
         "output_not_finite": "the score or the map is missing, NaN or infinite",
         "output_inconsistent": "the score is not the maximum of the map",
+        "no_gain_map": "the decision needs a gain map that was not applied",
         "below_floor": "the score is lower than any good part can give",
         "backend_error": "the backend failed",
         "timeout": "the backend did not answer in time",
@@ -94,10 +96,12 @@ class MapSummary:
     Attributes:
         peak: Largest value; NaN if there is none.
         is_finite: Whether the map has cells and every one of them is finite.
+        gained_peak: Largest value under the product's gain map; None if none was applied.
     """
 
     peak: float
     is_finite: bool
+    gained_peak: float | None = None
 
 
 def decide(
@@ -112,12 +116,13 @@ def decide(
 ) -> Ruling:
     """Return the verdict on one frame under one decision.
 
-    Checks in this order, and the first that fails is the reason: golden check, decision, its file, its dates, the frame, the output, the floor.
-    PASS therefore implies all of them.
+    Checks in this order, and the first that fails is the reason: golden check, decision, its file, its dates, the frame, the raw output, the gained
+    map, the floor. PASS therefore implies all of them.
 
     Args:
         score: The graph's ``anomaly_score``.
-        anomaly_map: (H, W) float32 or its summary, None if there is none.
+        anomaly_map: (H, W) float32 raw map or its summary, None if there is none. For a decision with a gain map the summary that
+            :func:`summarise_map` makes with it: floor and thresholds are compared with the gained peak.
         decision: None if the file has none.
         statistics: Of the network input, from :func:`frame_statistics`.
         golden_checked: Whether the golden samples were scored in this process on this backend and agreed.
@@ -135,16 +140,26 @@ def decide(
         or check_frame(statistics, decision.frame_range)
         or check_output(score, summary)
     )
-    return fault or _compare(score, summary.peak, decision)
+    if fault is not None:
+        return fault
+    if decision.gain is None:
+        return _compare(score, summary.peak, decision)
+    gained = summary.gained_peak
+    if gained is None:
+        return error("no_gain_map", f"the gain map {decision.gain.file} of product {decision.product!r} was not applied; open the model again")
+    if not math.isfinite(gained):
+        return error("output_not_finite", f"the anomaly map is {gained} under the gain map of product {decision.product!r}")
+    return _compare(gained, gained, decision)
 
 
-def summarise_map(anomaly_map: AnomalyMap | MapSummary | None) -> MapSummary:
-    """Return what a verdict needs to know of a map; no map, or an empty one, is not finite."""
+def summarise_map(anomaly_map: AnomalyMap | MapSummary | None, gain: GainMap | None = None) -> MapSummary:
+    """Return what a verdict needs to know of a map, with its peak under a gain map if one is given; no map, or an empty one, is not finite."""
     if isinstance(anomaly_map, MapSummary):
         return anomaly_map
     if anomaly_map is None or anomaly_map.size == 0:
         return MapSummary(peak=math.nan, is_finite=False)
-    return MapSummary(peak=float(anomaly_map.max()), is_finite=bool(np.isfinite(anomaly_map).all()))
+    gained_peak = None if gain is None else gain.peak(anomaly_map)
+    return MapSummary(peak=float(anomaly_map.max()), is_finite=bool(np.isfinite(anomaly_map).all()), gained_peak=gained_peak)
 
 
 def strictest(rulings: Mapping[str, Ruling]) -> Ruling:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from snl_runtime.backends.base import Backend
+from snl_runtime.bundle import ModelBundle
 from snl_runtime.decision import Ruling, check_output, error
 from snl_runtime.device_arrays import DeviceFrameReader
 from snl_runtime.errors import (
@@ -22,6 +23,7 @@ from snl_runtime.errors import (
     ManifestError,
     SignatureError,
 )
+from snl_runtime.gain_files import open_gains
 from snl_runtime.inspection import Inspection, Output, Prepared, Request, answer
 from snl_runtime.manifest import Manifest
 from snl_runtime.preprocess import FrameError
@@ -65,7 +67,8 @@ class SnlDetector:
             depend on it, except that a GPU which fails while it draws makes the frame an ERROR like any failure.
 
     Raises:
-        ManifestError: If a file of the model is truncated, altered or of another schema; the message says what to run.
+        ManifestError: If a file of the model is truncated, altered or of another schema, or the gain map of a product is missing; the message says
+            what to run.
         GoldenSampleError: If the golden samples are missing though the manifest lists them, or score differently here.
         BackendError: If the backend cannot be opened or fails on the golden samples.
         ConfigError: If an option is out of range.
@@ -120,12 +123,12 @@ class SnlDetector:
             self._worker.stop(_nothing, _CLOSING_TIMEOUT_S)
             raise
         try:
+            self._book = _open_book(self._scorer.bundle)
             self._worker.call(self._scorer.check_golden_samples, max(_OPENING_TIMEOUT_S, self._timeout_s))
         except BaseException:
             self._worker.stop(self._scorer.close, _CLOSING_TIMEOUT_S)
             raise
         self._frames = DeviceFrameReader(_cuda_index(device))
-        self._book = DecisionBook(self._scorer.bundle.manifest, self._scorer.bundle.sha256)
         self._closed = False
 
     @property
@@ -217,7 +220,7 @@ class SnlDetector:
             reader=self._frames,
         )
         prepared = None
-        if self._scorer.is_on_device:
+        if self._scorer.is_on_device and inspection.selection.gain is None:
             request.check()  # an unusable frame need not wait for its turn
         else:
             prepared = request.prepare(self._scorer)
@@ -244,6 +247,13 @@ class SnlDetector:
             raise
         finally:
             self._lock.release()
+
+
+def _open_book(bundle: ModelBundle) -> DecisionBook:
+    manifest = bundle.manifest
+    if manifest is None:
+        return DecisionBook(None, bundle.sha256)
+    return DecisionBook(manifest, bundle.sha256, open_gains(bundle.path, manifest.decisions_for(bundle.sha256).values(), manifest.size_hw))
 
 
 def _explain(fault: Exception) -> Ruling:

@@ -206,41 +206,48 @@ class Inspection:
     inferred_s: float | None = None
     infer_ms: float = 0.0
     output: Output | None = None
+    score: float = math.nan
+    anomaly_map: AnomalyMap | None = None
     regions: tuple[AnomalyRegion, ...] = ()
     pictures: Pictures = field(default_factory=Pictures)
     ruling: Ruling = field(default_factory=lambda: error("internal_error", "the frame was not inspected"))
 
     def keep(self, output: Output) -> None:
-        """Keep a checked output with its regions."""
-        self.output = output
+        """Keep a checked output, its map and score under the gain map if there is one, with its regions."""
+        gain = self.selection.gain
+        gained_map = output.anomaly_map if gain is None or output.anomaly_map is None else gain.apply(output.anomaly_map)
+        score = output.score if gain is None else summarise_map(output.evidence, gain).gained_peak
+        if score is None or not math.isfinite(score):
+            return
+        self.output, self.score, self.anomaly_map = output, score, gained_map
         if output.regions is not None:
             self.regions = output.regions
-        elif output.anomaly_map is not None:
+        elif gained_map is not None:
             threshold = self.selection.threshold
             if self.ruling.verdict in (Verdict.REVIEW, Verdict.REJECT):
                 # The score may exceed the maximum of the map by a rounding; what is not passed must still point somewhere.
-                threshold = min(threshold, float(np.nextafter(output.anomaly_map.max(), np.float32(-np.inf))))
-            self.regions = find_regions(output.anomaly_map, threshold, output.roi_xyxy)
+                threshold = min(threshold, float(np.nextafter(gained_map.max(), np.float32(-np.inf))))
+            self.regions = find_regions(gained_map, threshold, output.roi_xyxy)
 
     def draw(self, output: Output, request: Request) -> None:
         """Keep what was wanted at frame resolution: as the device made it, else made here."""
         outputs = request.outputs
         if output.pictures is not None:
             self.pictures = output.pictures
-        elif outputs.wanted_for(self.ruling.verdict) and not outputs.device_only and output.crop is not None and output.anomaly_map is not None:
-            self.pictures = draw_pictures(output.crop, request.color, output.anomaly_map, self.selection.threshold, outputs)
+        elif outputs.wanted_for(self.ruling.verdict) and not outputs.device_only and output.crop is not None and self.anomaly_map is not None:
+            self.pictures = draw_pictures(output.crop, request.color, self.anomaly_map, self.selection.threshold, outputs)
 
     def result(self, model_sha256: str) -> AnomalyResult:
         """Return the result as of now."""
         now_s = time.perf_counter()
-        anomaly_map = None if self.output is None or not self.keep_map else self.output.anomaly_map
+        anomaly_map = self.anomaly_map if self.keep_map else None
         pictures = Pictures() if self.ruling.verdict is Verdict.ERROR else self.pictures
         has_arrays = any(array is not None for array in (anomaly_map, pictures.frame_map, pictures.mask, pictures.overlay))
         return AnomalyResult(
             verdict=self.ruling.verdict,
             reason_code=self.ruling.reason_code,
             reason=self.ruling.reason,
-            score=math.nan if self.output is None else self.output.score,
+            score=self.score,
             threshold=self.selection.threshold,
             reject_threshold=self.selection.reject_threshold,
             product=self.selection.product,

@@ -1,11 +1,16 @@
 """Which decisions of a manifest apply to a frame."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from snl_runtime.decision import FrameStatistics, MapSummary, Ruling, decide, error, strictest
+import numpy as np
+
+from snl_runtime.decision import FrameStatistics, MapSummary, Ruling, decide, error, strictest, summarise_map
+from snl_runtime.gain import GainMap
+from snl_runtime.gain_files import Gains, gain_of
 from snl_runtime.manifest import Decision, Manifest
 from snl_runtime.types import AnomalyMap
 
@@ -20,6 +25,9 @@ class Selection:
         product: What the record names; None where several decisions apply.
         roi_xyxy: Part of the frame to look at; None for all of it.
         fault: Why there is no usable decision, None if there is one.
+        gains: The gain maps of the decisions, by hash.
+        gain: What makes the result's map of the raw one, so that ``threshold`` holds for it: the decision's gain map, or that of :func:`merge_gains`
+            where several decisions apply; None where no decision has one.
     """
 
     decisions: Mapping[str, Decision] = field(default_factory=dict)
@@ -27,6 +35,8 @@ class Selection:
     product: str | None = None
     roi_xyxy: tuple[int, int, int, int] | None = None
     fault: Ruling | None = None
+    gains: Gains = field(default_factory=dict)
+    gain: GainMap | None = None
 
     @property
     def threshold(self) -> float:
@@ -35,20 +45,37 @@ class Selection:
 
     @property
     def reject_threshold(self) -> float:
-        """Lowest reject threshold; NaN without a decision."""
+        """Lowest reject threshold; NaN without a decision. On the scale of ``threshold`` where gain maps were merged."""
+        if self.needs_map:
+            return min(self.threshold / d.pass_threshold * d.reject_threshold for d in self.decisions.values())
         return min((d.reject_threshold for d in self.decisions.values()), default=math.nan)
+
+    @property
+    def needs_map(self) -> bool:
+        """Whether the verdict needs the raw map itself: several decisions, each with its own gain."""
+        return self.gain is not None and len(self.decisions) > 1
 
     def rule(
         self, score: float, anomaly_map: AnomalyMap | MapSummary | None, statistics: FrameStatistics, *, golden_checked: bool, now: datetime
     ) -> Ruling:
-        """Return the verdict on a scored frame, see :func:`snl_runtime.decision.decide`."""
+        """Return the verdict on a scored frame, each decision with its own gain map, see :func:`snl_runtime.decision.decide`.
+
+        Args:
+            score: The graph's score.
+            anomaly_map: The raw map; or its summary, with the peak under ``gain`` where a single decision applies.
+            statistics: Of the network input.
+            golden_checked: Whether the golden samples agreed.
+            now: Current time.
+        """
         if self.fault is not None:
             missing = error("no_golden_check", "no golden sample was scored in this process; export the model again with snl-export")
             return self.fault if golden_checked or self.fault.reason_code == "no_manifest" else missing
+        if isinstance(anomaly_map, MapSummary) and self.needs_map:
+            anomaly_map = dataclasses.replace(anomaly_map, gained_peak=None)  # of a merged gain: no decision was fitted with that
         rulings = {
             product: decide(
                 score,
-                anomaly_map,
+                summarise_map(anomaly_map, gain_of(decision, self.gains)),
                 decision,
                 statistics=statistics,
                 golden_checked=golden_checked,
@@ -66,13 +93,20 @@ class DecisionBook:
     Args:
         manifest: None for a lone ``.onnx``.
         sha256: Hash of the opened file.
+        gains: The gain maps that its decisions name, by hash.
+
+    Raises:
+        ManifestError: If the gain map of a decision that holds for this file is not among them.
     """
 
-    def __init__(self, manifest: Manifest | None, sha256: str) -> None:
+    def __init__(self, manifest: Manifest | None, sha256: str, gains: Gains | None = None) -> None:
         self._manifest = manifest
         self._accepted = frozenset() if manifest is None else accepted_hashes(manifest, sha256)
         self.decisions: dict[str, Decision] = {} if manifest is None else dict(manifest.decisions_for(sha256))
         """Newest decision per product that holds for this file."""
+        self._gains = gains or {}
+        self._gain_of_product = {product: gain_of(decision, self._gains) for product, decision in self.decisions.items()}
+        self._merged_gain = merge_gains(self.decisions, self._gain_of_product)
 
     def select(self, product: object = None) -> Selection:
         """Return what applies to a frame of a product; None names none. Any object is accepted, an unknown one selects a fault."""
@@ -90,6 +124,8 @@ class DecisionBook:
             accepted_sha256=self._accepted,
             product=next(iter(chosen)) if len(chosen) == 1 else None,
             roi_xyxy=next(iter(chosen.values())).roi_xyxy,
+            gains=self._gains,
+            gain=self._merged_gain if len(chosen) > 1 else self._gain_of_product[next(iter(chosen))],
         )
 
     def _fault(self, product: object) -> Ruling | None:
@@ -110,6 +146,31 @@ class DecisionBook:
             return error("no_threshold_for_engine", f"no threshold for this engine and product {product!r}; run snl-calibrate on this file")
         known = ", ".join(sorted(self.decisions)) or "none"
         return error("unknown_product", f"no decision for product {product!r}; calibrated: {known}")
+
+
+def merge_gains(decisions: Mapping[str, Decision], gains: Mapping[str, GainMap | None]) -> GainMap | None:
+    """Return one gain map under which a part is above the lowest pass threshold where any of the decisions finds it above its own.
+
+    Each gain is scaled by lowest threshold / own threshold, and the largest counts in each cell. It serves regions, maps and pictures; verdicts come
+    from each decision's own gain, so that no rounding of the scale decides one.
+
+    Args:
+        decisions: By product.
+        gains: The gain map of each; None for a decision on raw maps.
+
+    Returns:
+        None if no decision has a gain map, or a threshold is not positive, which :func:`snl_runtime.decision.decide` refuses.
+    """
+    thresholds = {product: decision.pass_threshold for product, decision in decisions.items()}
+    if not any(gains.values()) or not all(0 < threshold < math.inf for threshold in thresholds.values()):
+        return None
+    lowest = min(thresholds.values())
+    shape = next(gain.values.shape for gain in gains.values() if gain is not None)
+    merged = np.zeros(shape, np.float32)
+    for product, gain in gains.items():
+        own = np.float32(1) if gain is None else gain.values
+        merged = np.maximum(merged, np.float32(lowest / thresholds[product]) * own)
+    return GainMap(merged)
 
 
 def accepted_hashes(manifest: Manifest, sha256: str) -> frozenset[str]:

@@ -151,16 +151,19 @@ class AnomalyResult:
         verdict: PASS, REVIEW, REJECT or ERROR.
         reason_code: One word per cause, stable across releases, e.g. ``below_threshold`` or ``frame_out_of_range``.
         reason: The same for a person, one sentence.
-        score: Raw image-level anomaly score; NaN if there is none.
+        score: Image-level anomaly score, the largest value of ``anomaly_map``: raw, or gained where the product has a gain map (fitted by
+            ``snl-calibrate --fixtured``); NaN if there is none.
         threshold: Highest score that passes; NaN if no decision applies.
         reject_threshold: Highest score that is reviewed rather than rejected; NaN if no decision applies.
         product: Product that was named or, with a single calibrated product, that one; None where the strictest of several decisions was used.
-        anomaly_map: (H, W) float32 raw scores at the network's input size, read-only; None if there is none.
+        anomaly_map: (H, W) float32 scores at the network's input size, read-only, multiplied by the product's gain map where it has one; None if
+            there is none. Where the strictest of several decisions was used and one has a gain map, each product's map is scaled from its own pass
+            threshold to the lowest, and the largest counts in each cell; score and regions likewise.
         roi_xyxy: Left, top, right, bottom of the inspected part in frame pixels, which all arrays here cover; None if there is none of them.
         regions: Areas of the map above ``threshold``, highest score first.
         timings: Stage times.
         model_sha256: Hash of the file that scored.
-        frame_map: (H, W) float32 raw scores at the size of the inspected part, interpolated between cells of ``anomaly_map``, read-only; None unless
+        frame_map: (H, W) float32 scores at the size of the inspected part, interpolated between cells of ``anomaly_map``, read-only; None unless
             asked for, see :class:`OutputRequest`, and always None for an ERROR.
         mask: (H, W) bool, where ``frame_map`` is above ``threshold``, read-only; None likewise. May be empty for a part that is not passed:
             interpolation can stay below the peak of the cells that the verdict and the regions go by.
