@@ -1,5 +1,6 @@
 """A tiny calibrated model in a folder, its NumPy twin, and backends that misbehave in one way each."""
 
+import dataclasses
 import functools
 import threading
 from pathlib import Path
@@ -10,8 +11,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from snl_runtime.decision import fit_frame_range, frame_statistics
 from snl_runtime.files import sha256_file
+from snl_runtime.gain import GainMap
+from snl_runtime.gain_files import encode_gain, write_gain
 from snl_runtime.golden import GoldenSamples, golden_path, write_golden
-from snl_runtime.manifest import Decision, Evidence, FrameRange, Manifest, manifest_path, write_manifest
+from snl_runtime.manifest import Decision, Evidence, FrameRange, Manifest, manifest_path, read_manifest, write_manifest
 
 SIZE = 32
 KERNEL = 5
@@ -180,6 +183,15 @@ class ModelFolder:
         )
         write_manifest(self.manifest, manifest)
         return self.model
+
+    def give_gain(self, values, product="bottle"):
+        """Give the newest decision of a product a gain map and return its file."""
+        manifest = read_manifest(self.manifest)
+        file, data = encode_gain(self.model, product, GainMap(values))
+        write_gain(self.model, file, data)
+        decisions = [dataclasses.replace(each, gain=file) if each.product == product else each for each in manifest.decisions]
+        write_manifest(self.manifest, dataclasses.replace(manifest, decisions=decisions))
+        return self.model.with_name(file.file)
 
 
 class FakeBackend:

@@ -1,5 +1,7 @@
 """The fault table: no fault gives PASS, and no fault leaks a foreign exception."""
 
+import dataclasses
+import hashlib
 import json
 import math
 import threading
@@ -15,6 +17,7 @@ from hypothesis.extra import numpy as hnp
 from snl_runtime.decision import REASON_CODES
 from snl_runtime.detector import SnlDetector
 from snl_runtime.errors import BackendError, ConfigError, GoldenSampleError, InferenceError, ManifestError, SnlError
+from snl_runtime.manifest import read_manifest, write_manifest
 from snl_runtime.types import Verdict
 
 HANG_S = 20.0
@@ -121,6 +124,25 @@ def replace_text(name, text):
     return lambda folder: getattr(folder, name).write_text(text)
 
 
+def gained(damage=lambda path: None, shape=(32, 32)):
+    """Give the product a gain map that lets everything pass, then damage its file."""
+    return lambda folder: damage(folder.give_gain(np.full(shape, 1e-3, np.float32)))
+
+
+def forge_gain(**arrays):
+    """Replace the gain map and its hash, as someone without a key to defy could."""
+
+    def damage(folder):
+        path = folder.give_gain(np.ones((32, 32), np.float32))
+        np.savez(path, **arrays)
+        manifest = read_manifest(folder.manifest)
+        (decision,) = manifest.decisions
+        file = dataclasses.replace(decision.gain, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+        write_manifest(folder.manifest, dataclasses.replace(manifest, decisions=[dataclasses.replace(decision, gain=file)]))
+
+    return damage
+
+
 def lone_and_corrupt(folder):
     remove("manifest", "golden")(folder)
     truncate("model")(folder)
@@ -212,6 +234,23 @@ DECISION_ROWS = [
     Row("region of interest outside the frame", "frame_unusable", {"decisions": [{"roi_xyxy": (0, 0, 64, 64)}]}),
 ]
 
+GAIN_ROWS = [
+    Row("missing gain map", ManifestError, {"decisions": [FAR]}, gained(lambda path: path.unlink())),
+    Row("truncated gain map", ManifestError, {"decisions": [FAR]}, gained(lambda path: path.write_bytes(path.read_bytes()[:-20]))),
+    Row("altered gain map", ManifestError, {"decisions": [FAR]}, gained(lambda path: path.write_bytes(path.read_bytes()[::-1]))),
+    Row("gain map of another size", ManifestError, {"decisions": [FAR]}, gained(shape=(64, 64))),
+    Row("forged gain map of zeros", ManifestError, {"decisions": [FAR]}, forge_gain(gain=np.zeros((32, 32), np.float32))),
+    Row("forged gain map of NaN", ManifestError, {"decisions": [FAR]}, forge_gain(gain=np.full((32, 32), NAN, np.float32))),
+    Row("forged gain map of objects", ManifestError, {"decisions": [FAR]}, forge_gain(gain=np.array([print], object))),
+    Row("gain map that takes the score below the floor", "below_floor", damage=gained()),
+    Row(
+        "gain map taken out of the manifest",
+        ManifestError,
+        {"decisions": [FAR]},
+        lambda folder: (gained()(folder), edit_manifest(decisions=[])(folder)),
+    ),
+]
+
 FRAME_ROWS = [
     Row("no frame", "frame_unusable", frame=lambda fixtures: None),
     Row("text", "frame_unusable", frame=lambda fixtures: "frame.png"),
@@ -272,7 +311,7 @@ BACKEND_ROWS = [
     Row("timeout", "timeout", backend_fault=hang, options={"timeout_ms": 300}),
 ]
 
-ROWS = MODEL_ROWS + DECISION_ROWS + FRAME_ROWS + BACKEND_ROWS
+ROWS = MODEL_ROWS + DECISION_ROWS + GAIN_ROWS + FRAME_ROWS + BACKEND_ROWS
 
 
 def half_white():
