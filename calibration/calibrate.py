@@ -1,6 +1,7 @@
 """Fit decisions on the file that ships and append them to its manifest."""
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import os
 from collections.abc import Iterator
@@ -10,14 +11,17 @@ from pathlib import Path
 
 from snl_runtime.decision import MIN_DEVIATION, FrameStatistics, check_frame, fit_frame_range
 from snl_runtime.errors import CalibrationRefusedError, ConfigError, DataError, ManifestError
+from snl_runtime.gain import GainMap
+from snl_runtime.gain_files import encode_gain, write_gain
 from snl_runtime.images import read_image
 from snl_runtime.manifest import Decision, Evidence, FrameRange, Manifest, manifest_path, read_manifest, write_manifest
 from snl_runtime.preprocess import FrameError
 from snl_runtime.progress import Progress
 from snl_runtime.scorer import Scored, Scorer
-from snl_runtime.types import Image
+from snl_runtime.types import AnomalyMap, Image
 
 from .evidence import BadPart, Detection, Hardest, collect_from_bad_images, collect_from_synthetic_defects, find_bad_parts, require_detection
+from .gain import GainFit, check_gain_sample, fit_product_gain, note_on_gain
 from .outliers import find_outliers
 from .sample import ProductSample, find_samples, hash_pixels, listed, require_independent
 from .thresholds import ThresholdFit, check_sample_size, fit_threshold
@@ -45,6 +49,8 @@ class CalibrationOptions:
     """Days until the decision expires; None never."""
     accept_outliers: tuple[str, ...] = ()
     """Names of good images that may score beyond median + 6 MAD because a person looked at them."""
+    fixtured: bool = False
+    """The part always lies in the same pose: fit a gain map, which lowers the anomaly map where good parts score high."""
     roi_xyxy: tuple[int, int, int, int] | None = None
     """Part of the frame that is inspected: left, top, right, bottom in pixels, right and bottom exclusive."""
     backend: str | None = None
@@ -83,7 +89,8 @@ class ProductFit:
         fit: Threshold and bound; None if the refusal came before.
         evidence: Detection counts; None if the refusal came before.
         hardest: Kind to the defect of that kind that scored lowest; empty if the refusal came before.
-        scores: Image name to score of the good parts; empty if the refusal came before.
+        scores: Image name to score of the good parts, of a fixtured product under the gain map of the others; empty if the refusal came before.
+        gain: Gain map of a fixtured product; None without one or if the refusal came before.
         outliers: The ones of them beyond median + 6 MAD, accepted or not, highest first.
         paths: Image name to file of the good parts.
         sample_count: Number of good parts found.
@@ -97,6 +104,7 @@ class ProductFit:
     evidence: Evidence | None = None
     hardest: dict[str, Hardest]
     scores: dict[str, float]
+    gain: GainFit | None = None
     outliers: dict[str, float]
     paths: dict[str, Path]
     sample_count: int
@@ -133,6 +141,8 @@ class _Record:
 
     sample: ProductSample
     scores: dict[str, float] = field(default_factory=dict)
+    maps: list[AnomalyMap] = field(default_factory=list)
+    gain: GainFit | None = None
     outliers: dict[str, float] = field(default_factory=dict)
     fit: ThresholdFit | None = None
     detection: Detection | None = None
@@ -146,6 +156,7 @@ class _Record:
             evidence=None if self.detection is None else self.detection.evidence,
             hardest={} if self.detection is None else self.detection.hardest,
             scores=self.scores,
+            gain=self.gain,
             outliers=self.outliers,
             paths={part.name: part.path for part in self.sample.parts},
             sample_count=len(self.sample.parts),
@@ -161,7 +172,7 @@ def _fit_product(
         decision = _decide(scorer, manifest, record, bad_parts, options)
     except CalibrationRefusedError as refusal:
         return record.result(refusal=str(refusal))
-    append_decision(scorer.bundle.path, decision, sample)
+    append_decision(scorer.bundle.path, decision, sample, None if record.gain is None else record.gain.gain)
     return record.result(decision=decision)
 
 
@@ -169,9 +180,13 @@ def _decide(scorer: Scorer, manifest: Manifest, record: _Record, bad_parts: list
     record.sample = require_independent(hash_pixels(record.sample), manifest)
     sample = record.sample
     check_sample_size(len(sample.parts), options.max_frr, options.confidence)
+    if options.fixtured:
+        check_gain_sample(len(sample.parts))
     statistics = _score_good_parts(scorer, record, options)
     accepted = _require_no_unknown_outlier(record, options.accept_outliers)
-    fit = record.fit = fit_threshold(list(record.scores.values()), options.max_frr, options.confidence)
+    if options.fixtured:
+        accepted = _fit_gain(record, accepted, options)
+    fit = record.fit = _fit_threshold(record, options)
     frame_range = fit_frame_range(statistics)
     detection = record.detection = _detect(scorer, manifest, record, fit, frame_range, bad_parts, options)
     require_detection(detection.evidence, fit)
@@ -195,7 +210,26 @@ def _decide(scorer: Scorer, manifest: Manifest, record: _Record, bad_parts: list
         fitted_at=fitted_at.isoformat(),
         expires_at=None if options.valid_days is None else (fitted_at + timedelta(days=options.valid_days)).isoformat(),
         tool_version=importlib.metadata.version("snl-edge"),
+        gain=None if record.gain is None else encode_gain(scorer.bundle.path, sample.product, record.gain.gain)[0],
     )
+
+
+def _fit_gain(record: _Record, accepted: list[str], options: CalibrationOptions) -> list[str]:
+    """Fit the gain map, put the gained scores in place of the raw ones and return the outliers of either kind that a person accepted."""
+    record.gain = fit_product_gain(record.scores, record.maps, options.max_frr, options.confidence)
+    record.maps.clear()
+    record.scores = record.gain.scores
+    raw_outliers = record.outliers
+    accepted = list(dict.fromkeys([*accepted, *_require_no_unknown_outlier(record, options.accept_outliers)]))
+    record.outliers = {**raw_outliers, **record.outliers}
+    return accepted
+
+
+def _fit_threshold(record: _Record, options: CalibrationOptions) -> ThresholdFit:
+    fit = fit_threshold(list(record.scores.values()), options.max_frr, options.confidence)
+    if record.gain is None:
+        return fit
+    return dataclasses.replace(fit, bound=f"{fit.bound}; each part was scored under the gain map of all others")
 
 
 def _detect(  # everything a decision rests on
@@ -214,7 +248,10 @@ def _detect(  # everything a decision rests on
         scored = _score(scorer, image, path, options)
         if check_frame(scored.statistics, frame_range) is not None:
             out_of_range.append(path.name)
-        return _peak(scored)
+        if record.gain is None:
+            return _peak(scored)
+        record.gain.raw_peaks.append(_peak(scored))
+        return record.gain.gain.peak(scored.anomaly_map)
 
     if bad_parts is not None:
         detection = collect_from_bad_images(score, bad_parts, sample, manifest, fit, options.min_detection)
@@ -222,6 +259,10 @@ def _detect(  # everything a decision rests on
         detection = collect_from_synthetic_defects(
             score, sample, fit, per_kind=options.defects_per_kind, seed=options.seed, roi_xyxy=options.roi_xyxy, min_detection=options.min_detection
         )
+    if record.gain is not None:
+        detected = sum(detected for detected, _ in detection.evidence.counts.values())
+        note = note_on_gain(record.gain, fit, detected, detection.evidence.source)
+        sample.warnings.extend([] if note is None else [note])
     if out_of_range:
         total = sum(total for _, total in detection.evidence.counts.values())
         sample.warnings.append(
@@ -238,6 +279,8 @@ def _score_good_parts(scorer: Scorer, record: _Record, options: CalibrationOptio
         for part in record.sample.parts:
             scored = _score(scorer, read_image(part.path), part.path, options)
             record.scores[part.name] = _peak(scored)
+            if options.fixtured:
+                record.maps.append(scored.anomaly_map)
             statistics.append(scored.statistics)
             if statistics[-1].deviation < MIN_DEVIATION:
                 flat.append(part.name)
@@ -297,8 +340,8 @@ def _bad_parts(sample: ProductSample, options: CalibrationOptions, *, is_only: b
     return find_bad_parts(options.bad, sample.product)
 
 
-def append_decision(model_path: Path, decision: Decision, sample: ProductSample) -> None:
-    """Add a decision to the model's manifest; what others added since it was opened is kept.
+def append_decision(model_path: Path, decision: Decision, sample: ProductSample, gain: GainMap | None = None) -> None:
+    """Add a decision to the model's manifest, its gain map beside it first; what others added since it was opened is kept.
 
     Raises:
         ManifestError: If the manifest was altered meanwhile.
@@ -309,6 +352,8 @@ def append_decision(model_path: Path, decision: Decision, sample: ProductSample)
         manifest = read_manifest(path)  # again: another calibration may have appended since the model was opened
         if manifest.signature is not None:
             sample.warnings.append("the manifest was signed; the signature does not cover the new decision, sign it again")
+        if gain is not None:
+            write_gain(model_path, *encode_gain(model_path, decision.product, gain))
         write_manifest(path, manifest.with_decision(decision))
 
 

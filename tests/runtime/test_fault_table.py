@@ -243,12 +243,6 @@ GAIN_ROWS = [
     Row("forged gain map of NaN", ManifestError, {"decisions": [FAR]}, forge_gain(gain=np.full((32, 32), NAN, np.float32))),
     Row("forged gain map of objects", ManifestError, {"decisions": [FAR]}, forge_gain(gain=np.array([print], object))),
     Row("gain map that takes the score below the floor", "below_floor", damage=gained()),
-    Row(
-        "gain map taken out of the manifest",
-        ManifestError,
-        {"decisions": [FAR]},
-        lambda folder: (gained()(folder), edit_manifest(decisions=[])(folder)),
-    ),
 ]
 
 FRAME_ROWS = [
