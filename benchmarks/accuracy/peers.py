@@ -6,8 +6,8 @@ scores are each method's own (PatchCore weighs its maximum by the neighbourhood)
 
 Batch size and epochs are the protocol's; STFPM and Reverse Distillation get more epochs where that is less than ``--min-steps`` optimiser steps,
 because a class of 28 images has so few that a method would be judged untrained. PatchCore needs one pass; choosing its coreset takes time with the
-square of the number of images, hours on a CPU for several hundred of them (``--settings one-class`` leaves the multi-class bank out). With glibc it also
-takes 8 MB more at every chosen point (17 GB for 100 images of 128 px) unless ``MALLOC_MMAP_THRESHOLD_=1000000`` is set, which keeps it at 1 GB.
+square of the number of images, hours on a CPU for several hundred of them (``--settings one-class`` leaves the multi-class bank out). With
+glibc it also takes 8 MB more at every chosen point (17 GB for 100 images of 128 px) unless ``MALLOC_MMAP_THRESHOLD_=1000000`` is set: then 1 GB.
 """
 
 import argparse
