@@ -12,9 +12,11 @@ import numpy as np
 
 from snl_runtime.errors import CheckpointError, ConfigError, GoldenSampleError, ManifestError, ParityRefusedError, SinkError
 from snl_runtime.files import sha256_file
+from snl_runtime.gain_files import open_gains
 from snl_runtime.golden import GoldenSamples, golden_path, write_golden
 from snl_runtime.manifest import Decision, EngineEntry, Manifest, ParityReport, manifest_path, read_manifest, write_manifest
 from snl_runtime.manifest_codec import canonical_json
+from snl_runtime.parity import LIMITS, ParityMeter
 from snl_runtime.parity_frames import FrameSet, derived_frames, folder_frames
 from snl_runtime.scorer import Scorer
 from snl_train.checkpoint import Checkpoint, load_checkpoint
@@ -96,7 +98,7 @@ def export_bundle(
         CheckpointError: If the checkpoint cannot be loaded or its parts do not fit each other.
         ConfigError: If an option does not fit the checkpoint.
         DataError: If a frame of the gate cannot be read.
-        ManifestError: If the manifest that would be replaced cannot be read, so that its decisions would be lost.
+        ManifestError: If the manifest that would be replaced cannot be read, so that its decisions would be lost, or the gain map of one is missing.
         ParityRefusedError: If the exported file does not score like the checkpoint; nothing is written then.
         SinkError: If a file cannot be written.
     """
@@ -119,7 +121,9 @@ def export_bundle(
         golden = export.write_golden()
         draft = write_manifest(manifest_path(export.path), export.manifest(earlier))
         on_stage("compare the file with the checkpoint")
-        reports = export.check(golden, frames or derived_frames(golden.images), export.comparable_decisions(earlier))
+        decisions = export.comparable_decisions(earlier)
+        meter = ParityMeter(LIMITS[options.precision], decisions, open_gains(model_path, decisions, draft.size_hw))
+        reports = export.check(golden, frames or derived_frames(golden.images), meter)
         written = write_manifest(manifest_path(export.path), replace(draft, parity=reports))
         on_stage("put the files in place")
         _open_as_users_do(export.path)
@@ -201,9 +205,9 @@ class _Export:
             return []
         return list(earlier.decisions_for(earlier.model_sha256).values())
 
-    def check(self, golden: GoldenSamples, frames: FrameSet, decisions: Sequence[Decision]) -> list[ParityReport]:
+    def check(self, golden: GoldenSamples, frames: FrameSet, meter: ParityMeter) -> list[ParityReport]:
         precision, name = self._options.precision, self._reference_name
-        reports = [gate.check_export(self.path, self._reference, golden, frames, reference_name=name, precision=precision, decisions=decisions)]
+        reports = [gate.check_export(self.path, self._reference, golden, frames, reference_name=name, precision=precision, meter=meter)]
         if precision != "fp16":
             return reports
         reports.append(gate.check_half(self._graph, self.path, self._reference, golden, frames, reference_name=name))

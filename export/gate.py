@@ -1,7 +1,6 @@
 """The parity gate of an exported ONNX file: which checks a precision needs, on which pictures."""
 
 import itertools
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import onnx
 
 from snl_runtime.files import sha256_file
 from snl_runtime.golden import GoldenSamples
-from snl_runtime.manifest import Decision, ParityReport
+from snl_runtime.manifest import ParityReport
 from snl_runtime.parity import LIMITS, ParityMeter, ScoredFrame, compare, refuse_unless_passed
 from snl_runtime.parity_frames import FrameSet
 from snl_runtime.preprocess import InputSpec, prepare, resize
@@ -36,7 +35,7 @@ def check_export(
     *,
     reference_name: str,
     precision: str,
-    decisions: Sequence[Decision],
+    meter: ParityMeter,
 ) -> ParityReport:
     """Compare the file, run by ONNX Runtime through everything that runs on the line, with the checkpoint.
 
@@ -46,13 +45,12 @@ def check_export(
         golden: Golden samples with what the checkpoint gave.
         frames: Pictures besides them.
         reference_name: Name of the checkpoint for messages.
-        precision: Whose limits apply.
-        decisions: Thresholds that no frame may cross.
+        precision: That of the file.
+        meter: A new one with the limits of that precision, and the decisions whose thresholds no frame may cross.
 
     Raises:
         ParityRefusedError: If a limit is exceeded.
     """
-    meter = ParityMeter(LIMITS[precision], decisions)
     total = len(golden.images) + frames.count
     # The golden check would stop at its own, wider tolerance and hide the figures.
     with Scorer(path, golden_check=False) as subject, Progress(total, unit="frames", label="parity") as progress:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from snl_runtime.backends.base import Backend
 from snl_runtime.errors import BackendUnavailableError, ConfigError, EngineMismatchError, GoldenSampleError, InferenceError, ManifestError
+from snl_runtime.gain_files import open_gains
 from snl_runtime.golden import TOLERANCES, GoldenSamples
 from snl_runtime.manifest import EngineEntry, Manifest, ParityReport, manifest_path, read_manifest, write_manifest
 from snl_runtime.parity import LIMITS, ParityLimits, ParityMeter, compare
@@ -38,7 +39,7 @@ def verify_engine(engine_path: Path, frames: FrameSet | Path | None = None, *, b
         backend: An opened backend of this engine, which is closed at the end; None opens one.
 
     Raises:
-        ManifestError: If a file is missing or not the one that the manifest lists.
+        ManifestError: If a file, the gain map of a decision included, is missing or not the one that the manifest lists.
         BackendError: If the engine, or ONNX Runtime for the comparison, does not run here.
         ConfigError: If there is nothing to compare on, or no limits for the engine's precision.
         DataError: If a picture cannot be read.
@@ -52,7 +53,8 @@ def verify_engine(engine_path: Path, frames: FrameSet | Path | None = None, *, b
         subject = opened.enter_context(Scorer(engine_path, backend=backend, golden_check=False))
         golden = _golden_of(reference, subject)
         chosen = _choose_frames(frames, golden, engine_path)
-        meter = ParityMeter(_limits(entry), list(manifest.decisions_for(manifest.model_sha256).values()))
+        decisions = list(manifest.decisions_for(manifest.model_sha256).values())
+        meter = ParityMeter(_limits(entry), decisions, open_gains(engine_path, decisions, manifest.size_hw))
         _self_test(subject, meter)
         total = chosen.count + (0 if golden is None else len(golden.images))
         with Progress(total, unit="frames", label="engine parity") as progress:

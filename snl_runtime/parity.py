@@ -7,12 +7,14 @@ reference's map has on that frame, so that a quiet part is held to the same stan
 import datetime
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from snl_runtime.errors import InferenceError, ParityRefusedError
+from snl_runtime.gain_files import Gains, gain_of
 from snl_runtime.golden import TOLERANCES, GoldenSamples
 from snl_runtime.manifest import Decision, ParityReport
 from snl_runtime.parity_frames import FrameSet
@@ -99,11 +101,21 @@ class ScoredFrame:
 
 
 class ParityMeter:
-    """Collects frames one at a time, so that a folder of any size fits in memory, and judges them at the end."""
+    """Collects frames one at a time, so that a folder of any size fits in memory, and judges them at the end.
 
-    def __init__(self, limits: ParityLimits, decisions: Sequence[Decision] = ()) -> None:
+    Args:
+        limits: What the subject may differ by.
+        decisions: Thresholds that no frame may cross.
+        gains: Their gain maps, by hash: a frame is judged under each decision's own, as on the line.
+
+    Raises:
+        ManifestError: If the gain map of a decision is not among ``gains``.
+    """
+
+    def __init__(self, limits: ParityLimits, decisions: Sequence[Decision] = (), gains: Gains = MappingProxyType({})) -> None:
         self._limits = limits
-        self._decisions = list(decisions)
+        self._judged_by = [(decision, gain_of(decision, gains)) for decision in decisions]
+        self._flips = 0
         self._failures: list[str] = []
         self._map_max: list[float] = []
         self._map_p99: list[float] = []
@@ -130,6 +142,7 @@ class ParityMeter:
         self._reference_scores.append(frame.reference_score)
         self._subject_scores.append(frame.subject_score)
         self._labels.append(frame.is_anomalous)
+        self._flips += self._is_flipped(frame)
         self._map_scale = max(self._map_scale, scale)
         self._correlations.append(correlation_of(reference, subject))
         allowed = self._limits.relative * scale
@@ -149,7 +162,7 @@ class ParityMeter:
         drift = self._auroc_drift()
         if drift is not None and not drift <= self._limits.auroc_drift:
             failures.append(f"image AUROC changes by {100 * drift:.2f} points, allowed are {100 * self._limits.auroc_drift:.2f}")
-        flips = self._flips()
+        flips = self._flips
         if flips > self._limits.flips:
             failures.append(f"{flips} frames change between PASS and REJECT, allowed are {self._limits.flips}")
         if not self._map_max and not failures:
@@ -190,12 +203,14 @@ class ParityMeter:
         before, after = (_auroc(labels, np.array(scores)[known]) for scores in (self._reference_scores, self._subject_scores))
         return None if before is None or after is None else abs(after - before)
 
-    def _flips(self) -> int:
-        flipped = [
-            any({_side(before, decision), _side(after, decision)} == {"PASS", "REJECT"} for decision in self._decisions)
-            for before, after in zip(self._reference_scores, self._subject_scores)
-        ]
-        return sum(flipped)
+    def _is_flipped(self, frame: ScoredFrame) -> bool:
+        for decision, gain in self._judged_by:
+            before, after = frame.reference_score, frame.subject_score
+            if gain is not None:
+                before, after = (gain.peak(values.astype(np.float32, copy=False)) for values in (frame.reference_map, frame.subject_map))
+            if {_side(before, decision), _side(after, decision)} == {"PASS", "REJECT"}:
+                return True
+        return False
 
 
 def compare(

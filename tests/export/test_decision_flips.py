@@ -10,7 +10,10 @@ import pytest
 from onnx import numpy_helper
 
 from snl_export.cli import main
+from snl_runtime.detector import SnlDetector
 from snl_runtime.files import sha256_file
+from snl_runtime.gain import GainMap
+from snl_runtime.gain_files import encode_gain, write_gain
 from snl_runtime.images import list_images, read_image, write_image
 from snl_runtime.manifest import Decision, Evidence, FrameRange, manifest_path, read_manifest, write_manifest
 from snl_runtime.scorer import Scorer
@@ -38,8 +41,13 @@ def scores_of(model: Path, frames: Path) -> dict[str, float]:
         return named | {path.name: scorer.score(read_image(path), "rgb").score for path in list_images(frames)}
 
 
-def add_decision(model: Path, pass_threshold: float, band: float = 0.0) -> None:
+def add_decision(model: Path, pass_threshold: float, band: float = 0.0, gain: float | None = None) -> None:
+    """Replace the decisions; ``gain`` is the value of a constant gain map."""
     manifest = read_manifest(manifest_path(model))
+    file = None
+    if gain is not None:
+        file, data = encode_gain(model, "bolt", GainMap(np.full(manifest.size_hw, gain, np.float32)))
+        write_gain(model, file, data)
     anything = (0.0, 255.0)
     decision = Decision(
         product="bolt",
@@ -60,6 +68,7 @@ def add_decision(model: Path, pass_threshold: float, band: float = 0.0) -> None:
         fitted_at="2026-01-01T00:00:00+00:00",
         expires_at=None,
         tool_version="0",
+        gain=file,
     )
     write_manifest(manifest_path(model), dataclasses.replace(manifest, decisions=[decision]))
 
@@ -82,14 +91,21 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.name: sha256_file(path) for path in folder.iterdir() if path.is_file()}
 
 
-@pytest.mark.parametrize(("band", "status"), [(0.0, 3), (0.1, 0)])
+@pytest.mark.parametrize(("band", "status", "gain"), [(0.0, 3, None), (0.1, 0, None), (0.0, 3, 0.5)])
 def test_one_flip_refuses_a_twin_that_every_other_figure_accepts(
-    band: float, status: int, checkpoint_path: Path, earlier: Path, frames: Path, ready_made: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    band: float,
+    status: int,
+    gain: float | None,
+    checkpoint_path: Path,
+    earlier: Path,
+    frames: Path,
+    ready_made: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     highest, second = sorted(scores_of(earlier, frames).values())[:-3:-1]
     threshold = highest * (1 + DEVIATION / 2)
     assert second * (1 + DEVIATION) < threshold  # one frame can cross it, and no other
-    add_decision(earlier, threshold, band)
+    add_decision(earlier, threshold * (gain or 1), band, gain)
     before = contents(earlier.parent)
     ready_made(deviate)
     arguments = ["--ckpt", str(checkpoint_path), "--out", str(earlier), "--frames", str(frames), "--engine", "none"]
@@ -141,3 +157,18 @@ def test_decision_of_another_checkpoint_is_no_yardstick(checkpoint_path: Path, e
     write_manifest(path, dataclasses.replace(manifest, training={**manifest.training, "checkpoint_sha256": "f" * 64}))
     ready_made(deviate)
     assert main(["--ckpt", str(checkpoint_path), "--out", str(earlier), "--frames", str(frames), "--engine", "none"]) == 0
+
+
+def test_gain_map_of_a_decision_stays_and_applies_when_the_same_file_is_exported_again(
+    checkpoint_path: Path, earlier: Path, frames: Path, ready_made: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_decision(earlier, max(scores_of(earlier, frames).values()), gain=0.5)
+    ready_made()
+    arguments = ["--ckpt", str(checkpoint_path), "--out", str(earlier), "--frames", str(frames), "--engine", "none"]
+    assert main(arguments) == 0
+    with SnlDetector(earlier) as detector:
+        assert detector.products == ("bolt",)
+    (gain,) = earlier.parent.glob("*.gain.*")
+    gain.unlink()
+    assert main(arguments) == 2
+    assert "the gain map of product 'bolt'" in capsys.readouterr().err

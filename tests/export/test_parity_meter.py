@@ -5,7 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from snl_runtime.errors import ParityRefusedError
+from snl_runtime.errors import ManifestError, ParityRefusedError
+from snl_runtime.gain import GainMap
+from snl_runtime.gain_files import encode_gain
 from snl_runtime.manifest import Decision, Evidence, FrameRange, ParityReport
 from snl_runtime.parity import LIMITS, ParityLimits, ParityMeter, ScoredFrame, refuse_unless_passed
 
@@ -188,3 +190,36 @@ def test_refusal_names_file_reference_figures_and_what_to_do() -> None:
         match=r"x\.onnx does not score like checkpoint x\.pt: golden 0: map differs by 0\.5.*; over 1 frames maps correlate.*; do this",
     ):
         refuse_unless_passed(judge(meter), advice="do this")
+
+
+def gained_decision(pass_threshold: float, gain: GainMap) -> tuple[Decision, dict[str, GainMap]]:
+    file, _ = encode_gain("x.onnx", "bolt", gain)
+    return dataclasses.replace(decision(pass_threshold, pass_threshold), gain=file), {file.sha256: gain}
+
+
+def test_verdicts_flip_under_the_gain_map_of_the_decision() -> None:
+    """By hand: gain [0.5, 3] makes [4, 1] a score of max(2, 3) = 3 and [4, 1.5] one of 4.5; the raw score is 4 both times."""
+    judged_by, gains = gained_decision(4.0, GainMap(np.float32([[0.5, 3.0]])))
+    meter = ParityMeter(WIDE, [judged_by], gains)
+    meter.add(frame([4.0, 1.0], [4.0, 1.5]))  # 3 passes, 4.5 does not
+    meter.add(frame([4.0, 1.0], [8.0, 1.0], name="b"))  # the raw score flips, the gained one is 3 and then 4
+    assert judge(meter).flips == 1
+    plain = ParityMeter(WIDE, [decision(4.0, 4.0)])
+    plain.add(frame([4.0, 1.0], [4.0, 1.5]))
+    plain.add(frame([4.0, 1.0], [8.0, 1.0], name="b"))
+    assert judge(plain).flips == 1
+
+
+def test_each_decision_is_asked_under_its_own_gain_map() -> None:
+    judged_by, gains = gained_decision(4.0, GainMap(np.float32([[0.5, 3.0]])))
+    meter = ParityMeter(WIDE, [decision(4.0, 4.0), judged_by], gains)
+    meter.add(frame([4.0, 1.0], [4.0, 1.5]))
+    meter.add(frame([4.0, 1.0], [8.0, 1.0], name="b"))
+    meter.add(frame([4.0, 1.0], [3.0, 1.0], name="c"))
+    assert judge(meter).flips == 2
+
+
+def test_decision_is_not_compared_without_its_gain_map() -> None:
+    judged_by, _ = gained_decision(4.0, GainMap(np.float32([[0.5, 3.0]])))
+    with pytest.raises(ManifestError, match="was not opened"):
+        ParityMeter(WIDE, [judged_by])

@@ -98,6 +98,22 @@ def test_flip_between_pass_and_reject_is_refused_and_within_the_review_band_is_n
         assert report.passed is (flips == 0)
 
 
+def test_flip_under_the_gain_map_of_a_decision_is_refused(engine_path, installed, shifted, model_fixtures):
+    """As above with a gain of 0.5: the raw score is above the threshold on both sides, the gained one crosses it."""
+    folder = model_fixtures.ModelFolder(engine_path.parent)
+    scores = [float(model_fixtures.twin_map(image).max()) for image in folder.golden_images]
+    gain = folder.give_gain(np.full((model_fixtures.SIZE, model_fixtures.SIZE), 0.5, np.float32))
+    shifted(lambda maps: maps * 1.01)
+    manifest = read_manifest(manifest_path(engine_path))
+    for threshold, flips in ((max(scores) * 1.005 / 2, 1), (max(scores) * 1.02 / 2, 0)):
+        decision = dataclasses.replace(manifest.decisions[0], pass_threshold=threshold, reject_threshold=threshold, floor=0.1)
+        write_manifest(manifest_path(engine_path), dataclasses.replace(manifest, decisions=[decision]))
+        assert verify_engine(engine_path, _golden_only()).flips == flips
+    gain.unlink()
+    with pytest.raises(ManifestError, match="the gain map of product 'bottle'"):
+        verify_engine(engine_path, _golden_only())
+
+
 def test_auroc_drift_is_measured_on_a_labelled_folder(engine_path, installed, shifted, model_fixtures, tmp_path):
     for seed in range(6):
         for kind, frame in (("good", model_fixtures.good_frame(seed)), ("scratch", model_fixtures.bad_frame(seed))):
