@@ -76,7 +76,14 @@ def rendered(out: Path, only: str = "tiny", **options) -> str:
 @pytest.mark.parametrize(
     ("name", "count"),
     # variants x seeds; full: 4 x (1 + 7 classes) x 3; paper: 4 x (1 + classes) x 3, and 6 rows of the ablation x 3
-    [("reduced", 7 * 3), ("ablation", 8 * 3), ("full", 4 * 8 * 3), ("mvtec_paper", 4 * 16 * 3 + 6 * 3), ("visa_paper", 4 * 13 * 3)],
+    [
+        ("reduced", 7 * 3),
+        ("reduced256", 2 * 3),
+        ("ablation", 8 * 3),
+        ("full", 4 * 8 * 3),
+        ("mvtec_paper", 4 * 16 * 3 + 6 * 3),
+        ("visa_paper", 4 * 13 * 3),
+    ],
 )
 def test_shipped_protocols_stand_for_so_many_runs(name: str, count: int):
     from benchmarks.accuracy.protocol import expand
@@ -89,7 +96,7 @@ def test_shipped_protocols_stand_for_so_many_runs(name: str, count: int):
 
 
 def test_realmix_protocols_choose_and_confirm_on_the_agreed_classes():
-    for name in ("reduced", "ablation", "full"):
+    for name in ("reduced", "reduced256", "ablation", "full"):
         assert loaded(name).choose == ("bottle", "juice_bottle", "magnetic_tile")
         assert loaded(name).confirm == ("cookie", "hazelnut", "pcb", "solar_cell")
         assert loaded(name).quoted == "none"  # no figure on realmix may stand beside a published one
@@ -156,7 +163,7 @@ def test_wrong_protocol_is_refused_with_its_reason(changes: dict, message: str):
 
 
 def test_unknown_protocol_names_the_known_ones():
-    with pytest.raises(ConfigError, match="known: ablation, full, mvtec_paper, reduced, tiny, visa_paper"):
+    with pytest.raises(ConfigError, match="known: ablation, full, mvtec_paper, reduced, reduced256, tiny, visa_paper"):
         loaded("ful")
 
 
