@@ -1,0 +1,88 @@
+"""Readings of the score: each row against the training side's own scoring."""
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.accuracy.readings import READINGS, Cells, measure, table
+from snl_runtime.gain import fit_gain
+from snl_runtime.progress import Progress
+from snl_train import metrics
+from snl_train.config import ModelConfig, ScoreConfig
+from snl_train.models import build_model
+from snl_train.scoring import score_features
+
+SIZE_HW = (64, 64)
+BY_NAME = {reading.name: reading for reading in READINGS}
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    made = build_model(ModelConfig(method="snl-rd", teacher="resnet18", teacher_weights="random", centers=4, whitening=True)).eval()
+    for module in made.whitening:
+        module.set_moment(torch.diag(torch.linspace(0.1, 2, len(module.weight))))
+    return made
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (5, *SIZE_HW, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def cells(model, images):
+    with Progress(len(images), unit="images", label="test") as progress:
+        return Cells(model, images, progress)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("cosine distance, half-pixel, maximum", ScoreConfig(affinity_weight=0)),
+        ("affinity error, weight 1 (Eq. 13)", ScoreConfig(affinity_weight=1)),
+        ("placed on the grid", ScoreConfig(affinity_weight=0, alignment="grid")),
+        ("smoothed, 4 px (RD4AD)", ScoreConfig(affinity_weight=0, smoothing_sigma=4)),
+        ("whitened residuals", ScoreConfig(affinity_weight=0)),
+    ],
+)
+def test_a_reading_is_what_the_training_side_scores(name, config, cells, model, images):
+    with torch.no_grad():
+        features = model(model.normalise(torch.from_numpy(images)))
+    whitening = model.whitening if "whitened" in name else None
+    expected, _ = score_features(*features, SIZE_HW, config, whitening=whitening)
+    np.testing.assert_allclose(cells.maps(BY_NAME[name], SIZE_HW), expected[:, 0].numpy(), rtol=2e-4, atol=1e-5)
+
+
+def test_measures_count_unknown_masks_for_the_image_alone(cells):
+    labels = np.array([False, False, True, True, True])
+    masks = [np.zeros(SIZE_HW, np.bool_) for _ in range(4)] + [None]
+    masks[2][10:20, 5:9] = masks[3][40:50, 30:60] = True
+    reading = BY_NAME["mean of the 10 highest pixels"]
+    found = measure(reading, cells, cells, labels, masks)
+    maps = cells.maps(reading, SIZE_HW)
+    scores = [np.sort(one.ravel())[-10:].mean() for one in maps]
+    assert found["image_auroc"] == pytest.approx(metrics.roc_auc(labels, scores))
+    assert found["pixel_auroc"] == pytest.approx(metrics.roc_auc(np.stack(masks[:4]).ravel(), maps[:4].ravel()))
+    without = measure(reading, cells, cells, labels, [*masks[:2], None, None, None])
+    assert without["pixel_auroc"] is None
+
+
+def test_the_gain_map_is_fitted_on_the_good_images(cells, model, images):
+    with Progress(3, unit="images", label="test") as progress:
+        good = Cells(model, images[:3], progress)
+    labels = np.array([False, True, False, True, True])
+    masks = [np.zeros(SIZE_HW, np.bool_) for _ in range(5)]
+    masks[1][3:9, 3:9] = True
+    maps = cells.maps(READINGS[0], SIZE_HW) * fit_gain(good.maps(READINGS[0], SIZE_HW)).values
+    found = measure(BY_NAME["gain map per product"], cells, good, labels, masks)
+    assert found["image_auroc"] == pytest.approx(metrics.roc_auc(labels, maps.reshape(5, -1).max(1)))
+
+
+def test_table_is_the_mean_over_classes_then_seeds():
+    def model_of(seed, bottle, cookie):
+        readings = {"plain": {"bottle": {"image_auroc": bottle, "pixel_auroc": None}, "cookie": {"image_auroc": cookie, "pixel_auroc": 0.5}}}
+        return {"method": "rd", "seed": seed, "readings": readings}
+
+    lines = table([model_of(0, 0.8, 0.6), model_of(1, 0.9, 0.7)])
+    assert "| plain | 0.8500 | – | 0.6500 | 0.5000 |" in lines
