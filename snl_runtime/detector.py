@@ -220,7 +220,7 @@ class SnlDetector:
             reader=self._frames,
         )
         prepared = None
-        if self._scorer.is_on_device and inspection.selection.gain is None:
+        if self._scorer.is_on_device:
             request.check()  # an unusable frame need not wait for its turn
         else:
             prepared = request.prepare(self._scorer)

@@ -12,6 +12,7 @@ from snl_runtime.decision import frame_statistics
 from snl_runtime.device_buffers import drain
 from snl_runtime.device_pipeline import DevicePostprocess, DevicePreprocess, Roi, Wanted
 from snl_runtime.errors import BackendError
+from snl_runtime.gain import GainMap
 from snl_runtime.kernels.launches import DeviceFrame
 from snl_runtime.pictures import draw_pictures
 from snl_runtime.preprocess import InputSpec, crop_frame, prepare
@@ -46,7 +47,8 @@ def check_stages(api: CudaApi, stream: CudaStream, before: DevicePreprocess, aft
                 checks.check_input(image, color, roi_xyxy)
                 checks.check_pictures(image, color, roi_xyxy)
             for spoiled in (False, True):
-                checks.check_map(spoiled=spoiled)
+                for gain in (None, _gain(size_hw)):
+                    checks.check_map(gain, spoiled=spoiled)
         finally:
             drain(stream)  # neither buffer may go while the device uses it
 
@@ -80,21 +82,24 @@ class _Checks:
             if not abs(value - value_here) <= _STATISTICS_TOLERANCE:
                 raise BackendError(f"its {name} of a frame is {value:.6g}, the host's {value_here:.6g}")
 
-    def check_map(self, *, spoiled: bool) -> None:
+    def check_map(self, gain: GainMap | None, *, spoiled: bool) -> None:
         height, width = self.size_hw
         anomaly_map = _cells(self.size_hw)
-        threshold = float(np.quantile(anomaly_map, 0.9))
-        expected = find_regions(anomaly_map, threshold, (0, 0, width, height))
+        judged_map = anomaly_map if gain is None else gain.apply(anomaly_map)
+        threshold = float(np.quantile(judged_map, 0.9))
+        expected = find_regions(judged_map, threshold, (0, 0, width, height))
         peak = anomaly_map.max()
         if spoiled:
             anomaly_map[-1, -1] = np.nan
         self._upload_map(anomaly_map, peak)
         frame = DeviceFrame(address=self.device.handle, pitch_bytes=3 * width, size_hw=self.size_hw, color="rgb")
         score = self.device.handle + anomaly_map.nbytes
-        self.after.enqueue(self.device.handle, score, frame=frame, roi_xyxy=(0, 0, width, height), threshold=threshold)
+        self.after.enqueue(self.device.handle, score, frame=frame, roi_xyxy=(0, 0, width, height), threshold=threshold, wanted=Wanted(gain=gain))
         output = self.after.collect()
         if output.is_finite is spoiled:
             raise BackendError("its check of a map for NaN does not work")
+        if not spoiled and gain is not None and output.gained_peak != judged_map.max():
+            raise BackendError(f"it finds {output.gained_peak} as the peak of a gained map, the host {judged_map.max():.6g}")
         if not spoiled and (output.score, output.peak, output.regions) != (peak, peak, expected):
             raise BackendError(f"it finds {len(output.regions)} regions up to {output.peak:.6g} in a map, the host {len(expected)} up to {peak:.6g}")
 
@@ -145,3 +150,7 @@ def _cells(size_hw: tuple[int, int]) -> AnomalyMap:
     rows, columns = np.arange(height) // side, np.arange(width) // side
     blocks = np.random.default_rng(1).uniform(0.5, 2, (rows[-1] + 1, columns[-1] + 1)).astype(np.float32)
     return blocks[np.ix_(rows, columns)]
+
+
+def _gain(size_hw: tuple[int, int]) -> GainMap:
+    return GainMap(np.random.default_rng(2).uniform(0.5, 2, size_hw).astype(np.float32))

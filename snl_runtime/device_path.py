@@ -23,6 +23,7 @@ from snl_runtime.device_buffers import drain
 from snl_runtime.device_checks import check_stages
 from snl_runtime.device_pipeline import DeviceLane, DeviceOutput, DevicePostprocess, DevicePreprocess, Roi, Wanted, inspect_on_device
 from snl_runtime.errors import BackendError, InferenceError
+from snl_runtime.gain import GainMap
 from snl_runtime.kernels import load_kernels
 from snl_runtime.kernels.launches import DeviceFrame
 from snl_runtime.pictures import PictureFlags, Pictures
@@ -38,8 +39,8 @@ class DeviceInspection:
 
     Attributes:
         score: The graph's score, unchecked.
-        summary: Of the map, counted on the device.
-        anomaly_map: (h, w) float32, if it was asked for.
+        summary: Of the raw map, and the peak of the gained one, counted on the device.
+        anomaly_map: (h, w) float32 raw map, if it was asked for.
         statistics: Of the network input, from the device's exact sums.
         regions: As :func:`snl_runtime.regions.find_regions` gives them.
         roi_xyxy: Part of the frame that was inspected, frame pixels.
@@ -142,6 +143,7 @@ class DevicePath:
         roi_xyxy: Roi | None,
         threshold: float,
         keep_map: bool,
+        gain: GainMap | None = None,
         choose: ChoosePictures | None = None,
     ) -> DeviceInspection:
         """Inspect one frame, from host or device memory, with one wait at the end, and a second one for pictures.
@@ -151,7 +153,8 @@ class DevicePath:
             color: Meaning of its last axis.
             roi_xyxy: Part of the frame to look at; only that is uploaded. None for all of it.
             threshold: Pass threshold; NaN if no decision applies.
-            keep_map: Bring the map back, too.
+            keep_map: Bring the raw map back, too.
+            gain: What the map is multiplied with before regions and pictures are made of it; uploaded with the first frame.
             choose: Says, while the frame is still on the device, which pictures of it come back; None for none.
 
         Raises:
@@ -160,7 +163,7 @@ class DevicePath:
         """
         with self._lend() as lane:
             try:
-                return self._inspect(lane, image, color, roi_xyxy, threshold, Wanted(anomaly_map=keep_map), choose)
+                return self._inspect(lane, image, color, roi_xyxy, threshold, Wanted(anomaly_map=keep_map, gain=gain), choose)
             except FrameError as fault:  # nothing was queued for it: the lane must not end
                 unusable = fault
         raise unusable
@@ -223,7 +226,7 @@ class DevicePath:
                 covered = _checked_roi(view, color, roi_xyxy)
                 try:
                     statistics, output = self._inspect_view(lane, view, color, covered, threshold, wanted)
-                    return self._with_pictures(statistics, output, covered, choose)
+                    return self._with_pictures(statistics, output, covered, wanted.gain, choose)
                 except BaseException:
                     drain(lane.stream)  # the producer's memory is given back with the view
                     raise
@@ -232,12 +235,14 @@ class DevicePath:
         statistics, output = inspect_on_device(
             lane, self._before, self._after, image, color=color, roi_xyxy=covered, threshold=threshold, wanted=wanted
         )
-        return self._with_pictures(statistics, output, covered, choose)
+        return self._with_pictures(statistics, output, covered, wanted.gain, choose)
 
-    def _with_pictures(self, statistics: FrameStatistics, output: DeviceOutput, covered: Roi, choose: ChoosePictures | None) -> DeviceInspection:
+    def _with_pictures(
+        self, statistics: FrameStatistics, output: DeviceOutput, covered: Roi, gain: GainMap | None, choose: ChoosePictures | None
+    ) -> DeviceInspection:
         inspection = DeviceInspection(
             score=output.score,
-            summary=_checked_summary(output),
+            summary=_checked_summary(output, gain),
             anomaly_map=output.anomaly_map,
             statistics=statistics,
             regions=output.regions,
@@ -261,12 +266,15 @@ class DevicePath:
         return self._before.statistics(), output
 
 
-def _checked_summary(output: DeviceOutput) -> MapSummary:
+def _checked_summary(output: DeviceOutput, gain: GainMap | None) -> MapSummary:
     """Return what the device says about its map, which must be true where the map is at hand."""
-    summary = MapSummary(peak=output.peak, is_finite=output.is_finite)
+    summary = MapSummary(peak=output.peak, is_finite=output.is_finite, gained_peak=output.gained_peak)
     if output.anomaly_map is not None:
-        fetched = summarise_map(output.anomaly_map)
-        if fetched.is_finite is not summary.is_finite or (fetched.is_finite and fetched.peak != summary.peak):
+        fetched = summarise_map(output.anomaly_map, gain)
+        is_true = fetched.is_finite is summary.is_finite and (not fetched.is_finite or fetched.peak == summary.peak)
+        if fetched.is_finite and fetched.gained_peak is not None and math.isfinite(fetched.gained_peak):
+            is_true = is_true and fetched.gained_peak == summary.gained_peak
+        if not is_true:
             raise InferenceError(f"the device says its map is {summary}, what arrived is {fetched}; open the backend again")
     return summary
 

@@ -6,8 +6,9 @@ stream: frame up, input kernels, statistics down | engine | map kernels, report 
 """
 
 import contextlib
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -16,10 +17,12 @@ import numpy.typing as npt
 
 from snl_runtime.cuda_api import CudaApi
 from snl_runtime.cuda_resources import CudaStream, DeviceBuffer, PinnedBuffer
-from snl_runtime.decision import FrameStatistics
+from snl_runtime.decision import FrameStatistics, MapSummary
 from snl_runtime.device_buffers import GrowingBuffer, drain
+from snl_runtime.device_gain import DeviceGain
 from snl_runtime.device_render import DeviceRenderer
 from snl_runtime.errors import InferenceError
+from snl_runtime.gain import GainMap
 from snl_runtime.kernels.launches import (
     REPORT_WORDS,
     SUMS_COUNT,
@@ -67,7 +70,7 @@ class DeviceLane(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What comes back beside score, checks and regions; each flag costs its own bytes."""
+    """What comes back beside score, checks and regions, and of which map; each flag costs its own bytes."""
 
     anomaly_map: bool = False
     """The map at network resolution."""
@@ -77,6 +80,8 @@ class Wanted:
     """Where that map is above the threshold."""
     overlay: bool = False
     """The inspected part of the frame with the heat map blended over it."""
+    gain: GainMap | None = None
+    """What the map is multiplied with before regions and pictures are made of it; checks and ``anomaly_map`` stay raw."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -88,7 +93,8 @@ class DeviceOutput:
         peak: Largest finite value of the map; NaN if there is none.
         is_finite: Whether every cell of the map is finite.
         regions: As :func:`snl_runtime.regions.find_regions` gives them.
-        anomaly_map: (h, w) float32, if wanted.
+        gained_peak: Largest value of the gained map, NaN if one of them is not finite; None without a gain.
+        anomaly_map: (h, w) float32 raw map, if wanted.
         frame_map: (H, W) float32 of the inspected part, if wanted.
         mask: (H, W) bool, if wanted.
         overlay: (H, W, 3) uint8 RGB, if wanted.
@@ -98,6 +104,7 @@ class DeviceOutput:
     peak: float
     is_finite: bool
     regions: tuple[AnomalyRegion, ...]
+    gained_peak: float | None = None
     anomaly_map: AnomalyMap | None = None
     frame_map: AnomalyMap | None = None
     mask: Mask | None = None
@@ -229,9 +236,9 @@ class DevicePreprocess:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pending:
-    """What was queued for one frame."""
+    """What was queued for one frame; ``judged_map`` is the gained map where there is a gain, else the raw one."""
 
-    anomaly_map: int
+    judged_map: int
     frame: DeviceFrame
     threshold: float
     roi_xyxy: Roi
@@ -266,6 +273,7 @@ class DevicePostprocess:
             self._host_score = opened.enter_context(PinnedBuffer(api, 4))
             self._host_map = opened.enter_context(PinnedBuffer(api, self._map_bytes))
             self._renderer = opened.enter_context(DeviceRenderer(api, kernels, stream, map_hw))
+            self._gain = opened.enter_context(DeviceGain(api, kernels, stream, map_hw))
             opened.callback(drain, stream)  # first on close: nothing may be released while the device still uses it
             self._resources = opened.pop_all()
 
@@ -285,7 +293,7 @@ class DevicePostprocess:
         Raises:
             InferenceError: If CUDA fails or ``frame`` has another size than ``roi_xyxy``.
         """
-        pending = _Pending(anomaly_map=anomaly_map, frame=frame, threshold=threshold, roi_xyxy=roi_xyxy, wanted=wanted or Wanted())
+        pending = _Pending(judged_map=anomaly_map, frame=frame, threshold=threshold, roi_xyxy=roi_xyxy, wanted=wanted or Wanted())
         if frame.size_hw != pending.frame_hw:
             raise InferenceError(f"the frame on the device has {frame.size_hw} pixels (height, width), its ROI {roi_xyxy} has {pending.frame_hw}")
         self._pending = self._shown = None  # until everything below is queued
@@ -293,12 +301,16 @@ class DevicePostprocess:
         self._host_report.array((REPORT_WORDS,), np.uint32)[...] = 0  # a copy that did not run then looked at no cell
         self._host_score.array((1,), np.float32)[...] = np.nan
         api.fill_async(self._report.handle, 0, self._report.byte_count, stream)
+        judged_score = anomaly_score
+        if pending.wanted.gain is not None:
+            pending = replace(pending, judged_map=self._gain.enqueue(anomaly_map, pending.wanted.gain))
+            judged_score = self._gain.no_score
         scratch = RegionScratch(report=self._report.handle, labels=self._labels.handle, numbers=self._numbers.handle)
         launch_regions(
             self._kernels,
-            anomaly_map=anomaly_map,
+            anomaly_map=pending.judged_map,
             map_hw=self._map_hw,
-            score=anomaly_score,
+            score=judged_score,
             threshold=threshold,
             scratch=scratch,
             stream=self._stream,
@@ -309,7 +321,7 @@ class DevicePostprocess:
             self._host_map.array(self._map_hw, np.float32)[...] = np.nan  # part of an earlier map must not look like this one
             api.copy_async(self._host_map.handle, anomaly_map, self._map_bytes, "device_to_host", stream)
         if wants_any(pending.wanted):
-            self._renderer.enqueue(anomaly_map, frame=frame, threshold=threshold, wanted=pending.wanted)
+            self._renderer.enqueue(pending.judged_map, frame=frame, threshold=threshold, wanted=pending.wanted)
         self._pending = pending
 
     def collect(self) -> DeviceOutput:
@@ -328,12 +340,16 @@ class DevicePostprocess:
             raise InferenceError(f"the device looked at {report.cells} of {cells} cells of the map; open the backend again")
         score = float(self._host_score.array((1,), np.float32)[0])
         pictures = self._renderer.take() if wants_any(pending.wanted) else Pictures()
+        judged = MapSummary(peak=report.peak, is_finite=report.non_finite == 0)
+        raw = judged if pending.wanted.gain is None else self._gain.raw_summary()
+        anomaly_map = self._host_map.array(self._map_hw, np.float32).copy() if pending.wanted.anomaly_map else None  # before regions reuse it
         output = DeviceOutput(
             score=score,
-            peak=report.peak,
-            is_finite=report.non_finite == 0,
-            regions=self._regions(report, score, pending),
-            anomaly_map=self._host_map.array(self._map_hw, np.float32).copy() if pending.wanted.anomaly_map else None,
+            peak=raw.peak,
+            is_finite=raw.is_finite,
+            regions=self._regions(report, score if raw is judged else report.peak, pending),
+            gained_peak=None if raw is judged else judged.peak if judged.is_finite else math.nan,
+            anomaly_map=anomaly_map,
             frame_map=pictures.frame_map,
             mask=pictures.mask,
             overlay=pictures.overlay,
@@ -353,7 +369,7 @@ class DevicePostprocess:
         shown = self._shown
         if shown is None:
             raise InferenceError("there is no inspected frame on the device to draw; inspect one first")
-        self._renderer.enqueue(shown.anomaly_map, frame=shown.frame, threshold=shown.threshold, wanted=wanted)
+        self._renderer.enqueue(shown.judged_map, frame=shown.frame, threshold=shown.threshold, wanted=wanted)
         self._stream.synchronize()
         return self._renderer.take()
 
@@ -371,7 +387,7 @@ class DevicePostprocess:
         if report.regions is not None:
             return report.regions
         # More components than the device measures: noise, which is worth one extra download.
-        self._api.copy_async(self._host_map.handle, pending.anomaly_map, self._map_bytes, "device_to_host", self._stream.handle)
+        self._api.copy_async(self._host_map.handle, pending.judged_map, self._map_bytes, "device_to_host", self._stream.handle)
         self._stream.synchronize()
         threshold = pending.threshold
         if max(score, report.peak) > threshold:  # as region_cutoff in the kernels

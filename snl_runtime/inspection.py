@@ -178,7 +178,8 @@ def _answer_on_device(scorer: Scorer, request: Request, started_s: float) -> Out
         request.color,
         request.selection.roi_xyxy,
         threshold=request.selection.threshold,
-        keep_map=request.keep_map,
+        keep_map=request.keep_map or request.selection.needs_map,
+        gain=request.selection.gain,
         choose=choose if wants_any(request.outputs) else None,
     )
     return Output(
@@ -186,7 +187,7 @@ def _answer_on_device(scorer: Scorer, request: Request, started_s: float) -> Out
         anomaly_map=seen.anomaly_map,
         summary=seen.summary,
         statistics=seen.statistics,
-        regions=seen.regions,
+        regions=None if request.selection.needs_map else seen.regions,  # of a merged gain: the host then asks for one where a part is not passed
         roi_xyxy=seen.roi_xyxy,
         golden_checked=scorer.golden_checked,
         infer_ms=(time.perf_counter() - started_s) * 1e3,
@@ -216,7 +217,7 @@ class Inspection:
         """Keep a checked output, its map and score under the gain map if there is one, with its regions."""
         gain = self.selection.gain
         gained_map = output.anomaly_map if gain is None or output.anomaly_map is None else gain.apply(output.anomaly_map)
-        score = output.score if gain is None else summarise_map(output.evidence, gain).gained_peak
+        score = output.score if gain is None else output.summary.gained_peak if gained_map is None else float(gained_map.max())
         if score is None or not math.isfinite(score):
             return
         self.output, self.score, self.anomaly_map = output, score, gained_map

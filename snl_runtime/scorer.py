@@ -19,6 +19,7 @@ from snl_runtime.bundle import ModelBundle, open_bundle
 from snl_runtime.decision import FrameStatistics, check_output, frame_statistics
 from snl_runtime.device_path import ChoosePictures, DeviceInspection, DevicePath, map_of, offers_lane, open_device_path
 from snl_runtime.errors import BackendError, BackendTimeoutError, GoldenSampleError, InferenceError, ManifestError
+from snl_runtime.gain import GainMap
 from snl_runtime.golden import check_golden, golden_path
 from snl_runtime.preprocess import FrameError, InputSpec, prepare
 from snl_runtime.signing import PublicKey
@@ -187,6 +188,7 @@ class Scorer:
         *,
         threshold: float,
         keep_map: bool,
+        gain: GainMap | None = None,
         choose: ChoosePictures | None = None,
     ) -> DeviceInspection:
         """Prepare, score and measure one frame on the GPU, unchecked; only where :attr:`is_on_device`.
@@ -196,7 +198,8 @@ class Scorer:
             color: Meaning of its last axis.
             roi_xyxy: Part of the frame to look at; None for all of it.
             threshold: Pass threshold of the regions; NaN if no decision applies.
-            keep_map: Bring the map back, too.
+            keep_map: Bring the raw map back, too.
+            gain: Gain map of the product, for regions and pictures; checks stay on the raw map.
             choose: Says, while the frame is still on the GPU, which pictures of it come back; None for none.
 
         Raises:
@@ -206,7 +209,9 @@ class Scorer:
         if self._device_path is None:
             raise InferenceError(f"backend {self.backend.name!r} has no device path; use score()")
         with self._guarded():
-            inspection = self._device_path.inspect(image, color=color, roi_xyxy=roi_xyxy, threshold=threshold, keep_map=keep_map, choose=choose)
+            inspection = self._device_path.inspect(
+                image, color=color, roi_xyxy=roi_xyxy, threshold=threshold, keep_map=keep_map, gain=gain, choose=choose
+            )
         self._device_failures = 0
         return inspection
 

@@ -11,6 +11,7 @@ KERNEL_NAMES = (
     "frame_rows",
     "frame_columns",
     "input_sums",
+    "gain_cells",
     "map_to_frame",
     "map_statistics",
     "label_cells",

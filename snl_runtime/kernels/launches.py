@@ -171,6 +171,18 @@ def launch_input_sums(kernels: Launcher, *, source: int, size_hw: tuple[int, int
     kernels.launch("input_sums", grid=_line_grid(pixels, most=_MOST_BLOCKS), block=(_LINE, 1, 1), stream=stream, arguments=arguments)
 
 
+def launch_gain(kernels: Launcher, *, anomaly_map: int, gain: int, cells: int, gained: int, stream: CudaStream) -> None:
+    """Multiply a map with a gain map into ``gained``; all three hold ``cells`` float32."""
+    arguments = (c_void_p(anomaly_map), c_void_p(gain), c_int32(cells), c_void_p(gained))
+    kernels.launch("gain_cells", grid=_line_grid(cells), block=(_LINE, 1, 1), stream=stream, arguments=arguments)
+
+
+def launch_map_statistics(kernels: Launcher, *, anomaly_map: int, cells: int, statistics: int, stream: CudaStream) -> None:
+    """Count what :func:`read_map_statistics` needs into ``statistics``, STATISTICS_WORDS uint32 that the caller cleared in stream order."""
+    arguments = (c_void_p(anomaly_map), c_int32(cells), c_float(math.nan), c_void_p(statistics))
+    kernels.launch("map_statistics", grid=_line_grid(cells, most=_MOST_BLOCKS), block=(_LINE, 1, 1), stream=stream, arguments=arguments)
+
+
 def launch_map_to_frame(  # noqa: PLR0913 - one launch writes three outputs
     kernels: Launcher,
     *,
@@ -251,9 +263,16 @@ def launch_regions(
         kernels.launch(name, grid=step_grid, block=block, stream=stream, arguments=arguments)
 
 
+def read_map_statistics(words: npt.NDArray[np.uint32]) -> tuple[float, int, int]:
+    """Return the largest finite value of a map, NaN if there is none, how many cells are not finite and how many were looked at."""
+    key, non_finite, _, cells = (int(word) for word in words[:_COUNT_WORD])
+    return float(ordered_values(np.array([key], np.uint32))[0]) if key else math.nan, non_finite, cells
+
+
 def read_map_report(words: npt.NDArray[np.uint32], map_hw: tuple[int, int], roi_xyxy: tuple[int, int, int, int]) -> MapReport:
     """Return what :func:`launch_regions` found; ``words`` are its REPORT_WORDS on the host."""
-    key, non_finite, above, cells, components = (int(word) for word in words[: _COUNT_WORD + 1])
+    peak, non_finite, cells = read_map_statistics(words)
+    above, components = int(words[2]), int(words[_COUNT_WORD])
     regions = None
     if components <= MAX_COMPONENTS:
         records = words[STATISTICS_WORDS:].reshape(-1, RECORD_WORDS)[:components].astype(np.int64)
@@ -261,7 +280,6 @@ def read_map_report(words: npt.NDArray[np.uint32], map_hw: tuple[int, int], roi_
         left, top = map_hw[1] - from_right, map_hw[0] - from_bottom
         boxes = np.stack([left, top, right - left, bottom - top, sizes], axis=1).astype(np.int32)
         regions = rank_regions(boxes, ordered_values(peak_keys.astype(np.uint32)).astype(np.float64), map_hw, roi_xyxy)
-    peak = float(ordered_values(np.array([key], np.uint32))[0]) if key else math.nan
     return MapReport(peak=peak, cells=cells, non_finite=non_finite, above=above, regions=regions)
 
 

@@ -1,3 +1,11 @@
+// Gained map: one product per cell, rounded once as on the host. Twin: snl_runtime.gain.GainMap.apply.
+extern "C" __global__ void gain_cells(const float* __restrict__ map, const float* __restrict__ gain, int cells, float* __restrict__ gained) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < cells) {
+    gained[i] = map[i] * gain[i];
+  }
+}
+
 // Anomaly map -> frame (or ROI) resolution. Twins: snl_runtime.upsampling.upsample_map and snl_runtime.overlay.blend_heat.
 
 __device__ inline float resized_value(const float* map, int map_width, const Window& rows, const Window& columns) {

@@ -95,16 +95,18 @@ def fake(kernels, make_gpu, monkeypatch, model_fixtures, gpu, device_detector):
 
 @pytest.fixture
 def open_on(fake, tmp_path, model_fixtures, write_engine, monkeypatch):
-    """Open the detector of the tiny model on ``host``, ``onnxruntime`` or ``tensorrt``; ``changes`` are those of its decision."""
+    """Open the detector of the tiny model on ``host``, ``onnxruntime`` or ``tensorrt``; ``changes``: of its decisions, ``gains``: by product."""
     with contextlib.ExitStack() as opened:
 
-        def open_detector(where, *, changes=None, **options):
+        def open_detector(where, *, changes=None, gains=None, **options):
             folder = tmp_path / f"model{len(list(tmp_path.iterdir()))}"
             folder.mkdir()
             write = model_fixtures.ModelFolder.write
             monkeypatch.setattr(model_fixtures.ModelFolder, "write", lambda self, **kwargs: write(self, decisions=changes, **kwargs))
             path = write_engine(folder=folder)
             monkeypatch.setattr(model_fixtures.ModelFolder, "write", write)
+            for product, values in (gains or {}).items():
+                model_fixtures.ModelFolder(folder).give_gain(values, product)
             if where == "tensorrt":
                 return opened.enter_context(SnlDetector(path, **options))
             if where == "onnxruntime":
