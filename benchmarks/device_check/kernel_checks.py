@@ -15,7 +15,9 @@ from snl_runtime.cuda_api import CudaApi, describe_device, device_scope, load_cu
 from snl_runtime.cuda_resources import CudaModule, CudaStream, DeviceBuffer, PinnedBuffer
 from snl_runtime.decision import frame_statistics
 from snl_runtime.device_pipeline import DeviceOutput, DevicePostprocess, DevicePreprocess, Wanted
+from snl_runtime.gain import GainMap
 from snl_runtime.kernels import load_kernels
+from snl_runtime.kernels.launches import DeviceFrame
 from snl_runtime.overlay import blend_heat
 from snl_runtime.preprocess import InputSpec, prepare
 from snl_runtime.regions import find_regions
@@ -72,7 +74,8 @@ def compare_with_twins() -> str:
                 count += 1
     figures = (
         f"{count} frames up to {BIG_FRAME_HW[1]}x{BIG_FRAME_HW[0]}: input within {worst['input']:.0f} grey levels (allowed {INPUT_LEVELS}), "
-        f"map within {worst['map']:.2g} (allowed {MAP_DIFFERENCE:g}), overlay within {worst['overlay']:.0f} levels, mask and regions as on the host"
+        f"map within {worst['map']:.2g} (allowed {MAP_DIFFERENCE:g}), overlay within {worst['overlay']:.0f} levels, "
+        "mask, regions and gained maps as on the host"
     )
     if worst["input"] > INPUT_LEVELS or worst["map"] > MAP_DIFFERENCE or worst["overlay"] > OVERLAY_LEVELS:
         raise CheckFailedError(figures)
@@ -147,7 +150,22 @@ def _compare_one(device: _Device, frame: np.ndarray, color: ColorOrder, anomaly_
     counted, expected = (dataclasses.astuple(statistics) for statistics in (device.before.statistics(), frame_statistics(made)))
     if not np.allclose(counted, expected, rtol=1e-5, atol=1e-5):
         raise CheckFailedError(f"statistics of {color} {width}x{height} differ from those of the input that the device made")
+    _compare_gained(device, on_device, anomaly_map)
     return {"input": float(np.abs(made.astype(int) - expected_input).max()), **_compare_outputs(output, frame, color, anomaly_map, threshold)}
+
+
+def _compare_gained(device: _Device, on_device: DeviceFrame, anomaly_map: np.ndarray) -> None:
+    """Compare the map of a fixtured product with the host's, bit for bit."""
+    height, width = on_device.size_hw
+    gain = GainMap(np.random.default_rng(3).uniform(0.5, 2, anomaly_map.shape).astype(np.float32))
+    gained_map = gain.apply(anomaly_map)
+    threshold, roi_xyxy = float(np.quantile(gained_map, 0.98)), (0, 0, width, height)
+    device.after.enqueue(
+        device.anomaly_map.handle, device.score.handle, frame=on_device, roi_xyxy=roi_xyxy, threshold=threshold, wanted=Wanted(gain=gain)
+    )
+    output = device.after.collect()
+    if output.gained_peak != gained_map.max() or output.regions != find_regions(gained_map, threshold, roi_xyxy):
+        raise CheckFailedError(f"{width}x{height}: the gained map of a fixtured product differs from the host's")
 
 
 def _compare_outputs(output: DeviceOutput, frame: np.ndarray, color: ColorOrder, anomaly_map: np.ndarray, threshold: float) -> dict[str, float]:

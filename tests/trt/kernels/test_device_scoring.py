@@ -91,6 +91,26 @@ def test_threshold_and_range_are_fitted_on_what_the_detector_will_see(fake, writ
     assert {result.verdict for result in judged if result.score <= fit.decision.pass_threshold} == {Verdict.PASS}
 
 
+def test_fixtured_parts_are_judged_on_the_gpu_by_the_scores_of_the_fit(fake, write_engine, parts, tmp_path):
+    path = write_engine()
+    for kind, images in parts.items():
+        for index, image in enumerate(images):
+            folder = tmp_path / kind / "bottle" / ("scratch" if kind == "bad" else "")
+            folder.mkdir(parents=True, exist_ok=True)
+            write_image(folder / f"{index:02d}.png", image)
+    (fit,) = calibrate(path, tmp_path / "good", CalibrationOptions(max_frr=0.1, bad=tmp_path / "bad", fixtured=True))
+    assert fit.refusal is None
+    with Scorer(path) as scorer:
+        expected = [float((scorer.score(image, "rgb").anomaly_map * fit.gain.gain.values).max()) for image in parts["bad"]]
+    with SnlDetector(path, keep_maps=False) as detector:
+        assert detector._scorer.is_on_device
+        judged = [detector.detect(image, color="rgb") for image in parts["bad"]]
+    assert [result.score for result in judged] == expected
+    detected = sum(result.verdict is Verdict.REJECT for result in judged)
+    assert fit.evidence.counts == {"scratch": (detected, len(judged))}
+    assert fake.leaks == {}
+
+
 def test_evaluation_measures_the_scores_that_the_detector_gives(fake, write_engine, parts, tmp_path):
     pytest.importorskip("torch")
     from snl_train.data.layouts import read_dataset
