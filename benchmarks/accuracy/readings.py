@@ -179,6 +179,7 @@ def _mean(of_classes: Mapping[str, Mapping[str, float | None]], classes: Sequenc
 def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from snl_train.checkpoint import load_checkpoint
 
+    options.out.parent.mkdir(parents=True, exist_ok=True)  # a wrong name must not cost the minutes of scoring
     models: list[dict[str, Any]] = []
     for path in options.checkpoints:
         checkpoint = load_checkpoint(path)
