@@ -258,8 +258,8 @@ def preset_config(name: str) -> TrainConfig:
 
     ``paper``: WRN50 at 256x256, Adam with step size 0.005, batch 8, 50 centres, all lambdas 1, as the paper states; epochs, betas, schedule and
     the reductions of the losses are this project's, because the paper does not state them.
-    ``best``: what measured best on the choosing classes of ``benchmarks/accuracy``: flaws painted into the student's input, residual whitening, CRAM on
-    directions with a positive alpha, and no affinity error in the map (it stays in the losses). ``docs/decisions.md`` holds the figures.
+    ``best``: what measured best on the choosing classes of ``benchmarks/accuracy``: flaws painted into the student's input, residual whitening,
+    CRAM on directions with a positive alpha, and no affinity error in the map (it stays in the losses). ``docs/decisions.md`` holds the figures.
 
     Raises:
         ConfigError: If there is no preset of that name.
