@@ -35,6 +35,8 @@ class Corruption:
         Returns:
             (B, H, W, 3) uint8 with the same values outside the flaws, and (B,) bool.
         """
+        if not self._config.share:
+            return images, torch.zeros(len(images), dtype=torch.bool)  # draws nothing: the same training as ever
         has_flaw = torch.rand(len(images)) < self._config.share
         flawed = images.clone()
         for number in torch.nonzero(has_flaw).flatten().tolist():

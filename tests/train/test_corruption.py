@@ -14,10 +14,12 @@ def images() -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (40, 32, 48, 3), dtype=np.uint8))
 
 
-def test_no_share_changes_nothing(images):
+def test_no_share_changes_nothing_and_draws_nothing(images):
+    state = torch.get_rng_state()
     flawed, has_flaw = Corruption(CorruptionConfig(share=0))(images)
     assert not has_flaw.any()
     assert torch.equal(flawed, images)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_images_without_a_flaw_are_the_same_and_the_input_is_not_changed(images):
