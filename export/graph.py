@@ -119,8 +119,9 @@ class SnlGraph(nn.Module):
         t = _unit_vectors(teacher.float().flatten(2))  # (N, C, P)
         s = _unit_vectors(student.float().flatten(2))
         if isinstance(whitening, ResidualWhitening):
-            weighted = F.conv1d(t - s, whitening.weight[:, :, None])  # (N, C, P); a convolution: TensorRT-RTX has no fp32 matrix product on Turing
-            scores = (weighted * weighted).sum(dim=1)  # (N, P)
+            # A convolution, because TensorRT-RTX has no fp32 matrix product on Turing.
+            weighted = F.conv2d((t - s)[:, :, None], whitening.weight[:, :, None, None])  # (N, C, 1, P)
+            scores = (weighted * weighted).sum(dim=1).flatten(1)  # (N, P)
         else:
             scores = (1.0 - (t * s).sum(dim=1)).clamp_min(0.0)  # (N, P); rounding gives cosines just above 1
         if self.score.affinity_weight:

@@ -21,7 +21,7 @@ from snl_export.onnx_export import BatchSize, export_onnx  # noqa: E402
 from snl_runtime.files import sha256_bytes  # noqa: E402
 from snl_runtime.images import write_image  # noqa: E402
 from snl_runtime.trt_api import BuildRequest, BuiltPlan, TensorRtLibrary, build_plan, load_library  # noqa: E402
-from snl_train.config import ModelConfig, TrainConfig  # noqa: E402
+from snl_train.config import Preset, load_config  # noqa: E402
 from snl_train.models import build_model  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -54,10 +54,11 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
     """Export SNL(RD) with random weights once per combination."""
     folder, done = tmp_path_factory.mktemp("graphs"), {}
 
-    def make(teacher: str, precision: str, *, size_px: int = SIZE_PX, tile_rows: int = 256, batch: str = "1") -> bytes:
-        key = (teacher, precision, size_px, tile_rows, batch)
+    def make(teacher: str, precision: str, *, size_px: int = SIZE_PX, tile_rows: int = 256, batch: str = "1", preset: Preset = "paper") -> bytes:
+        key = (teacher, precision, size_px, tile_rows, batch, preset)
         if key not in done:
-            config = TrainConfig(model=ModelConfig(method="snl-rd", teacher=teacher, teacher_weights="random"), image_size=(size_px, size_px))
+            settings = {"model.method": "snl-rd", "model.teacher": teacher, "model.teacher_weights": "random", "image_size": [size_px, size_px]}
+            config = load_config(None, settings, preset=preset)
             torch.manual_seed(0)
             of_float: Precision = "fp16" if precision == "fp16" else "fp32"  # INT8 pairs go into the fp32 graph
             graph = SnlGraph(
@@ -91,6 +92,16 @@ def test_real_graph_with_any_batch_builds_within_its_range(library: TensorRtLibr
     built = build_plan(library, request)
     assert built.inputs == (("image", (-1, SIZE_PX, SIZE_PX, 3), "UINT8"),)
     assert built.outputs == (("anomaly_map", (-1, 1, SIZE_PX, SIZE_PX), "FLOAT"), ("anomaly_score", (-1,), "FLOAT"))
+
+
+@pytest.mark.xdist_group("best")
+@pytest.mark.parametrize(("precision", "targets"), [("fp16", AMPERE_TO_BLACKWELL), ("fp16", TURING), ("fp32", AMPERE_TO_BLACKWELL)])
+def test_graph_of_the_preset_best_builds_for_every_target(library: TensorRtLibrary, export: Export, precision: str, targets: tuple[int, ...]) -> None:
+    """Whitened residuals are a 1x1 convolution in fp32, which Turing must take beside half-precision backbones."""
+    request = BuildRequest(onnx=export("resnet18", precision, preset="best"), compute_capabilities=targets)
+    built = build_plan(library, request)
+    assert built.outputs == (("anomaly_map", (1, 1, SIZE_PX, SIZE_PX), "FLOAT"), ("anomaly_score", (1,), "FLOAT"))
+    assert sha256_bytes(built.plan) == sha256_bytes(build_plan(library, request).plan)
 
 
 @pytest.mark.xdist_group("tiles")
