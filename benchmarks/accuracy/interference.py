@@ -133,6 +133,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from snl_train.checkpoint import load_checkpoint
     from snl_train.evaluation import CheckpointScorer
 
+    options.out.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written must not cost the minutes of scoring
     results: list[dict[str, Any]] = []
     goods: dict[tuple[int, int], dict[str, npt.NDArray[np.uint8]]] = {}
     device, threads = "cpu", 1

@@ -97,6 +97,7 @@ def _run(options: argparse.Namespace) -> int:
     names = options.names or [path.stem for path in options.checkpoints]
     if len(names) != len(options.checkpoints):
         raise ConfigError(f"--names gives {len(names)} names for {len(options.checkpoints)} checkpoints")
+    options.out.parent.mkdir(parents=True, exist_ok=True)  # before the minutes of scoring
     index = list_dataset(options.data)
     sections, rows = [], []
     for class_name in options.classes.split(","):

@@ -91,8 +91,8 @@ def test_command_writes_figures_and_a_table_with_one_row_per_method(two_classes:
             assert session.perform(run) == "finished"
     checkpoints = [str(tmp_path / "tiny" / f"{name}_32_all_multi_s0.pt") for name in ("fd", "snl-fd")]
     arguments = ["--data", str(two_classes), "--checkpoints", *checkpoints, "--device", "cpu"]
-    assert interference.main([*arguments, "--out", str(tmp_path / "a.json"), "--per-pair", "3"]) == 0
-    written = json.loads((tmp_path / "a.json").read_text())
+    assert interference.main([*arguments, "--out", str(tmp_path / "new" / "a.json"), "--per-pair", "3"]) == 0
+    written = json.loads((tmp_path / "new" / "a.json").read_text())
     assert [model["method"] for model in written["models"]] == ["fd_32_all_multi", "snl-fd_32_all_multi"]
     assert all(0 <= model["separation"][kind]["mean"] <= 1 for model in written["models"] for kind in ("mixup", "paste", "paste_pixel"))
     assert "| snl-fd_32_all_multi | 1 | " in capsys.readouterr().out
