@@ -6,7 +6,8 @@
 
 Air-gapped factories cannot fetch ImageNet weights. Each class is one iterated function system (Kataoka et al., Pre-training without natural images,
 2020) on a texture of its own; every picture is a new sample of it in other colours, cropped, turned and lit by lot. Writes the teacher's part of the
-network with torchvision's names, which ``--teacher-weights`` takes. Resumes from ``x.resume.pt`` beside the output.
+network with torchvision's names, which ``--teacher-weights`` takes. ``--only`` matches a part of the name, so the second command trains SNL(RD)
+after RD; stop it there. Resumes from ``x.resume.pt`` beside the output.
 """
 
 import argparse

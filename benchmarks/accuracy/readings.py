@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.accuracy import provenance
+from benchmarks.accuracy.protocol import load_protocol
 from benchmarks.accuracy.records import write_record
 from benchmarks.accuracy.statistics import summarise
 from snl_runtime.commandline import EXIT_OK, CommandParser, run_command
@@ -29,8 +30,8 @@ from snl_train.config import Alignment
 from snl_train.data.samples import Sample
 
 PROGRAM = "benchmarks.accuracy.readings"
-CHOOSE = ("bottle", "juice_bottle", "magnetic_tile")
-CONFIRM = ("cookie", "hazelnut", "pcb", "solar_cell")
+_PROTOCOL = "reduced"
+"""Whose choosing and confirming classes the tables show."""
 _AT_ONCE = 16
 _EXAMPLE = """
 python -m benchmarks.accuracy.readings --data ../shared/data/realmix --out docs/readings.md \\
@@ -153,6 +154,7 @@ def measure(
 
 def table(models: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return Markdown tables, one per method: each reading's means over the choosing and the confirming classes, over seeds."""
+    protocol = load_protocol(_PROTOCOL)
     lines: list[str] = []
     for method in sorted({str(model["method"]) for model in models}):
         ours = [model for model in models if model["method"] == method]
@@ -161,7 +163,7 @@ def table(models: Sequence[Mapping[str, Any]]) -> list[str]:
         lines += ["| reading | choose, image | choose, pixel | confirm, image | confirm, pixel |", "|---|---:|---:|---:|---:|"]
         for name in names:
             cells = []
-            for classes in (CHOOSE, CONFIRM):
+            for classes in (protocol.choose, protocol.confirm):
                 for metric in ("image_auroc", "pixel_auroc"):
                     means = [_mean(model["readings"][name], classes, metric) for model in ours]
                     summary = summarise([mean for mean in means if mean is not None])
@@ -177,6 +179,8 @@ def _mean(of_classes: Mapping[str, Mapping[str, float | None]], classes: Sequenc
 
 
 def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    import torch
+
     from snl_train.checkpoint import load_checkpoint
 
     options.out.parent.mkdir(parents=True, exist_ok=True)  # a wrong name must not cost the minutes of scoring
@@ -196,7 +200,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         method = re.sub(r"_s\d+$", "", path.stem)
         models.append({"checkpoint": path.name, "method": method, "seed": checkpoint.seed, "readings": of_reading})
     command = provenance.command_line(arguments).replace("benchmarks.accuracy", PROGRAM, 1)
-    origin = provenance.provenance(device="cpu", threads=_threads(), command=command, commit_name=provenance.commit())
+    origin = provenance.provenance(device="cpu", threads=torch.get_num_threads(), command=command, commit_name=provenance.commit())
     write_record(options.out.with_suffix(".json"), {"kind": "readings", "models": models, "provenance": origin})
     atomic_write_text(options.out, page(models, origin))
     print("\n".join(table(models)))
@@ -205,13 +209,14 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 def page(models: Sequence[Mapping[str, Any]], origin: Mapping[str, Any]) -> str:
     """Return the whole page."""
+    protocol = load_protocol(_PROTOCOL)
     versions = ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
     head = [
         "# Readings of the score",
         "",
         f"Written by `python -m {PROGRAM}`; do not edit by hand. Mean AUROC over the classes of a set, then over the seeds.",
         "Every row differs from the first in what it names; only scoring differs, the trainings are the same. Maps and masks at network resolution.",
-        f"Settings are chosen on the choosing classes ({', '.join(CHOOSE)}); the confirming ones are {', '.join(CONFIRM)}.",
+        f"Settings are chosen on the choosing classes ({', '.join(protocol.choose)}); the confirming ones are {', '.join(protocol.confirm)}.",
         "The gain map is fitted on training images here; on a line `snl-calibrate --fixtured` fits it on images that were kept back.",
         "",
         f"Device: {origin['device']}. Versions: {versions}. Commit: {origin['commit']}.",
@@ -251,12 +256,6 @@ def _mask(sample: Sample, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_] | N
     if not sample.is_anomalous:
         return np.zeros(size_hw, np.bool_)
     return None if sample.mask_path is None else resize_mask(read_mask(sample.mask_path), size_hw)
-
-
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
 
 
 if __name__ == "__main__":

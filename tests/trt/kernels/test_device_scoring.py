@@ -74,13 +74,17 @@ def test_scorer_gives_the_score_map_and_statistics_that_the_detector_judges(fake
     assert fake.leaks == {}
 
 
-def test_threshold_and_range_are_fitted_on_what_the_detector_will_see(fake, write_engine, parts, tmp_path):
-    path = write_engine()
+def write_parts(parts, root):
     for kind, images in parts.items():
         for index, image in enumerate(images):
-            folder = tmp_path / kind / "bottle" / ("scratch" if kind == "bad" else "")
+            folder = root / kind / "bottle" / ("scratch" if kind == "bad" else "")
             folder.mkdir(parents=True, exist_ok=True)
             write_image(folder / f"{index:02d}.png", image)
+
+
+def test_threshold_and_range_are_fitted_on_what_the_detector_will_see(fake, write_engine, parts, tmp_path):
+    path = write_engine()
+    write_parts(parts, tmp_path)
     (fit,) = calibrate(path, tmp_path / "good", CalibrationOptions(max_frr=0.1, bad=tmp_path / "bad"))
     assert fit.refusal is None
     assert fit.decision.model_sha256 == read_manifest(manifest_path(path)).engines[0].sha256
@@ -93,11 +97,7 @@ def test_threshold_and_range_are_fitted_on_what_the_detector_will_see(fake, writ
 
 def test_fixtured_parts_are_judged_on_the_gpu_by_the_scores_of_the_fit(fake, write_engine, parts, tmp_path):
     path = write_engine()
-    for kind, images in parts.items():
-        for index, image in enumerate(images):
-            folder = tmp_path / kind / "bottle" / ("scratch" if kind == "bad" else "")
-            folder.mkdir(parents=True, exist_ok=True)
-            write_image(folder / f"{index:02d}.png", image)
+    write_parts(parts, tmp_path)
     (fit,) = calibrate(path, tmp_path / "good", CalibrationOptions(max_frr=0.1, bad=tmp_path / "bad", fixtured=True))
     assert fit.refusal is None
     with Scorer(path) as scorer:
