@@ -237,7 +237,10 @@ class TrainConfig:
     device: Device = "auto"
     """Where to train; auto takes CUDA if there is a GPU."""
     mixed_precision: bool = True
-    """Half-precision backbones on CUDA; of no effect on a CPU."""
+    """Half-precision backbones and affinity products on CUDA; of no effect on a CPU."""
+    mixed_precision_cpu: bool = False
+    """The same in bfloat16 on a CPU; of no effect on one that has no instructions for it (AVX512-BF16 or AMX). Off, because there float32 repeats
+    across processors better."""
     golden_samples: int = 16
     """Most training images kept in the checkpoint to prove later that an exported file scores the same; two of each class."""
 

@@ -5,6 +5,7 @@ float32, or in float64 if an input is, also under autocast.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,7 +60,12 @@ def spatial_distillation(teacher: Sequence[Tensor], student: Sequence[Tensor], *
 
 
 def intra_affinity(
-    teacher: Sequence[Tensor], student: Sequence[Tensor], *, reduction: Reduction = "sum", tile_rows: int = DEFAULT_TILE_ROWS
+    teacher: Sequence[Tensor],
+    student: Sequence[Tensor],
+    *,
+    reduction: Reduction = "sum",
+    tile_rows: int = DEFAULT_TILE_ROWS,
+    product_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Return L_intra, Eq. 5: L1 distance of the affinity matrices A = F^T F of features with unit length at each position.
 
@@ -70,6 +76,7 @@ def intra_affinity(
         student: Same shapes.
         reduction: Over pairs of positions, per scale: ``sum`` is the paper's, ``mean`` divides by (H_k W_k)^2.
         tile_rows: Rows held at a time.
+        product_dtype: Type of the factors of the matrix products; None for the features'.
 
     Returns:
         A scalar >= 0: averaged over the batch, summed over scales.
@@ -82,7 +89,7 @@ def intra_affinity(
         terms = []
         for of_teacher, of_student in scales:
             t, s = unit_vectors(of_teacher.flatten(2)), unit_vectors(of_student.flatten(2))  # (B, D, P)
-            error = intra_affinity_error(s, t, tile_rows).mean()
+            error = intra_affinity_error(s, t, tile_rows, product_dtype=product_dtype).mean()
             terms.append(error if reduction == "sum" else error / t.shape[2] ** 2)
         return _add(terms)
 
@@ -94,8 +101,8 @@ def inter_affinity(
     reduction: Reduction = "sum",
     pairing: Pairing = "roll",
     pairs: Tensor | None = None,
-    generator: torch.Generator | None = None,
     tile_rows: int = DEFAULT_TILE_ROWS,
+    product_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Return L_inter, Eq. 6: as ``intra_affinity``, for the cross affinity of each sample with another one of the batch.
 
@@ -103,10 +110,11 @@ def inter_affinity(
         teacher: One tensor per scale, (B, D_k, H_k, W_k).
         student: Same shapes.
         reduction: Over pairs of positions, per scale: ``sum`` is the paper's, ``mean`` divides by (H_k W_k)^2.
-        pairing: How samples are paired, see ``sample_pairs``; the default pairs each with its successor and draws nothing.
+        pairing: How samples are paired, see ``sample_pairs``; the default pairs each with its successor and draws nothing, random ones draw from
+            torch's global generator.
         pairs: (M, 2) indices into the batch, instead of ``pairing``.
-        generator: What a random pairing draws from; None for torch's global one.
         tile_rows: Rows held at a time.
+        product_dtype: Type of the factors of the matrix products; None for the features'.
 
     Returns:
         A scalar >= 0: averaged over the pairs, summed over scales. 0 for a batch of one, which has no other sample.
@@ -117,14 +125,14 @@ def inter_affinity(
     scales = paired_scales(teacher, student)
     with full_precision(scales[0][0].device):
         if pairs is None:
-            pairs = sample_pairs(len(scales[0][0]), pairing, generator=generator)
+            pairs = sample_pairs(len(scales[0][0]), pairing)
         first, second = pairs.to(scales[0][0].device).unbind(1)
         if len(first) == 0:
             return _add([s.sum() * 0 for _, s in scales])
         terms = []
         for of_teacher, of_student in scales:
             t, s = unit_vectors(of_teacher.flatten(2)), unit_vectors(of_student.flatten(2))  # (B, D, P)
-            error = inter_affinity_error((s[first], s[second]), (t[first], t[second]), tile_rows).mean()
+            error = inter_affinity_error((s[first], s[second]), (t[first], t[second]), tile_rows, product_dtype=product_dtype).mean()
             terms.append(error if reduction == "sum" else error / t.shape[2] ** 2)
         return _add(terms)
 
@@ -136,6 +144,7 @@ def structural_loss(
     *,
     labels: Tensor | None = None,
     generator: torch.Generator | None = None,
+    product_dtype: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
     """Return the weighted total of Eq. 7 and its unweighted parts.
 
@@ -147,6 +156,8 @@ def structural_loss(
         config: Weights and readings.
         labels: (B,) class of each sample; needed by the pairing ``different-class``.
         generator: What a random pairing draws from; None for torch's global one.
+        product_dtype: Type of the factors of the affinities' matrix products, which are most of the time of SNL's losses: bfloat16 rounds a unit
+            vector's entries to 3 digits, sums stay in float32. None for the features' own.
 
     Returns:
         Scalars by name: ``total`` and any of ``channel``, ``spatial``, ``intra``, ``inter``.
@@ -155,15 +166,16 @@ def structural_loss(
         ValueError: If shapes differ, or ``labels`` are needed and missing.
     """
     parts: dict[str, Tensor] = {}
+    affinity: Any = {"reduction": config.affinity_reduction, "tile_rows": config.tile_rows, "product_dtype": product_dtype}
     if config.channel_weight:
         parts["channel"] = channel_distillation(teacher, student)
     if config.spatial_weight:
         parts["spatial"] = spatial_distillation(teacher, student, temperature=config.spatial_temperature, reduction=config.spatial_reduction)
     if config.intra_weight:
-        parts["intra"] = intra_affinity(teacher, student, reduction=config.affinity_reduction, tile_rows=config.tile_rows)
+        parts["intra"] = intra_affinity(teacher, student, **affinity)
     if config.inter_weight:
         pairs = sample_pairs(len(teacher[0]), config.inter_pairing, labels=labels, generator=generator)
-        parts["inter"] = inter_affinity(teacher, student, reduction=config.affinity_reduction, pairs=pairs, tile_rows=config.tile_rows)
+        parts["inter"] = inter_affinity(teacher, student, pairs=pairs, **affinity)
     weights = {
         "channel": config.channel_weight,
         "spatial": config.spatial_weight,

@@ -56,7 +56,7 @@ class Trainer:
         optim = config.optim
         self._optimizer = torch.optim.AdamW(trained, lr=optim.learning_rate, betas=optim.betas, weight_decay=optim.weight_decay, fused=True)
         self._average = WeightAverage(self._model, optim, total_steps=total_steps)
-        self._half = _half_precision(self.device) if config.mixed_precision else None
+        self._half = half_precision(self.device, config)
         # bfloat16 has float32's range: only float16 gradients vanish without scaling.
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._half is torch.float16)
 
@@ -102,7 +102,8 @@ class Trainer:
                 teacher, student = self._restore(inputs, self._model.normalise(flawed.to(self.device)), has_flaw.to(self.device))
             else:
                 teacher, student = self._model(inputs)
-        return structural_loss(teacher, student, self._config.loss, labels=labels)  # leaves autocast by itself
+        # Leaves autocast by itself: only the affinities' matrix products are in half precision.
+        return structural_loss(teacher, student, self._config.loss, labels=labels, product_dtype=self._half)
 
     def _restore(self, inputs: Tensor, flawed: Tensor, has_flaw: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return the teacher's features of the good images and the student's answer to the flawed ones."""
@@ -204,7 +205,11 @@ def _check_batch_statistics(config: TrainConfig) -> None:
         )
 
 
-def _half_precision(device: torch.device) -> torch.dtype | None:
-    if device.type != "cuda":
+def half_precision(device: torch.device, config: TrainConfig) -> torch.dtype | None:
+    """Return the type that backbones and affinities compute in, or None for float32."""
+    if device.type == "cpu":
+        can_bfloat16 = torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("amx_bf16")
+        return torch.bfloat16 if config.mixed_precision_cpu and can_bfloat16 else None
+    if not config.mixed_precision:
         return None
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16

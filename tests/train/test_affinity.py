@@ -41,6 +41,31 @@ def test_errors_equal_the_entries_summed_one_by_one(tile_rows: int) -> None:
     np.testing.assert_allclose(inter_affinity_error((s, s2), (t, t2), tile_rows), inter.sum((1, 2)), rtol=1e-12)
 
 
+@pytest.mark.parametrize("tile_rows", [5, 64])
+@pytest.mark.parametrize("with_teacher", [False, True])
+def test_products_in_bfloat16_keep_3_digits_and_the_gradient_its_direction(tile_rows: int, with_teacher: bool) -> None:
+    """Against float64, with 1600 terms a sum."""
+    exact = [(1.3 - 0.3 * (seed % 2)) * unit_columns(seed, (2, 16, 40)) for seed in range(4)]  # s, t, s', t': lengths differ, no entry at the kink
+    exact = [columns.requires_grad_(with_teacher or seed % 2 == 0) for seed, columns in enumerate(exact)]
+    rough = [columns.detach().float().requires_grad_(columns.requires_grad) for columns in exact]
+    for names in ((0, 1), (0, 1, 2, 3)):
+        results = []
+        for columns, dtype in ((exact, None), (rough, torch.bfloat16)):
+            s, t, s2, t2 = columns
+            if len(names) == 2:
+                error = intra_affinity_error(s, t, tile_rows, product_dtype=dtype)
+            else:
+                error = inter_affinity_error((s, s2), (t, t2), tile_rows, product_dtype=dtype)
+            chosen = [columns[name] for name in names if columns[name].requires_grad]
+            results.append((error.detach(), torch.autograd.grad(error.sum(), chosen)))
+        (expected, expected_gradients), (error, gradients) = results
+        assert error.dtype == torch.float32
+        np.testing.assert_allclose(error, expected, rtol=5e-3)
+        for gradient, exact_gradient in zip(gradients, expected_gradients, strict=True):
+            assert gradient.dtype == torch.float32
+            assert torch.cosine_similarity(gradient.double().flatten(), exact_gradient.flatten(), dim=0) > 0.99
+
+
 @pytest.mark.parametrize("tile_rows", [1, 3, 7])
 @pytest.mark.parametrize("with_teacher", [False, True])
 def test_hand_written_gradients_pass_the_numerical_check(tile_rows: int, with_teacher: bool) -> None:

@@ -20,7 +20,7 @@ from snl_train.losses import channel_distillation, structural_loss
 from snl_train.models import build_model
 from snl_train.resume import resume_path
 from snl_train.schedule import learning_rate
-from snl_train.trainer import Trainer, TrainingDivergedError, resolve_device
+from snl_train.trainer import Trainer, TrainingDivergedError, half_precision, resolve_device
 from snl_train.training import metrics_path, train
 
 EPOCHS, STEPS_PER_EPOCH = 4, 3  # 12 images in batches of 4
@@ -268,6 +268,27 @@ def test_cuda_without_a_gpu_is_refused():
         pytest.skip("there is a GPU")
     with pytest.raises(ConfigError, match="--device cpu"):
         resolve_device("cuda")
+
+
+@pytest.mark.parametrize("capabilities", [{"avx512_bf16": True}, {"amx_bf16": True}])
+def test_half_precision_of_a_cpu_is_asked_for_and_needs_its_instructions(monkeypatch, capabilities):
+    asked = dataclasses.replace(make_config("rd"), mixed_precision_cpu=True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert half_precision(torch.device("cpu"), asked) is torch.bfloat16
+    assert half_precision(torch.device("cpu"), make_config("rd")) is None
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    assert half_precision(torch.device("cpu"), asked) is None
+
+
+@pytest.mark.parametrize("method", ["snl-rd", "snl-fd"])
+def test_mixed_precision_training_on_a_cpu_lowers_its_loss(data, tmp_path, method, monkeypatch):
+    """bfloat16 is computed without its instructions too, slowly: the rule holds on every processor."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    config = dataclasses.replace(make_config(method, epochs=6, optim=OptimConfig(learning_rate=2e-3)), mixed_precision_cpu=True)
+    train(config, data, tmp_path / "x.pt")
+    lines = [json.loads(line) for line in metrics_path(tmp_path / "x.pt").read_text().splitlines()]
+    assert lines[-1]["loss"]["total"] < lines[0]["loss"]["total"]
+    assert load_checkpoint(tmp_path / "x.pt").config.mixed_precision_cpu
 
 
 @pytest.mark.gpu
