@@ -96,6 +96,9 @@ class LossConfig:
     """Over pairs of positions; ``sum`` is Eq. 5 and 6 as printed and dwarfs the other losses."""
     inter_pairing: Pairing = "mutual"
     """Which other image of the batch each image is compared with; ``mutual`` pairs cost half of the others."""
+    affinity_positions: int = 0
+    """At each scale with more positions than this, compare affinities of so many, drawn anew at every step: an unbiased estimate of the mean of
+    Eq. 5 and 6 (but for its diagonal) at a cost that falls with the square. 0 takes all, as the paper does."""
     tile_rows: int = 256
     """Rows of the affinity matrix held at a time; changes memory and speed, not the value."""
 
@@ -105,6 +108,11 @@ class LossConfig:
             _check(f"loss.{name}", value, "0 or more", math.isfinite(value) and value >= 0)
         _check("loss.spatial_temperature", self.spatial_temperature, "positive", _is_positive(self.spatial_temperature))
         _check("loss.tile_rows", self.tile_rows, "1 or more", self.tile_rows >= 1)
+        _check("loss.affinity_positions", self.affinity_positions, "0, or 2 or more", self.affinity_positions == 0 or self.affinity_positions >= 2)
+        if self.affinity_positions and self.affinity_reduction == "sum":
+            raise ConfigError(
+                "loss.affinity_positions estimates a mean over positions; set loss.affinity_reduction to mean, or affinity_positions to 0"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,7 +270,8 @@ def preset_config(name: str) -> TrainConfig:
     ``paper``: WRN50 at 256x256, Adam with step size 0.005, batch 8, 50 centres, all lambdas 1, as the paper states; epochs, betas, schedule and
     the reductions of the losses are this project's, because the paper does not state them.
     ``best``: what measured best on the choosing classes of ``benchmarks/accuracy``: flaws painted into the student's input, residual whitening,
-    CRAM on directions with a positive alpha, and no affinity error in the map (it stays in the losses). ``docs/decisions.md`` holds the figures.
+    CRAM on directions with a positive alpha, and no affinity error in the map (it stays in the losses, on at most 1024 positions drawn per scale: all
+    of them at 128 px). ``docs/decisions.md`` holds the figures.
 
     Raises:
         ConfigError: If there is no preset of that name.
@@ -273,6 +282,7 @@ def preset_config(name: str) -> TrainConfig:
         return TrainConfig(
             preset="best",
             model=ModelConfig(cram_normalise=True, cram_alpha=10.0, cram_positive_alpha=True, whitening=True),
+            loss=LossConfig(affinity_positions=1024),
             score=ScoreConfig(affinity_weight=0.0),
             corruption=CorruptionConfig(share=0.7),
         )

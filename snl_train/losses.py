@@ -166,16 +166,18 @@ def structural_loss(
         ValueError: If shapes differ, or ``labels`` are needed and missing.
     """
     parts: dict[str, Tensor] = {}
+    positions = config.affinity_positions if config.intra_weight or config.inter_weight else 0
+    compared = _at_random_positions(teacher, student, positions) if positions else (teacher, student)
     affinity: Any = {"reduction": config.affinity_reduction, "tile_rows": config.tile_rows, "product_dtype": product_dtype}
     if config.channel_weight:
         parts["channel"] = channel_distillation(teacher, student)
     if config.spatial_weight:
         parts["spatial"] = spatial_distillation(teacher, student, temperature=config.spatial_temperature, reduction=config.spatial_reduction)
     if config.intra_weight:
-        parts["intra"] = intra_affinity(teacher, student, **affinity)
+        parts["intra"] = intra_affinity(*compared, **affinity)
     if config.inter_weight:
         pairs = sample_pairs(len(teacher[0]), config.inter_pairing, labels=labels, generator=generator)
-        parts["inter"] = inter_affinity(teacher, student, pairs=pairs, **affinity)
+        parts["inter"] = inter_affinity(*compared, pairs=pairs, **affinity)
     weights = {
         "channel": config.channel_weight,
         "spatial": config.spatial_weight,
@@ -225,6 +227,20 @@ def sample_pairs(count: int, pairing: Pairing, *, labels: Tensor | None = None, 
         if len(pairs):
             return pairs
     return torch.stack([order, order.roll(-1)], 1)
+
+
+def _at_random_positions(teacher: Sequence[Tensor], student: Sequence[Tensor], count: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Return both (B, D_k, min(count, H_k W_k), 1) at the same positions, drawn without repetition from torch's global generator.
+
+    A scale with no more positions than ``count`` stays as it is and draws nothing.
+    """
+    chosen: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for pair in paired_scales(teacher, student):
+        total = pair[0].shape[2] * pair[0].shape[3]
+        drawn = torch.randperm(total)[:count].to(pair[0].device) if total > count else None
+        for features, kept in zip(pair, chosen, strict=True):
+            kept.append(features if drawn is None else features.flatten(2)[:, :, drawn, None])  # (B, D, count, 1)
+    return chosen
 
 
 def _add(terms: Sequence[Tensor]) -> Tensor:

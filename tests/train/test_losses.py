@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from snl_runtime.errors import ConfigError
 from snl_train.config import LossConfig, Pairing
 from snl_train.losses import channel_distillation, inter_affinity, intra_affinity, sample_pairs, spatial_distillation, structural_loss
 
@@ -279,3 +280,50 @@ def test_default_reductions_do_not_depend_on_channels_or_positions() -> None:
     for name in once:
         torch.testing.assert_close(wide[name], once[name])
         torch.testing.assert_close(tall[name], once[name])
+
+
+# Affinity on positions drawn by lot
+
+
+def test_affinity_of_drawn_positions_is_that_of_the_positions_alone() -> None:
+    """The draw repeated here, one per scale that has more positions than asked for, and Eq. 5 and 6 entry by entry on what it names."""
+    teacher, student = features(0), features(1)
+    torch.manual_seed(5)
+    losses = structural_loss(teacher, student, LossConfig(affinity_positions=6, inter_pairing="roll"))
+    torch.manual_seed(5)
+    chosen: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for t, s in zip(teacher, student, strict=True):
+        total = t.shape[2] * t.shape[3]
+        drawn = torch.randperm(total)[:6] if total > 6 else torch.arange(total)
+        for scale, kept in zip((t, s), chosen, strict=True):
+            kept.append(torch.stack([scale[:, :, n // t.shape[3], n % t.shape[3]] for n in drawn.tolist()], 2)[..., None])
+    own, next_ones = [(n, n) for n in range(len(teacher[0]))], [(n, (n + 1) % len(teacher[0])) for n in range(len(teacher[0]))]
+    assert losses["intra"].item() == pytest.approx(eq_6(*chosen, own, is_mean=True), rel=1e-11)
+    assert losses["inter"].item() == pytest.approx(eq_6(*chosen, next_ones, is_mean=True), rel=1e-11)
+    assert losses["channel"].item() == pytest.approx(eq_2(teacher, student), rel=1e-11), "the other losses take all positions"
+
+
+def test_scales_with_few_positions_are_taken_whole_and_draw_nothing() -> None:
+    teacher, student = features(0), features(1)
+    most = max(t.shape[2] * t.shape[3] for t in teacher)
+    state = torch.get_rng_state()
+    some = structural_loss(teacher, student, LossConfig(affinity_positions=most, inter_pairing="roll"))
+    assert torch.equal(torch.get_rng_state(), state)
+    whole = structural_loss(teacher, student, LossConfig(inter_pairing="roll"))
+    assert {name: loss.item() for name, loss in some.items()} == {name: loss.item() for name, loss in whole.items()}
+
+
+def test_the_mean_over_many_draws_is_the_mean_over_all_pairs_of_two_positions() -> None:
+    """Of the diagonal, which is 0 within an image, a draw of n of P positions has 1/n and the whole 1/P."""
+    teacher, student = features(0)[:1], features(1)[:1]  # one scale of 12 positions
+    total = teacher[0].shape[2] * teacher[0].shape[3]
+    torch.manual_seed(0)
+    config = LossConfig(affinity_positions=4, inter_weight=0)
+    drawn = np.array([structural_loss(teacher, student, config)["intra"].item() for _ in range(400)])
+    expected = eq_6(teacher, student, [(n, n) for n in range(len(teacher[0]))], is_mean=True) * total / (total - 1) * 3 / 4
+    assert abs(drawn.mean() - expected) < 4 * drawn.std() / 20
+
+
+def test_a_sum_over_positions_cannot_be_drawn() -> None:
+    with pytest.raises(ConfigError, match="affinity_reduction to mean"):
+        LossConfig(affinity_positions=8, affinity_reduction="sum")
