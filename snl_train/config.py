@@ -270,8 +270,8 @@ def preset_config(name: str) -> TrainConfig:
     ``paper``: WRN50 at 256x256, Adam with step size 0.005, batch 8, 50 centres, all lambdas 1, as the paper states; epochs, betas, schedule and
     the reductions of the losses are this project's, because the paper does not state them.
     ``best``: what measured best on the choosing classes of ``benchmarks/accuracy``: flaws painted into the student's input, residual whitening,
-    CRAM on directions with a positive alpha, and no affinity error in the map (it stays in the losses, on at most 1024 positions drawn per scale: all
-    of them at 128 px). ``docs/decisions.md`` holds the figures.
+    CRAM on directions with a positive alpha, a map smoothed by 4 pixels as RD4AD's, and no affinity error in it (it stays in the losses, on at most
+    1024 positions drawn per scale: all of them at 128 px). ``docs/decisions.md`` holds the figures.
 
     Raises:
         ConfigError: If there is no preset of that name.
@@ -283,7 +283,7 @@ def preset_config(name: str) -> TrainConfig:
             preset="best",
             model=ModelConfig(cram_normalise=True, cram_alpha=10.0, cram_positive_alpha=True, whitening=True),
             loss=LossConfig(affinity_positions=1024),
-            score=ScoreConfig(affinity_weight=0.0),
+            score=ScoreConfig(affinity_weight=0.0, smoothing_sigma=4.0),
             corruption=CorruptionConfig(share=0.7),
         )
     raise ConfigError(f"unknown preset '{name}'; known: paper, best")

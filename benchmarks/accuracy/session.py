@@ -1,5 +1,6 @@
 """One process's work: train a run with the product's own training, measure it with its own evaluation, write one JSON."""
 
+import dataclasses
 import datetime
 import json
 import math
@@ -18,14 +19,14 @@ from benchmarks.accuracy.provenance import provenance
 from benchmarks.accuracy.records import SCHEMA, RunFiles, read_records, read_slices, run_files, write_record, write_slices
 from snl_runtime.errors import ConfigError, DataError
 from snl_runtime.files import sha256_file
-from snl_train.checkpoint import load_checkpoint
+from snl_train.checkpoint import load_checkpoint, save_checkpoint
 from snl_train.config import Device, TrainConfig, to_plain
 from snl_train.data.dataset import TrainingData
 from snl_train.evaluation import CheckpointScorer, Evaluation, measure, score_samples
 from snl_train.measures import Bootstrap
 from snl_train.resume import resume_path
 from snl_train.trainer import TrainingDivergedError
-from snl_train.training import TrainingResult, train
+from snl_train.training import TrainingResult, metrics_path, train
 
 Outcome: TypeAlias = Literal["finished", "stopped"]
 
@@ -117,7 +118,7 @@ class Session:
         files.folder.mkdir(parents=True, exist_ok=True)
         data = self.dataset.training_data(run.classes, self._config(run.variant, run.image_size, run.seed))
         try:
-            result = self._train(run, data, files, clock)
+            result = self._trained_before(run, data, files) or self._train(run, data, files, clock)
         except TrainingDivergedError as error:
             self._finish(run, data, files, {"failure": str(error), "evaluation": None, "training": {}})
             return "finished"
@@ -128,6 +129,35 @@ class Session:
     def _config(self, variant: str, image_size: int, seed: int) -> TrainConfig:
         job = self.job
         return train_config(job.protocol, variant, image_size=image_size, seed=seed, weights=job.weights, device=job.device)
+
+    def _trained_before(self, run: Run, data: TrainingData, files: RunFiles) -> TrainingResult | None:
+        """Return the finished training that lies there without a record, if it is this run's but for the score, which training does not see.
+
+        Its checkpoint is written anew with this run's score: a reading of the score is compared without training again.
+        """
+        if resume_path(files.checkpoint).exists() or not files.checkpoint.exists() or not read_slices(files.slices):
+            return None
+        stored = load_checkpoint(files.checkpoint)
+        config = self._config(run.variant, run.image_size, run.seed)
+        before, now = ({**recorded_config(one), "score": None} for one in (stored.config, config))
+        is_same_data = stored.training_image_sha256 == sorted({sample.pixel_sha256 for sample in data.samples})
+        if before != now or not is_same_data or not stored.provenance.get("is_complete"):
+            return None
+        if stored.config.score != config.score:
+            save_checkpoint(files.checkpoint, dataclasses.replace(stored, config=dataclasses.replace(stored.config, score=config.score)))
+        steps = int(stored.provenance["steps_done"])
+        return TrainingResult(
+            checkpoint_path=files.checkpoint,
+            metrics_path=metrics_path(files.checkpoint),
+            resume_path=resume_path(files.checkpoint),
+            steps_done=steps,
+            total_steps=steps,
+            epochs_done=stored.epochs_done,
+            losses={},
+            images_per_s=0.0,
+            seconds=0.0,
+            is_complete=True,
+        )
 
     def _train(self, run: Run, data: TrainingData, files: RunFiles, clock: _Clock) -> TrainingResult:
         is_resumed = resume_path(files.checkpoint).exists()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 from snl_runtime.errors import ConfigError, DataError
+from snl_train.checkpoint import load_checkpoint
 from snl_train.resume import resume_path
 from snl_train.trainer import TrainingDivergedError
 
@@ -110,6 +112,45 @@ def test_measurement_stopped_in_a_slice_is_made_in_the_next_without_training(fin
     assert session_for(two_classes, tmp_path).perform(run_named(ONE)) == "finished"
     assert [piece["to_step"] for piece in record(tmp_path, ONE)["slices"]] == [4, 4]
     assert record(tmp_path, ONE)["evaluation"] == record(finished, ONE)["evaluation"]
+
+
+def with_settings(protocol, **overrides):
+    """The protocol with other settings in all its runs."""
+    return dataclasses.replace(protocol, base={**protocol.base, **overrides})
+
+
+def copied(finished: Path, out: Path) -> Path:
+    """The run's files without its record."""
+    shutil.copytree(finished / "tiny", out / "tiny")
+    (out / "tiny" / f"{ONE}.json").unlink()
+    return out
+
+
+def test_other_score_is_measured_on_the_trained_checkpoint_with_the_figures_of_a_training_of_its_own(
+    finished: Path, two_classes: Path, tmp_path: Path, monkeypatch
+):
+    from benchmarks.accuracy import session
+    from benchmarks.accuracy.protocol import load_protocol
+
+    smoothed = with_settings(load_protocol("tiny"), score={"smoothing_sigma": 2.0})
+    session_for(two_classes, tmp_path / "anew", protocol=smoothed).perform(run_named(ONE))
+    again = copied(finished, tmp_path / "again")
+    monkeypatch.setattr(session, "train", None)  # nothing is trained
+    session_for(two_classes, again, protocol=smoothed).perform(run_named(ONE))
+    facts, expected, before = record(again, ONE), record(tmp_path / "anew", ONE), record(finished, ONE)
+    assert facts["config"]["score"]["smoothing_sigma"] == 2.0
+    assert facts["evaluation"]["classes"] == expected["evaluation"]["classes"] != before["evaluation"]["classes"]
+    assert facts["slices"] == before["slices"], "the training is still that of then"
+    assert load_checkpoint(again / "tiny" / f"{ONE}.pt").config.score.smoothing_sigma == 2.0
+
+
+@pytest.mark.parametrize("change", [{"optim": {"learning_rate": 1e-4}}, {"data": {"max_per_class": 2}}], ids=["settings", "images"])
+def test_other_trainings_or_images_are_trained_anew(change, finished: Path, two_classes: Path, tmp_path: Path):
+    from benchmarks.accuracy.protocol import load_protocol
+
+    again = copied(finished, tmp_path)
+    session_for(two_classes, again, protocol=with_settings(load_protocol("tiny"), **change)).perform(run_named(ONE))
+    assert record(again, ONE)["slices"] != record(finished, ONE)["slices"]
 
 
 def test_run_after_the_budget_is_not_begun(two_classes: Path, tmp_path: Path):

@@ -77,8 +77,8 @@ def rendered(out: Path, only: str = "tiny", **options) -> str:
     ("name", "count"),
     # variants x seeds; full: 4 x (1 + 7 classes) x 3; paper: 4 x (1 + classes) x 3, and 6 rows of the ablation x 3
     [
-        ("reduced", 7 * 3),
-        ("reduced256", 5 * 3),
+        ("reduced", 8 * 3),
+        ("reduced256", 6 * 3),
         ("long", 3 * 3),
         ("ablation", 8 * 3),
         ("full", 4 * 8 * 3),
