@@ -208,8 +208,10 @@ def _check_batch_statistics(config: TrainConfig) -> None:
 def half_precision(device: torch.device, config: TrainConfig) -> torch.dtype | None:
     """Return the type that backbones and affinities compute in, or None for float32."""
     if device.type == "cpu":
-        can_bfloat16 = torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("amx_bf16")
-        return torch.bfloat16 if config.mixed_precision_cpu and can_bfloat16 else None
+        if not config.mixed_precision_cpu:
+            return None
+        known = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch does not say
+        return torch.bfloat16 if known.get("avx512_bf16") or known.get("amx_bf16") else None
     if not config.mixed_precision:
         return None
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
