@@ -210,7 +210,7 @@ def half_precision(device: torch.device, config: TrainConfig) -> torch.dtype | N
     if device.type == "cpu":
         if not config.mixed_precision_cpu:
             return None
-        known = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch does not say
+        known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch does not say
         return torch.bfloat16 if known.get("avx512_bf16") or known.get("amx_bf16") else None
     if not config.mixed_precision:
         return None
