@@ -4,10 +4,11 @@ Runs in an environment of its own (``peers-requirements.txt``). The package's ne
 by its own engine; only three things are ours: the prepared images, the local file that the teacher's weights come from, and the metrics. Image
 scores are each method's own (PatchCore weighs its maximum by the neighbourhood), not the maximum of the map.
 
-Batch size and epochs are the protocol's; STFPM and Reverse Distillation get more epochs where that is less than ``--min-steps`` optimiser steps,
-because a class of 28 images has so few that a method would be judged untrained. PatchCore needs one pass; choosing its coreset takes time with the
-square of the number of images, hours on a CPU for several hundred of them (``--settings one-class`` leaves the multi-class bank out). With
-glibc it also takes 8 MB more at every chosen point (17 GB for 100 images of 128 px) unless ``MALLOC_MMAP_THRESHOLD_=1000000`` is set: then 1 GB.
+Batch size, epochs and precision are the protocol's; STFPM and Reverse Distillation get more epochs where that is less than ``--min-steps``
+optimiser steps, because a class of 28 images has so few that a method would be judged untrained. PatchCore needs one pass; choosing its coreset
+takes time with the square of the number of images, hours on a CPU for several hundred of them (``--settings one-class`` leaves the multi-class
+bank out). With glibc it also takes 8 MB more at every chosen point (17 GB for 100 images of 128 px) unless ``MALLOC_MMAP_THRESHOLD_=1000000`` is
+set: then 1 GB.
 """
 
 import argparse
@@ -180,11 +181,12 @@ class _Peers:
         facts["teacher_weights"] = {"name": Path(options.weights).name, "sha256": sha256_file(options.weights)}
         test = self._dataset.test_samples(run.classes)
         samples = self._dataset.training_data(run.classes, config).samples
+        precision, rest = peer_precision(run.variant, config, options.device), "defaults of the package"
         record = {
             **run_facts(run),
             "record": SCHEMA,
             "source": self._source,
-            "config": {"teacher": config.model.teacher, "epochs": epochs, "batch_size": config.batch_size, "rest": "defaults of the package"},
+            "config": {"teacher": config.model.teacher, "epochs": epochs, "batch_size": config.batch_size, "precision": precision, "rest": rest},
             "data": {
                 "name": self._dataset.index.root.name,
                 "train_sha256": fingerprint(samples),
@@ -206,6 +208,19 @@ def peer_epochs(peer: str, image_count: int, config: TrainConfig, *, min_steps: 
     if peer == "PatchCore":
         return 1
     return max(config.epochs, -(-min_steps // max(1, image_count // config.batch_size)))
+
+
+def peer_precision(peer: str, config: TrainConfig, device: str) -> str:
+    """Return Lightning's name of the precision to train in: the one that the protocol's own rows have on this machine.
+
+    PatchCore trains nothing; its features stay float32.
+    """
+    import torch
+
+    from snl_train.trainer import half_precision
+
+    half = None if peer == "PatchCore" else half_precision(torch.device(device), config)
+    return {None: "32-true", torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed"}[half]
 
 
 class PeerScorer:
@@ -278,6 +293,7 @@ def _trained(peer: str, images: npt.NDArray[np.uint8], config: TrainConfig, *, e
             default_root_dir=folder,
             enable_progress_bar=False,
             enable_model_summary=False,
+            precision=peer_precision(peer, config, device),
         )
         engine.fit(model, train_dataloaders=loader)
     return model

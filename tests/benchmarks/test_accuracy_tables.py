@@ -259,6 +259,23 @@ def test_peers_get_enough_steps_on_small_classes():
     assert peer_epochs("PatchCore", 28, config, min_steps=500) == 1
 
 
+def test_peers_train_in_the_precision_of_the_protocol_s_own_rows():
+    import dataclasses
+
+    import torch
+
+    from benchmarks.accuracy.peers import peer_precision
+    from snl_train.config import TrainConfig
+
+    plain = TrainConfig()
+    halved = dataclasses.replace(plain, mixed_precision_cpu=True)
+    known = getattr(torch.cpu, "get_capabilities", dict)()
+    has_bfloat16 = known.get("avx512_bf16") or known.get("amx_bf16")
+    assert peer_precision("STFPM", plain, "cpu") == "32-true"
+    assert peer_precision("STFPM", halved, "cpu") == ("bf16-mixed" if has_bfloat16 else "32-true")
+    assert peer_precision("PatchCore", halved, "cpu") == "32-true"  # it trains nothing
+
+
 def test_runs_of_peers_cover_both_settings_and_all_seeds():
     from benchmarks.accuracy.peers import peer_runs
 
