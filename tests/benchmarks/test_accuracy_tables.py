@@ -80,6 +80,7 @@ def rendered(out: Path, only: str = "tiny", **options) -> str:
         ("reduced", 8 * 3),
         ("reduced256", 7 * 3),
         ("reduced384", 3),
+        ("constant256", 2 * 3),
         ("parts", 6 * 3),
         ("long", 3 * 3),
         ("ablation", 8 * 3),
@@ -99,7 +100,7 @@ def test_shipped_protocols_stand_for_so_many_runs(name: str, count: int):
 
 
 def test_realmix_protocols_choose_and_confirm_on_the_agreed_classes():
-    for name in ("reduced", "reduced256", "reduced384", "long", "ablation", "parts", "full"):
+    for name in ("reduced", "reduced256", "reduced384", "constant256", "long", "ablation", "parts", "full"):
         assert loaded(name).choose == ("bottle", "juice_bottle", "magnetic_tile")
         assert loaded(name).confirm == ("cookie", "hazelnut", "pcb", "solar_cell")
         assert loaded(name).quoted == "none"  # no figure on realmix may stand beside a published one
@@ -166,7 +167,8 @@ def test_wrong_protocol_is_refused_with_its_reason(changes: dict, message: str):
 
 
 def test_unknown_protocol_names_the_known_ones():
-    with pytest.raises(ConfigError, match="known: ablation, full, long, mvtec_paper, parts, reduced, reduced256, reduced384, tiny, visa_paper"):
+    known = "ablation, constant256, full, long, mvtec_paper, parts, reduced, reduced256, reduced384, tiny, visa_paper"
+    with pytest.raises(ConfigError, match=f"known: {known}"):
         loaded("ful")
 
 
