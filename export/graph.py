@@ -6,7 +6,7 @@ Precision, by part (why: half overflows at a norm of 255 and rounds 1 - cos to 5
     convolutions of teacher, bottleneck, student  fp16 with ``precision="fp16"``; batch norms are folded in before
     CRAM, whose softmax holds |c|^2               fp32
     L2 norms, 1 - cos, means, map, score          fp32
-    residual whitening                            fp32
+    residual whitening and expectation            fp32
     affinity operands after the L2 norm           fp16 with ``precision="fp16"``; |x| <= 1, so nothing can overflow
 """
 
@@ -122,6 +122,8 @@ class SnlGraph(nn.Module):
             # A convolution, because TensorRT-RTX has no fp32 matrix product on Turing.
             weighted = F.conv2d((t - s)[:, :, None], whitening.weight[:, :, None, None])  # (N, C, 1, P)
             scores = (weighted * weighted).sum(dim=1).flatten(1)  # (N, P)
+            if whitening.expectation:
+                scores = scores * _inverse_expectation(s, whitening)
         else:
             scores = (1.0 - (t * s).sum(dim=1)).clamp_min(0.0)  # (N, P); rounding gives cosines just above 1
         if self.score.affinity_weight:
@@ -160,6 +162,12 @@ class SnlGraph(nn.Module):
     def _axis_kernel(self, cells: int, pixels: int) -> Tensor:
         weights = upsampling_weights(cells, pixels, self.score.alignment, self.score.smoothing_sigma)
         return torch.tensor(weights, dtype=torch.float32)[:, :, None, None]
+
+
+def _inverse_expectation(s: Tensor, whitening: ResidualWhitening) -> Tensor:
+    """Return what whitened residuals (N, P) are multiplied by, for the student's unit vectors (N, C, P)."""
+    log_expected = F.conv2d(s[:, :, None], whitening.expected[None, :, None, None], whitening.offset[None])  # (N, 1, 1, P)
+    return torch.exp(-log_expected.clamp(float(whitening.lowest), float(whitening.highest))).flatten(1)
 
 
 def _triangle_means(rows: Sequence[Tensor], columns: Tensor) -> Tensor:

@@ -52,6 +52,7 @@ def portable_part(
             "affinity_tile_rows": tile_rows if has_affinity else 0,
             "affinity_weight": config.score.affinity_weight,
             "whitening": config.model.whitening,
+            "whitening_expectation": config.model.whitening_expectation if config.model.whitening else 0.0,
             "alignment": config.score.alignment,
             "smoothing_sigma": config.score.smoothing_sigma,
             "golden_tolerance": TOLERANCES[precision],

@@ -15,6 +15,7 @@ Architecture: TypeAlias = Literal["resnet18", "resnet34", "resnet50", "wide_resn
 Alignment: TypeAlias = Literal["half-pixel", "corners", "grid"]
 Reduction: TypeAlias = Literal["mean", "sum"]
 Pairing: TypeAlias = Literal["roll", "permutation", "mutual", "different-class"]
+Optimizer: TypeAlias = Literal["adam", "muon"]
 Schedule: TypeAlias = Literal["one-cycle", "cosine", "constant"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 Preset: TypeAlias = Literal["paper", "best"]
@@ -49,12 +50,16 @@ class ModelConfig:
     ``snl_train.models.whitening``. Fitted at the end of training; of no effect on the losses."""
     whitening_floor: float = 0.1
     """Smallest variance that a direction is credited with, as a share of the mean one."""
+    whitening_expectation: float = 0.0
+    """Power, 0 to 1, of the residual that good images lead to expect at such a place, which whitened residuals are divided by; 0 for none. Of no
+    effect without whitening."""
 
     def __post_init__(self) -> None:
         _check("model.centers", self.centers, "0 or more", self.centers >= 0)
         _check("model.cram_alpha", self.cram_alpha, "positive", _is_positive(self.cram_alpha))
         _check("model.cram_center_norm", self.cram_center_norm, "positive", _is_positive(self.cram_center_norm))
         _check("model.whitening_floor", self.whitening_floor, "positive", _is_positive(self.whitening_floor))
+        _check("model.whitening_expectation", self.whitening_expectation, "in [0, 1]", 0 <= self.whitening_expectation <= 1)
         _check("model.teacher_seed", self.teacher_seed, "0 or more", self.teacher_seed >= 0)
         _check("model.teacher_weights", self.teacher_weights, "imagenet, random or a file name", bool(self.teacher_weights.strip()))
         if self.is_plain and self.centers:
@@ -141,10 +146,14 @@ class ScoreConfig:
 class OptimConfig:
     """How the student is trained. The paper states Adam and the step size only; the rest is this project's."""
 
+    optimizer: Optimizer = "adam"
+    """``adam`` is the paper's; ``muon`` orthogonalises the steps of the convolution kernels and leaves the rest to Adam, see ``snl_train.muon``."""
     learning_rate: float = 5e-3
-    """Peak step size of Adam."""
+    """Peak step size of either optimiser."""
     betas: tuple[float, float] = (0.5, 0.999)
     """Adam's decay rates (RD4AD's, since the paper follows it)."""
+    momentum: float = 0.95
+    """Muon's decay rate of past gradients."""
     weight_decay: float = 0.0
     """Decoupled weight decay on the student's weights."""
     schedule: Schedule = "one-cycle"
@@ -161,6 +170,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         _check("optim.learning_rate", self.learning_rate, "positive", _is_positive(self.learning_rate))
         _check("optim.betas", self.betas, "two numbers in [0, 1)", all(0 <= beta < 1 for beta in self.betas))
+        _check("optim.momentum", self.momentum, "in [0, 1)", 0 <= self.momentum < 1)
         _check("optim.weight_decay", self.weight_decay, "0 or more", math.isfinite(self.weight_decay) and self.weight_decay >= 0)
         _check("optim.warmup_share", self.warmup_share, "in [0, 1)", 0 <= self.warmup_share < 1)
         _check("optim.gradient_clip", self.gradient_clip, "0 or more", math.isfinite(self.gradient_clip) and self.gradient_clip >= 0)

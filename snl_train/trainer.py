@@ -16,6 +16,7 @@ from snl_train.corruption import Corruption
 from snl_train.losses import structural_loss
 from snl_train.models import build_model
 from snl_train.models.whitening import fit_whitening
+from snl_train.muon import make_optimizers
 from snl_train.schedule import learning_rate
 
 
@@ -53,10 +54,9 @@ class Trainer:
         # Channels last takes 15 to 25 % less processor time per step (ResNet-18, 64 and 128 px), and is what tensor cores want.
         self._model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
-        optim = config.optim
-        self._optimizer = torch.optim.AdamW(trained, lr=optim.learning_rate, betas=optim.betas, weight_decay=optim.weight_decay, fused=True)
-        self._average = WeightAverage(self._model, optim, total_steps=total_steps)
         self._half = half_precision(self.device, config)
+        self._optimizers = make_optimizers(trained, config.optim, product_dtype=None if self._half is None else torch.bfloat16)
+        self._average = WeightAverage(self._model, config.optim, total_steps=total_steps)
         # bfloat16 has float32's range: only float16 gradients vanish without scaling.
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._half is torch.float16)
 
@@ -79,7 +79,7 @@ class Trainer:
             TrainingDivergedError: If the loss is not finite.
             ConfigError: If the GPU has too little memory.
         """
-        for group in self._optimizer.param_groups:
+        for group in self._groups():
             group["lr"] = self.step_size
         if self._augment is not None:
             images = self._augment(images)
@@ -108,19 +108,27 @@ class Trainer:
     def _restore(self, inputs: Tensor, flawed: Tensor, has_flaw: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return the teacher's features of the good images and the student's answer to the flawed ones."""
         teacher = self._model.teacher(inputs)
+        if self._model.bottleneck is None:
+            return teacher, self._model.imitate(flawed, teacher)  # a forward student sees the image and not the teacher's features
         seen = self._model.teacher(flawed[has_flaw])  # the others are the same as without a flaw
         shown = [good.index_copy(0, has_flaw.nonzero().flatten(), bad.to(good.dtype)) for good, bad in zip(teacher, seen, strict=True)]
         return teacher, self._model.imitate(flawed, shown)
 
     def _update(self, total: Tensor) -> None:
-        self._optimizer.zero_grad(set_to_none=True)
+        for optimizer in self._optimizers:
+            optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(total).backward()  # type: ignore[no-untyped-call]
         if self._config.optim.gradient_clip:
-            self._scaler.unscale_(self._optimizer)
-            parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+            for optimizer in self._optimizers:
+                self._scaler.unscale_(optimizer)
+            parameters = [parameter for group in self._groups() for parameter in group["params"]]
             torch.nn.utils.clip_grad_norm_(parameters, self._config.optim.gradient_clip)
-        self._scaler.step(self._optimizer)
+        for optimizer in self._optimizers:
+            self._scaler.step(optimizer)
         self._scaler.update()
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self._optimizers for group in optimizer.param_groups]
 
     def weights(self, batches: Iterable[Tensor]) -> dict[str, Tensor]:
         """Return the weights to ship, on the CPU: the averaged ones where the configuration asks for an average and it has begun.
@@ -160,7 +168,7 @@ class Trainer:
         return {
             "steps_done": self.steps_done,
             "model": self._model.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "average": self._average.state_dict(),
             "scaler": self._scaler.state_dict(),
             "random": torch.get_rng_state(),
@@ -171,7 +179,9 @@ class Trainer:
         """Continue where ``state_dict`` was taken, the random numbers included."""
         self.steps_done = int(stored["steps_done"])
         self._model.load_state_dict(stored["model"])
-        self._optimizer.load_state_dict(stored["optimizer"])
+        # Training states of versions that had one optimiser hold it under another name.
+        for optimizer, state in zip(self._optimizers, stored.get("optimizers") or [stored["optimizer"]], strict=True):
+            optimizer.load_state_dict(state)
         self._average.load_state_dict(stored["average"])
         if stored["scaler"]:
             self._scaler.load_state_dict(stored["scaler"])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.accuracy import provenance
 from benchmarks.accuracy.protocol import Run, expand, known_protocols, load_protocol, train_config
-from benchmarks.accuracy.records import read_record, run_files
+from benchmarks.accuracy.records import keep_records, read_record, run_files
 from snl_runtime.commandline import EXIT_OK, EXIT_USER_ERROR, CommandParser, run_command
 from snl_runtime.errors import ConfigError
 from snl_runtime.files import atomic_write_text
@@ -56,18 +56,23 @@ def _parser() -> CommandParser:
     how.add_argument("--commit", metavar="TEXT", help="commit to record where the sources are no checkout (default: asked from git)")
     show = parser.add_argument_group("tables")
     show.add_argument("--render", type=Path, metavar="FILE", help="write the tables of all results in --out as Markdown")
+    show.add_argument("--keep", type=Path, metavar="DIR", help="copy the results in --out there without their scores per image, to be committed")
     show.add_argument("--allow-mixed", action="store_true", help="put runs of several devices or sources into one table, and say so in it")
     return parser
 
 
 def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    if options.data is None and options.render is None:
-        raise ConfigError("nothing to do; give --protocol and --data to run, or --render to write the tables")
+    if options.data is None and options.render is None and options.keep is None:
+        raise ConfigError("nothing to do; give --protocol and --data to run, --keep to copy the results, or --render to write the tables")
     status = EXIT_OK
     if options.data is not None:
         if options.protocol is None:
             raise ConfigError(f"--data needs --protocol, one of {', '.join(known_protocols())}, or a .yaml file")
         status = _run_protocol(options, arguments)
+    if options.keep is not None and status == EXIT_OK and not options.list:
+        if not options.out.is_dir():
+            raise ConfigError(f"there are no results in {options.out}; run a protocol first, or name their folder with --out")
+        print(f"kept: {keep_records(options.out, options.keep)} results in {options.keep}")
     if options.render is not None and status == EXIT_OK and not options.list:
         from benchmarks.accuracy.render import render
 

@@ -9,7 +9,7 @@ from benchmarks.accuracy.interference import table as interference_table
 from benchmarks.accuracy.origins import Origins, check_origins
 from benchmarks.accuracy.protocol import Protocol, expand, known_protocols, load_protocol
 from benchmarks.accuracy.published import ABLATION, METHODS, Published, published
-from benchmarks.accuracy.records import read_records
+from benchmarks.accuracy.records import FIGURE_2, read_records
 from benchmarks.accuracy.statistics import METRICS, Row, RowKey, Summary, rows
 
 OWN = "snl-edge"
@@ -49,8 +49,6 @@ Peers are trained by the package's own engine with its own losses, optimisers an
 optimiser steps. EfficientAD is not run: its teacher cannot be had here. UniAD and OmniAL are the paper's figures, quoted on MVTec AD and VisA only.
 """
 _NOTHING = "No run of this protocol has been made yet."
-FIGURE_2 = Path("figure2") / "interference.json"
-"""Where ``render`` looks for the interference benchmark of a protocol."""
 
 
 def render(out: Path, *, only: str | None = None, allow_mixed: bool = False) -> str:

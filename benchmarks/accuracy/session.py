@@ -234,7 +234,8 @@ class Session:
         if image_size not in self._seconds_per_image:
             for record in read_records(self.job.out / self.job.protocol.name):
                 if record["image_size"] == image_size and "evaluation_s" in record:  # not of a peer, not of a failed run
-                    per_image = record["evaluation_s"] / len(record["evaluation"]["images"])
+                    counts = [group["good"] + group["anomalous"] for group in record["evaluation"]["classes"].values()]
+                    per_image = record["evaluation_s"] / sum(counts)
                     self._seconds_per_image[image_size] = max(per_image, self._seconds_per_image.get(image_size, 0.0))
         return self._seconds_per_image.get(image_size, 0.0)
 

@@ -91,7 +91,8 @@ def build_model(config: ModelConfig, *, load_teacher_weights: bool = True) -> Te
 def _whitenings(config: ModelConfig) -> nn.ModuleList | None:
     if not config.whitening:
         return None
-    return nn.ModuleList(ResidualWhitening(channels, floor=config.whitening_floor) for channels in spec_of(config.teacher).channels)
+    floor, expectation = config.whitening_floor, config.whitening_expectation
+    return nn.ModuleList(ResidualWhitening(channels, floor=floor, expectation=expectation) for channels in spec_of(config.teacher).channels)
 
 
 def _crams(config: ModelConfig) -> nn.ModuleList | None:

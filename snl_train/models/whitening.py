@@ -1,4 +1,4 @@
-"""Residual whitening: how far a residual is from what the student usually gets wrong."""
+"""Residual whitening: how far a residual is from what the student usually gets wrong, and usually gets wrong at such a place."""
 
 from collections.abc import Iterable
 
@@ -6,6 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from snl_train.features import full_precision, paired_scales, unit_vectors
+
+_POSITIONS_PER_IMAGE = 64
+"""Positions of each image and scale that the expectation is fitted on: neighbours tell nearly the same."""
+_RIDGE = 1e-3
+"""Of the regression, relative to the mean square of an entry of a unit vector."""
+_LOG_FLOOR = 0.1
+"""Added to a distance, of mean 1, before its logarithm: how exactly a place agrees that agrees anyway does not matter."""
 
 
 class ResidualWhitening(nn.Module):
@@ -18,21 +25,49 @@ class ResidualWhitening(nn.Module):
     ``floor`` (of the mean eigenvalue) keeping directions that never vary from counting without limit; a large floor gives the cosine distance
     divided by its mean. One 1x1 convolution per scale in the exported graph.
 
+    With ``expectation`` g > 0 the result is also divided by the g-th power of what good images lead to expect at such a place: |W r|^2 / E^g, where
+    log E is linear in the student's unit vector. Edges, print and solder miss by more than plain surface on every good part, and the highest pixel of
+    a good part lies there; a defect of the same size on plain surface then stays below it. The student says what *should* be at a place, so a defect
+    has little say in what is expected of it, and E is held between the lowest and the highest that occurred on good images, so that nothing can hide
+    behind an expectation that no good part had. Another 1x1 convolution per scale, of one channel.
+
+    Args:
+        channels: D, channels of the scale.
+        floor: Smallest variance that a direction is credited with, as a share of the mean one.
+        expectation: g, in [0, 1].
+
     Attributes:
         weight: (D, D) W, symmetric; I / sqrt(2), the cosine distance, until :meth:`set_moment` is called.
+        expected: (D,) g times the weights of log E; only with an expectation, as are the next three. No effect until :meth:`set_expectation`.
+        offset: () g times the offset of log E, less the logarithm of what makes the mean over good pixels 1 again.
+        lowest: () Smallest value of their sum on good images.
+        highest: () Largest value of their sum on good images.
     """
 
     weight: Tensor
+    expected: Tensor
+    offset: Tensor
+    lowest: Tensor
+    highest: Tensor
 
-    def __init__(self, channels: int, *, floor: float) -> None:
+    def __init__(self, channels: int, *, floor: float, expectation: float = 0.0) -> None:
         super().__init__()
         self.floor = floor
+        self.expectation = expectation
         self.register_buffer("weight", torch.eye(channels) * 0.5**0.5)
+        if expectation:
+            self.register_buffer("expected", torch.zeros(channels))
+            for name in ("offset", "lowest", "highest"):
+                self.register_buffer(name, torch.tensor(0.0))
 
     def forward(self, teacher: Tensor, student: Tensor) -> Tensor:
         """Return (B, P) for unit vectors (B, D, P) of teacher and student."""
         weighted = self.weight.to(teacher.dtype) @ (teacher - student)  # (D, D) @ (B, D, P) -> (B, D, P)
-        return weighted.square().sum(1)
+        distance = weighted.square().sum(1)  # (B, P)
+        if not self.expectation:
+            return distance
+        log_expected = (student * self.expected.to(student.dtype)[:, None]).sum(1) + self.offset.to(student.dtype)  # (B, P)
+        return distance * (-log_expected.clamp(float(self.lowest), float(self.highest))).exp()
 
     def set_moment(self, moment: Tensor) -> None:
         """Set W for the second moment R, (D, D), of the residuals of good images.
@@ -50,6 +85,28 @@ class ResidualWhitening(nn.Module):
         mean_distance = (scale.square() * values).sum()  # E |W r|^2 = trace(W R W)
         self.weight.copy_((weight / mean_distance.sqrt()).to(self.weight))
 
+    def set_expectation(self, teacher: Tensor, student: Tensor) -> None:
+        """Fit what to expect, for unit vectors (n, D) of teacher and student at positions of good images; :meth:`set_moment` comes first.
+
+        Ridge regression of log(|W r|^2 + 0.1) on the student's vector; does nothing without an expectation.
+        """
+        if not self.expectation:
+            return
+        student, residual = student.double(), (teacher - student).double()
+        distance = (residual @ self.weight.double()).square().sum(1)  # (n,)
+        target = (distance + _LOG_FLOOR).log()
+        centre, mean = student.mean(0), target.mean()
+        moment = (student - centre).mT @ (student - centre) / len(student)  # (D, D)
+        moment.diagonal().add_(_RIDGE / len(moment))
+        weights = torch.linalg.solve(moment, (student - centre).mT @ (target - mean) / len(student))  # (D,)
+        scaled = self.expectation * weights
+        log_expected = self.expectation * mean + (student - centre) @ scaled  # (n,)
+        log_mean = (distance * (-log_expected).exp()).mean().log()
+        self.expected.copy_(scaled)
+        self.offset.copy_(self.expectation * mean - centre @ scaled + log_mean)
+        self.lowest.copy_(log_expected.min() + log_mean)
+        self.highest.copy_(log_expected.max() + log_mean)
+
 
 @torch.no_grad()
 def fit_whitening(model: nn.Module, whitenings: Iterable[nn.Module], batches: Iterable[Tensor]) -> None:
@@ -66,14 +123,24 @@ def fit_whitening(model: nn.Module, whitenings: Iterable[nn.Module], batches: It
     modules = [module for module in whitenings if isinstance(module, ResidualWhitening)]
     moments = [torch.zeros(module.weight.shape, dtype=torch.float64) for module in modules]
     counts = [0] * len(modules)
+    sampled: list[list[tuple[Tensor, Tensor]]] = [[] for _ in modules]
+    lot = torch.Generator().manual_seed(0)
     for batch in batches:
         teacher, student = model(batch)
         with full_precision(batch.device):
             for number, (t, s) in enumerate(paired_scales(teacher, student)):
-                residual = (unit_vectors(t) - unit_vectors(s)).movedim(1, -1).flatten(0, -2)  # (B, D, H, W) -> (B H W, D)
+                of_teacher, of_student = (unit_vectors(x).movedim(1, -1).flatten(0, -2) for x in (t, s))  # (B, D, H, W) -> (B H W, D)
+                residual = of_teacher - of_student
                 moments[number] += (residual.mT @ residual).double().cpu()
                 counts[number] += len(residual)
+                if modules[number].expectation:
+                    few = torch.randperm(len(residual), generator=lot)[: _POSITIONS_PER_IMAGE * len(t)]
+                    sampled[number].append((of_teacher[few].cpu(), of_student[few].cpu()))
     if not all(counts):
         raise ValueError("whitening needs at least one batch of good images")
-    for module, moment, count in zip(modules, moments, counts, strict=True):
+    for module, moment, count, pairs in zip(modules, moments, counts, sampled, strict=True):
         module.set_moment(moment / count)
+        if pairs:
+            module.set_expectation(
+                torch.cat([t for t, _ in pairs]).to(module.weight.device), torch.cat([s for _, s in pairs]).to(module.weight.device)
+            )

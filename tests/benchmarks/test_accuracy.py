@@ -234,6 +234,32 @@ def test_finished_run_with_other_settings_is_refused(finished: Path, two_classes
     assert "config.epochs was 2 and is 3" in err
 
 
+def test_kept_results_hold_no_image_and_give_the_same_tables(finished: Path, tmp_path: Path, command):
+    from benchmarks.accuracy.render import render
+
+    figure2 = finished / "tiny" / "figure2" / "interference.json"
+    figure2.parent.mkdir()
+    origin = {"device": "CPU", "commit": "abc", "source_sha256": "1" * 64, "command": "python x"}
+    figure2.write_text(json.dumps({"per_pair": 20, "models": [], "provenance": origin}))
+    try:
+        status, out, _ = command("--out", finished, "--keep", tmp_path / "kept")
+        expected = render(finished, only="tiny")
+    finally:
+        shutil.rmtree(figure2.parent)
+    names = sorted(path.relative_to(tmp_path / "kept").as_posix() for path in (tmp_path / "kept").rglob("*") if path.is_file())
+    records = sorted(path.name for path in (finished / "tiny").glob("*.json") if not path.name.endswith(".slices.json"))
+    assert names == sorted(["tiny/figure2/interference.json", *(f"tiny/{name}" for name in records)])
+    assert (status, f"kept: {len(records)} results" in out) == (0, True)
+    assert all("images" not in record(tmp_path / "kept", name.removesuffix(".json"))["evaluation"] for name in records)
+    assert render(tmp_path / "kept", only="tiny") == expected
+
+
+def test_keeping_results_that_are_not_there_is_an_error(tmp_path: Path, command):
+    status, _, err = command("--out", tmp_path / "none", "--keep", tmp_path / "kept")
+    assert status == 2
+    assert "there are no results in" in err
+
+
 def test_half_written_record_is_named(tmp_path: Path):
     from benchmarks.accuracy.records import read_records
 

@@ -78,7 +78,7 @@ def rendered(out: Path, only: str = "tiny", **options) -> str:
     # variants x seeds; full: 4 x (1 + 7 classes) x 3; paper: 4 x (1 + classes) x 3, and 6 rows of the ablation x 3
     [
         ("reduced", 8 * 3),
-        ("reduced256", 7 * 3),
+        ("reduced256", 9 * 3),
         ("reduced384", 3),
         ("constant256", 2 * 3),
         ("parts", 6 * 3),

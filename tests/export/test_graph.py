@@ -98,13 +98,16 @@ def test_graph_equals_the_training_side(method: str, score: ScoreConfig, models:
     torch.testing.assert_close(anomaly_score, expected_score, atol=FP32_TOLERANCE, rtol=0)
 
 
-@pytest.fixture
-def whitened() -> TeacherStudent:
+@pytest.fixture(params=[0.0, 0.5], ids=["alone", "with an expectation"])
+def whitened(request: pytest.FixtureRequest) -> TeacherStudent:
     torch.manual_seed(5)
-    model = build_model(ModelConfig(method="rd", teacher="resnet18", teacher_weights="random", whitening=True)).eval()
+    config = ModelConfig(method="rd", teacher="resnet18", teacher_weights="random", whitening=True, whitening_expectation=request.param)
+    model = build_model(config).eval()
     for module in model.whitening:
         basis = torch.linalg.qr(torch.randn(len(module.weight), len(module.weight), dtype=torch.float64))[0]
         module.set_moment(basis * torch.linspace(0.01, 3, len(module.weight), dtype=torch.float64) @ basis.mT)
+        teacher, student = (nn.functional.normalize(torch.randn(500, len(module.weight)).abs()) for _ in range(2))
+        module.set_expectation(teacher, student)
     return model
 
 
@@ -121,7 +124,8 @@ def test_whitened_graph_equals_the_training_side(precision: str, tolerance: floa
 def test_whitening_stays_in_single_precision(whitened: TeacherStudent) -> None:
     graph = SnlGraph(whitened, ScoreConfig(affinity_weight=0), size_hw=SIZE_HW, precision="fp16")
     for module, original in zip(graph.model.whitening, whitened.whitening):
-        torch.testing.assert_close(module.weight, original.weight, rtol=0, atol=0)
+        for (name, buffer), (_, before) in zip(module.named_buffers(), original.named_buffers()):
+            torch.testing.assert_close(buffer, before, rtol=0, atol=0, msg=name)
 
 
 def test_zero_features_give_the_largest_cosine_distance_and_no_nan(models: dict[str, TeacherStudent]) -> None:

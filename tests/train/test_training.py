@@ -18,7 +18,7 @@ from snl_train.data.dataset import load_training_data
 from snl_train.data.sampling import BalancedBatches
 from snl_train.losses import channel_distillation, structural_loss
 from snl_train.models import build_model
-from snl_train.resume import resume_path
+from snl_train.resume import read_resume_point, resume_path, write_resume_point
 from snl_train.schedule import learning_rate
 from snl_train.trainer import Trainer, TrainingDivergedError, half_precision, resolve_device
 from snl_train.training import metrics_path, train
@@ -60,14 +60,15 @@ def assert_same_bits(first, second):
 
 # Resuming
 
-AVERAGES = {
+OPTIMISERS = {
     "last weights": OptimConfig(),
     "exponential average": OptimConfig(average_decay=0.9, gradient_clip=1.0),
     "mean of the last half": OptimConfig(average_last_share=0.5, schedule="cosine"),
+    "muon": OptimConfig(optimizer="muon", gradient_clip=1.0),
 }
 
 
-@pytest.mark.parametrize("optim", AVERAGES.values(), ids=AVERAGES.keys())
+@pytest.mark.parametrize("optim", OPTIMISERS.values(), ids=OPTIMISERS.keys())
 def test_training_stopped_in_an_epoch_and_resumed_equals_a_straight_one_to_the_bit(data, tmp_path, optim):
     config = make_config(optim=optim)
     straight = train(config, data, tmp_path / "straight.pt")
@@ -81,6 +82,19 @@ def test_training_stopped_in_an_epoch_and_resumed_equals_a_straight_one_to_the_b
     resumed = train(config, data, out, resume=True)
     assert (resumed.steps_done, resumed.epochs_done) == (12, 4)
     assert_same_bits(weights_of(out), weights_of(tmp_path / "straight.pt"))
+
+
+def test_training_state_of_a_version_with_one_optimizer_is_continued(data, tmp_path):
+    config = make_config()
+    states = []
+    for out in (tmp_path / "new.pt", tmp_path / "old.pt"):
+        train(config, data, out, should_stop=stop_after(2))
+        states.append(read_resume_point(resume_path(out)))
+    (only,) = states[1].state.pop("optimizers")
+    write_resume_point(resume_path(tmp_path / "old.pt"), dataclasses.replace(states[1], state={**states[1].state, "optimizer": only}))
+    for out in (tmp_path / "new.pt", tmp_path / "old.pt"):
+        train(config, data, out, resume=True)
+    assert_same_bits(weights_of(tmp_path / "new.pt"), weights_of(tmp_path / "old.pt"))
 
 
 def test_reverse_distillation_resumes_to_the_bit(data, tmp_path):

@@ -1,0 +1,97 @@
+"""Muon's steps: singular values carried through the published polynomial one by one, in NumPy, and what is left to Adam."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from snl_runtime.errors import ConfigError
+from snl_train.config import OptimConfig
+from snl_train.muon import ROWS_AT_ONCE, Muon, make_optimizers, orthogonalise
+
+MUON = OptimConfig(optimizer="muon", learning_rate=0.1, momentum=0.5)
+
+
+def by_singular_values(matrix: np.ndarray) -> np.ndarray:
+    """The iteration as a function of each singular value: U p(S) V^T."""
+    u, values, vt = np.linalg.svd(matrix.astype(np.float64) / np.linalg.norm(matrix), full_matrices=False)
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    return u * values @ vt
+
+
+@pytest.mark.parametrize("shape", [(6, 40), (40, 6), (16, 16), (1, 9)])
+def test_orthogonalising_is_the_polynomial_of_the_singular_values(shape):
+    matrix = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    np.testing.assert_allclose(orthogonalise(torch.from_numpy(matrix)).numpy(), by_singular_values(matrix), atol=2e-5)
+
+
+def test_orthogonalised_directions_count_alike_whatever_their_size():
+    rng = np.random.default_rng(1)
+    u, v = (np.linalg.qr(rng.normal(size=(n, 8)))[0] for n in (8, 50))
+    matrix = u * np.logspace(0, -1.5, 8) @ v.T
+    for dtype in (None, torch.bfloat16):
+        values = np.linalg.svd(orthogonalise(torch.from_numpy(matrix).float(), product_dtype=dtype).numpy(), compute_uv=False)
+        assert 0.6 < values.min() < values.max() < 1.25, dtype
+
+
+def test_a_zero_gradient_gives_no_step():
+    assert torch.equal(orthogonalise(torch.zeros(3, 7)), torch.zeros(3, 7))
+
+
+def test_two_steps_of_a_kernel_by_hand():
+    rng = np.random.default_rng(2)
+    start, *gradients = (rng.normal(size=(4, 3, 2, 2)).astype(np.float32) for _ in range(3))
+    kernel = nn.Parameter(torch.from_numpy(start.copy()))
+    optimizer = Muon([kernel], OptimConfig(optimizer="muon", learning_rate=0.1, momentum=0.5, weight_decay=0.2))
+    expected, momentum = start.astype(np.float64), np.zeros(start.shape)
+    for gradient in gradients:
+        kernel.grad = torch.from_numpy(gradient.copy())
+        optimizer.step()
+        momentum = 0.5 * momentum + 0.5 * gradient
+        direction = 0.5 * gradient + 0.5 * momentum
+        step = by_singular_values(direction.reshape(4, 12)).reshape(start.shape) * 0.2 * np.sqrt(12)
+        expected = expected * (1 - 0.1 * 0.2) - 0.1 * step
+    np.testing.assert_allclose(kernel.detach().numpy(), expected, atol=1e-5)
+
+
+def test_kernels_with_many_rows_are_cut_into_blocks():
+    rows = ROWS_AT_ONCE + 8
+    gradient = np.random.default_rng(3).normal(size=(rows, 300, 1, 1)).astype(np.float32)
+    kernel = nn.Parameter(torch.zeros(rows, 300, 1, 1))
+    kernel.grad = torch.from_numpy(gradient)
+    Muon([kernel], OptimConfig(optimizer="muon", learning_rate=1.0, momentum=0.0)).step()
+    for part in (slice(0, ROWS_AT_ONCE), slice(ROWS_AT_ONCE, rows)):
+        expected = -by_singular_values(gradient[part, :, 0, 0]) * 0.2 * np.sqrt(300)
+        np.testing.assert_allclose(kernel.detach().numpy()[part, :, 0, 0], expected, atol=5e-4)
+
+
+def test_memory_format_does_not_change_a_step():
+    gradient = torch.randn(5, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    kernels = [nn.Parameter(torch.ones(5, 3, 3, 3).to(memory_format=order)) for order in (torch.contiguous_format, torch.channels_last)]
+    for kernel in kernels:
+        kernel.grad = gradient.to(memory_format=torch.channels_last)
+        Muon([kernel], MUON).step()
+    torch.testing.assert_close(*[kernel.detach() for kernel in kernels])
+
+
+def test_muon_takes_the_kernels_and_adam_the_rest():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 2, 2))
+    muon, adam = make_optimizers(model.parameters(), MUON, product_dtype=None)
+    kernels = {id(model[0].weight), id(model[2].weight)}
+    assert {id(one) for group in muon.param_groups for one in group["params"]} == kernels
+    everything = {id(parameter) for parameter in model.parameters()}
+    assert {id(one) for group in adam.param_groups for one in group["params"]} == everything - kernels
+    assert (type(muon), type(adam)) == (Muon, torch.optim.AdamW)
+
+
+@pytest.mark.parametrize(("config", "kinds"), [(OptimConfig(), [torch.optim.AdamW]), (MUON, [Muon])])
+def test_there_is_one_optimizer_where_one_has_everything(config, kinds):
+    made = make_optimizers([nn.Parameter(torch.zeros(2, 2, 1, 1))], config, product_dtype=None)
+    assert [type(one) for one in made] == kinds
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.0])
+def test_a_momentum_that_never_forgets_is_refused(momentum):
+    with pytest.raises(ConfigError, match="optim.momentum"):
+        OptimConfig(momentum=momentum)
