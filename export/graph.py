@@ -167,7 +167,8 @@ class SnlGraph(nn.Module):
 def _inverse_expectation(s: Tensor, whitening: ResidualWhitening) -> Tensor:
     """Return what whitened residuals (N, P) are multiplied by, for the student's unit vectors (N, C, P)."""
     log_expected = F.conv2d(s[:, :, None], whitening.expected[None, :, None, None], whitening.offset[None])  # (N, 1, 1, P)
-    return torch.exp(-log_expected.clamp(float(whitening.lowest), float(whitening.highest))).flatten(1)
+    bounded = torch.minimum(torch.maximum(log_expected, whitening.lowest), whitening.highest)  # tensors: numbers cannot be traced
+    return torch.exp(-bounded).flatten(1)
 
 
 def _triangle_means(rows: Sequence[Tensor], columns: Tensor) -> Tensor:

@@ -121,6 +121,13 @@ def test_whitened_graph_equals_the_training_side(precision: str, tolerance: floa
     np.testing.assert_array_equal(scores.numpy(), maps.flatten(1).amax(1).numpy())
 
 
+def test_student_without_numbers_gives_a_score_without_a_number(whitened: TeacherStudent) -> None:
+    graph = SnlGraph(whitened, ScoreConfig(affinity_weight=0), size_hw=SIZE_HW)
+    teacher = [torch.ones(1, channels, 4, 4) for channels in (64, 128, 256)]
+    student = [torch.full_like(x, float("nan")) for x in teacher]
+    assert graph.head(teacher, student).isnan().all()
+
+
 def test_whitening_stays_in_single_precision(whitened: TeacherStudent) -> None:
     graph = SnlGraph(whitened, ScoreConfig(affinity_weight=0), size_hw=SIZE_HW, precision="fp16")
     for module, original in zip(graph.model.whitening, whitened.whitening):
