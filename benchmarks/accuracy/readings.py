@@ -6,6 +6,7 @@ error and its weight, how cells are placed on the image, smoothing, the maximum 
 """
 
 import argparse
+import copy
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -46,8 +47,8 @@ class Reading:
     """One way to score."""
 
     name: str
-    distance: Literal["cosine", "whitened"] = "cosine"
-    """Of the unit vectors of teacher and student."""
+    distance: Literal["cosine", "whitened", "expected"] = "cosine"
+    """Of the unit vectors of teacher and student; ``expected`` are whitened residuals divided by their expectation."""
     affinity_weight: float = 0.0
     """Of the affinity error, Eq. 13."""
     alignment: Alignment = "half-pixel"
@@ -75,6 +76,9 @@ READINGS = (
     Reading(name="gain map per product", gain=True),
     Reading(name="whitened residuals", distance="whitened"),
     Reading(name="whitened residuals, gain map per product", distance="whitened", gain=True),
+    Reading(name="whitened residuals, expectation", distance="expected"),
+    Reading(name="whitened residuals, expectation, smoothed, 4 px (best)", distance="expected", sigma=4.0),
+    Reading(name="whitened residuals, smoothed, 4 px", distance="whitened", sigma=4.0),
 )
 
 
@@ -102,18 +106,20 @@ class Cells:
         from snl_train.features import unit_vectors
         from snl_train.scoring import cell_scores
 
-        found: dict[str, list[list[Maps]]] = {"cosine": [], "affinity": [], "whitened": []}
-        whitenings = model.whitening or [None] * 3
+        found: dict[str, list[list[Maps]]] = {"cosine": [], "affinity": [], "whitened": [], "expected": []}
+        whitenings = list(model.whitening or [None] * 3)
+        without = [_without_expectation(whitening) for whitening in whitenings]
         with torch.inference_mode():
             for start in range(0, len(images), _AT_ONCE):
                 batch = torch.from_numpy(images[start : start + _AT_ONCE])
                 teacher, student = model(model.normalise(batch))
                 rows: dict[str, list[Maps]] = {kind: [] for kind in found}
-                for t, s, whitening in zip(teacher, student, whitenings, strict=True):
+                for t, s, whitening, plain in zip(teacher, student, whitenings, without, strict=True):
                     affinity = mean_affinity_error(unit_vectors(s.flatten(2)), unit_vectors(t.flatten(2)))  # (B, P)
                     rows["cosine"].append(cell_scores(t, s, affinity_weight=0).numpy())
                     rows["affinity"].append(affinity.reshape(len(batch), *t.shape[2:]).numpy())
-                    rows["whitened"].append(cell_scores(t, s, affinity_weight=0, whitening=whitening).numpy())
+                    rows["whitened"].append(cell_scores(t, s, affinity_weight=0, whitening=plain).numpy())
+                    rows["expected"].append(cell_scores(t, s, affinity_weight=0, whitening=whitening).numpy())
                 for kind, of_scales in rows.items():
                     found[kind].append(of_scales)
                 progress.advance(len(batch))
@@ -195,7 +201,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
             for name, (test, good, labels, masks) in groups.items():
                 of_test, of_good = Cells(model, test, progress), Cells(model, good, progress)
                 for reading in READINGS:
-                    if reading.distance == "cosine" or model.whitening is not None:
+                    if _is_known(reading, model):
                         of_reading.setdefault(reading.name, {})[name] = measure(reading, of_test, of_good, labels, masks)
         method = re.sub(r"_s\d+$", "", path.stem)
         models.append({"checkpoint": path.name, "method": method, "seed": checkpoint.seed, "readings": of_reading})
@@ -230,6 +236,22 @@ def page(models: Sequence[Mapping[str, Any]], origin: Mapping[str, Any]) -> str:
 
 
 _Group = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.bool_], list[npt.NDArray[np.bool_] | None]]
+
+
+def _without_expectation(whitening: Any) -> Any:
+    """Return the same whitening without its expectation, or None for None."""
+    if whitening is None:
+        return None
+    plain = copy.deepcopy(whitening)
+    plain.expectation = 0.0
+    return plain
+
+
+def _is_known(reading: Reading, model: Any) -> bool:
+    """Whether a model can be scored so."""
+    if reading.distance == "cosine":
+        return True
+    return model.whitening is not None and (reading.distance == "whitened" or bool(model.whitening[0].expectation))
 
 
 def _images(root: Path, classes: Sequence[str], size_hw: tuple[int, int], trained: set[str]) -> dict[str, _Group]:

@@ -16,7 +16,8 @@ OWN = "snl-edge"
 _TESTS_ONLY = "tiny"
 _HEAD = """# Accuracy
 
-Written by `python -m benchmarks.accuracy --render docs/accuracy.md` from one JSON file per run; do not edit by hand.
+Written by `python -m benchmarks.accuracy --out benchmarks/accuracy/results --render docs/accuracy.md` from a JSON file per run; do not edit by hand.
+Runs before 2026-11-25 are on [a page of their own](accuracy-2026-11-24.md): the preset `best` was another one then, and their files are not kept.
 
 - Every figure is of the last epoch. No run was stopped, chosen or repeated by its result on test images.
 - Metrics are exact and measured at network resolution; the image score is the maximum of the anomaly map; AUPRO integrates up to a false-positive
@@ -42,7 +43,9 @@ python -m benchmarks.accuracy.interference --data ../shared/data/realmix --check
   --out runs/accuracy/reduced/figure2/interference.json
 python -m benchmarks.accuracy.overlays --data ../shared/data/realmix --names RD 'SNL(RD)' --out runs/figure5.html \\
   --checkpoints runs/accuracy/reduced/rd_128_realmix_multi_s0.pt runs/accuracy/reduced/snl-rd_128_realmix_multi_s0.pt
-python -m benchmarks.accuracy --render docs/accuracy.md
+# The results without their scores per image are kept in the project; this page is made from them.
+python -m benchmarks.accuracy --keep benchmarks/accuracy/results
+python -m benchmarks.accuracy --out benchmarks/accuracy/results --render docs/accuracy.md
 ```
 
 Peers are trained by the package's own engine with its own losses, optimisers and scores; batch size and epochs are the protocol's, with at least 500

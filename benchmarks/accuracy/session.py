@@ -1,6 +1,5 @@
 """One process's work: train a run with the product's own training, measure it with its own evaluation, write one JSON."""
 
-import dataclasses
 import datetime
 import json
 import math
@@ -17,6 +16,7 @@ from benchmarks.accuracy.data import Dataset, fingerprint, load_dataset
 from benchmarks.accuracy.protocol import Protocol, Run, train_config
 from benchmarks.accuracy.provenance import provenance
 from benchmarks.accuracy.records import SCHEMA, RunFiles, read_records, read_slices, run_files, write_record, write_slices
+from benchmarks.accuracy.refit import fitted_anew, training_settings
 from snl_runtime.errors import ConfigError, DataError
 from snl_runtime.files import sha256_file
 from snl_train.checkpoint import load_checkpoint, save_checkpoint
@@ -131,20 +131,20 @@ class Session:
         return train_config(job.protocol, variant, image_size=image_size, seed=seed, weights=job.weights, device=job.device)
 
     def _trained_before(self, run: Run, data: TrainingData, files: RunFiles) -> TrainingResult | None:
-        """Return the finished training that lies there without a record, if it is this run's but for the score, which training does not see.
+        """Return the finished training that lies there without a record, if it is this run's but for what is fitted after a training.
 
-        Its checkpoint is written anew with this run's score: a reading of the score is compared without training again.
+        Its checkpoint is written anew with this run's score and whitening: these are compared without training again.
         """
         if resume_path(files.checkpoint).exists() or not files.checkpoint.exists() or not read_slices(files.slices):
             return None
         stored = load_checkpoint(files.checkpoint)
         config = self._config(run.variant, run.image_size, run.seed)
-        before, now = ({**recorded_config(one), "score": None} for one in (stored.config, config))
+        before, now = (training_settings(recorded_config(one)) for one in (stored.config, config))
         is_same_data = stored.training_image_sha256 == sorted({sample.pixel_sha256 for sample in data.samples})
         if before != now or not is_same_data or not stored.provenance.get("is_complete"):
             return None
-        if stored.config.score != config.score:
-            save_checkpoint(files.checkpoint, dataclasses.replace(stored, config=dataclasses.replace(stored.config, score=config.score)))
+        if recorded_config(stored.config) != recorded_config(config):
+            save_checkpoint(files.checkpoint, fitted_anew(stored, config, data))
         steps = int(stored.provenance["steps_done"])
         return TrainingResult(
             checkpoint_path=files.checkpoint,

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -142,6 +143,28 @@ def test_other_score_is_measured_on_the_trained_checkpoint_with_the_figures_of_a
     assert facts["evaluation"]["classes"] == expected["evaluation"]["classes"] != before["evaluation"]["classes"]
     assert facts["slices"] == before["slices"], "the training is still that of then"
     assert load_checkpoint(again / "tiny" / f"{ONE}.pt").config.score.smoothing_sigma == 2.0
+
+
+def test_other_whitening_is_fitted_on_the_trained_checkpoint_as_its_own_training_would_have(
+    finished: Path, two_classes: Path, tmp_path: Path, monkeypatch
+):
+    from benchmarks.accuracy import session
+    from benchmarks.accuracy.protocol import load_protocol
+
+    base = load_protocol("tiny").base["model"]
+    whitened = with_settings(load_protocol("tiny"), model={**base, "whitening": True, "whitening_expectation": 0.5})
+    session_for(two_classes, tmp_path / "anew", protocol=whitened).perform(run_named(ONE))
+    again = copied(finished, tmp_path / "again")
+    monkeypatch.setattr(session, "train", None)  # nothing is trained
+    session_for(two_classes, again, protocol=whitened).perform(run_named(ONE))
+    of_training, of_refit = (load_checkpoint(out / "tiny" / f"{ONE}.pt") for out in (tmp_path / "anew", again))
+    assert of_refit.config == of_training.config
+    assert of_refit.state_dict.keys() == of_training.state_dict.keys()
+    for name, tensor in of_training.state_dict.items():
+        np.testing.assert_allclose(of_refit.state_dict[name], tensor, rtol=1e-5, atol=1e-6, err_msg=name)
+    (again / "tiny" / f"{ONE}.json").unlink()
+    session_for(two_classes, again).perform(run_named(ONE))
+    assert record(again, ONE)["evaluation"] == record(finished, ONE)["evaluation"], "and taken out again"
 
 
 @pytest.mark.parametrize("change", [{"optim": {"learning_rate": 1e-4}}, {"data": {"max_per_class": 2}}], ids=["settings", "images"])

@@ -1,5 +1,7 @@
 """Readings of the score: each row against the training side's own scoring."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -19,9 +21,12 @@ BY_NAME = {reading.name: reading for reading in READINGS}
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    made = build_model(ModelConfig(method="snl-rd", teacher="resnet18", teacher_weights="random", centers=4, whitening=True)).eval()
+    config = ModelConfig(method="snl-rd", teacher="resnet18", teacher_weights="random", centers=4, whitening=True, whitening_expectation=0.5)
+    made = build_model(config).eval()
     for module in made.whitening:
         module.set_moment(torch.diag(torch.linspace(0.1, 2, len(module.weight))))
+        teacher, student = (torch.nn.functional.normalize(torch.randn(300, len(module.weight)).abs()) for _ in range(2))
+        module.set_expectation(teacher, student)
     return made
 
 
@@ -44,12 +49,16 @@ def cells(model, images):
         ("placed on the grid", ScoreConfig(affinity_weight=0, alignment="grid")),
         ("smoothed, 4 px (RD4AD)", ScoreConfig(affinity_weight=0, smoothing_sigma=4)),
         ("whitened residuals", ScoreConfig(affinity_weight=0)),
+        ("whitened residuals, expectation", ScoreConfig(affinity_weight=0)),
     ],
 )
 def test_a_reading_is_what_the_training_side_scores(name, config, cells, model, images):
     with torch.no_grad():
         features = model(model.normalise(torch.from_numpy(images)))
-    whitening = model.whitening if "whitened" in name else None
+    whitening = copy.deepcopy(model.whitening) if "whitened" in name else None
+    if whitening is not None and "expectation" not in name:
+        for module in whitening:
+            module.expectation = 0
     expected, _ = score_features(*features, SIZE_HW, config, whitening=whitening)
     np.testing.assert_allclose(cells.maps(BY_NAME[name], SIZE_HW), expected[:, 0].numpy(), rtol=2e-4, atol=1e-5)
 
