@@ -27,7 +27,8 @@ from snl_train.trainer import Augmentation, Trainer, TrainingDivergedError
 LOG_EVERY_STEPS = 10
 SAVE_EVERY_S = 60.0
 """Epochs that end sooner after the last save are not saved: small datasets have epochs of seconds."""
-_STATISTICS_BATCHES = 64
+STATISTICS_BATCHES = 64
+"""First batches of a training, on which batch statistics and whitening are measured at its end."""
 _PACKAGES = ("snl-edge", "torch", "torchvision", "numpy", "opencv-python-headless", "opencv-python")
 
 
@@ -203,7 +204,7 @@ class _Run:
 
     def _save(self) -> None:
         try:
-            weights = self.trainer.weights(self._read(numbers) for numbers in islice(self._batches, _STATISTICS_BATCHES))
+            weights = self.trainer.weights(self._read(numbers) for numbers in islice(self._batches, STATISTICS_BATCHES))
         except TrainingDivergedError as error:
             raise self._with_last_good(error) from error
         point = ResumePoint(

@@ -13,7 +13,7 @@ from snl_train.data.dataset import TrainingData
 from snl_train.data.sampling import BalancedBatches
 from snl_train.models import build_model
 from snl_train.models.whitening import fit_whitening
-from snl_train.training import _STATISTICS_BATCHES
+from snl_train.training import STATISTICS_BATCHES
 
 _FITTED = ("whitening", "whitening_floor", "whitening_expectation")
 """Settings of the model that training does not see."""
@@ -44,7 +44,7 @@ def _with_whitening(state: Mapping[str, torch.Tensor], config: TrainConfig, data
     model.load_state_dict(trained, strict=False)
     model.eval()
     if model.whitening is not None:
-        batches = islice(BalancedBatches(data.labels, config.batch_size, seed=config.seed), _STATISTICS_BATCHES)
+        batches = islice(BalancedBatches(data.labels, config.batch_size, seed=config.seed), STATISTICS_BATCHES)
         images = (torch.from_numpy(data.inputs.read([data.samples[number] for number in numbers])) for numbers in batches)
         fit_whitening(model, model.whitening, (model.normalise(batch) for batch in images))
     fitted: dict[str, torch.Tensor] = model.state_dict()
