@@ -77,8 +77,8 @@ READINGS = (
     Reading(name="whitened residuals", distance="whitened"),
     Reading(name="whitened residuals, gain map per product", distance="whitened", gain=True),
     Reading(name="whitened residuals, expectation", distance="expected"),
-    Reading(name="whitened residuals, expectation, smoothed, 4 px (best)", distance="expected", sigma=4.0),
-    Reading(name="whitened residuals, smoothed, 4 px", distance="whitened", sigma=4.0),
+    Reading(name="whitened residuals, expectation, smoothed, 4 px", distance="expected", sigma=4.0),
+    Reading(name="whitened residuals, smoothed, 4 px (best)", distance="whitened", sigma=4.0),
 )
 
 
