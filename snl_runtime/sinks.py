@@ -83,8 +83,9 @@ def record_line(frame: Frame, result: AnomalyResult) -> str:
 class JsonlSink:
     """Appends one JSON record per line to a file.
 
-    Each record reaches the operating system in one write before the next verdict is taken, so a killed process leaves whole lines; it is forced to
-    the disk once a second and at the end. The file has no header: a second run appends. Half a line left by a power cut is removed first. If a
+    Each record reaches the operating system in one write before the next verdict is taken, so a killed process leaves every record whose ``emit``
+    returned; it is forced to the disk once a second and at the end. The one being written may be left as half a line, without its newline: Linux
+    ends a write between two pages when the process is killed. The file has no header: a second run appends, and removes half a line first. If a
     record does not fit on the disk, what was written of it is taken back.
 
     Args:

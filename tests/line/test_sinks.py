@@ -169,21 +169,25 @@ ENDLESS = (
 )
 
 
-def test_killed_process_leaves_whole_lines_and_every_announced_record(tmp_path):
+def test_killed_processes_lose_no_announced_record_and_the_next_one_finds_whole_lines(fakes, tmp_path):
     path = tmp_path / "out.jsonl"
-    process = subprocess.Popen([sys.executable, "-c", ENDLESS, str(path)], stdout=subprocess.PIPE, text=True)
-    announced = -1
-    for _ in range(200):
-        announced = int(process.stdout.readline())
-    process.send_signal(signal.SIGKILL)
-    announced = max([announced, *(int(line) for line in process.stdout.read().splitlines(keepends=True) if line.endswith("\n"))])
-    process.stdout.close()
-    assert process.wait(30) == -signal.SIGKILL
-    content = path.read_text()
-    assert content.endswith("\n")
-    indices = [strict(line)["frame_index"] for line in content.splitlines()]
-    assert indices == list(range(len(indices)))
-    assert len(indices) > announced
+    kept = 0
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, "-c", ENDLESS, str(path)], stdout=subprocess.PIPE, text=True)
+        announced = [process.stdout.readline() for _ in range(200)]
+        process.send_signal(signal.SIGKILL)
+        announced += [line for line in process.stdout.read().splitlines(keepends=True) if line.endswith("\n")]
+        process.stdout.close()
+        assert process.wait(30) == -signal.SIGKILL
+        whole = path.read_bytes().rpartition(b"\n")[0].decode().splitlines()  # Linux may cut the last write between two pages
+        assert [strict(line)["frame_index"] for line in whole[kept:]] == list(range(len(whole) - kept))
+        assert len(whole) - kept >= len(announced)
+        kept = len(whole)
+    with JsonlSink(path) as sink:
+        sink.emit(fakes.frame_of(77), fakes.result_of())
+    lines = path.read_text().splitlines()
+    assert len(lines) == kept + 1
+    assert strict(lines[-1])["frame_index"] == 77
 
 
 def test_stream_sink_writes_one_line_per_verdict(fakes):
