@@ -87,6 +87,9 @@ class LossConfig:
 
     channel_weight: float = 1.0
     """Weight of the cosine distance per position, Eq. 2."""
+    channel_focus: float = 0.0
+    """Exponent g of each position's weight in that loss, its distance to the power of g: what the student still gets wrong counts for more than what
+    it has learnt. 0 is Eq. 2, where all positions count alike. The plain methods take it too."""
     spatial_weight: float = 1.0
     """Lambda 1: KL divergence over positions, Eq. 3. Always 0 for the plain methods, as are the next two."""
     intra_weight: float = 1.0
@@ -108,7 +111,7 @@ class LossConfig:
     """Rows of the affinity matrix held at a time; changes memory and speed, not the value."""
 
     def __post_init__(self) -> None:
-        for name in ("channel_weight", "spatial_weight", "intra_weight", "inter_weight"):
+        for name in ("channel_weight", "channel_focus", "spatial_weight", "intra_weight", "inter_weight"):
             value = getattr(self, name)
             _check(f"loss.{name}", value, "0 or more", math.isfinite(value) and value >= 0)
         _check("loss.spatial_temperature", self.spatial_temperature, "positive", _is_positive(self.spatial_temperature))
@@ -279,9 +282,9 @@ def preset_config(name: str) -> TrainConfig:
 
     ``paper``: WRN50 at 256x256, Adam with step size 0.005, batch 8, 50 centres, all lambdas 1, as the paper states; epochs, betas, schedule and
     the reductions of the losses are this project's, because the paper does not state them.
-    ``best``: what measured best in ``benchmarks/accuracy``: Muon, flaws painted into the student's input, residual whitening, CRAM on directions
-    with a positive alpha, a map smoothed by 4 pixels as RD4AD's, and no affinity error in it. The affinity losses stay with a tenth of the paper's
-    weight, on at most 256 positions drawn per scale; L_sd is left out. ``docs/decisions.md`` says why.
+    ``best``: what measured best in ``benchmarks/accuracy``: Muon, L_cd weighted by the distance itself, flaws painted into the student's input,
+    residual whitening, CRAM on directions with a positive alpha, a map smoothed by 4 pixels as RD4AD's, and no affinity error in it. The affinity
+    losses stay with a tenth of the paper's weight, on at most 256 positions drawn per scale; L_sd is left out. ``docs/decisions.md`` says why.
 
     Raises:
         ConfigError: If there is no preset of that name.
@@ -292,7 +295,7 @@ def preset_config(name: str) -> TrainConfig:
         return TrainConfig(
             preset="best",
             model=ModelConfig(cram_normalise=True, cram_alpha=10.0, cram_positive_alpha=True, whitening=True),
-            loss=LossConfig(spatial_weight=0.0, intra_weight=0.1, inter_weight=0.1, affinity_positions=256),
+            loss=LossConfig(channel_focus=1.0, spatial_weight=0.0, intra_weight=0.1, inter_weight=0.1, affinity_positions=256),
             optim=OptimConfig(optimizer="muon"),
             score=ScoreConfig(affinity_weight=0.0, smoothing_sigma=4.0),
             corruption=CorruptionConfig(share=0.7),

@@ -15,12 +15,15 @@ from snl_train.config import LossConfig, Pairing, Reduction
 from snl_train.features import full_precision, paired_scales, unit_vectors
 
 
-def channel_distillation(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
+def channel_distillation(teacher: Sequence[Tensor], student: Sequence[Tensor], *, focus: float = 0.0) -> Tensor:
     """Return L_cd, Eq. 2: cosine distance per position, averaged over positions and batch, summed over scales.
+
+    With a focus g > 0 the average of each scale is weighted by d^g, d being the distance itself: sum(d^g d) / sum(d^g). Weights take no gradient.
 
     Args:
         teacher: One tensor per scale, (B, D_k, H_k, W_k).
         student: Same shapes.
+        focus: g; 0 is Eq. 2.
 
     Returns:
         A scalar in [0, 2 * number of scales].
@@ -30,7 +33,15 @@ def channel_distillation(teacher: Sequence[Tensor], student: Sequence[Tensor]) -
     """
     scales = paired_scales(teacher, student)
     with full_precision(scales[0][0].device):
-        return _add([(1 - (unit_vectors(t) * unit_vectors(s)).sum(1)).mean() for t, s in scales])
+        distances = [1 - (unit_vectors(t) * unit_vectors(s)).sum(1) for t, s in scales]  # (B, D, H, W) -> (B, H, W) per scale
+        return _add([_focused_mean(distance, focus) for distance in distances])
+
+
+def _focused_mean(distance: Tensor, focus: float) -> Tensor:
+    if focus == 0:
+        return distance.mean()
+    weights = distance.detach().clamp_min(0).pow(focus)
+    return (weights * distance).sum() / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
 
 
 def spatial_distillation(teacher: Sequence[Tensor], student: Sequence[Tensor], *, temperature: float = 1.0, reduction: Reduction = "sum") -> Tensor:
@@ -170,7 +181,7 @@ def structural_loss(
     compared = _at_random_positions(teacher, student, positions) if positions else (teacher, student)
     affinity: Any = {"reduction": config.affinity_reduction, "tile_rows": config.tile_rows, "product_dtype": product_dtype}
     if config.channel_weight:
-        parts["channel"] = channel_distillation(teacher, student)
+        parts["channel"] = channel_distillation(teacher, student, focus=config.channel_focus)
     if config.spatial_weight:
         parts["spatial"] = spatial_distillation(teacher, student, temperature=config.spatial_temperature, reduction=config.spatial_reduction)
     if config.intra_weight:

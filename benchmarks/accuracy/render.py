@@ -16,8 +16,10 @@ OWN = "snl-edge"
 _TESTS_ONLY = "tiny"
 _HEAD = """# Accuracy
 
-Written by `python -m benchmarks.accuracy --out benchmarks/accuracy/results --render docs/accuracy.md` from a JSON file per run; do not edit by hand.
-Runs before 2026-11-25 are on [a page of their own](accuracy-2026-11-24.md): the preset `best` was another one then, and their files are not kept.
+Written by `python -m benchmarks.accuracy --render` from a JSON file per run, kept in the project; do not edit by hand.
+[accuracy.md](accuracy.md) is made from `benchmarks/accuracy/results`. [accuracy-epyc.md](accuracy-epyc.md) shows the same protocol run before on another
+processor (`results-epyc`): rounding differs, so seeds do not repeat from one to the other, and the pages are two measurements of the same methods.
+Runs before 2026-11-25 are on [a third page](accuracy-2026-11-24.md): the preset `best` was another one then, and their files are not kept.
 
 - Every figure is of the last epoch. No run was stopped, chosen or repeated by its result on test images.
 - Metrics are exact and measured at network resolution; the image score is the maximum of the anomaly map; AUPRO integrates up to a false-positive
