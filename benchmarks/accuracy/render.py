@@ -17,9 +17,10 @@ _TESTS_ONLY = "tiny"
 _HEAD = """# Accuracy
 
 Written by `python -m benchmarks.accuracy --render` from a JSON file per run, kept in the project; do not edit by hand.
-[accuracy.md](accuracy.md) is made from `benchmarks/accuracy/results`. [accuracy-epyc.md](accuracy-epyc.md) shows the same protocol run before on another
-processor (`results-epyc`): rounding differs, so seeds do not repeat from one to the other, and the pages are two measurements of the same methods.
-Runs before 2026-11-25 are on [a third page](accuracy-2026-11-24.md): the preset `best` was another one then, and their files are not kept.
+[accuracy.md](accuracy.md) is made from `benchmarks/accuracy/results`. Earlier pages show runs whose `best`, and what else is trained like it, had no
+focus in L_cd (`loss.channel_focus` 0): [on this processor](accuracy-without-focus.md) (`results-without-focus`, not all seeds) and
+[on another](accuracy-epyc.md) (`results-epyc`); rounding differs between processors, so their seeds are other trainings. Runs before 2026-11-25 are
+[on a page of their own](accuracy-2026-11-24.md): `best` had no Muon either, and their files are not kept.
 
 - Every figure is of the last epoch. No run was stopped, chosen or repeated by its result on test images.
 - Metrics are exact and measured at network resolution; the image score is the maximum of the anomaly map; AUPRO integrates up to a false-positive

@@ -379,7 +379,14 @@ def test_rendering_needs_neither_data_nor_torch(tmp_path: Path):
     assert (tmp_path / "a.md").read_text().startswith("# Accuracy")
 
 
-@pytest.mark.parametrize(("page", "results", "only"), [("accuracy", "results", None), ("accuracy-epyc", "results-epyc", "reduced256")])
+@pytest.mark.parametrize(
+    ("page", "results", "only"),
+    [
+        ("accuracy", "results", None),
+        ("accuracy-without-focus", "results-without-focus", "reduced256"),
+        ("accuracy-epyc", "results-epyc", "reduced256"),
+    ],
+)
 def test_committed_page_is_made_from_the_kept_results(page, results, only):
     from benchmarks.accuracy.render import render
 

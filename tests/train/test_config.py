@@ -135,6 +135,7 @@ def test_the_paper_preset_states_what_the_paper_states() -> None:
     assert (config.model.method, config.model.teacher, config.image_size, config.batch_size) == ("snl-rd", "wide_resnet50_2", (256, 256), 8)
     assert (config.optim.learning_rate, config.model.centers) == (0.005, 50)
     assert (config.loss.spatial_weight, config.loss.intra_weight, config.loss.inter_weight) == (1.0, 1.0, 1.0)
+    assert config.loss.channel_focus == 0  # Eq. 2 as printed
     assert config.score.affinity_weight == 1.0
     assert load_config() == config
 
@@ -170,6 +171,7 @@ def test_a_plain_method_has_cosine_distance_only_and_says_so(method: str) -> Non
         ({"model.teacher": "resnet101"}, "model.teacher must be one of resnet18, resnet34"),
         ({"model.cram_alpha": 0}, "model.cram_alpha"),
         ({"loss.intra_weight": -0.1}, "loss.intra_weight"),
+        ({"loss.channel_focus": -1}, "loss.channel_focus must be 0 or more, got -1"),
         ({"loss.tile_rows": 0}, "loss.tile_rows"),
         ({"score.top_k": 0}, "score.top_k"),
         ({"data.hold_out": 1.0}, "data.hold_out"),

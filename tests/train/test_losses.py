@@ -69,6 +69,36 @@ def test_channel_distillation_is_equation_2() -> None:
     assert channel_distillation(teacher, student).item() == pytest.approx(eq_2(teacher, student), rel=1e-12)
 
 
+def test_focus_by_hand() -> None:
+    """Distances 0, 1, 2 and 2/5: (0 + 1 + 4 + 4/25) / (0 + 1 + 2 + 2/5) with g = 1, cubes over squares with g = 2."""
+    teacher = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]).T.reshape(1, 2, 2, 2)
+    student = torch.tensor([[2.0, 0.0], [0.0, 7.0], [-1.0, 0.0], [3.0, 4.0]]).T.reshape(1, 2, 2, 2)
+    assert channel_distillation([teacher], [student], focus=1.0).item() == pytest.approx(5.16 / 3.4)
+    assert channel_distillation([teacher], [student], focus=2.0).item() == pytest.approx((1 + 8 + 0.064) / (1 + 4 + 0.16))
+
+
+@pytest.mark.parametrize("focus", [0.5, 1.0])
+def test_a_focus_weighs_positions_by_their_distance_and_weights_take_no_gradient(focus: float) -> None:
+    teacher, student = features(0), [feature.requires_grad_() for feature in features(1)]
+    channel_distillation(teacher, student, focus=focus).backward()
+    plain = [feature.detach().clone().requires_grad_() for feature in student]
+    channel_distillation(teacher, plain).backward()
+    for t, s, p in zip(teacher, student, plain, strict=True):
+        cosine = (t * p).sum(1) / (t.square().sum(1) * p.square().sum(1)).sqrt()  # (B, H, W)
+        weights = (1 - cosine.detach()) ** focus
+        expected = p.grad * (weights / weights.mean())[:, None]  # the gradient of a position is its own distance's only
+        assert torch.allclose(s.grad, expected, rtol=1e-10, atol=1e-14)
+
+
+def test_focus_on_features_that_agree_is_zero_and_has_a_finite_gradient() -> None:
+    teacher = features(0)
+    student = [feature.clone().requires_grad_() for feature in teacher]
+    loss = channel_distillation(teacher, student, focus=1.0)
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-12)
+    assert all(torch.isfinite(feature.grad).all() for feature in student)
+
+
 def test_channel_distillation_by_hand() -> None:
     """Positions with cosines 1, 0 and -1, and 3/5: (0 + 1 + 2 + 2/5) / 4."""
     teacher = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]).T.reshape(1, 2, 2, 2)
@@ -262,6 +292,14 @@ def test_the_total_is_the_weighted_sum_of_the_printed_losses() -> None:
     assert {name: part.item() for name, part in parts.items() if name != "total"} == pytest.approx(expected, rel=1e-11)
     weighted = 2 * expected["channel"] + 0.5 * expected["spatial"] + 0.25 * expected["intra"] + 3 * expected["inter"]
     assert parts["total"].item() == pytest.approx(weighted, rel=1e-11)
+
+
+def test_the_configured_focus_reaches_the_cosine_distance_and_nothing_else() -> None:
+    teacher, student = features(0), features(1)
+    plain, focused = (structural_loss(teacher, student, LossConfig(channel_focus=focus, inter_pairing="roll")) for focus in (0, 1))
+    assert focused["channel"].item() == channel_distillation(teacher, student, focus=1.0).item()
+    assert focused["channel"].item() > plain["channel"].item()
+    assert all(focused[name].item() == plain[name].item() for name in ("spatial", "intra", "inter"))
 
 
 def test_parts_of_weight_zero_are_neither_computed_nor_named() -> None:
