@@ -1,4 +1,4 @@
-"""Records are whole lines of strict JSON whatever happens to the process or the disk, and pictures are the frames themselves."""
+"""Announced records are whole lines of strict JSON whatever happens to the process or the disk, and pictures are the frames themselves."""
 
 import io
 import json
