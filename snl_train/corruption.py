@@ -17,7 +17,7 @@ _GRIDS = (3, 4, 6, 8, 12, 16)
 
 
 class Corruption:
-    """Paints flaws into batches; draws from torch's global generator only, so that a resumed training sees the same flaws.
+    """Paints flaws into batches; draws from torch's global generators only, so that a resumed training sees the same flaws.
 
     Example:
         ``flawed, has_flaw = Corruption(CorruptionConfig(share=0.7))(images)``
@@ -30,30 +30,30 @@ class Corruption:
         """Return images with flaws and which of them have one.
 
         Args:
-            images: (B, H, W, 3) uint8 RGB on the CPU; not changed.
+            images: (B, H, W, 3) uint8 RGB on any device; not changed.
 
         Returns:
-            (B, H, W, 3) uint8 with the same values outside the flaws, and (B,) bool.
+            (B, H, W, 3) uint8 with the same values outside the flaws, on the same device, and (B,) bool on the CPU.
         """
         if not self._config.share:
             return images, torch.zeros(len(images), dtype=torch.bool)  # draws nothing: the same training as ever
         has_flaw = torch.rand(len(images)) < self._config.share
         flawed = images.clone()
         for number in torch.nonzero(has_flaw).flatten().tolist():
-            shape = self._shape(images.shape[1], images.shape[2])[..., None]  # (H, W, 1)
+            shape = self._shape(images.shape[1], images.shape[2], images.device)[..., None]  # (H, W, 1)
             opacity = _uniform(self._config.opacity_min, 1.0) * shape
             blended = images[number] * (1 - opacity) + self._filling(images, number) * opacity  # (H, W, 3) float
             flawed[number] = blended.round().clamp(0, 255).to(torch.uint8)
         return flawed, has_flaw
 
-    def _shape(self, height: int, width: int) -> Tensor:
+    def _shape(self, height: int, width: int, device: torch.device) -> Tensor:
         """Return (H, W) float, 1 inside the flaw: the highest part of smooth noise, half of the time within a disc."""
         cells = _GRIDS[_integer(len(_GRIDS))]
-        noise = F.interpolate(torch.randn(1, 1, cells, cells), size=(height, width), mode="bicubic", align_corners=False)[0, 0]  # (H, W)
+        noise = F.interpolate(torch.randn(1, 1, cells, cells).to(device), size=(height, width), mode="bicubic", align_corners=False)[0, 0]  # (H, W)
         share = _uniform(self._config.area_min, self._config.area_max)
         shape = noise > torch.quantile(noise.flatten(), 1 - share)
         if _uniform(0, 1) < 0.5:
-            y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+            y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
             center_y, center_x = _uniform(0.1, 0.9) * height, _uniform(0.1, 0.9) * width
             shape &= (y - center_y) ** 2 + (x - center_x) ** 2 < (_uniform(0.1, 0.4) * min(height, width)) ** 2
         return shape.float()
@@ -67,7 +67,7 @@ class Corruption:
         elif lot < (1 + self._config.foreign_share) / 2:
             filling = images[number].float()
         else:
-            filling = torch.rand(3) * 255 + torch.randn(height, width, 3) * _uniform(0, 20)
+            filling = (torch.rand(3) * 255).to(images.device) + torch.randn(height, width, 3, device=images.device) * _uniform(0, 20)
         filling = filling.roll((_integer(height), _integer(width)), (0, 1))
         if _uniform(0, 1) < 0.5:
             filling = filling.flip(_integer(2))

@@ -182,9 +182,10 @@ class CheckpointScorer:
         """Return scores (N,) and maps (N, H, W), float32, of prepared images (N, H, W, 3) uint8 RGB."""
         import torch  # loads slowly, and an exported model is evaluated without it
 
+        from snl_train.features import exact_float32
         from snl_train.scoring import score_features
 
-        with torch.inference_mode():
+        with torch.inference_mode(), exact_float32(self._device):
             inputs = self._model.normalise(torch.from_numpy(images).to(self._device))  # (N, 3, H, W)
             teacher, student = self._model(inputs)
             maps, scores = score_features(teacher, student, self.size_hw, self._score_config, whitening=self._model.whitening)  # (N, 1, H, W), (N,)

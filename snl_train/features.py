@@ -18,6 +18,13 @@ def full_precision(device: torch.device) -> AbstractContextManager[object]:
     return contextlib.nullcontext()  # torch.export would otherwise record a region of its own
 
 
+def exact_float32(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which a GPU convolves float32 in float32: by default cuDNN rounds the factors to TF32, about three digits."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+
+
 def unit_vectors(features: Tensor) -> Tensor:
     """Return features (B, D, ...) scaled to L2 norm 1 along dimension 1; zero vectors stay zero."""
     norm = torch.linalg.vector_norm(features, dim=1, keepdim=True)

@@ -59,43 +59,62 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002 - the signature of every optimizer
         """Take one step: M <- momentum M + (1 - momentum) G, then along momentum M + (1 - momentum) G (Nesterov), orthogonalised."""
         for group in self.param_groups:
-            for kernel in group["params"]:
-                if kernel.grad is None:
-                    continue
-                state = self.state[kernel]
-                if not state:
-                    state["momentum"] = torch.zeros_like(kernel)
-                momentum = state["momentum"].lerp_(kernel.grad, 1 - group["momentum"])
-                direction = kernel.grad.lerp(momentum, group["momentum"])
-                kernel.mul_(1 - group["lr"] * group["weight_decay"])
-                kernel.sub_(self._update(direction), alpha=group["lr"])
+            kernels = [kernel for kernel in group["params"] if kernel.grad is not None]
+            # A GPU takes all of them together, or it would wait for a thousand launches a step; a CPU is faster with one at a time in its cache.
+            for together in [kernels] if kernels and kernels[0].is_cuda else [[kernel] for kernel in kernels]:
+                updates = self._updates([self._direction(kernel, group["momentum"]) for kernel in together])
+                for kernel, update in zip(together, updates, strict=True):
+                    kernel.mul_(1 - group["lr"] * group["weight_decay"])
+                    kernel.sub_(update, alpha=group["lr"])
 
-    def _update(self, direction: Tensor) -> Tensor:
-        blocks = torch.split(direction.flatten(1), ROWS_AT_ONCE)  # each (m, n) with m at most ROWS_AT_ONCE
-        steps = [orthogonalise(block, product_dtype=self._product_dtype) * (_MATCHED_RMS * max(block.shape) ** 0.5) for block in blocks]
-        return torch.cat(steps).reshape(direction.shape)
+    def _direction(self, kernel: Tensor, momentum: float) -> Tensor:
+        state = self.state[kernel]
+        if not state:
+            state["momentum"] = torch.zeros_like(kernel)
+        return kernel.grad.lerp(state["momentum"].lerp_(kernel.grad, 1 - momentum), momentum)  # type: ignore[union-attr]
+
+    def _updates(self, directions: Sequence[Tensor]) -> list[Tensor]:
+        """Return the step of each kernel."""
+        blocks = [torch.split(direction.flatten(1), ROWS_AT_ONCE) for direction in directions]  # each (m, n) with m at most ROWS_AT_ONCE
+        of_shape: dict[torch.Size, list[Tensor]] = {}
+        for block in (block for of_kernel in blocks for block in of_kernel):
+            of_shape.setdefault(block.shape, []).append(block)
+        steps = {shape: iter(self._steps_of(same)) for shape, same in of_shape.items()}
+        return [
+            torch.cat([next(steps[block.shape]) for block in of_kernel]).reshape(direction.shape)
+            for of_kernel, direction in zip(blocks, directions, strict=True)
+        ]
+
+    def _steps_of(self, same: list[Tensor]) -> list[Tensor]:
+        """Return the steps along matrices (m, n) of one shape."""
+        scale = _MATCHED_RMS * max(same[0].shape) ** 0.5
+        if same[0].is_cuda:
+            return list(orthogonalise(torch.stack(same), product_dtype=self._product_dtype) * scale)  # (N, m, n)
+        return [orthogonalise(block, product_dtype=self._product_dtype) * scale for block in same]
 
 
-def orthogonalise(matrix: Tensor, *, product_dtype: torch.dtype | None = None) -> Tensor:
-    """Return about U V^T for a matrix U S V^T, (m, n), float32: singular values near 1 wherever they are not tiny beside the largest.
+def orthogonalise(matrices: Tensor, *, product_dtype: torch.dtype | None = None) -> Tensor:
+    """Return about U V^T for matrices U S V^T, (m, n) or (N, m, n), float32: singular values near 1 wherever they are not tiny beside the largest.
 
     Newton and Schulz's iteration X <- (a I + b X X^T + c (X X^T)^2) X, carried out on the small Gram matrix X X^T alone and applied to X once: two
     products with n columns instead of ten. A zero matrix stays zero.
 
     Args:
-        matrix: (m, n), finite.
+        matrices: (m, n) or (N, m, n), finite; each is taken by itself.
         product_dtype: Type of the factors of those two products, summed in float32; None for float32.
     """
-    if matrix.shape[0] > matrix.shape[1]:
-        return orthogonalise(matrix.mT, product_dtype=product_dtype).mT
+    if matrices.shape[-2] > matrices.shape[-1]:
+        return orthogonalise(matrices.mT, product_dtype=product_dtype).mT
     a, b, c = _COEFFICIENTS
-    x = matrix.float() / matrix.float().norm().clamp_min(torch.finfo(torch.float32).tiny)  # its largest singular value is at most 1
+    x = matrices.float()
+    x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)  # singular values at most 1
     x = x.to(product_dtype or torch.float32)
-    gram = (x @ x.mT).float()  # (m, m)
-    applied = torch.eye(len(x), device=x.device)  # (m, m): what stands before X so far
+    gram = (x @ x.mT).float()  # (..., m, m)
+    applied = torch.eye(x.shape[-2], device=x.device)  # (m, m): what stands before X so far
+    multiply_add = torch.addmm if x.dim() == 2 else torch.baddbmm
     for _ in range(_ITERATIONS):
-        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)  # (m, m)
-        polynomial.diagonal().add_(a)
+        polynomial = multiply_add(gram, gram, gram, beta=b, alpha=c)  # (..., m, m)
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
         applied = polynomial @ applied
         gram = polynomial @ gram @ polynomial  # symmetric, and all of these commute
     result: Tensor = (applied.to(x.dtype) @ x).float()

@@ -95,23 +95,28 @@ class Trainer:
         return {name: loss.detach() for name, loss in losses.items()}
 
     def _forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        images = self._moved(images)
         flawed, has_flaw = self._corruption(images)
-        inputs = self._model.normalise(images.to(self.device))
+        inputs = self._model.normalise(images)
         with torch.autocast(self.device.type, dtype=self._half) if self._half is not None else contextlib.nullcontext():
             if has_flaw.any():
-                teacher, student = self._restore(inputs, self._model.normalise(flawed.to(self.device)), has_flaw.to(self.device))
+                teacher, student = self._restore(inputs, self._model.normalise(flawed), self._moved(has_flaw.nonzero().flatten()))
             else:
                 teacher, student = self._model(inputs)
         # Leaves autocast by itself: only the affinities' matrix products are in half precision.
         return structural_loss(teacher, student, self._config.loss, labels=labels, product_dtype=self._half)
 
-    def _restore(self, inputs: Tensor, flawed: Tensor, has_flaw: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the teacher's features of the good images and the student's answer to the flawed ones."""
+    def _moved(self, tensor: Tensor) -> Tensor:
+        """Return a tensor on the device; from pinned memory, or every copy would wait until the GPU has done all that was asked of it before."""
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+
+    def _restore(self, inputs: Tensor, flawed: Tensor, numbers: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the teacher's features of the good images and the student's answer to the flawed ones, which are those with these numbers, (F,)."""
         teacher = self._model.teacher(inputs)
         if self._model.bottleneck is None:
             return teacher, self._model.imitate(flawed, teacher)  # a forward student sees the image and not the teacher's features
-        seen = self._model.teacher(flawed[has_flaw])  # the others are the same as without a flaw
-        shown = [good.index_copy(0, has_flaw.nonzero().flatten(), bad.to(good.dtype)) for good, bad in zip(teacher, seen, strict=True)]
+        seen = self._model.teacher(flawed[numbers])  # (F, D_k, H_k, W_k); the others are the same as without a flaw
+        shown = [good.index_copy(0, numbers, bad.to(good.dtype)) for good, bad in zip(teacher, seen, strict=True)]
         return teacher, self._model.imitate(flawed, shown)
 
     def _update(self, total: Tensor) -> None:

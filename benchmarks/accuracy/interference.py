@@ -60,6 +60,7 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="chooses images, patches and places (default: 0)")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda (default: auto)")
+    parser.add_argument("--commit", metavar="TEXT", help="commit to record where the sources are no checkout (default: asked from git)")
     return parser
 
 
@@ -150,7 +151,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         results.append({"checkpoint": path.name, "method": method, "seed": checkpoint.seed, "epochs": checkpoint.epochs_done, "separation": found})
         print(f"{path.name}: " + ", ".join(f"{title} {found[kind]['mean']:.3f}" for kind, title in KINDS.items()), flush=True)
     command = provenance.command_line(arguments).replace("benchmarks.accuracy", PROGRAM, 1)
-    origin = provenance.provenance(device=device, threads=threads, command=command, commit_name=provenance.commit())
+    origin = provenance.provenance(device=device, threads=threads, command=command, commit_name=options.commit or provenance.commit())
     facts = {"per_pair": options.per_pair, "seed": options.seed, "data": options.data.resolve().name}
     write_record(options.out, {"kind": "interference", **facts, "models": results, "provenance": origin})
     print(table(results))

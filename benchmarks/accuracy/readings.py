@@ -91,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--checkpoints", type=Path, nargs="+", metavar="FILE", required=True, help="multi-class checkpoints, of any methods and seeds"
     )
     parser.add_argument("--out", type=Path, metavar="FILE.md", required=True, help="page to write; the figures go to FILE.json beside it")
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="where the networks run: auto, cpu, cuda (default: cpu)")
+    parser.add_argument("--commit", metavar="TEXT", help="commit to record where the sources are no checkout (default: asked from git)")
     options = parser.parse_args(arguments)
     return run_command(lambda: _run(options, arguments), program=PROGRAM)
 
@@ -99,27 +101,28 @@ class Cells:
     """Distances and affinity errors of every image at feature resolution, by kind and scale: (n, H_k, W_k) float32 each."""
 
     def __init__(self, model: Any, images: npt.NDArray[np.uint8], progress: Progress) -> None:
-        """Run the model over prepared images (n, H, W, 3) uint8 RGB."""
+        """Run the model over prepared images (n, H, W, 3) uint8 RGB, on the device that it is on."""
         import torch
 
         from snl_train.affinity import mean_affinity_error
-        from snl_train.features import unit_vectors
+        from snl_train.features import exact_float32, unit_vectors
         from snl_train.scoring import cell_scores
 
         found: dict[str, list[list[Maps]]] = {"cosine": [], "affinity": [], "whitened": [], "expected": []}
         whitenings = list(model.whitening or [None] * 3)
         without = [_without_expectation(whitening) for whitening in whitenings]
-        with torch.inference_mode():
+        device = next(model.parameters()).device
+        with torch.inference_mode(), exact_float32(device):
             for start in range(0, len(images), _AT_ONCE):
-                batch = torch.from_numpy(images[start : start + _AT_ONCE])
+                batch = torch.from_numpy(images[start : start + _AT_ONCE]).to(device)
                 teacher, student = model(model.normalise(batch))
                 rows: dict[str, list[Maps]] = {kind: [] for kind in found}
                 for t, s, whitening, plain in zip(teacher, student, whitenings, without, strict=True):
                     affinity = mean_affinity_error(unit_vectors(s.flatten(2)), unit_vectors(t.flatten(2)))  # (B, P)
-                    rows["cosine"].append(cell_scores(t, s, affinity_weight=0).numpy())
-                    rows["affinity"].append(affinity.reshape(len(batch), *t.shape[2:]).numpy())
-                    rows["whitened"].append(cell_scores(t, s, affinity_weight=0, whitening=plain).numpy())
-                    rows["expected"].append(cell_scores(t, s, affinity_weight=0, whitening=whitening).numpy())
+                    rows["cosine"].append(cell_scores(t, s, affinity_weight=0).cpu().numpy())
+                    rows["affinity"].append(affinity.reshape(len(batch), *t.shape[2:]).cpu().numpy())
+                    rows["whitened"].append(cell_scores(t, s, affinity_weight=0, whitening=plain).cpu().numpy())
+                    rows["expected"].append(cell_scores(t, s, affinity_weight=0, whitening=whitening).cpu().numpy())
                 for kind, of_scales in rows.items():
                     found[kind].append(of_scales)
                 progress.advance(len(batch))
@@ -188,12 +191,14 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     import torch
 
     from snl_train.checkpoint import load_checkpoint
+    from snl_train.trainer import resolve_device
 
     options.out.parent.mkdir(parents=True, exist_ok=True)  # a wrong name must not cost the minutes of scoring
+    device = resolve_device(options.device)
     models: list[dict[str, Any]] = []
     for path in options.checkpoints:
         checkpoint = load_checkpoint(path)
-        model = checkpoint.build_model()
+        model = checkpoint.build_model().to(device)
         height, width = checkpoint.config.image_size
         of_reading: dict[str, dict[str, dict[str, float | None]]] = {}
         groups = _images(options.data, checkpoint.classes, (height, width), set(checkpoint.training_image_sha256))
@@ -206,7 +211,8 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         method = re.sub(r"_s\d+$", "", path.stem)
         models.append({"checkpoint": path.name, "method": method, "seed": checkpoint.seed, "readings": of_reading})
     command = provenance.command_line(arguments).replace("benchmarks.accuracy", PROGRAM, 1)
-    origin = provenance.provenance(device="cpu", threads=torch.get_num_threads(), command=command, commit_name=provenance.commit())
+    commit = options.commit or provenance.commit()
+    origin = provenance.provenance(device=device.type, threads=torch.get_num_threads(), command=command, commit_name=commit)
     write_record(options.out.with_suffix(".json"), {"kind": "readings", "models": models, "provenance": origin})
     atomic_write_text(options.out, page(models, origin))
     print("\n".join(table(models)))

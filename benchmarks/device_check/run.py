@@ -19,7 +19,7 @@ import kernel_checks
 import machine
 from table import NotRunError, Row, as_markdown, check, exit_status
 
-GROUPS = ("all", "kernels")
+GROUPS = ("all", "device", "kernels")
 _EXIT_USAGE = 2
 
 
@@ -44,7 +44,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--onnx", type=Path, metavar="FILE", help="exported model, with x.json and x.golden.npz beside it")
     parser.add_argument("--engine", type=Path, metavar="FILE", help="engine of that model, listed in x.json (default: one is built for this GPU)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="file for the table too")
-    parser.add_argument("--only", choices=GROUPS, default="all", help="kernels: compare the kernels and nothing else (default: all)")
+    parser.add_argument(
+        "--only",
+        choices=GROUPS,
+        default="all",
+        help="device: what needs no model and no TensorRT; kernels: compare the kernels and nothing else (default: all)",
+    )
     return parser
 
 
@@ -52,6 +57,10 @@ def _checks(options: argparse.Namespace, folder: Path) -> list[tuple[str, Callab
     kernels = ("CUDA kernels against NumPy", kernel_checks.compare_with_twins)
     if options.only == "kernels":
         return [kernels]
+    machine_rows = [("versions", machine.versions), ("GPU", machine.gpu)]
+    bandwidth = ("kernel bandwidth", kernel_checks.measure_bandwidth)
+    if options.only == "device":
+        return [*machine_rows, kernels, bandwidth]
     subject: list[engine_checks.Subject] = []
 
     def copy() -> str:
@@ -74,12 +83,11 @@ def _checks(options: argparse.Namespace, folder: Path) -> list[tuple[str, Callab
         ("times, in turn", engine_checks.times),
     ]
     return [
-        ("versions", machine.versions),
-        ("GPU", machine.gpu),
+        *machine_rows,
         ("model", copy),
         *((part, partial(on_subject, body)) for part, body in of_engine),
         kernels,
-        ("kernel bandwidth", kernel_checks.measure_bandwidth),
+        bandwidth,
         ("compute-sanitizer", machine.sanitize),
     ]
 

@@ -79,3 +79,18 @@ def test_the_same_generator_state_gives_the_same_flaws(images):
 def test_settings_out_of_range_are_refused_by_name(setting, value, expected):
     with pytest.raises(ConfigError, match=expected):
         CorruptionConfig(**{setting: value})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_gpu_paints_flaws_into_the_same_images_as_a_cpu(images):
+    painted = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(1)
+        painted.append(Corruption(CorruptionConfig(share=0.5))(images.to(device)))
+    (_, on_cpu), (flawed, on_gpu) = painted
+    assert torch.equal(on_cpu, on_gpu)
+    assert flawed.is_cuda
+    assert flawed.dtype == torch.uint8
+    assert torch.equal(flawed[~on_gpu].cpu(), images[~on_gpu])
+    assert all((flawed[number].cpu() != images[number]).any() for number in on_gpu.nonzero().flatten().tolist())

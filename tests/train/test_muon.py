@@ -26,6 +26,15 @@ def test_orthogonalising_is_the_polynomial_of_the_singular_values(shape):
     np.testing.assert_allclose(orthogonalise(torch.from_numpy(matrix)).numpy(), by_singular_values(matrix), atol=2e-5)
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_matrices_in_one_stack_are_orthogonalised_each_by_itself(dtype):
+    rng = np.random.default_rng(4)
+    stack = np.stack([scale * rng.normal(size=(8, 30)) for scale in (1e-6, 1.0, 1e4)] + [np.zeros((8, 30))]).astype(np.float32)
+    result = orthogonalise(torch.from_numpy(stack), product_dtype=dtype).numpy()
+    expected = np.stack([by_singular_values(matrix) for matrix in stack[:3]] + [np.zeros((8, 30))])
+    np.testing.assert_allclose(result, expected, atol=2e-5 if dtype is None else 2e-2)
+
+
 def test_orthogonalised_directions_count_alike_whatever_their_size():
     rng = np.random.default_rng(1)
     u, v = (np.linalg.qr(rng.normal(size=(n, 8)))[0] for n in (8, 50))
@@ -95,3 +104,21 @@ def test_there_is_one_optimizer_where_one_has_everything(config, kinds):
 def test_a_momentum_that_never_forgets_is_refused(momentum):
     with pytest.raises(ConfigError, match="optim.momentum"):
         OptimConfig(momentum=momentum)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_kernels_that_a_gpu_takes_together_move_as_on_a_cpu():
+    rng = np.random.default_rng(5)
+    shapes = [(6, 4, 3, 3), (ROWS_AT_ONCE + 6, 4, 3, 3), (6, 4, 3, 3), (40, 2, 1, 1)]
+    gradients = [torch.from_numpy(rng.normal(size=shape).astype(np.float32)) for shape in shapes]
+    moved = []
+    for device in ("cpu", "cuda"):
+        kernels = [nn.Parameter(torch.zeros(shape, device=device)) for shape in shapes]
+        optimizer = Muon(kernels, MUON)
+        for _ in range(2):
+            for kernel, gradient in zip(kernels, gradients, strict=True):
+                kernel.grad = gradient.to(device)
+            optimizer.step()
+        moved.append([kernel.detach().cpu() for kernel in kernels])
+    torch.testing.assert_close(moved[1], moved[0], atol=1e-4, rtol=0)
