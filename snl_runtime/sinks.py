@@ -29,6 +29,8 @@ SYNC_INTERVAL_S = 1.0
 """Most seconds of records that a power cut can take; a killed process takes none."""
 
 _TAIL_BYTES = 1 << 20
+_FIRST_BYTES = b'{"record":'
+"""What a file of records begins with."""
 _NOT_SYNCABLE = frozenset({errno.EINVAL, errno.EROFS, errno.ENOTSUP})
 """What fsync says of a pipe or a device, where there is nothing to force to a disk."""
 
@@ -153,7 +155,8 @@ class JsonlSink:
             if size_bytes == 0:
                 return
             os.lseek(handle, 0, os.SEEK_SET)
-            if not os.read(handle, 16).startswith(b'{"record":'):
+            head = os.read(handle, len(_FIRST_BYTES))
+            if head != _FIRST_BYTES and not (len(head) == size_bytes and _FIRST_BYTES.startswith(head)):  # the latter: a first record cut early
                 raise SinkError(f"{self.path} exists and does not hold inspection records; name another file, records are only appended")
             tail_start = max(0, size_bytes - _TAIL_BYTES)
             os.lseek(handle, tail_start, os.SEEK_SET)

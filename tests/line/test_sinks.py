@@ -104,7 +104,16 @@ def test_half_a_line_left_by_a_power_cut_is_removed_before_appending(fakes, tmp_
     assert [strict(line)["frame_index"] for line in path.read_text().splitlines()] == [0, 1]
 
 
-@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n", b"notes of the night shift\n", b'{"other": 1}\n'])
+@pytest.mark.parametrize("left", [1, 3, 9, 10, 40])
+def test_a_first_record_cut_anywhere_is_removed_before_appending(fakes, tmp_path, left):
+    path = tmp_path / "out.jsonl"
+    path.write_text(record_line(fakes.frame_of(0), fakes.result_of())[:left])
+    with JsonlSink(path) as sink:
+        sink.emit(fakes.frame_of(1), fakes.result_of())
+    assert [strict(line)["frame_index"] for line in path.read_text().splitlines()] == [1]
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n", b"notes of the night shift\n", b'{"other": 1}\n', b'{"rec}', b"{}"])
 def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path, content):
     path = tmp_path / "precious"
     path.write_bytes(content)

@@ -85,6 +85,14 @@ def subject(engine_checks, write_engine, tmp_path):
     return engine_checks.copy_subject(engine.with_suffix(".onnx"), engine, tmp_path / "copies")
 
 
+def test_parts_that_need_no_model_run_without_one(device_check, monkeypatch, capsys):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    run = device_check("run")
+    assert run.main(["--only", "device"]) == 4
+    parts = [line.strip("| ").split(" | ")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert parts == ["part", "versions", "GPU", "CUDA kernels against NumPy", "kernel bandwidth"]
+
+
 def test_machine_without_a_gpu_reaches_the_end_and_runs_no_device_row(model_fixtures, tmp_path):
     model_fixtures.ModelFolder(tmp_path).write()
     out = tmp_path / "tables" / "table.md"
