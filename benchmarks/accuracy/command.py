@@ -46,6 +46,7 @@ def _parser() -> CommandParser:
     what.add_argument("--data", type=Path, metavar="DIR", help="images in the layout of MVTec AD or VisA")
     what.add_argument("--weights", metavar="FILE", help="weights of the teacher (default: the protocol's, usually torchvision's download)")
     what.add_argument("--only", action="append", default=[], metavar="TEXT", help="only runs with this in their name; repeat for more")
+    what.add_argument("--seeds", type=seed_list, metavar="A,B", help="only runs with these seeds, of those that --only leaves")
     what.add_argument("--list", action="store_true", help="print the runs and whether they are done, and stop")
     how = parser.add_argument_group("how")
     how.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help=f"one JSON per run goes here (default: {DEFAULT_OUT})")
@@ -87,7 +88,7 @@ def _run_protocol(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from benchmarks.accuracy.data import class_names
 
     protocol = load_protocol(options.protocol)
-    runs = _chosen(expand(protocol, class_names(options.data)), options.only)
+    runs = _chosen(expand(protocol, class_names(options.data)), options.only, options.seeds)
     open_runs = _open_runs(options, protocol, runs)
     if options.list:
         return _list(options.out, runs, open_runs)
@@ -150,10 +151,15 @@ def _job(options: argparse.Namespace, arguments: Sequence[str], protocol: "Proto
     return job, jobs
 
 
-def _chosen(runs: Sequence[Run], only: Sequence[str]) -> list[Run]:
+def _chosen(runs: Sequence[Run], only: Sequence[str], seeds: Sequence[int] | None) -> list[Run]:
     chosen = [run for run in runs if not only or any(text in run.name for text in only)]
     if not chosen:
         raise ConfigError(f"--only {only[0]} fits no run; a run is called like {runs[0].name}")
+    if seeds is not None:
+        known = sorted({run.seed for run in chosen})
+        chosen = [run for run in chosen if run.seed in seeds]
+        if not chosen:
+            raise ConfigError(f"--seeds {','.join(map(str, seeds))} fits no run; their seeds are {', '.join(map(str, known))}")
     return chosen
 
 
@@ -238,6 +244,18 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
     return value
+
+
+def seed_list(text: str) -> tuple[int, ...]:
+    """Return the seeds in ``0,2``.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is no list of numbers of 0 or more.
+    """
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"must be numbers like 0,2, got {text!r}")
+    return tuple(int(part) for part in parts)
 
 
 def _seconds(text: str) -> float:

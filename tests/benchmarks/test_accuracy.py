@@ -1,6 +1,7 @@
 """A protocol is run once, whatever stops it in between, with the product's own training and evaluation, and leaves one whole JSON per run."""
 
 import dataclasses
+import argparse
 import json
 import os
 import shutil
@@ -197,6 +198,24 @@ def test_budget_stops_the_command_with_status_0(two_classes: Path, tmp_path: Pat
     status, out, _ = command("--protocol", "tiny", "--data", two_classes, "--out", tmp_path, "--jobs", 1, "--device", "cpu", "--budget-s", 0.01)
     assert status == 0
     assert "not finished: 0 of 8 runs of tiny are done" in out
+
+
+def test_runs_are_chosen_by_their_name_and_seed(two_classes: Path, tmp_path: Path, command):
+    arguments = ["--protocol", "tiny", "--data", two_classes, "--out", tmp_path, "--list", "--only", "one-cap"]
+    for seeds, expected in (("1", [1]), ("0,1", [0, 1]), ("1,7", [1])):
+        status, out, _ = command(*arguments, "--seeds", seeds)
+        assert (status, out.split()) == (0, [word for seed in expected for word in ("open", f"fd_32_all_one-cap_s{seed}")])
+    status, _, err = command(*arguments, "--seeds", "7")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "--seeds 7 fits no run; their seeds are 0, 1" in err
+
+
+@pytest.mark.parametrize("text", ["zero", "1,", "-1", "0.5"])
+def test_seeds_that_are_no_numbers_are_refused(text: str):
+    from benchmarks.accuracy.command import seed_list
+
+    with pytest.raises(argparse.ArgumentTypeError, match="must be numbers like 0,2, got"):
+        seed_list(text)
 
 
 def test_killed_command_goes_on_after_the_last_finished_run(two_classes: Path, tmp_path: Path, command):
