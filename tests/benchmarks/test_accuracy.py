@@ -1,7 +1,7 @@
 """A protocol is run once, whatever stops it in between, with the product's own training and evaluation, and leaves one whole JSON per run."""
 
-import dataclasses
 import argparse
+import dataclasses
 import json
 import os
 import shutil
