@@ -102,6 +102,8 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     runs = peer_runs(protocol, class_names(options.data), options.settings.split(","))
     runs = [run for run in runs if not options.only or any(text in run.name for text in options.only)]
     runs = [run for run in runs if options.seeds is None or run.seed in options.seeds]
+    if not runs:
+        raise ConfigError("--settings, --only and --seeds leave no run; --list without them shows all")
     if options.list:
         for run in runs:
             print("done " if _files(options.out, run).record.exists() else "open ", run.name)
@@ -237,7 +239,9 @@ class PeerScorer:
         """Return scores (N,) and maps (N, H, W), float32, of prepared images (N, H, W, 3) uint8 RGB."""
         import torch
 
-        with torch.inference_mode():
+        from snl_train.features import exact_float32
+
+        with torch.inference_mode(), exact_float32(torch.device(self._device)):  # as the own rows are measured
             answer = self._model(_normalised(_as_tensor(images)).to(self._device))
         scores = answer.pred_score.reshape(-1).float().cpu().numpy()
         return scores, answer.anomaly_map.reshape(len(images), *self.size_hw).float().cpu().numpy()

@@ -61,7 +61,7 @@ def sanitize() -> str:
     if program is None:
         raise NotRunError("compute-sanitizer is not installed; it comes with the CUDA toolkit")
     script = str(Path(__file__).with_name("run.py"))
-    # Errors of API calls are exceptions of ours already; cuda-bindings makes dozens when it asks the driver for functions that this one lacks.
+    # Errors of API calls are exceptions of ours already; cuda-bindings makes dozens while it looks for functions of the driver.
     options = ["--error-exitcode", str(_SANITIZER_STATUS), "--leak-check", "full", "--report-api-errors", "no"]
     command = [program, *options, sys.executable, script, "--only", "kernels"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
