@@ -386,6 +386,7 @@ def test_rendering_needs_neither_data_nor_torch(tmp_path: Path):
         ("accuracy", "results", None),
         ("accuracy-without-focus", "results-without-focus", "reduced256"),
         ("accuracy-epyc", "results-epyc", "reduced256"),
+        ("accuracy-peers-cpu", "results-peers-cpu", "full"),
     ],
 )
 def test_committed_page_is_made_from_the_kept_results(page, results, only):
