@@ -20,7 +20,8 @@ Written by `python -m benchmarks.accuracy --render` from a JSON file per run, ke
 [accuracy.md](accuracy.md) is made from `benchmarks/accuracy/results`: `full` and `full384` ran on a GPU until its time was up, `ablation` and
 `reduced256` on CPU cores. Peers that the GPU had no time for ran [on CPU cores](accuracy-peers-cpu.md) (`results-peers-cpu`). Earlier pages show
 runs whose `best`, and what else is trained like it, had no focus in L_cd (`loss.channel_focus` 0): [on the processor of
-`reduced256`](accuracy-without-focus.md) (`results-without-focus`; missing seeds were given up when the focus gained on the choose classes) and [on another](accuracy-epyc.md)
+`reduced256`](accuracy-without-focus.md) (`results-without-focus`; missing seeds were given up when the focus gained on the choose
+classes) and [on another](accuracy-epyc.md)
 (`results-epyc`); rounding differs between processors, so their seeds are other trainings. Runs before 2026-11-25 are
 [on a page of their own](accuracy-2026-11-24.md): `best` had no Muon either, and their files are not kept.
 
