@@ -88,7 +88,7 @@ def _run_protocol(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from benchmarks.accuracy.data import class_names
 
     protocol = load_protocol(options.protocol)
-    runs = _chosen(expand(protocol, class_names(options.data)), options.only, options.seeds)
+    runs = chosen_runs(expand(protocol, class_names(options.data)), options.only, options.seeds)
     open_runs = _open_runs(options, protocol, runs)
     if options.list:
         return _list(options.out, runs, open_runs)
@@ -151,7 +151,12 @@ def _job(options: argparse.Namespace, arguments: Sequence[str], protocol: "Proto
     return job, jobs
 
 
-def _chosen(runs: Sequence[Run], only: Sequence[str], seeds: Sequence[int] | None) -> list[Run]:
+def chosen_runs(runs: Sequence[Run], only: Sequence[str], seeds: Sequence[int] | None) -> list[Run]:
+    """Return the runs with any of the texts in their name (all without a text) and any of the seeds (all for None).
+
+    Raises:
+        ConfigError: If none is left.
+    """
     chosen = [run for run in runs if not only or any(text in run.name for text in only)]
     if not chosen:
         raise ConfigError(f"--only {only[0]} fits no run; a run is called like {runs[0].name}")

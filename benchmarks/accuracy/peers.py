@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.accuracy import provenance
-from benchmarks.accuracy.command import DEFAULT_OUT, seed_list
+from benchmarks.accuracy.command import DEFAULT_OUT, chosen_runs, seed_list
 from benchmarks.accuracy.protocol import Protocol, Run, expand, known_protocols, load_protocol, train_config
 from benchmarks.accuracy.records import SCHEMA, RunFiles, write_record
 from snl_runtime.commandline import EXIT_OK, CommandParser, run_command
@@ -99,11 +99,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
     started_s = time.monotonic()
     protocol = load_protocol(options.protocol)
-    runs = peer_runs(protocol, class_names(options.data), options.settings.split(","))
-    runs = [run for run in runs if not options.only or any(text in run.name for text in options.only)]
-    runs = [run for run in runs if options.seeds is None or run.seed in options.seeds]
-    if not runs:
-        raise ConfigError("--settings, --only and --seeds leave no run; --list without them shows all")
+    runs = chosen_runs(peer_runs(protocol, class_names(options.data), options.settings.split(",")), options.only, options.seeds)
     if options.list:
         for run in runs:
             print("done " if _files(options.out, run).record.exists() else "open ", run.name)
@@ -136,9 +132,8 @@ class _Peers:
         self._protocol = protocol
         self._source = f"anomalib {_anomalib_version()}"
         self._command = command
-        base = self._config(runs[0]) if runs else None
         classes = sorted({name for run in runs for name in run.classes})
-        cache_mib = base.data.cache_mib if base is not None else 0
+        cache_mib = self._config(runs[0]).data.cache_mib
         self._dataset = load_dataset(options.data, classes, protocol.image_sizes, cache_mib=cache_mib, threads=None)
 
     def _config(self, run: Run) -> TrainConfig:

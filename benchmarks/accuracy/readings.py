@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--checkpoints", type=Path, nargs="+", metavar="FILE", required=True, help="multi-class checkpoints, of any methods and seeds"
     )
     parser.add_argument("--out", type=Path, metavar="FILE.md", required=True, help="page to write; the figures go to FILE.json beside it")
-    parser.add_argument("--device", default="cpu", metavar="NAME", help="where the networks run: auto, cpu, cuda (default: cpu)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="cpu", help="where the networks run (default: cpu)")
     parser.add_argument("--commit", metavar="TEXT", help="commit to record where the sources are no checkout (default: asked from git)")
     options = parser.parse_args(arguments)
     return run_command(lambda: _run(options, arguments), program=PROGRAM)
