@@ -84,6 +84,7 @@ def rendered(out: Path, only: str = "tiny", **options) -> str:
         ("parts", 10 * 3),
         ("long", 3 * 3),
         ("ablation", 8 * 3),
+        ("choices", 14 * 3),
         ("full", 31 * 3 + 4 * 2),
         ("full384", 3 * 3),
         ("mvtec_paper", 4 * 16 * 3 + 6 * 3),
@@ -101,7 +102,7 @@ def test_shipped_protocols_stand_for_so_many_runs(name: str, count: int):
 
 
 def test_realmix_protocols_choose_and_confirm_on_the_agreed_classes():
-    for name in ("reduced", "reduced256", "reduced384", "constant256", "long", "ablation", "parts", "full", "full384"):
+    for name in ("reduced", "reduced256", "reduced384", "constant256", "long", "ablation", "choices", "parts", "full", "full384"):
         assert loaded(name).choose == ("bottle", "juice_bottle", "magnetic_tile")
         assert loaded(name).confirm == ("cookie", "hazelnut", "pcb", "solar_cell")
         assert loaded(name).quoted == "none"  # no figure on realmix may stand beside a published one
@@ -168,7 +169,7 @@ def test_wrong_protocol_is_refused_with_its_reason(changes: dict, message: str):
 
 
 def test_unknown_protocol_names_the_known_ones():
-    known = "ablation, constant256, full, full384, long, mvtec_paper, parts, reduced, reduced256, reduced384, tiny, visa_paper"
+    known = "ablation, choices, constant256, full, full384, long, mvtec_paper, parts, reduced, reduced256, reduced384, tiny, visa_paper"
     with pytest.raises(ConfigError, match=f"known: {known}"):
         loaded("ful")
 
