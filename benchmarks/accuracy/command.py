@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "benchmarks.accuracy"
 DEFAULT_OUT = Path("runs/accuracy")
+ONLY_HELP = "only runs with this in their name, or whose whole name fits a pattern with * or ?; repeat for more"
 _EXAMPLE = """
 python -m benchmarks.accuracy --protocol reduced --data ../shared/data/realmix --weights resnet18.safetensors
 python -m benchmarks.accuracy --protocol full --data ../shared/data/realmix --weights resnet18.safetensors --budget-s 560
@@ -45,7 +47,7 @@ def _parser() -> CommandParser:
     what.add_argument("--protocol", metavar="NAME", help=f"{', '.join(known_protocols())}, or a .yaml file; with --render: show this one only")
     what.add_argument("--data", type=Path, metavar="DIR", help="images in the layout of MVTec AD or VisA")
     what.add_argument("--weights", metavar="FILE", help="weights of the teacher (default: the protocol's, usually torchvision's download)")
-    what.add_argument("--only", action="append", default=[], metavar="TEXT", help="only runs with this in their name; repeat for more")
+    what.add_argument("--only", action="append", default=[], metavar="TEXT", help=ONLY_HELP)
     what.add_argument("--seeds", type=seed_list, metavar="A,B", help="only runs with these seeds, of those that --only leaves")
     what.add_argument("--list", action="store_true", help="print the runs and whether they are done, and stop")
     how = parser.add_argument_group("how")
@@ -154,10 +156,12 @@ def _job(options: argparse.Namespace, arguments: Sequence[str], protocol: "Proto
 def chosen_runs(runs: Sequence[Run], only: Sequence[str], seeds: Sequence[int] | None) -> list[Run]:
     """Return the runs with any of the texts in their name (all without a text) and any of the seeds (all for None).
 
+    A text with ``*`` or ``?`` is a pattern of the whole name: ``rd_*`` leaves out ``snl-rd_...``.
+
     Raises:
         ConfigError: If none is left.
     """
-    chosen = [run for run in runs if not only or any(text in run.name for text in only)]
+    chosen = [run for run in runs if not only or any(_fits(run.name, text) for text in only)]
     if not chosen:
         raise ConfigError(f"--only {only[0]} fits no run; a run is called like {runs[0].name}")
     if seeds is not None:
@@ -166,6 +170,10 @@ def chosen_runs(runs: Sequence[Run], only: Sequence[str], seeds: Sequence[int] |
         if not chosen:
             raise ConfigError(f"--seeds {','.join(map(str, seeds))} fits no run; their seeds are {', '.join(map(str, known))}")
     return chosen
+
+
+def _fits(name: str, text: str) -> bool:
+    return fnmatchcase(name, text) if set(text) & set("*?") else text in name
 
 
 def _open_runs(options: argparse.Namespace, protocol: "Protocol", runs: Sequence[Run]) -> list[Run]:

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.accuracy import provenance
-from benchmarks.accuracy.command import DEFAULT_OUT, chosen_runs, seed_list
+from benchmarks.accuracy.command import DEFAULT_OUT, ONLY_HELP, chosen_runs, seed_list
 from benchmarks.accuracy.protocol import Protocol, Run, expand, known_protocols, load_protocol, train_config
 from benchmarks.accuracy.records import SCHEMA, RunFiles, write_record
 from snl_runtime.commandline import EXIT_OK, CommandParser, run_command
@@ -58,7 +58,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--weights", metavar="FILE", required=True, help="weights of the teacher; nothing is downloaded")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help=f"one JSON per run goes here (default: {DEFAULT_OUT})")
     parser.add_argument("--settings", default="one-class,multi-class", metavar="A,B", help="one-class, multi-class or both (default: both)")
-    parser.add_argument("--only", action="append", default=[], metavar="TEXT", help="only runs with this in their name; repeat for more")
+    parser.add_argument("--only", action="append", default=[], metavar="TEXT", help=ONLY_HELP)
     parser.add_argument("--seeds", type=seed_list, metavar="A,B", help="only runs with these seeds, of those that --only leaves")
     parser.add_argument("--epochs", type=int, metavar="N", help="epochs of STFPM and Reverse Distillation (default: the protocol's, see --min-steps)")
     parser.add_argument("--min-steps", type=int, default=500, metavar="N", help="more epochs where they are fewer optimiser steps (default: 500)")

@@ -210,6 +210,24 @@ def test_runs_are_chosen_by_their_name_and_seed(two_classes: Path, tmp_path: Pat
     assert "--seeds 7 fits no run; their seeds are 0, 1" in err
 
 
+@pytest.mark.parametrize(
+    ("only", "expected"),
+    [
+        ("rd_128", ["rd_128_realmix_multi_s0", "snl-rd_128_realmix_multi_s0"]),
+        ("rd_128*", ["rd_128_realmix_multi_s0"]),
+        ("rd_128_realmix_multi_s?", ["rd_128_realmix_multi_s0"]),
+        ("*rd_128*", ["rd_128_realmix_multi_s0", "snl-rd_128_realmix_multi_s0"]),
+    ],
+)
+def test_a_pattern_chooses_by_the_whole_name(only: str, expected: list[str]):
+    from benchmarks.accuracy.command import chosen_runs
+    from benchmarks.accuracy.protocol import expand, load_protocol
+
+    protocol = load_protocol("long")
+    runs = expand(protocol, [*protocol.choose, *protocol.confirm])
+    assert [run.name for run in chosen_runs(runs, [only], [0])] == expected
+
+
 @pytest.mark.parametrize("text", ["zero", "1,", "-1", "0.5"])
 def test_seeds_that_are_no_numbers_are_refused(text: str):
     from benchmarks.accuracy.command import seed_list
