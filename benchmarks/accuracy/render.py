@@ -17,8 +17,8 @@ _TESTS_ONLY = "tiny"
 _HEAD = """# Accuracy
 
 Written by `python -m benchmarks.accuracy --render` from a JSON file per run, kept in the project; do not edit by hand.
-[accuracy.md](accuracy.md) is made from `benchmarks/accuracy/results`: `full` and `full384` ran on a GPU until its time was up, `ablation` and
-`reduced256` on CPU cores. Peers that the GPU had no time for ran [on CPU cores](accuracy-peers-cpu.md) (`results-peers-cpu`). Earlier pages show
+[accuracy.md](accuracy.md) is made from `benchmarks/accuracy/results`: `full` and `full384` ran on a GPU until its time was up, the others
+on CPU cores. Peers that the GPU had no time for ran [on CPU cores](accuracy-peers-cpu.md) (`results-peers-cpu`). Earlier pages show
 runs whose `best`, and what else is trained like it, had no focus in L_cd (`loss.channel_focus` 0): [on the processor of
 `reduced256`](accuracy-without-focus.md) (`results-without-focus`; missing seeds were given up when the focus gained on the choose
 classes) and [on another](accuracy-epyc.md)
