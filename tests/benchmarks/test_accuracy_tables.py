@@ -84,6 +84,7 @@ def rendered(out: Path, only: str = "tiny", **options) -> str:
         ("parts", 12 * 3),
         ("long", 3 * 3),
         ("ablation", 8 * 3),
+        ("ablation256", 8 * 3),
         ("choices", 14 * 3),
         ("full", 31 * 3 + 4 * 2),
         ("full384", 3 * 3),
@@ -102,7 +103,7 @@ def test_shipped_protocols_stand_for_so_many_runs(name: str, count: int):
 
 
 def test_realmix_protocols_choose_and_confirm_on_the_agreed_classes():
-    for name in ("reduced", "reduced256", "reduced384", "constant256", "long", "ablation", "choices", "parts", "full", "full384"):
+    for name in ("reduced", "reduced256", "reduced384", "constant256", "long", "ablation", "ablation256", "choices", "parts", "full", "full384"):
         assert loaded(name).choose == ("bottle", "juice_bottle", "magnetic_tile")
         assert loaded(name).confirm == ("cookie", "hazelnut", "pcb", "solar_cell")
         assert loaded(name).quoted == "none"  # no figure on realmix may stand beside a published one
@@ -119,6 +120,9 @@ def test_realmix_protocols_choose_and_confirm_on_the_agreed_classes():
         ("ablation", "all, 50 centres", (1, 1, 1, 50)),
         ("ablation", "all, 25 centres", (1, 1, 1, 25)),
         ("ablation", "all, 75 centres", (1, 1, 1, 75)),
+        ("ablation256", "cd", (0, 0, 0, 0)),
+        ("ablation256", "cd + sd, CRAM", (1, 0, 0, 50)),
+        ("ablation256", "all, 50 centres", (1, 1, 1, 50)),
         ("mvtec_paper", "cd + sd", (1, 0, 0, 0)),
         ("mvtec_paper", "cd + sd + intra", (1, 1, 0, 0)),
         ("mvtec_paper", "cd + sd + intra + inter", (1, 1, 1, 0)),
@@ -169,7 +173,7 @@ def test_wrong_protocol_is_refused_with_its_reason(changes: dict, message: str):
 
 
 def test_unknown_protocol_names_the_known_ones():
-    known = "ablation, choices, constant256, full, full384, long, mvtec_paper, parts, reduced, reduced256, reduced384, tiny, visa_paper"
+    known = "ablation, ablation256, choices, constant256, full, full384, long, mvtec_paper, parts, reduced, reduced256, reduced384, tiny, visa_paper"
     with pytest.raises(ConfigError, match=f"known: {known}"):
         loaded("ful")
 
