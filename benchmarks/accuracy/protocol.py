@@ -1,6 +1,7 @@
 """What is run: a protocol in YAML, and the runs that it stands for.
 
-A protocol is the product of variants, image sizes, settings (multi-class, one-class), class sets and seeds. Imports no torch.
+A protocol is the product of variants, image sizes, settings (multi-class, one-class), class sets and seeds. A file may say ``like: NAME`` and give
+only what it has otherwise. Imports no torch.
 """
 
 import dataclasses
@@ -132,14 +133,17 @@ def known_protocols() -> list[str]:
 def load_protocol(name_or_file: str) -> Protocol:
     """Return a protocol by its name, or from a YAML file of one's own.
 
+    A file with ``like: OTHER`` (a name, or a file beside it) has the values of the other one: its own ``base`` goes over the other's section by
+    section, every other key replaces the other's as a whole. ``title``, ``description`` and ``reduction`` describe one protocol and are not taken
+    over, nor are the tables of variants that it replaces.
+
     Raises:
-        ConfigError: If there is none of that name, or a key is unknown, of another type or out of range, or a variant cannot be trained.
+        ConfigError: If there is none of that name, or a key is unknown, of another type or out of range, or a variant cannot be trained, or files are
+            like each other in a circle, or a protocol like a reduced one does not say how it is reduced itself.
     """
-    path = Path(name_or_file) if name_or_file.endswith((".yaml", ".yml")) else PROTOCOL_FOLDER / f"{name_or_file}.yaml"
-    if not path.is_file():
-        raise ConfigError(f"there is no protocol {name_or_file!r}; known: {', '.join(known_protocols())}, or give a .yaml file")
+    path = _protocol_file(name_or_file, Path())
     try:
-        protocol = parse_protocol(path.stem, generic.read_yaml(path))
+        protocol = parse_protocol(path.stem, _read_protocol(path, ()))
     except ConfigError as error:
         raise ConfigError(f"protocol {path.name}: {error}") from error
     return protocol
@@ -205,6 +209,34 @@ def train_config(
     if weights is not None:
         overrides = _merged(overrides, "model.teacher_weights", weights)
     return load_config(None, overrides, preset=protocol.preset)
+
+
+def _protocol_file(name_or_file: str, folder: Path) -> Path:
+    """Return the file of a protocol; a file's name is taken from ``folder``."""
+    path = folder / name_or_file if name_or_file.endswith((".yaml", ".yml")) else PROTOCOL_FOLDER / f"{name_or_file}.yaml"
+    if not path.is_file():
+        raise ConfigError(f"there is no protocol {name_or_file!r}; known: {', '.join(known_protocols())}, or give a .yaml file")
+    return path
+
+
+def _read_protocol(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
+    """Return the values of a protocol file over those of the file it is like; ``readers`` are like it, the first one asked for."""
+    chain = (*readers, path.resolve())
+    if path.resolve() in readers:
+        raise ConfigError(f"like goes in a circle: {' -> '.join(one.name for one in chain)}; leave it out of one of them")
+    own = generic.read_yaml(path)
+    other = own.pop("like", None)
+    if other is None:
+        return own
+    if not isinstance(other, str):
+        raise ConfigError(f"like must be the name of a protocol or a .yaml file, got {other!r}")
+    lower = _read_protocol(_protocol_file(other, path.parent), chain)
+    if lower.get("reduction") and "reduction" not in own:
+        raise ConfigError(f"{path.name} is like {other}, which is reduced; say in reduction how this one is, '' if it is not")
+    dropped = {"title", "description", "reduction"} | ({"tables"} if "variants" in own else set())
+    taken = {key: value for key, value in lower.items() if key not in dropped}
+    base = generic.merge(_mapping(taken.get("base") or {}, "base"), _mapping(own.get("base") or {}, "base"))
+    return {**taken, **own, "base": base}
 
 
 def _merged(overrides: Mapping[str, object], dotted: str, value: object) -> dict[str, object]:
