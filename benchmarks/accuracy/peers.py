@@ -8,7 +8,8 @@ Batch size, epochs and precision are the protocol's; STFPM and Reverse Distillat
 optimiser steps, because a class of 28 images has so few that a method would be judged untrained. PatchCore needs one pass; choosing its coreset
 takes time with the square of the number of images, hours on a CPU for several hundred of them (``--settings one-class`` leaves the multi-class
 bank out). With glibc it also takes 8 MB more at every chosen point (17 GB for 100 images of 128 px) unless ``MALLOC_MMAP_THRESHOLD_=1000000`` is
-set: then 1 GB.
+set: then 1 GB. ``GLIBC_TUNABLES=glibc.malloc.hugetlb=1`` beside it makes choosing two to three times as fast on Linux: 13 points a second by its
+progress bar instead of 5, for 237 images of 256 px on one core.
 """
 
 import argparse
