@@ -5,7 +5,8 @@ all its directions the same step: with the momentum M = U S V^T it moves along U
 ``docs/decisions.md`` has the figures.
 """
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,20 +22,19 @@ _MATCHED_RMS = 0.2
 """Root mean square of a step per unit of step size: about Adam's, so that both take the same ``learning_rate`` (Liu et al., arXiv 2502.16982)."""
 
 
-def make_optimizers(parameters: Iterable[nn.Parameter], config: OptimConfig, *, product_dtype: torch.dtype | None) -> list[torch.optim.Optimizer]:
+def make_optimizers(parameters: Iterable[nn.Parameter], config: OptimConfig) -> list[torch.optim.Optimizer]:
     """Return what trains some parameters as a configuration says: Adam, or Muon for the convolution kernels and Adam for the rest.
 
     Args:
         parameters: Everything that is trained.
         config: Which optimiser, and its settings.
-        product_dtype: Type of the factors of Muon's large matrix products; None for float32.
     """
     trained = list(parameters)
     kernels = [parameter for parameter in trained if parameter.dim() == 4] if config.optimizer == "muon" else []
     rest = [parameter for parameter in trained if parameter.dim() != 4] if kernels else trained
     made: list[torch.optim.Optimizer] = []
     if kernels:
-        made.append(Muon(kernels, config, product_dtype=product_dtype))
+        made.append(Muon(kernels, config))
     if rest:
         made.append(torch.optim.AdamW(rest, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True))
     return made
@@ -48,12 +48,10 @@ class Muon(torch.optim.Optimizer):
     Args:
         kernels: (rows, ...) parameters with two or more dimensions; all but the first are taken as one.
         config: Step size, ``momentum`` and weight decay.
-        product_dtype: Type of the factors of the products with n columns; None for float32.
     """
 
-    def __init__(self, kernels: Sequence[nn.Parameter], config: OptimConfig, *, product_dtype: torch.dtype | None = None) -> None:
+    def __init__(self, kernels: Sequence[nn.Parameter], config: OptimConfig) -> None:
         super().__init__(kernels, {"lr": config.learning_rate, "momentum": config.momentum, "weight_decay": config.weight_decay})
-        self._product_dtype = product_dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002 - the signature of every optimizer
@@ -89,27 +87,44 @@ class Muon(torch.optim.Optimizer):
         """Return the steps along matrices (m, n) of one shape."""
         scale = _MATCHED_RMS * max(same[0].shape) ** 0.5
         if same[0].is_cuda:
-            return list(orthogonalise(torch.stack(same), product_dtype=self._product_dtype) * scale)  # (N, m, n)
-        return [orthogonalise(block, product_dtype=self._product_dtype) * scale for block in same]
+            return list(orthogonalise(torch.stack(same)) * scale)  # (N, m, n)
+        return [orthogonalise(block) * scale for block in same]
 
 
-def orthogonalise(matrices: Tensor, *, product_dtype: torch.dtype | None = None) -> Tensor:
-    """Return about U V^T for matrices U S V^T, (m, n) or (N, m, n), float32: singular values near 1 wherever they are not tiny beside the largest.
+@contextlib.contextmanager
+def _exact_products() -> Iterator[None]:
+    """Keep PyTorch from rounding the factors of float32 products, which a caller may have allowed for everything else."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@_exact_products()
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """Return about U V^T for matrices U S V^T, (m, n) or (N, m, n): singular values near 1 wherever they are not tiny beside the largest.
 
     Newton and Schulz's iteration X <- (a I + b X X^T + c (X X^T)^2) X, carried out on the small Gram matrix X X^T alone and applied to X once: two
     products with n columns instead of ten. A zero matrix stays zero.
 
+    All of it is float32, whatever the training is. A Gram matrix in half precision has eigenvalues below 0, which the polynomial drives away from 0,
+    12-fold an iteration, until a step is thousands of times too long; and half precision of what is applied, up to 500 along weak directions, is an
+    error as large as the strong ones.
+
     Args:
-        matrices: (m, n) or (N, m, n), finite; each is taken by itself.
-        product_dtype: Type of the factors of those two products, summed in float32; None for float32.
+        matrices: (m, n) or (N, m, n), finite, of any floating type; each is taken by itself.
+
+    Returns:
+        The same shape, float32.
     """
     if matrices.shape[-2] > matrices.shape[-1]:
-        return orthogonalise(matrices.mT, product_dtype=product_dtype).mT
+        return orthogonalise(matrices.mT).mT
     a, b, c = _COEFFICIENTS
     x = matrices.float()
     x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)  # singular values at most 1
-    x = x.to(product_dtype or torch.float32)
-    gram = (x @ x.mT).float()  # (..., m, m)
+    gram = x @ x.mT  # (..., m, m)
     applied = torch.eye(x.shape[-2], device=x.device)  # (m, m): what stands before X so far
     multiply_add = torch.addmm if x.dim() == 2 else torch.baddbmm
     for _ in range(_ITERATIONS):
@@ -117,5 +132,5 @@ def orthogonalise(matrices: Tensor, *, product_dtype: torch.dtype | None = None)
         polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
         applied = polynomial @ applied
         gram = polynomial @ gram @ polynomial  # symmetric, and all of these commute
-    result: Tensor = (applied.to(x.dtype) @ x).float()
+    result: Tensor = applied @ x
     return result

@@ -55,7 +55,7 @@ class Trainer:
         self._model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         self._half = half_precision(self.device, config)
-        self._optimizers = make_optimizers(trained, config.optim, product_dtype=None if self._half is None else torch.bfloat16)
+        self._optimizers = make_optimizers(trained, config.optim)
         self._average = WeightAverage(self._model, config.optim, total_steps=total_steps)
         # bfloat16 has float32's range: only float16 gradients vanish without scaling.
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._half is torch.float16)
