@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> CommandParser:
     parser = CommandParser(PROGRAM, "Train and measure the methods of a protocol; what is done is not done again.", example=_EXAMPLE)
     what = parser.add_argument_group("what to run")
-    what.add_argument("--protocol", metavar="NAME", help=f"{', '.join(known_protocols())}, or a .yaml file; with --render: show this one only")
+    what.add_argument("--protocol", metavar="NAME", help=f"{', '.join(known_protocols())}, or a .yaml file; with --render: show these only (A,B)")
     what.add_argument("--data", type=Path, metavar="DIR", help="images in the layout of MVTec AD or VisA")
     what.add_argument("--weights", metavar="FILE", help="weights of the teacher (default: the protocol's, usually torchvision's download)")
     what.add_argument("--only", action="append", default=[], metavar="TEXT", help=ONLY_HELP)

@@ -18,13 +18,16 @@ _TESTS_ONLY = "tiny"
 _HEAD = """# Accuracy
 
 Written by `python -m benchmarks.accuracy --render` from a JSON file per run, kept in the project; do not edit by hand.
-[accuracy.md](accuracy.md) is made from `benchmarks/accuracy/results`: `full` and `full384` ran on a GPU until its time was up, the others
+[accuracy.md](accuracy.md) is made from `benchmarks/accuracy/results`: `full` ran on a GPU until its time was up, the others
 on CPU cores. Peers that the GPU had no time for ran [on CPU cores](accuracy-peers-cpu.md) (`results-peers-cpu`). Earlier pages show
 runs whose `best`, and what else is trained like it, had no focus in L_cd (`loss.channel_focus` 0): [on the processor of
 `reduced256`](accuracy-without-focus.md) (`results-without-focus`; missing seeds were given up when the focus gained on the choose
 classes) and [on another](accuracy-epyc.md)
 (`results-epyc`); rounding differs between processors, so their seeds are other trainings. Runs before 2026-11-25 are
-[on a page of their own](accuracy-2026-11-24.md): `best` had no Muon either, and their files are not kept.
+[on a page of their own](accuracy-2026-11-24.md): `best` had no Muon either, and their files are not kept. Until 2026-11-27 Muon's steps were faulty
+in mixed precision, in which all of its rows were trained (`best`, and what is trained like it): those rows are
+[on a page of their own](accuracy-half-precision-muon.md) (`results-half-precision-muon`), beside the rows and peers of their protocols; the two
+pages without focus have the fault too. Rows with Adam and peers stay.
 
 - Every figure is of the last epoch. No run was stopped, chosen or repeated by its result on test images.
 - Metrics are exact and measured at network resolution; the image score is the maximum of the anomaly map; AUPRO integrates up to a false-positive
@@ -62,18 +65,18 @@ _NOTHING = "No run of this protocol has been made yet."
 
 
 def render(out: Path, *, only: str | None = None, allow_mixed: bool = False) -> str:
-    """Return a Markdown page with the tables of all protocols, or of one.
+    """Return a Markdown page with the tables of all protocols, or of some.
 
     Args:
         out: Folder with a folder of records per protocol.
-        only: Name or file of the protocol to show; None for all that come with the benchmark, tests' own left out.
+        only: Names or files of the protocols to show, with commas between them; None for all that come with the benchmark, tests' own left out.
         allow_mixed: Put runs of several devices or sources into one table and say so.
 
     Raises:
         ConfigError: If the runs of a table come from several devices, sources or test images.
         DataError: If a file is no record.
     """
-    names = [only] if only is not None else [name for name in known_protocols() if name != _TESTS_ONLY]
+    names = only.split(",") if only is not None else [name for name in known_protocols() if name != _TESTS_ONLY]
     protocols = [load_protocol(name) for name in names]
     records = {protocol.name: read_records(out / protocol.name) for protocol in protocols}
     parts = [_HEAD, _state(protocols, records)]
