@@ -173,7 +173,7 @@ def test_wrong_protocol_is_refused_with_its_reason(changes: dict, message: str):
 
 
 def test_unknown_protocol_names_the_known_ones():
-    known = "ablation, ablation256, choices, constant256, fd256, full, full384, long, mvtec_paper, parts, reduced, reduced256, reduced384, tiny"
+    known = "ablation, ablation256, choices, constant256, full, full384, long, mvtec_paper, parts, reduced, reduced256, reduced384, tiny, visa_paper"
     with pytest.raises(ConfigError, match=f"known: {known}"):
         loaded("ful")
 
