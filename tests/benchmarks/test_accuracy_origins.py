@@ -7,6 +7,7 @@ from snl_runtime.errors import ConfigError
 
 OLDER = "60e70ace0bc35c5e0e7862de35e4616649bd0df4806faee52813220845e45759"
 NEWER = "65da4cf400b208e76bc60b50aeda1c9aee536900c4b1ff19a83bb0bac498b3a7"
+GUARDED = "a037bc47dd500f68e075da517bf9a8ad4fca30fb18ebe5f7529647cfc7645dcc"
 
 
 def run(source: str, optimizer: str | None) -> dict:
@@ -21,6 +22,7 @@ def run(source: str, optimizer: str | None) -> dict:
         [run(OLDER, "adam"), run(NEWER, "muon")],
         [run(OLDER, None), run(NEWER, "muon"), run(NEWER, "adam")],  # a peer has no optimiser of ours
         [run(OLDER, "muon"), run(OLDER, "adam"), run(OLDER, None)],
+        [run(NEWER, "muon"), run(GUARDED, "muon"), run(GUARDED, "adam"), run(OLDER, "adam")],
     ],
 )
 def test_what_the_change_of_muon_leaves_alone_may_stand_together(runs):
@@ -29,7 +31,7 @@ def test_what_the_change_of_muon_leaves_alone_may_stand_together(runs):
     assert origins.sources == tuple(sorted({one["provenance"]["source_sha256"] for one in runs}))
 
 
-@pytest.mark.parametrize("others", [[run(NEWER, "muon")], [run(NEWER, "adam")], [run("1" * 64, "adam")]])
+@pytest.mark.parametrize("others", [[run(NEWER, "muon")], [run(GUARDED, "muon")], [run(NEWER, "adam")], [run("1" * 64, "adam")]])
 def test_runs_with_the_older_muon_stand_with_older_runs_alone(others):
     with pytest.raises(ConfigError, match="the runs of mine come from sources"):
         check_origins("mine", [run(OLDER, "muon"), *others], allow_mixed=False)

@@ -72,6 +72,21 @@ def test_a_first_kernel_over_smooth_pictures_gets_the_step_of_the_polynomial(sha
     np.testing.assert_allclose(result, by_singular_values(matrix), atol=2e-3)
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "matmul"), reason="PyTorch before 2.9 has no such setting")
+def test_steps_are_exact_where_a_caller_allowed_rounded_products_of_one_backend():
+    """PyTorch refuses its older question about precision once the newer setting was used."""
+    backend = torch.backends.mkldnn.matmul
+    before = backend.fp32_precision
+    matrix = np.outer(np.arange(1, 65), np.ones(147)).astype(np.float32) + np.random.default_rng(7).normal(size=(64, 147)).astype(np.float32) * 1e-2
+    backend.fp32_precision = "bf16"
+    try:
+        result = orthogonalise(torch.from_numpy(matrix)).numpy()
+        assert backend.fp32_precision == "bf16"
+    finally:
+        backend.fp32_precision = before
+    np.testing.assert_allclose(result, by_singular_values(matrix), atol=2e-3)
+
+
 def test_a_zero_gradient_gives_no_step():
     assert torch.equal(orthogonalise(torch.zeros(3, 7)), torch.zeros(3, 7))
 
