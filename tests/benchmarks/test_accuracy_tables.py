@@ -81,7 +81,7 @@ def rendered(out: Path, only: str = "tiny", **options) -> str:
         ("reduced256", 10 * 3),
         ("reduced384", 3),
         ("constant256", 2 * 3),
-        ("parts", 12 * 3),
+        ("parts", 14 * 3),
         ("long", 3 * 3),
         ("ablation", 8 * 3),
         ("ablation256", 8 * 3),
