@@ -57,10 +57,20 @@ class Reading:
     """Of the Gaussian over the map, in pixels."""
     top_k: int = 1
     """Highest pixels whose mean is the score."""
+    scales: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Weight of each scale's map, the finest scale first; Eq. 12 adds them up as they are."""
     gain: bool = False
     """Whether the product's gain map is applied."""
 
 
+_SMOOTHED: dict[str, Literal["cosine", "whitened"]] = {"smoothed, 4 px": "cosine", "as best": "whitened"}
+_SCALES = {
+    "finest scale alone": (1.0, 0.0, 0.0),
+    "middle scale alone": (0.0, 1.0, 0.0),
+    "coarsest scale alone": (0.0, 0.0, 1.0),
+    "without the finest scale": (0.0, 1.0, 1.0),
+    "without the coarsest scale": (1.0, 1.0, 0.0),
+}
 READINGS = (
     Reading(name="cosine distance, half-pixel, maximum"),
     Reading(name="affinity error, weight 0.3", affinity_weight=0.3),
@@ -79,6 +89,11 @@ READINGS = (
     Reading(name="whitened residuals, expectation", distance="expected"),
     Reading(name="whitened residuals, expectation, smoothed, 4 px", distance="expected", sigma=4.0),
     Reading(name="whitened residuals, smoothed, 4 px (best)", distance="whitened", sigma=4.0),
+    *(
+        Reading(name=f"{like}, {name}", distance=distance, sigma=4.0, scales=scales)
+        for like, distance in _SMOOTHED.items()
+        for name, scales in _SCALES.items()
+    ),
 )
 
 
@@ -133,8 +148,8 @@ class Cells:
         from snl_train.scoring import upsampling_weights
 
         total = np.zeros((len(self._cells["cosine"][0]), *size_hw), np.float32)
-        for distance, affinity in zip(self._cells[reading.distance], self._cells["affinity"], strict=True):
-            cells = distance + np.float32(reading.affinity_weight) * affinity  # (n, H_k, W_k)
+        for weight, distance, affinity in zip(reading.scales, self._cells[reading.distance], self._cells["affinity"], strict=True):
+            cells = np.float32(weight) * (distance + np.float32(reading.affinity_weight) * affinity)  # (n, H_k, W_k)
             down, across = (
                 upsampling_weights(count, pixels, reading.alignment, reading.sigma).astype(np.float32)
                 for count, pixels in zip(cells.shape[1:], size_hw, strict=True)

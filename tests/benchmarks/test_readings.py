@@ -63,6 +63,22 @@ def test_a_reading_is_what_the_training_side_scores(name, config, cells, model, 
     np.testing.assert_allclose(cells.maps(BY_NAME[name], SIZE_HW), expected[:, 0].numpy(), rtol=2e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [("finest scale alone", [0]), ("coarsest scale alone", [2]), ("without the finest scale", [1, 2]), ("without the coarsest scale", [0, 1])],
+)
+def test_scales_that_are_left_out_are_as_if_they_were_not_there(name, kept, cells, model, images):
+    with torch.no_grad():
+        teacher, student = ([found[scale] for scale in kept] for found in model(model.normalise(torch.from_numpy(images))))
+    expected, _ = score_features(teacher, student, SIZE_HW, ScoreConfig(affinity_weight=0, smoothing_sigma=4))
+    np.testing.assert_allclose(cells.maps(BY_NAME[f"smoothed, 4 px, {name}"], SIZE_HW), expected[:, 0].numpy(), rtol=2e-4, atol=1e-5)
+    whitening = [copy.deepcopy(model.whitening[scale]) for scale in kept]
+    for module in whitening:
+        module.expectation = 0
+    expected, _ = score_features(teacher, student, SIZE_HW, ScoreConfig(affinity_weight=0, smoothing_sigma=4), whitening=whitening)
+    np.testing.assert_allclose(cells.maps(BY_NAME[f"as best, {name}"], SIZE_HW), expected[:, 0].numpy(), rtol=2e-4, atol=1e-5)
+
+
 def test_measures_count_unknown_masks_for_the_image_alone(cells):
     labels = np.array([False, False, True, True, True])
     masks = [np.zeros(SIZE_HW, np.bool_) for _ in range(4)] + [None]
