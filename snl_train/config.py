@@ -18,6 +18,7 @@ Pairing: TypeAlias = Literal["roll", "permutation", "mutual", "different-class"]
 Optimizer: TypeAlias = Literal["adam", "muon"]
 Schedule: TypeAlias = Literal["one-cycle", "cosine", "constant"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
+WhiteningLevel: TypeAlias = Literal["mean", "peak"]
 Preset: TypeAlias = Literal["paper", "best"]
 
 
@@ -53,6 +54,9 @@ class ModelConfig:
     whitening_expectation: float = 0.0
     """Power, 0 to 1, of the residual that good images lead to expect at such a place, which whitened residuals are divided by; 0 for none. Of no
     effect without whitening."""
+    whitening_level: WhiteningLevel = "mean"
+    """What is 1 at every scale on good images: the mean of the whitened residuals, or the mean over images of each one's highest. Of no effect
+    without whitening."""
 
     def __post_init__(self) -> None:
         _check("model.centers", self.centers, "0 or more", self.centers >= 0)

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from snl_train.config import Device, TrainConfig
 from snl_train.corruption import Corruption
 from snl_train.losses import structural_loss
 from snl_train.models import build_model
-from snl_train.models.whitening import fit_whitening
+from snl_train.models.whitening import fit_whitening, level_peaks
 from snl_train.muon import make_optimizers
 from snl_train.schedule import learning_rate
 
@@ -157,12 +157,18 @@ class Trainer:
         """Return a state with what is measured on training images: batch statistics first, residuals with those."""
         twin = copy.deepcopy(self._model)
         twin.load_state_dict(state)
+
+        def inputs() -> Iterator[Tensor]:
+            return (twin.normalise(images.to(self.device)) for images in batches)
+
         if self._average.needs_statistics:
-            estimate_statistics(twin, (twin.normalise(images.to(self.device)) for images in batches))
+            estimate_statistics(twin, inputs())
         if twin.whitening is not None:
             twin.eval()
             try:
-                fit_whitening(twin, twin.whitening, (twin.normalise(images.to(self.device)) for images in batches))
+                fit_whitening(twin, twin.whitening, inputs())
+                if self._config.model.whitening_level == "peak":
+                    level_peaks(twin, twin.whitening, inputs())
             except ValueError as error:
                 raise TrainingDivergedError(f"{error} (step {self.steps_done} of {self._total_steps})") from error
         measured: dict[str, Tensor] = twin.state_dict()

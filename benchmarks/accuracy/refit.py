@@ -1,7 +1,7 @@
 """What is fitted after a training, fitted anew on its checkpoint: the score and the residual whitening are compared without training again."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -12,10 +12,10 @@ from snl_train.config import TrainConfig
 from snl_train.data.dataset import TrainingData
 from snl_train.data.sampling import BalancedBatches
 from snl_train.models import build_model
-from snl_train.models.whitening import fit_whitening
+from snl_train.models.whitening import fit_whitening, level_peaks
 from snl_train.training import STATISTICS_BATCHES
 
-_FITTED = ("whitening", "whitening_floor", "whitening_expectation")
+_FITTED = ("whitening", "whitening_floor", "whitening_expectation", "whitening_level")
 """Settings of the model that training does not see."""
 
 
@@ -44,8 +44,14 @@ def _with_whitening(state: Mapping[str, torch.Tensor], config: TrainConfig, data
     model.load_state_dict(trained, strict=False)
     model.eval()
     if model.whitening is not None:
-        batches = islice(BalancedBatches(data.labels, config.batch_size, seed=config.seed), STATISTICS_BATCHES)
-        images = (torch.from_numpy(data.inputs.read([data.samples[number] for number in numbers])) for numbers in batches)
-        fit_whitening(model, model.whitening, (model.normalise(batch) for batch in images))
+
+        def inputs() -> Iterator[torch.Tensor]:
+            batches = islice(BalancedBatches(data.labels, config.batch_size, seed=config.seed), STATISTICS_BATCHES)
+            images = (torch.from_numpy(data.inputs.read([data.samples[number] for number in numbers])) for numbers in batches)
+            return (model.normalise(batch) for batch in images)
+
+        fit_whitening(model, model.whitening, inputs())
+        if config.model.whitening_level == "peak":
+            level_peaks(model, model.whitening, inputs())
     fitted: dict[str, torch.Tensor] = model.state_dict()
     return fitted

@@ -153,7 +153,7 @@ def test_other_whitening_is_fitted_on_the_trained_checkpoint_as_its_own_training
     from benchmarks.accuracy.protocol import load_protocol
 
     base = load_protocol("tiny").base["model"]
-    whitened = with_settings(load_protocol("tiny"), model={**base, "whitening": True, "whitening_expectation": 0.5})
+    whitened = with_settings(load_protocol("tiny"), model={**base, "whitening": True, "whitening_expectation": 0.5, "whitening_level": "peak"})
     session_for(two_classes, tmp_path / "anew", protocol=whitened).perform(run_named(ONE))
     again = copied(finished, tmp_path / "again")
     monkeypatch.setattr(session, "train", None)  # nothing is trained

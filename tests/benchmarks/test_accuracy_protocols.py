@@ -28,11 +28,11 @@ def loaded(name: str):
     # variants x seeds; full: 4 x (1 + 7 classes) x 3; paper: 4 x (1 + classes) x 3, and 6 rows of the ablation x 3
     [
         ("reduced", 8 * 3),
-        ("reduced256", 10 * 3),
+        ("reduced256", 11 * 3),
         ("reduced384", 3),
-        ("forward256", 10 * 3),
+        ("forward256", 12 * 3),
         ("constant256", 2 * 3),
-        ("parts", 14 * 3),
+        ("parts", 15 * 3),
         ("long", 3 * 3),
         ("long256", 2 * 3),
         ("ablation", 8 * 3),

@@ -7,7 +7,7 @@ import torch
 from snl_train.config import ModelConfig, ScoreConfig
 from snl_train.evaluation import CheckpointScorer
 from snl_train.models import build_model
-from snl_train.models.whitening import ResidualWhitening, fit_whitening
+from snl_train.models.whitening import ResidualWhitening, fit_whitening, level_peaks
 from snl_train.scoring import anomaly_map, cell_scores, score_features
 
 
@@ -75,6 +75,35 @@ def test_fitting_takes_every_position_of_every_batch():
     for module, t, s in zip(modules, (everything[:, :3], everything[:, 3:7]), (everything[:, 7:10], everything[:, 10:14])):
         residuals = (unit(t) - unit(s)).transpose(0, 2, 3, 1).reshape(-1, t.shape[1])
         np.testing.assert_allclose(module.weight.numpy(), weights_by_scipy(residuals, 0.1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("expectation", [0.0, 0.5])
+def test_levelled_peaks_are_one_on_average_over_the_good_images(expectation):
+    rng = np.random.default_rng(4)
+    batches = [rng.normal(size=(n, 14, 3, 4)).astype(np.float32) for n in (2, 5)]
+    inputs = [torch.from_numpy(batch) for batch in batches]
+    modules = [ResidualWhitening(3, floor=0.1, expectation=expectation), ResidualWhitening(4, floor=0.1, expectation=expectation)]
+    fit_whitening(Pair(), modules, inputs)
+    before = [module.weight.numpy().astype(np.float64) for module in modules]
+    level_peaks(Pair(), modules, inputs)
+    everything = np.concatenate(batches).astype(np.float64)
+    for module, w, t, s in zip(modules, before, (everything[:, :3], everything[:, 3:7]), (everything[:, 7:10], everything[:, 10:14])):
+        distance = (np.einsum("ij,njhw->nihw", w, unit(t) - unit(s)) ** 2).sum(1)  # (7, 3, 4)
+        if expectation:
+            log_expected = np.einsum("j,njhw->nhw", module.expected.numpy(), unit(s)) + float(module.offset)
+            distance = distance / np.exp(np.clip(log_expected, float(module.lowest), float(module.highest)))
+        peak = distance.reshape(7, -1).max(1).mean()
+        assert peak > 1.2  # the means are 1, so levelling does something
+        np.testing.assert_allclose(module.weight.numpy(), w / np.sqrt(peak), rtol=1e-4, atol=1e-6)
+
+
+def test_levelling_needs_images_and_residuals():
+    modules = [ResidualWhitening(3, floor=0.1), ResidualWhitening(4, floor=0.1)]
+    with pytest.raises(ValueError, match="at least one batch"):
+        level_peaks(Pair(), modules, [])
+    same = torch.ones(1, 14, 2, 2)  # teacher and student agree everywhere
+    with pytest.raises(ValueError, match="finite and not all zero to be levelled"):
+        level_peaks(Pair(), modules, [same])
 
 
 def test_fitting_without_images_is_refused():
