@@ -287,7 +287,7 @@ def preset_config(name: str) -> TrainConfig:
     ``paper``: WRN50 at 256x256, Adam with step size 0.005, batch 8, 50 centres, all lambdas 1, as the paper states; epochs, betas, schedule and
     the reductions of the losses are this project's, because the paper does not state them.
     ``best``: what measured best in ``benchmarks/accuracy``: Muon, L_cd weighted by the distance itself, flaws painted into the student's input,
-    residual whitening, CRAM on directions with a positive alpha, a map smoothed by 4 pixels as RD4AD's, and no affinity error in it. The affinity
+    residual whitening levelled by peaks, CRAM on directions with a positive alpha, a map smoothed by 4 pixels as RD4AD's, and no affinity error in it. The affinity
     losses stay with a tenth of the paper's weight, on at most 256 positions drawn per scale; L_sd is left out. ``docs/decisions.md`` says why.
 
     Raises:
@@ -298,7 +298,7 @@ def preset_config(name: str) -> TrainConfig:
     if name == "best":
         return TrainConfig(
             preset="best",
-            model=ModelConfig(cram_normalise=True, cram_alpha=10.0, cram_positive_alpha=True, whitening=True),
+            model=ModelConfig(cram_normalise=True, cram_alpha=10.0, cram_positive_alpha=True, whitening=True, whitening_level="peak"),
             loss=LossConfig(channel_focus=1.0, spatial_weight=0.0, intra_weight=0.1, inter_weight=0.1, affinity_positions=256),
             optim=OptimConfig(optimizer="muon"),
             score=ScoreConfig(affinity_weight=0.0, smoothing_sigma=4.0),

@@ -7,7 +7,7 @@ from typing import Any
 from snl_runtime.errors import ConfigError
 
 _VERSIONS_SHOWN = ("python", "torch", "numpy", "anomalib")
-_NOW = "b05f8dd47586b47e5bbe993e5f6d5b5c9e56e1f12bda62e6ab1550b82e17edb3"
+_NOW = "1ebf8d5b88f1f00e4037fac39fca9e73306d59009d51c36286ec26c4ba30d715"
 _SAME = {
     "65da4cf400b208e76bc60b50aeda1c9aee536900c4b1ff19a83bb0bac498b3a7": _NOW,
     "a037bc47dd500f68e075da517bf9a8ad4fca30fb18ebe5f7529647cfc7645dcc": _NOW,
