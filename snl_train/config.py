@@ -287,8 +287,9 @@ def preset_config(name: str) -> TrainConfig:
     ``paper``: WRN50 at 256x256, Adam with step size 0.005, batch 8, 50 centres, all lambdas 1, as the paper states; epochs, betas, schedule and
     the reductions of the losses are this project's, because the paper does not state them.
     ``best``: what measured best in ``benchmarks/accuracy``: Muon, L_cd weighted by the distance itself, flaws painted into the student's input,
-    residual whitening levelled by peaks, CRAM on directions with a positive alpha, a map smoothed by 4 pixels as RD4AD's, and no affinity error in it. The affinity
-    losses stay with a tenth of the paper's weight, on at most 256 positions drawn per scale; L_sd is left out. ``docs/decisions.md`` says why.
+    residual whitening levelled by peaks, CRAM on directions with a positive alpha, a map smoothed by 4 pixels as RD4AD's, and no affinity error in
+    it. The affinity losses stay with a tenth of the paper's weight, on at most 256 positions drawn per scale; L_sd is left out.
+    ``docs/decisions.md`` says why.
 
     Raises:
         ConfigError: If there is no preset of that name.

@@ -7,7 +7,7 @@ from typing import Any
 from snl_runtime.errors import ConfigError
 
 _VERSIONS_SHOWN = ("python", "torch", "numpy", "anomalib")
-_NOW = "1ebf8d5b88f1f00e4037fac39fca9e73306d59009d51c36286ec26c4ba30d715"
+_NOW = "25838f4c5778eecc335b4f864a45deedcdb9e112705835feaa8c11da3f015e1d"
 _SAME = {
     "65da4cf400b208e76bc60b50aeda1c9aee536900c4b1ff19a83bb0bac498b3a7": _NOW,
     "a037bc47dd500f68e075da517bf9a8ad4fca30fb18ebe5f7529647cfc7645dcc": _NOW,
