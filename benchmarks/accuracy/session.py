@@ -276,13 +276,21 @@ def is_finished(files: RunFiles, run: Run, config: TrainConfig) -> bool:
         stored = {key: record[key] for key in ("config", "classes", "seed", "image_size")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{files.record} is not a result of this benchmark; remove it and run again") from error
-    # A field that configurations gained since then is no difference; a value that changed is.
-    now = json.loads(json.dumps({"config": recorded_config(config), "classes": list(run.classes), "seed": run.seed, "image_size": run.image_size}))
-    before, after = _flat(stored), _flat(now)
-    changed = [f"{key} was {before[key]} and is {after.get(key)}" for key in before if before[key] != after.get(key)]
+    changed = changed_settings(stored, run, config)
     if changed:
         raise ConfigError(f"{files.record} was made with other settings ({', '.join(changed)}); remove it, or give another --out")
     return True
+
+
+def changed_settings(record: Mapping[str, Any], run: Run, config: TrainConfig) -> list[str]:
+    """Return in words what a run would do otherwise today than its record says.
+
+    A field that configurations gained since then had its default: defaults keep what was done before there was a choice.
+    """
+    now = {"config": recorded_config(config), "classes": list(run.classes), "seed": run.seed, "image_size": run.image_size}
+    after, defaults = (_flat(json.loads(json.dumps(plain))) for plain in (now, {"config": recorded_config(TrainConfig())}))
+    before = {key: defaults[key] for key in after if key in defaults} | _flat({key: record[key] for key in now})
+    return [f"{key} was {before[key]} and is {after.get(key)}" for key in before if before[key] != after.get(key)]
 
 
 def use_threads(count: int) -> None:

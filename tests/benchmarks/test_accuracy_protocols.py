@@ -30,7 +30,7 @@ def loaded(name: str):
         ("reduced", 8 * 3),
         ("reduced256", 11 * 3),
         ("reduced384", 3),
-        ("forward256", 11 * 3),
+        ("forward256", 9 * 3),
         ("constant256", 2 * 3),
         ("parts", 15 * 3),
         ("long", 3 * 3),
