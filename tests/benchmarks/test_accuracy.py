@@ -294,6 +294,22 @@ def test_finished_run_with_other_settings_is_refused(finished: Path, two_classes
     assert "config.epochs was 2 and is 3" in err
 
 
+@pytest.mark.parametrize(("value", "status"), [("mean", 0), ("peak", 2)])
+def test_record_from_before_a_setting_stands_for_its_default_alone(value, status, finished: Path, two_classes: Path, tmp_path: Path, command):
+    again = copied(finished, tmp_path / "again")
+    plain = record(finished, ONE)
+    del plain["config"]["model"]["whitening_level"]
+    (again / "tiny" / f"{ONE}.json").write_text(json.dumps(plain))
+    changed = yaml.safe_load((ROOT / "benchmarks/accuracy/protocols/tiny.yaml").read_text())
+    changed["base"]["model"]["whitening_level"] = value
+    protocol = tmp_path / "tiny.yaml"
+    protocol.write_text(yaml.safe_dump(changed))
+    found, _, err = command("--protocol", protocol, "--data", two_classes, "--out", again, "--only", ONE, "--jobs", 1, "--device", "cpu")
+    assert found == status
+    assert ("config.model.whitening_level was mean and is peak" in err) == (status == 2)
+    assert json.loads((again / "tiny" / f"{ONE}.json").read_text()) == plain  # neither trained nor measured again
+
+
 def test_kept_results_hold_no_image_and_give_the_same_tables(finished: Path, tmp_path: Path, command):
     from benchmarks.accuracy.render import render
 
