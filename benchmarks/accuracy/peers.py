@@ -1,8 +1,8 @@
 """``python -m benchmarks.accuracy.peers``: anomalib's methods on the same images, size, teacher weights and metrics.
 
 Runs in an environment of its own (``peers-requirements.txt``). The package's networks, losses, optimisers and scoring are used as they are, trained
-by its own engine; only three things are ours: the prepared images, the local file that the teacher's weights come from, and the metrics. Image
-scores are each method's own (PatchCore weighs its maximum by the neighbourhood), not the maximum of the map.
+by its own engine; only these are ours: the prepared images, the local file that the teacher's weights come from, the metrics and, if asked for, the
+search for PatchCore's coreset. Image scores are each method's own (PatchCore weighs its maximum by the neighbourhood), not the maximum of the map.
 
 Batch size, epochs and precision are the protocol's; STFPM and Reverse Distillation get more epochs where that is less than ``--min-steps``
 optimiser steps, because a class of 28 images has so few that a method would be judged untrained. PatchCore needs one pass; choosing its coreset
@@ -10,7 +10,8 @@ takes time with the square of the number of images, hours on a CPU for several h
 bank out). With glibc it also takes 8 MB more at every chosen point (17 GB for 100 images of 128 px) unless ``MALLOC_MMAP_THRESHOLD_=1000000`` is
 set: then 1 GB. ``GLIBC_TUNABLES=glibc.malloc.hugetlb=1`` beside it makes choosing two to three times as fast on Linux: 13 points a second by its
 progress bar instead of 5, for 237 images of 256 px on one core. ``--compile-coreset`` has PyTorch compile the package's own update of the
-distances, so that each point takes one pass over the features, on a GPU too.
+distances, so that each point takes one pass over the features, on a GPU too. ``--bounded-coreset`` chooses by the same rule with bounds that leave
+out most of that pass (``farthest.py``), on a CPU: some 500 points a second for those 237 images.
 """
 
 import argparse
@@ -64,7 +65,9 @@ def _parser() -> CommandParser:
     parser.add_argument("--seeds", type=seed_list, metavar="A,B", help="only runs with these seeds, of those that --only leaves")
     parser.add_argument("--epochs", type=int, metavar="N", help="epochs of STFPM and Reverse Distillation (default: the protocol's, see --min-steps)")
     parser.add_argument("--min-steps", type=int, default=500, metavar="N", help="more epochs where they are fewer optimiser steps (default: 500)")
-    parser.add_argument("--compile-coreset", action="store_true", help="choose PatchCore's coreset with compiled code: the same rule, faster")
+    faster = parser.add_mutually_exclusive_group()
+    faster.add_argument("--compile-coreset", action="store_true", help="choose PatchCore's coreset with compiled code: the same rule, faster")
+    faster.add_argument("--bounded-coreset", action="store_true", help="choose it on a CPU with bounds on distances: the same rule")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train and measure (default: cpu)")
     parser.add_argument("--budget-s", type=float, default=float("inf"), metavar="S", help="start no run that would end after S seconds")
     parser.add_argument("--list", action="store_true", help="print the runs and whether they are done, and stop")
@@ -149,6 +152,7 @@ class _Peers:
         import torch
         from lightning import seed_everything
 
+        from benchmarks.accuracy.coreset import coreset_choice
         from snl_train.evaluation import evaluate
         from snl_train.measures import Bootstrap
 
@@ -160,7 +164,7 @@ class _Peers:
         asked = None if run.variant == "PatchCore" else options.epochs
         epochs = asked or peer_epochs(run.variant, len(images), config, min_steps=options.min_steps)
         begun_s = time.monotonic()
-        with compiled_coreset() if options.compile_coreset else contextlib.nullcontext():
+        with coreset_choice(compiled=options.compile_coreset, bounded=options.bounded_coreset):
             model = _trained(run.variant, images, config, epochs=epochs, device=options.device)
         trained_s = time.monotonic() - begun_s
         scorer = PeerScorer(model, config.image_size, self._options.device)
@@ -275,26 +279,6 @@ def local_teacher(weights: str) -> Iterator[None]:
         yield
     finally:
         timm.create_model = original
-
-
-@contextlib.contextmanager
-def compiled_coreset() -> Iterator[None]:
-    """Compile anomalib's own update of the distances to PatchCore's coreset (``KCenterGreedy.update_distances``).
-
-    The rule stays the package's. Sums of squares are added up in another order, so that where two points are as far away as float32 can tell, the
-    other one may be taken.
-    """
-    import torch
-    from anomalib.models.components.sampling.k_center_greedy import KCenterGreedy
-
-    original = KCenterGreedy.update_distances
-    KCenterGreedy.update_distances = torch.compile(original, dynamic=False)
-    try:
-        with torch._dynamo.config.patch(capture_scalar_outputs=True):  # the point chosen last is an index on the device
-            yield
-    finally:
-        KCenterGreedy.update_distances = original
-        torch._dynamo.reset()  # the next run has another number of points
 
 
 def _trained(peer: str, images: npt.NDArray[np.uint8], config: TrainConfig, *, epochs: int, device: str) -> Any:
