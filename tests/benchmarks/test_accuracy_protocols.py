@@ -5,7 +5,7 @@ import pytest
 from snl_runtime.errors import ConfigError
 
 PROTOCOLS = (
-    *("ablation", "ablation256", "choices", "constant256", "forward256", "full", "full384", "long", "long256", "mvtec_paper", "parts"),
+    *("ablation", "ablation256", "all256", "choices", "constant256", "forward256", "full", "full384", "long", "long256", "mvtec_paper", "parts"),
     *("reduced", "reduced256", "reduced384", "tiny", "visa_paper"),
 )
 TINY = {"base": {"model": {"teacher": "resnet18"}}, "variants": {"RD": {"overrides": {"model.method": "rd"}}}}
@@ -35,6 +35,7 @@ def loaded(name: str):
         ("parts", 15 * 3),
         ("long", 3 * 3),
         ("long256", 2 * 3),
+        ("all256", 2 * 3),
         ("ablation", 8 * 3),
         ("ablation256", 8 * 3),
         ("choices", 14 * 3),
