@@ -47,7 +47,7 @@ def bounded_coreset() -> Iterator[None]:
     def select_coreset_idxs(sampler: Any) -> list[int]:
         features = sampler.model.fit(sampler.embedding).transform(sampler.embedding).numpy()  # (N, D) float32
         start = int(torch.randint(high=sampler.n_observations, size=(1,)))
-        with Progress(sampler.coreset_size, unit="points", label="coreset") as progress:
+        with Progress(sampler.coreset_size, unit="points", label="coreset", done=1) as progress:
             chosen = farthest_points(features, start, sampler.coreset_size, advance=progress.advance)
         return [int(one) for one in chosen]
 

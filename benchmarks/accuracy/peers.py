@@ -11,7 +11,7 @@ bank out). With glibc it also takes 8 MB more at every chosen point (17 GB for 1
 set: then 1 GB. ``GLIBC_TUNABLES=glibc.malloc.hugetlb=1`` beside it makes choosing two to three times as fast on Linux: 13 points a second by its
 progress bar instead of 5, for 237 images of 256 px on one core. ``--compile-coreset`` has PyTorch compile the package's own update of the
 distances, so that each point takes one pass over the features, on a GPU too. ``--bounded-coreset`` chooses by the same rule with bounds that leave
-out most of that pass (``farthest.py``), on a CPU: some 500 points a second for those 237 images.
+out most of that pass (``farthest.py``), on a CPU: 727 points a second by the progress bar for those 237 images.
 """
 
 import argparse
@@ -104,6 +104,8 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from benchmarks.accuracy.data import class_names
 
     started_s = time.monotonic()
+    if options.bounded_coreset and options.device != "cpu":
+        raise ConfigError(f"--bounded-coreset works on a CPU only, got --device {options.device}; give --compile-coreset there")
     protocol = load_protocol(options.protocol)
     runs = chosen_runs(peer_runs(protocol, class_names(options.data), options.settings.split(",")), options.only, options.seeds)
     if options.list:

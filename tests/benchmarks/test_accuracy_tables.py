@@ -187,6 +187,14 @@ def test_runs_of_peers_cover_both_settings_and_all_seeds():
         peer_runs(protocol, classes, ["two"])
 
 
+def test_a_coreset_with_bounds_is_refused_on_a_gpu(capsys: pytest.CaptureFixture[str]):
+    from benchmarks.accuracy.peers import main
+
+    files = ["--protocol", "reduced", "--data", "images", "--weights", "x.safetensors"]
+    assert main([*files, "--bounded-coreset", "--device", "cuda"]) != 0
+    assert "--bounded-coreset works on a CPU only, got --device cuda; give --compile-coreset there" in capsys.readouterr().err
+
+
 def test_interference_stands_with_its_protocol(tmp_path: Path):
     assert "not run yet" in rendered(tmp_path)
     figures = {kind: {"mean": 0.75, "of": {}} for kind in ("mixup", "paste", "paste_pixel")}
