@@ -8,6 +8,8 @@ from benchmarks.accuracy.results import METRICS
 from benchmarks.accuracy.statistics import Row, Summary
 
 OWN = "snl-edge"
+_SCOPE = {"setting": "setting", "image_size": "px", "device": "device"}
+"""What may be the same for all rows of a protocol, and its column's head if it is not."""
 
 
 def protocol_tables(protocol: Protocol, shown: Sequence[Row]) -> list[str]:
@@ -16,23 +18,23 @@ def protocol_tables(protocol: Protocol, shown: Sequence[Row]) -> list[str]:
     if protocol.reduction:
         lines += [f"**{protocol.reduction}**", ""]
     lines += [*_origin(shown), "", "```bash", f"python -m benchmarks.accuracy --protocol {protocol.name} --data DIR --weights FILE", "```", ""]
-    tables = protocol.shown_tables()
+    tables, told = protocol.shown_tables(), varying(shown)
     for title, variants in tables.items():
         in_table = ordered(protocol, shown, variants, with_baselines=title == next(iter(tables)))
         if in_table:
-            lines += [*([f"**{title}**", ""] if len(tables) > 1 else []), *_set_tables(protocol, in_table)]
+            lines += [*([f"**{title}**", ""] if len(tables) > 1 else []), *_set_tables(protocol, in_table, told)]
     return lines
 
 
 def protocol_classes(protocol: Protocol, shown: Sequence[Row]) -> list[str]:
     """Return the page with the figures of each class."""
     lines = [f"# {protocol.title}: each class", "", f"Protocol `{protocol.name}`; see [accuracy](accuracy.md).", ""]
-    lines += ["`Mean over seeds (95 % interval over test images)`, a bootstrap of the images, its ends averaged over the seeds.", ""]
-    in_order = ordered(protocol, shown)
+    lines += [*_origin(shown), "", "`Mean over seeds (95 % interval over test images)`: a bootstrap, its ends averaged over the seeds.", ""]
+    in_order, told = ordered(protocol, shown), varying(shown)
     for metric, title in METRICS.items():
-        lines += _class_table(in_order, title, partial(_class_cell, metric))
+        lines += _class_table(in_order, told, title, partial(_class_cell, metric))
         if metric == "image_auroc":
-            lines += _class_table(in_order, f"{title}, range over seeds", partial(_class_range, metric))
+            lines += _class_table(in_order, told, f"{title}, range over seeds", partial(_class_range, metric))
     return [*lines, "In brackets in the heads: good + anomalous test images.", ""]
 
 
@@ -42,6 +44,16 @@ def ordered(protocol: Protocol, shown: Sequence[Row], variants: Sequence[str] | 
     own = [row for row in shown if row.key.source == OWN and row.key.variant in names]
     own.sort(key=lambda row: (row.key.class_set, row.key.image_size, row.key.setting != "multi-class", names.index(row.key.variant), row.key.device))
     return [*own, *(sorted((row for row in shown if row.key.source != OWN), key=lambda row: row.key) if with_baselines else [])]
+
+
+def varying(shown: Sequence[Row]) -> list[str]:
+    """Return the fields of a row's key that tell rows apart beside the method."""
+    return [name for name in _SCOPE if len({getattr(row.key, name) for row in shown}) > 1]
+
+
+def scope_of(row: Row, told: Iterable[str]) -> list[str]:
+    """Return some of those fields of a row."""
+    return [getattr(row.key, name) for name in told]
 
 
 def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
@@ -65,20 +77,23 @@ def seed_range(summary: Summary | None) -> str:
 def _origin(shown: Sequence[Row]) -> list[str]:
     dates, commits = sorted(set().union(*(row.dates for row in shown))), sorted(set().union(*(row.commits for row in shown)))
     days = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-    return [f"Measured {days}, commits {', '.join(commits)}."]
+    same = scope_of(shown[0], [name for name in _SCOPE if name not in varying(shown)])
+    words = ", ".join([*(f"{value} px" if value == shown[0].key.image_size else value for value in same), f"measured {days}"])
+    return [f"{words[0].upper()}{words[1:]}, commits {', '.join(commits)}."]
 
 
-def _set_tables(protocol: Protocol, shown: Sequence[Row]) -> list[str]:
+def _set_tables(protocol: Protocol, shown: Sequence[Row], told: Sequence[str]) -> list[str]:
     lines = []
     everything = tuple(sorted({name for row in shown for name in row.classes}))
-    header = ["method", "setting", "px", "device", "seeds", *(part for name in METRICS.values() for part in (name, "range"))]
+    header = ["method", *(_SCOPE[name] for name in told), "seeds", *(part for name in METRICS.values() for part in (name, "range"))]
     for name, classes in {"Held-out classes": protocol.held_out, "Development classes": protocol.development, "All classes": everything}.items():
         if classes:
-            lines += [f"{name}: {', '.join(classes)}", "", *markdown_table(header, [_set_row(row, classes, protocol) for row in shown]), ""]
+            measured = [row for row in shown if row.per_seed("image_auroc", classes) or row.diverged]
+            lines += [f"{name}: {', '.join(classes)}", "", *markdown_table(header, [_set_row(row, classes, protocol, told) for row in measured]), ""]
     return lines
 
 
-def _set_row(row: Row, classes: Sequence[str], protocol: Protocol) -> list[str]:
+def _set_row(row: Row, classes: Sequence[str], protocol: Protocol, told: Sequence[str]) -> list[str]:
     summaries = [row.of_classes(metric, classes) for metric in METRICS]
     seeds = max((summary.seeds for summary in summaries if summary is not None), default=0)
     variant = protocol.variants.get(row.key.variant)
@@ -87,20 +102,18 @@ def _set_row(row: Row, classes: Sequence[str], protocol: Protocol) -> list[str]:
     if row.diverged:
         state += f", diverged: {', '.join(map(str, sorted(row.diverged)))}"
     cells = [part for summary in summaries for part in (with_interval(summary), seed_range(summary))]
-    return [method(row), row.key.setting, row.key.image_size, row.key.device, state, *cells]
+    return [method(row), *scope_of(row, told), state, *cells]
 
 
-def _class_table(shown: Sequence[Row], title: str, cell: Callable[[Row, str], str]) -> list[str]:
+def _class_table(shown: Sequence[Row], told: Sequence[str], title: str, cell: Callable[[Row, str], str]) -> list[str]:
     """Return a table of rows by classes without the columns that nothing is known of; nothing if none is left."""
     counts = {name: count for row in shown for name, count in sorted(row.counts.items())}
     cells = {name: [cell(row, name) for row in shown] for name in sorted(counts)}
     used = [name for name, column in cells.items() if set(column) != {"–"}]
     if not used:
         return []
-    header = [title, "setting", "px", "device", *(f"{name} ({counts[name][0]} + {counts[name][1]})" for name in used)]
-    table = [
-        [method(row), row.key.setting, row.key.image_size, row.key.device, *(cells[name][place] for name in used)] for place, row in enumerate(shown)
-    ]
+    header = [title, *(_SCOPE[name] for name in told), *(f"{name} ({counts[name][0]} + {counts[name][1]})" for name in used)]
+    table = [[method(row), *scope_of(row, told), *(cells[name][place] for name in used)] for place, row in enumerate(shown)]
     return [*markdown_table(header, table), ""]
 
 

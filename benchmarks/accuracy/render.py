@@ -13,7 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.accuracy.page_tables import markdown_table, method, ordered, protocol_classes, protocol_tables, seed_range, with_interval
+from benchmarks.accuracy.page_tables import (
+    markdown_table,
+    method,
+    ordered,
+    protocol_classes,
+    protocol_tables,
+    scope_of,
+    seed_range,
+    varying,
+    with_interval,
+)
 from benchmarks.accuracy.plot import dot_plot
 from benchmarks.accuracy.protocol import Protocol, known_protocols, load_protocol
 from benchmarks.accuracy.results import ACCURACY
@@ -85,15 +95,11 @@ def rendered(pages: Path, results: Path) -> dict[str, str]:
 def _plot(protocol: Protocol, shown: Sequence[Row]) -> str:
     """Return a dot per seed of each row: image AUROC on the held-out classes, on all classes where a protocol has none."""
     classes = protocol.held_out or tuple(sorted({name for row in shown for name in row.classes}))
-    several = {name: len({getattr(row.key, name) for row in shown}) > 1 for name in ("setting", "device")}
-    dots = {
-        ", ".join([method(row), *(getattr(row.key, name) for name, is_told in several.items() if is_told)]): row.per_seed("image_auroc", classes)
-        for row in ordered(protocol, shown)
-    }
+    told = varying(shown)
+    dots = {", ".join([method(row), *scope_of(row, told)]): row.per_seed("image_auroc", classes) for row in ordered(protocol, shown)}
     what = "held-out classes" if protocol.held_out else "all classes"
-    return dot_plot(
-        {label: list(of_seeds.values()) for label, of_seeds in dots.items() if of_seeds}, f"image AUROC, mean over the {what}; a dot per seed"
-    )
+    values = {label: list(of_seeds.values()) for label, of_seeds in dots.items() if of_seeds}
+    return dot_plot(values, f"image AUROC, mean over the {what}; a dot per seed")
 
 
 def _scoring(path: Path) -> list[str]:

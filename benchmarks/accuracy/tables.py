@@ -91,10 +91,10 @@ def merge_rows(path: Path, layout: Layout, rows: Iterable[Row]) -> int:
 def number_text(value: float | None) -> str:
     """Return a figure as tables have it, empty for None.
 
-    >>> number_text(0.96812345)
-    '0.968123'
+    >>> number_text(0.968123452)
+    '0.96812345'
     """
-    return "" if value is None else f"{value:.6f}"
+    return "" if value is None else f"{value:.8f}"
 
 
 def joined(values: Sequence[str]) -> str:

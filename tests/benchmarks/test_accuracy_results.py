@@ -60,8 +60,8 @@ def test_a_run_becomes_a_row_per_class(tmp_path: Path, command):
     cap, nut = table(tmp_path)
     expected = {"class": "cap", "seed": "0", "good": "10", "anomalous": "20", "device": "CPU one", "commit": "abc", "date": "2026-11-27"}
     assert expected.items() <= cap.items()
-    assert (cap["image_auroc"], cap["image_auroc_low"], cap["image_auroc_high"], cap["pixel_auroc"]) == ("0.800000", "0.750000", "0.820000", "")
-    assert (nut["aupro"], nut["test_images"]) == ("0.700000", "d" * 12)
+    assert (cap["image_auroc"], cap["image_auroc_low"], cap["image_auroc_high"], cap["pixel_auroc"]) == ("0.80000000", "0.75000000", "0.82000000", "")
+    assert (nut["aupro"], nut["test_images"]) == ("0.70000000", "d" * 12)
 
 
 def test_export_keeps_earlier_rows_and_tells_which_it_replaces(tmp_path: Path, command):
@@ -75,10 +75,10 @@ def test_export_keeps_earlier_rows_and_tells_which_it_replaces(tmp_path: Path, c
     _, out, _ = exported(tmp_path / "others", tmp_path, command)
     assert "4 rows of 2 runs, 1 in place of other figures" in out
     assert [(row["seed"], row["class"], row["image_auroc"]) for row in table(tmp_path)] == [
-        ("0", "cap", "0.700000"),
-        ("0", "nut", "0.900000"),
-        ("1", "cap", "0.800000"),
-        ("1", "nut", "0.900000"),
+        ("0", "cap", "0.70000000"),
+        ("0", "nut", "0.90000000"),
+        ("1", "cap", "0.80000000"),
+        ("1", "nut", "0.90000000"),
     ]
 
 
