@@ -2,7 +2,7 @@
 
 Runs in an environment of its own (``baselines-requirements.txt``). The package's networks, losses, optimizers and scoring are used as they are,
 trained by its own engine; only these are ours: the prepared images, the local file that the teacher's weights come from, the metrics and, if asked
-for, the search for PatchCore's coreset. Image scores are each method's own (PatchCore weighs its maximum by the neighbourhood), not the maximum of
+for, the search for PatchCore's coreset. Image scores are each method's own (PatchCore weighs its maximum by the neighborhood), not the maximum of
 the map.
 
 Batch size, epochs and precision are the protocol's; STFPM and Reverse Distillation get more epochs where that is less than ``--min-steps``

@@ -117,7 +117,8 @@ def _run(options: argparse.Namespace) -> int:
     from snl_train.checkpoint import load_checkpoint
     from snl_train.evaluation import CheckpointScorer
 
-    read_rows(options.out, MIXTURES)  # a table that cannot be read must not cost the minutes of scoring
+    options.out.parent.mkdir(parents=True, exist_ok=True)  # a wrong name must not cost the minutes of scoring
+    read_rows(options.out, MIXTURES)
     rows: list[dict[str, str]] = []
     goods: dict[tuple[int, int], dict[str, npt.NDArray[np.uint8]]] = {}
     for path in (path for path in options.checkpoints if not path.name.endswith(".resume.pt")):  # x*.pt names the states of unfinished runs too

@@ -174,7 +174,8 @@ def _run(options: argparse.Namespace) -> int:
     from snl_train.checkpoint import load_checkpoint
     from snl_train.trainer import resolve_device
 
-    read_rows(options.out, SCORING)  # a table that cannot be read must not cost the minutes of scoring
+    options.out.parent.mkdir(parents=True, exist_ok=True)  # a wrong name must not cost the minutes of scoring
+    read_rows(options.out, SCORING)
     device = resolve_device(options.device)
     origin = provenance.origin(device.type, options.commit)
     rows: list[dict[str, str]] = []
