@@ -310,6 +310,21 @@ def test_record_from_before_a_setting_stands_for_its_default_alone(value, status
     assert json.loads((again / "tiny" / f"{ONE}.json").read_text()) == plain  # neither trained nor measured again
 
 
+def test_exported_rows_are_the_figures_of_the_run(finished: Path, tmp_path: Path, command):
+    from benchmarks.accuracy.results import ACCURACY
+    from benchmarks.accuracy.tables import read_rows
+
+    status, _, err = command("--out", finished, "--export", "--results", tmp_path)
+    assert (status, err) == (0, "")
+    facts = record(finished, ONE)
+    rows = {row["class"]: row for row in read_rows(tmp_path / "tiny.csv", ACCURACY) if (row["variant"], row["seed"]) == ("FD", "0")}
+    assert rows.keys() == facts["evaluation"]["classes"].keys()
+    for name, group in facts["evaluation"]["classes"].items():
+        assert float(rows[name]["image_auroc"]) == pytest.approx(group["metrics"]["image_auroc"]["value"], abs=1e-8)
+        assert (rows[name]["pixel_auroc"] == "") == (group["metrics"]["pixel_auroc"]["value"] is None)
+        assert (rows[name]["commit"], rows[name]["date"]) == (facts["provenance"]["commit"], facts["provenance"]["finished_at"][:10])
+
+
 def test_half_written_record_is_named(tmp_path: Path):
     from benchmarks.accuracy.records import read_records
 
