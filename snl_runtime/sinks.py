@@ -17,11 +17,11 @@ from typing import Any, Protocol, TextIO, TypeVar
 
 import numpy as np
 
-from snl_runtime.errors import SinkError
+from snl_runtime.errors import FrameError, SinkError
 from snl_runtime.files import atomic_write_bytes
 from snl_runtime.opencv import load_opencv
 from snl_runtime.overlay import render_overlay
-from snl_runtime.preprocess import FrameError, to_rgb
+from snl_runtime.preprocess import to_rgb
 from snl_runtime.types import AnomalyResult, Frame, Image, OutputRequest, Verdict
 
 RECORD_SCHEMA = 1

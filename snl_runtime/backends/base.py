@@ -1,6 +1,7 @@
 """What every inference backend must offer, and the checks they share."""
 
 import types
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from snl_runtime.errors import BackendError, InferenceError
 
 if TYPE_CHECKING:
-    from snl_runtime.device_pipeline import DeviceLane
+    from snl_runtime.cuda_resources import CudaStream, DeviceBuffer
 
 INPUT_NAME = "image"
 MAP_NAME = "anomaly_map"
@@ -62,6 +63,29 @@ class Backend(Protocol):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None) -> None:
         """Close the backend."""
+        ...
+
+
+class DeviceLane(Protocol):
+    """An engine that reads and writes device memory on one stream: that of TensorRT or of ONNX Runtime CUDA."""
+
+    @property
+    def stream(self) -> "CudaStream":
+        """What everything is queued on."""
+        ...
+
+    @property
+    def anomaly_map(self) -> "DeviceBuffer":
+        """Where the engine writes its map."""
+        ...
+
+    @property
+    def anomaly_score(self) -> "DeviceBuffer":
+        """Where the engine writes its score."""
+        ...
+
+    def run_on_device(self, count: int, bring_image: "Callable[[int, CudaStream], None]") -> None:
+        """Queue one run whose input ``bring_image`` queues at the address it is given."""
         ...
 
 

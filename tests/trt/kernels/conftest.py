@@ -15,7 +15,6 @@ from snl_runtime.backends import onnxruntime_backend
 from snl_runtime.backends.onnxruntime_lane import OnnxRuntimeLane
 from snl_runtime.cuda_resources import CudaModule, DeviceBuffer
 from snl_runtime.detector import SnlDetector
-from snl_runtime.device_arrays import OwnedDeviceArray
 from snl_runtime.kernels import KERNEL_NAMES
 
 
@@ -128,7 +127,16 @@ def on_gpu(fake):
             array = np.ascontiguousarray(array)
             buffer = DeviceBuffer(fake, max(1, array.nbytes))
             fake.view(buffer.handle, array.nbytes, "device")[...] = array.reshape(-1).view(np.uint8)
-            return opened.enter_context(OwnedDeviceArray(buffer, array.shape, array.dtype, device=0))
+            opened.callback(buffer.close)
+            interface = {
+                "shape": array.shape,
+                "typestr": array.dtype.str,
+                "data": (buffer.handle, False),
+                "strides": None,
+                "stream": None,
+                "version": 3,
+            }
+            return SimpleNamespace(shape=array.shape, dtype=array.dtype, __cuda_array_interface__=interface)
 
         yield put
 
