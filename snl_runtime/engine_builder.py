@@ -17,7 +17,7 @@ from pathlib import Path
 
 from snl_runtime.errors import BackendUnavailableError, ConfigError, EngineBuildError, ManifestError
 from snl_runtime.files import atomic_write_bytes, sha256_bytes, sha256_file
-from snl_runtime.manifest import NOT_VERIFIED, EngineEntry, manifest_path, read_manifest, write_manifest
+from snl_runtime.manifest import NOT_VERIFIED, EngineEntry, manifest_path, read_manifest, update_manifest
 from snl_runtime.progress import Progress
 from snl_runtime.trt_api import (
     LIBRARY_NAMES,
@@ -226,7 +226,7 @@ def rebuild_engine(engine_path: Path, *, cache_folder: Path | None = None) -> Bu
         logger.debug("not built for a GPU at hand: %s", failure)
         target = choose_target(library)
     built = build_engine(onnx_path, engine_path, target, options, cache_folder=cache_folder)
-    write_manifest(path, manifest.with_engine(built.entry))
+    update_manifest(path, lambda listed: listed.with_engine(built.entry))
     return built
 
 

@@ -1,20 +1,40 @@
 """What is known about a model file: hashes, inputs, parity reports, engines and decisions. ``x.json`` is read and written here only."""
 
 import dataclasses
+import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from snl_runtime.engine_records import NOT_VERIFIED, EngineEntry, ParityReport
 from snl_runtime.errors import ManifestError
-from snl_runtime.files import atomic_write_text, sha256_bytes
+from snl_runtime.files import atomic_write_text, exclusive_lock, sha256_bytes
 from snl_runtime.manifest_codec import ADDED_LATER, canonical_json, from_plain, parse_json, to_plain
 
 SCHEMA = 1
 """Schema number that this version reads and writes."""
 
-NOT_VERIFIED = "not verified on a device"
-"""What is said of an engine that has not run where it is meant to run."""
+__all__ = [
+    "NOT_VERIFIED",
+    "SCHEMA",
+    "Decision",
+    "EngineEntry",
+    "Evidence",
+    "FrameRange",
+    "GainFile",
+    "Manifest",
+    "ParityReport",
+    "canonical_text",
+    "manifest_path",
+    "read_manifest",
+    "replace_manifest",
+    "update_manifest",
+    "write_manifest",
+]
+
+logger = logging.getLogger(__name__)
 
 _INPUT_KEYS = frozenset({"name", "dtype", "layout", "color", "size_hw", "batch", "max_batch"})
 _UNHASHED_KEYS = ("self_sha256", "signature")
@@ -126,82 +146,6 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ParityReport:
-    """How far one file's scores lie from its reference.
-
-    Attributes:
-        subject_file: Name of the file that was tested.
-        subject_sha256: Its hash.
-        reference: What it was compared with.
-        frames_source: ``--frames DIR`` or ``golden crops, flips and noise``.
-        frame_count: Frames compared.
-        score_max_abs: Largest difference of a score.
-        score_p99_abs: 99th percentile of the same.
-        map_max_abs: Largest difference of a map value.
-        map_p99_abs: 99th percentile of the same.
-        map_scale: Largest map value of the reference.
-        map_correlation_min: Lowest Pearson correlation of a frame's map with the reference's; None in a report from before it was measured.
-        map_correlation_median: Median of the same over the frames.
-        tolerance: Allowed difference relative to the largest map value of the frame.
-        auroc_drift: Difference of image AUROC, None without labels.
-        flips: Verdicts that differ at the shipped thresholds.
-        passed: Whether the gate let the file through.
-        failures: Why not, one sentence each.
-        verified_on: Device, backends and versions, or ``not verified on a device``.
-        created_at: When, ISO 8601 with offset.
-    """
-
-    subject_file: str
-    subject_sha256: str
-    reference: str
-    frames_source: str
-    frame_count: int
-    score_max_abs: float
-    score_p99_abs: float
-    map_max_abs: float
-    map_p99_abs: float
-    map_scale: float
-    map_correlation_min: float | None = field(default=None, metadata=ADDED_LATER)
-    map_correlation_median: float | None = field(default=None, metadata=ADDED_LATER)
-    tolerance: float
-    auroc_drift: float | None
-    flips: int
-    passed: bool
-    failures: list[str]
-    verified_on: str
-    created_at: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineEntry:
-    """One engine that was built from the ONNX of this manifest.
-
-    Attributes:
-        file: Name of the engine file.
-        sha256: Its hash.
-        library: ``tensorrt`` or ``tensorrt-rtx``.
-        library_version: Version that built it and alone can load it.
-        compute_capability: GPUs it was built for, e.g. ``["8.9"]``.
-        precision: ``fp32``, ``fp16`` or ``int8``.
-        built_at: When, ISO 8601 with offset.
-        parity: Comparison with the ONNX, None if not made yet: then the engine has no threshold.
-        options: Builder options, plain values.
-        onnx_sha256: Hash of the ONNX it was built from; ``Manifest.with_engine`` fills it in.
-    """
-
-    file: str
-    sha256: str
-    library: str
-    library_version: str
-    compute_capability: list[str]
-    precision: str
-    built_at: str
-    parity: ParityReport | None
-    options: dict[str, Any] = field(default_factory=dict)
-    onnx_sha256: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """Everything that ``x.json`` says about ``x.onnx`` and the files beside it.
 
@@ -281,6 +225,20 @@ class Manifest:
         others = [other for other in self.engines if other.file != engine.file]
         return self._changed(engines=[*others, dataclasses.replace(engine, onnx_sha256=engine.onnx_sha256 or self.model_sha256)])
 
+    def with_engine_parity(self, sha256: str, report: ParityReport) -> "Manifest":
+        """Return the manifest with a parity report in the entry of the engine with this hash; unsigned.
+
+        Raises:
+            ManifestError: If the engine is not listed any more, or the manifest names another ONNX file than the one that it was built from.
+        """
+        entry = self.engine_for(sha256)
+        if entry is None or entry.onnx_sha256 != self.model_sha256:
+            raise ManifestError(
+                f"{report.subject_file} or {self.model_file} was replaced while they were compared; compare them again: "
+                f"snl-run --engine {report.subject_file} --rebuild"
+            )
+        return self.with_engine(dataclasses.replace(entry, parity=report, options={**entry.options, "verified_on": report.verified_on}))
+
     def with_parity(self, report: ParityReport) -> "Manifest":
         """Return the manifest with one more parity report; unsigned."""
         return self._changed(parity=[*self.parity, report])
@@ -332,8 +290,48 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     return manifest
 
 
+def update_manifest(path: str | os.PathLike[str], change: Callable[[Manifest], Manifest]) -> Manifest:
+    """Change a manifest that lies on the disk and return it as written; the one way to do so, because nothing that others add gets lost.
+
+    The file is locked against every other writer, read again, handed to ``change`` and written atomically. A signature that does not cover the
+    new text is dropped, and one warning says so.
+
+    Args:
+        path: The manifest.
+        change: Returns the new manifest for the one it is given. It runs under the lock: let it be quick, and update no manifest in it.
+
+    Raises:
+        ManifestError: If the manifest is missing or altered, or a reader would refuse the new one; nothing is written then.
+        SinkError: If the file cannot be written or its folder cannot be locked.
+    """
+    return replace_manifest(path, lambda current: change(read_manifest(path) if current is None else current))
+
+
+def replace_manifest(path: str | os.PathLike[str], change: Callable[[Manifest | None], Manifest]) -> Manifest:
+    """Do what :func:`update_manifest` does where there may be no manifest yet; ``change`` is given None then.
+
+    Raises:
+        ManifestError: If an existing manifest is altered, or a reader would refuse the new one; nothing is written then.
+        SinkError: If the file cannot be written or its folder cannot be locked.
+    """
+    target = Path(path)
+    with exclusive_lock(target, what="change of the manifest", blocking=True):
+        current = read_manifest(target) if target.exists() else None
+        changed = change(current)
+        if changed == current:
+            return changed
+        signature = None if current is None else current.signature
+        if changed.signature == signature:
+            changed = dataclasses.replace(changed, signature=None)
+        written = write_manifest(target, changed)
+    if signature is not None and written.signature is None:
+        remedy = f"sign it again: snl-sign --engine {written.model_file} --key key.pem"
+        logger.warning("%s loses its signature, which does not cover the change; %s", target.name, remedy)
+    return written
+
+
 def write_manifest(path: str | os.PathLike[str], manifest: Manifest) -> Manifest:
-    """Write the manifest atomically with its own hash filled in and return it as written.
+    """Write a new manifest atomically with its own hash filled in and return it as written; to change one is :func:`update_manifest`'s.
 
     Raises:
         ManifestError: If a reader would refuse it; nothing is written then.

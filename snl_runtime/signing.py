@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from snl_runtime.errors import SignatureError
-from snl_runtime.manifest import Manifest, canonical_text, read_manifest, write_manifest
+from snl_runtime.manifest import Manifest, canonical_text, update_manifest
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -30,13 +30,16 @@ def sign_manifest(path: str | os.PathLike[str], private_key_pem: bytes) -> Manif
         SinkError: If the file cannot be written.
     """
     key = _load_private_key(private_key_pem)
-    manifest = read_manifest(path)
-    signature = {
-        "algorithm": ALGORITHM,
-        "public_key": key.public_key().public_bytes_raw().hex(),
-        "value": key.sign(canonical_text(manifest).encode("utf-8")).hex(),
-    }
-    return write_manifest(path, dataclasses.replace(manifest, signature=signature))
+
+    def sign(manifest: Manifest) -> Manifest:
+        signature = {
+            "algorithm": ALGORITHM,
+            "public_key": key.public_key().public_bytes_raw().hex(),
+            "value": key.sign(canonical_text(manifest).encode("utf-8")).hex(),
+        }
+        return dataclasses.replace(manifest, signature=signature)
+
+    return update_manifest(path, sign)
 
 
 def verify_manifest(manifest: Manifest, public_key: PublicKey) -> None:

@@ -15,7 +15,7 @@ from snl_runtime.backends.tensorrt_backend import TensorRtBackend
 from snl_runtime.engine_builder import EngineOptions, build_engine, target_at_hand
 from snl_runtime.engine_parity import verify_engine
 from snl_runtime.golden import golden_path, read_golden
-from snl_runtime.manifest import manifest_path, read_manifest, write_manifest
+from snl_runtime.manifest import manifest_path, read_manifest, update_manifest
 from snl_runtime.scorer import Scorer
 
 THREADS = 4
@@ -65,7 +65,7 @@ def build(subject: Subject) -> str:
     started_s = time.perf_counter()
     built = build_engine(subject.onnx, path, target, options, cache_folder=subject.onnx.parent / "cache")
     if is_first:
-        write_manifest(manifest_path(subject.onnx), manifest.with_engine(built.entry))
+        update_manifest(manifest_path(subject.onnx), lambda listed: listed.with_engine(built.entry))
     checked = "checked below" if is_first else "the given engine is checked below"
     return (
         f"{options.precision} with {target.library.name} {target.library.version} for {', '.join(built.entry.compute_capability)} in "

@@ -5,17 +5,23 @@ import json
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from snl_calibration.calibrate import append_decision
+from snl_runtime import engine_builder, engine_parity
 from snl_runtime.backends.tensorrt_backend import TensorRtBackend
 from snl_runtime.cli.run import main as run_main
 from snl_runtime.detector import SnlDetector
+from snl_runtime.engine_builder import rebuild_engine
 from snl_runtime.engine_parity import ENGINE_LIMITS, verify_engine, verify_if_possible
 from snl_runtime.errors import BackendUnavailableError, ConfigError, EngineMismatchError, GoldenSampleError, ManifestError
 from snl_runtime.files import sha256_file
 from snl_runtime.golden import TOLERANCES, GoldenSamples, golden_path, write_golden
 from snl_runtime.images import write_image
-from snl_runtime.manifest import manifest_path, read_manifest, write_manifest
+from snl_runtime.manifest import manifest_path, read_manifest, update_manifest, write_manifest
 from snl_runtime.parity import LIMITS
+from snl_runtime.signing import sign_manifest
 from snl_runtime.trt_api import load_library
 from snl_runtime.types import Verdict
 
@@ -302,6 +308,47 @@ def test_missing_engine_is_built_from_its_onnx(write_engine, rtx, model_fixtures
     with SnlDetector(path, rebuild=True) as detector:
         assert detector.detect(model_fixtures.good_frame(120)).verdict is Verdict.PASS
     assert path.is_file()
+
+
+def test_decision_appended_while_an_engine_is_built_or_compared_survives(write_engine, rtx, monkeypatch, caplog):
+    """The manifest is signed too: that it loses the signature is said."""
+    path = write_engine(parity=False, precision="fp32", library="tensorrt-rtx", library_version=rtx.version)
+    manifest = manifest_path(path)
+    pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+    def appending(product, real):
+        def run(*arguments, **options):
+            result = real(*arguments, **options)
+            append_decision(path.with_name("line.onnx"), dataclasses.replace(read_manifest(manifest).decisions[0], product=product))
+            sign_manifest(manifest, pem)
+            return result
+
+        return run
+
+    monkeypatch.setattr("snl_runtime.engine_builder.build_engine", appending("built", engine_builder.build_engine))
+    monkeypatch.setattr("snl_runtime.engine_parity.compare", appending("compared", engine_parity.compare))
+    rebuilt = rebuild_engine(path)
+    verify_engine(path)
+    written = read_manifest(manifest)
+    assert [decision.product for decision in written.decisions] == ["bottle", "built", "compared"]
+    assert [(entry.sha256, entry.parity.passed) for entry in written.engines] == [(rebuilt.entry.sha256, True)]
+    assert written.signature is None
+    assert [record.getMessage() for record in caplog.records if "loses its signature" in record.getMessage()] == [
+        "line.json loses its signature, which does not cover the change; sign it again: snl-sign --engine line.onnx --key key.pem"
+    ] * 2  # by the new engine and by the report
+
+
+def test_report_about_an_engine_that_was_replaced_meanwhile_is_refused(engine_path, installed, monkeypatch):
+    def replace_engine(*arguments, **options):
+        real(*arguments, **options)
+        update_manifest(manifest_path(engine_path), lambda listed: listed.with_engine(dataclasses.replace(listed.engines[0], sha256="f" * 64)))
+
+    real = engine_parity.compare
+    monkeypatch.setattr("snl_runtime.engine_parity.compare", replace_engine)
+    with pytest.raises(ManifestError, match="replaced while they were compared"):
+        verify_engine(engine_path)
+    (entry,) = read_manifest(manifest_path(engine_path)).engines
+    assert (entry.sha256, entry.parity) == ("f" * 64, None)
 
 
 def test_rebuild_where_there_is_no_gpu_builds_and_says_that_it_cannot_run(write_engine, rtx, cuda):
