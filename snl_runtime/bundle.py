@@ -7,6 +7,7 @@ from pathlib import Path
 from snl_runtime.errors import GoldenSampleError, ManifestError
 from snl_runtime.files import sha256_file
 from snl_runtime.golden import GoldenSamples, golden_path, golden_tolerance, read_golden
+from snl_runtime.guard_band import guard_text
 from snl_runtime.manifest import NOT_VERIFIED, EngineEntry, Manifest, manifest_path, read_manifest
 from snl_runtime.preprocess import InputSpec
 from snl_runtime.signing import PublicKey, verify_manifest
@@ -88,6 +89,8 @@ def _engine_notes(path: Path, engine: EngineEntry | None) -> tuple[str, ...]:
     if not engine.parity.passed:
         reasons = "; ".join(engine.parity.failures[:2])
         return (f"{path.name} does not score like its ONNX file ({reasons}) and has no threshold; run the ONNX file instead",)
+    if engine.parity.refused_by_guard_band:
+        return (f"{path.name} passes nothing that its ONNX file would not{guard_text(engine.parity)}",)
     return ()
 
 
