@@ -34,7 +34,8 @@ def tightened(decision: "Decision", *, guard_band: float, map_max_abs: float) ->
     is_usable = decision.floor > 0 and decision.reject_threshold < math.inf
     if band == 0 or not is_usable:  # to raise a floor of 0 would make a decision valid that is not
         return decision
-    # One step further each: the sums here are rounded too.
+    # One step further each: the differences that were measured and the sums here are rounded too.
+    band = math.nextafter(band, math.inf)
     floor = math.nextafter(decision.floor + band, math.inf)
     pass_threshold, reject_threshold = (math.nextafter(value - band, -math.inf) for value in (decision.pass_threshold, decision.reject_threshold))
     if not floor <= pass_threshold:

@@ -56,6 +56,39 @@ def test_no_score_within_the_guard_band_is_judged_more_leniently(make_decision, 
     never_more_lenient(model_score, engine_score, decision, tightened(decision, guard_band=band, map_max_abs=0.0))
 
 
+@given(
+    threshold=st.floats(1.0, HIGHEST),
+    steps=st.integers(-2, 3),
+    moved=st.one_of(st.floats(-HIGHEST, HIGHEST), st.floats(-1e-12, 1e-12)),
+    which=st.integers(0, 2),
+)
+@settings(max_examples=1000, deadline=None)
+def test_model_score_a_rounding_away_from_a_threshold_is_no_exception(make_decision, threshold, steps, moved, which):
+    thresholds = ((threshold, 20.0, 30.0), (2.0**-20, threshold, 30.0), (2.0**-20, 2.0**-19, threshold))[which]
+    model_score = threshold
+    for _ in range(abs(steps)):
+        model_score = math.nextafter(model_score, math.copysign(math.inf, steps))
+    engine_score = model_score + moved
+    decision = make_decision(thresholds)
+    band = abs(model_score - engine_score)
+    never_more_lenient(model_score, engine_score, decision, tightened(decision, guard_band=band, map_max_abs=0.0))
+
+
+@given(gain=st.floats(0.5, 2.0, width=32), model=st.floats(1.0, HIGHEST, width=32), moved=st.floats(-0.5, 0.5, width=32), steps=st.integers(-1, 1))
+@settings(max_examples=500, deadline=None)
+def test_gained_model_score_a_rounding_away_from_a_threshold_is_no_exception(make_decision, gain, model, moved, steps):
+    """Products in float32 are rounded: the gained scores may differ by more than gain times the difference of the maps."""
+    before, after = (np.array([[value]], np.float32) for value in (model, np.float32(model) + np.float32(moved)))
+    gain_map = GainMap(np.array([[gain]], np.float32))
+    peak = gain_map.peak(before)
+    threshold = peak if steps == 0 else math.nextafter(peak, math.copysign(math.inf, steps))
+    file = GainFile(file="a.npz", sha256="a" * 64, highest=float(gain_map.values.max()))
+    map_max_abs = abs(float(after[0, 0]) - float(before[0, 0]))
+    for thresholds in ((2.0**-20, threshold, 100.0), (2.0**-20, 2.0**-19, threshold), (threshold, 100.0, 200.0)):
+        decision = make_decision(thresholds, gain=file)
+        never_more_lenient(peak, gain_map.peak(after), decision, tightened(decision, guard_band=0.0, map_max_abs=map_max_abs))
+
+
 @given(thresholds=st.tuples(*[st.integers(1, 24)] * 3), band=st.integers(0, 6))
 @settings(max_examples=60, deadline=None)
 def test_brute_force_over_a_grid_of_scores(make_decision, thresholds, band):
