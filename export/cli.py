@@ -149,6 +149,7 @@ def _print_text(bundle: "ExportedBundle", engine: "ExportedEngine | None", why_n
 
 
 def _parity_line(report: "ParityReport") -> str:
+    from snl_runtime.guard_band import guard_text
     from snl_runtime.parity import correlation_text
 
     figures = [
@@ -163,7 +164,7 @@ def _parity_line(report: "ParityReport") -> str:
         figures.append(f"image AUROC moves by {100 * report.auroc_drift:.2f} points")
     return (
         f"parity passed on {report.frame_count} frames ({report.frames_source}) against {report.reference}, {report.verified_on}: "
-        f"largest differences {', '.join(figures)}"
+        f"largest differences {', '.join(figures)}{guard_text(report)}"
     )
 
 

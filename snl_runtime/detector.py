@@ -272,7 +272,7 @@ def _rebuild(model: Path, mismatch: EngineMismatchError | ManifestError, *, is_s
     if model.suffix.lower() != ".trt" or isinstance(mismatch, SignatureError):
         raise mismatch
     if is_signed:
-        raise SignatureError(f"{mismatch}; rebuilding changes the signed manifest, so rebuild and sign it where the private key is") from mismatch
+        raise SignatureError(f"{mismatch}; rebuilding changes the signed manifest, so rebuild and snl-sign it where the private key is") from mismatch
     from snl_runtime.engine_builder import rebuild_engine
 
     logger.info("rebuilding %s: %s", model.name, mismatch)
@@ -282,7 +282,7 @@ def _rebuild(model: Path, mismatch: EngineMismatchError | ManifestError, *, is_s
 def _verify(model: Path, *, is_signed: bool) -> None:
     """Compare an engine that has no parity report yet with its ONNX file, here where it runs; without a passed report it has no threshold."""
     if is_signed:
-        logger.warning("%s is not verified: the report would change the signed manifest; verify and sign it where the private key is", model.name)
+        logger.warning("%s is not verified: the report would change the signed manifest; verify and snl-sign it where the private key is", model.name)
         return
     from snl_runtime.engine_parity import verify_engine
 

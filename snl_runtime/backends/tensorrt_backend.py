@@ -18,6 +18,7 @@ import numpy.typing as npt
 from snl_runtime import cuda_api
 from snl_runtime.backends.base import check_arrays
 from snl_runtime.backends.tensorrt_lane import EngineLane
+from snl_runtime.cache import default_cache_folder
 from snl_runtime.cuda_api import CudaApi, DeviceDescription, describe_device, device_scope
 from snl_runtime.errors import BackendError, ConfigError, EngineMismatchError, InferenceError, ManifestError
 from snl_runtime.files import sha256_bytes
@@ -199,8 +200,9 @@ def _device_index(device: str | None) -> int:
     return int(index or 0)
 
 
-def _cache_path(library: EngineLibrary, gpu: DeviceDescription, entry: EngineEntry) -> Path:
-    from snl_runtime.engine_builder import default_cache_folder
-
+def _cache_path(library: EngineLibrary, gpu: DeviceDescription, entry: EngineEntry) -> Path | None:
+    folder = default_cache_folder()
+    if folder is None:
+        return None
     parts = (entry.sha256, library.name, library.version, gpu.name, str(gpu.compute_capability), gpu.driver_version)
-    return default_cache_folder() / f"runtime-{hashlib.sha256('/'.join(parts).encode()).hexdigest()[:32]}.cache"
+    return folder / f"runtime-{hashlib.sha256('/'.join(parts).encode()).hexdigest()[:32]}.cache"

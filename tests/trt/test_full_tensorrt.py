@@ -55,7 +55,7 @@ def test_build_is_strongly_typed_without_tf32_and_hidden_streams_and_keeps_its_t
     assert trt.calls[-1] == ("build", 0)
 
 
-@pytest.mark.parametrize("step", ["builder", "network", "parser", "config", "create_timing_cache", "set_timing_cache", "profile"])
+@pytest.mark.parametrize("step", ["builder", "network", "parser", "config", "profile"])
 def test_step_that_the_library_refuses_is_an_error_in_its_own_words(trt, library, step):
     trt.refusing.add(step)
     with pytest.raises(EngineBuildError, match=f"Error Code 4: {step} refused"):

@@ -61,7 +61,7 @@ OWN_OR_PYTHON = set(
     pop Lock ERROR WARNING INFO DEBUG
     info error items close load_engine create_context input_shape batch_range captures_itself set_batch set_addresses enqueue
     _library _runtime _engine _file_name _cache_path _configuration _cache _known_cache _context _size_hw
-    _check_tensors _read_batch_range _configure_rtx _save_cache parent mkdir read_bytes
+    _check_tensors _read_batch_range _configure_rtx _save_cache parent read write fromkeys warning
     """.split()
 )
 
