@@ -28,7 +28,7 @@ COPY deploy/install-runtime.sh /install-runtime.sh
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     sh /install-runtime.sh /usr/bin/python3 /wheels/snl_edge-*.whl gpu,sign /opt/snl-edge
 RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/snl-edge snl && install --directory --owner=snl /records
-ENV PATH=/opt/snl-edge/bin:$PATH PYTHONUNBUFFERED=1 SNL_EDGE_CACHE=/var/lib/snl-edge/cache SNL_ENGINE=/model/line.onnx
+ENV PATH=/opt/snl-edge/bin:$PATH PYTHONUNBUFFERED=1 SNL_EDGE_CACHE=/var/lib/snl-edge/cache SNL_ENGINE=/model/line.onnx ORT_DISABLE_TELEMETRY=1
 USER 10001
 WORKDIR /records
 HEALTHCHECK --interval=5m --timeout=2m --start-period=2m --retries=2 \
@@ -39,7 +39,7 @@ CMD ["--help"]
 FROM ${PYTHON_IMAGE} AS cpu
 COPY --from=cpu-environment /opt/snl-edge /opt/snl-edge
 RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/snl-edge snl && install --directory --owner=snl /records
-ENV PATH=/opt/snl-edge/bin:$PATH PYTHONUNBUFFERED=1 SNL_EDGE_CACHE=/var/lib/snl-edge/cache SNL_ENGINE=/model/line.onnx
+ENV PATH=/opt/snl-edge/bin:$PATH PYTHONUNBUFFERED=1 SNL_EDGE_CACHE=/var/lib/snl-edge/cache SNL_ENGINE=/model/line.onnx ORT_DISABLE_TELEMETRY=1
 USER 10001
 WORKDIR /records
 # Opens the model as snl-run does: hashes, golden samples on this machine's backend, one verdict per sample. It is the model of $SNL_ENGINE.
