@@ -91,6 +91,14 @@ def test_names_with_escapes_change_nothing(host, source_id):
     assert outputs(host, lines) == [OFF, ON, FAULT]
 
 
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_product_is_the_same_however_its_name_is_escaped(host, ascii_only):
+    product = 'große "Scheibe"\\ \t😀'
+    lines = [json.dumps(json.loads(record(index, Verdict.PASS)) | {"product": product}, ensure_ascii=ascii_only) for index in range(2)]
+    assert outputs(host, lines, product=product) == [ON, ON, FAULT]
+    assert outputs(host, lines, product=product.upper()) == [FAULT, FAULT]
+
+
 PASS = record(1, Verdict.PASS)
 FAULTS = {
     "gap": record(2, Verdict.PASS),

@@ -36,7 +36,7 @@ public sealed class RecordGate
 
     public RecordGate(string product)
     {
-        this.product = product == null ? null : JsonReader.Quote(product);
+        this.product = product;
     }
 
     /// <summary>Returns whether the part of this record is accepted.</summary>
@@ -46,14 +46,14 @@ public sealed class RecordGate
         Expect(record["record"] == "1", "record schema is not 1");
         Expect(record["frame_index"] == nextIndex.ToString(CultureInfo.InvariantCulture), "a frame without a record before frame " + record["frame_index"]);
         nextIndex++;
-        Expect(product == null || record["product"] == product, "another product: " + record["product"]);
-        string verdict = record["verdict"];
-        if (verdict == "\"PASS\"")
+        Expect(product == null || JsonReader.Text(record["product"]) == product, "another product: " + record["product"]);
+        string verdict = JsonReader.Text(record["verdict"]);
+        if (verdict == "PASS")
         {
             Expect(JsonReader.IsNumber(record["score"]) && JsonReader.IsNumber(record["threshold"]), "PASS without a score and a threshold");
             return true;
         }
-        Expect(verdict == "\"REVIEW\"" || verdict == "\"REJECT\"" || verdict == "\"ERROR\"", "unknown verdict: " + verdict);
+        Expect(verdict == "REVIEW" || verdict == "REJECT" || verdict == "ERROR", "unknown verdict: " + verdict);
         return false;
     }
 
@@ -100,11 +100,22 @@ public sealed class JsonReader
         return written[0] == '-' || (written[0] >= '0' && written[0] <= '9');
     }
 
-    /// <summary>Returns a text as snl-run writes it: quotes, backslashes and control characters are escaped and nothing else.</summary>
-    public static string Quote(string plain)
+    /// <summary>Returns what a text means, null if something else is written.</summary>
+    public static string Text(string written)
     {
-        string escaped = plain.Replace("\\", "\\\\").Replace("\"", "\\\"");
-        return "\"" + Regex.Replace(escaped, @"[\x00-\x1f]", match => "\\u" + ((int)match.Value[0]).ToString("x4", CultureInfo.InvariantCulture)) + "\"";
+        if (written[0] != '"')
+        {
+            return null;
+        }
+        return Regex.Replace(written.Substring(1, written.Length - 2), @"\\(?:u(.{4})|(.))", escape =>
+        {
+            if (escape.Groups[1].Success)
+            {
+                return ((char)int.Parse(escape.Groups[1].Value, NumberStyles.HexNumber, CultureInfo.InvariantCulture)).ToString();
+            }
+            int control = "bfnrt".IndexOf(escape.Groups[2].Value, StringComparison.Ordinal);
+            return control < 0 ? escape.Groups[2].Value : "\b\f\n\r\t"[control].ToString();
+        });
     }
 
     private void Object(Dictionary<string, string> members, int depth)
