@@ -1,6 +1,6 @@
 """A host program with its own camera loop that asks SnlDetector for a verdict per part.
 
-    python examples/embed_detector.py demo/line.onnx washer parts/*.png
+    python examples/embed_in_python.py demo/line.onnx washer parts/*.png
 
 Everything but PASS stops the part: REVIEW and REJECT because of what was seen, ERROR because nothing reliable was.
 """
@@ -29,5 +29,5 @@ def inspect(model: str, product: str, paths: list[str]) -> int:
 
 if __name__ == "__main__":
     if len(sys.argv) < 4:
-        sys.exit("usage: python examples/embed_detector.py MODEL PRODUCT IMAGE [IMAGE ...]")
+        sys.exit("usage: python examples/embed_in_python.py MODEL PRODUCT IMAGE [IMAGE ...]")
     sys.exit(0 if inspect(sys.argv[1], sys.argv[2], sys.argv[3:]) == 0 else 4)
