@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from snl_runtime import cuda_api
 from snl_runtime.backends.base import INPUT_NAME, MAP_NAME, SCORE_NAME, check_arrays, check_signature, one_line, store_outputs
-from snl_runtime.backends.onnxruntime_lane import OnnxRuntimeLane, open_cuda_session
+from snl_runtime.backends.onnxruntime_lane import OnnxRuntimeLane, load_onnxruntime, open_cuda_session
 from snl_runtime.cuda_api import device_scope
 from snl_runtime.errors import BackendError, BackendUnavailableError, ConfigError, InferenceError
 
@@ -104,7 +104,7 @@ class OnnxRuntimeBackend:
                 raise
 
     def _open_session(self) -> Any:
-        library = _load_library()
+        library = load_onnxruntime()
         providers, options = _providers(library, self.device), _options(library, self._threads)
         try:
             session = library.InferenceSession(str(self._path), sess_options=options, providers=providers)
@@ -124,16 +124,6 @@ class OnnxRuntimeBackend:
             raise InferenceError("backend 'onnxruntime' is closed; open the model again")
         if self._failure is not None:
             raise InferenceError(f"backend 'onnxruntime' failed before ({self._failure}); close it and open the model again")
-
-
-def _load_library() -> Any:
-    try:
-        import onnxruntime
-    except (ImportError, OSError) as error:
-        raise BackendUnavailableError(
-            f"backend 'onnxruntime' needs the package onnxruntime: pip install 'snl-edge[cpu]' ({one_line(error)})"
-        ) from error
-    return onnxruntime
 
 
 def _providers(library: Any, device: str) -> list[Any]:

@@ -103,6 +103,25 @@ class OnnxRuntimeLane:
             self.stream.synchronize()
 
 
+def load_onnxruntime() -> Any:
+    """Return the module ``onnxruntime``; every import of it goes through here.
+
+    Releases for Linux from 1.32 on collect telemetry: opening a model writes a device number and a database of events below the user's cache folder.
+    It is switched off unless the environment says otherwise; the variable must be set before the import.
+
+    Raises:
+        BackendUnavailableError: If the package is missing or its libraries do not load.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        import onnxruntime
+    except (ImportError, OSError) as error:
+        raise BackendUnavailableError(
+            f"backend 'onnxruntime' needs the package onnxruntime: pip install 'snl-edge[cpu]', on a GPU 'snl-edge[gpu]' ({one_line(error)})"
+        ) from error
+    return onnxruntime
+
+
 def open_cuda_session(model_path: str | os.PathLike[str], stream: int, *, device_index: int = 0) -> Any:
     """Return a session of an ``.onnx`` file whose GPU work goes onto the given stream.
 
@@ -110,10 +129,7 @@ def open_cuda_session(model_path: str | os.PathLike[str], stream: int, *, device
         BackendUnavailableError: If the package or its CUDA provider is missing.
         BackendError: If the file cannot be loaded.
     """
-    try:
-        import onnxruntime
-    except (ImportError, OSError) as error:
-        raise BackendUnavailableError(f"device 'cuda' needs the package onnxruntime-gpu: pip install 'snl-edge[gpu]' ({one_line(error)})") from error
+    onnxruntime = load_onnxruntime()
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise BackendUnavailableError("device 'cuda' needs the package onnxruntime-gpu instead of onnxruntime: pip install 'snl-edge[gpu]'")
     providers = [("CUDAExecutionProvider", {"device_id": str(device_index), "user_compute_stream": str(stream)}), "CPUExecutionProvider"]

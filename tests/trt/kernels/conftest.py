@@ -84,7 +84,7 @@ def fake(kernels, make_gpu, monkeypatch, model_fixtures, gpu, device_detector):
     monkeypatch.setattr("snl_runtime.backends.tensorrt_backend.open_library", lambda name: library)
     names = {name: getattr(onnxruntime, name) for name in ("SessionOptions", "ExecutionMode", "GraphOptimizationLevel")}
     provided = SimpleNamespace(InferenceSession=device_detector.CudaSession, get_available_providers=lambda: ["CUDAExecutionProvider"], **names)
-    monkeypatch.setattr(onnxruntime_backend, "_load_library", lambda: provided)
+    monkeypatch.setattr(onnxruntime_backend, "load_onnxruntime", lambda: provided)
     monkeypatch.setattr(onnxruntime_backend, "OnnxRuntimeLane", functools.partial(OnnxRuntimeLane, device_type="cpu"))
     monkeypatch.setattr(onnxruntime_backend, "open_cuda_session", lambda path, stream, device_index: session(cuda, path, stream))
     monkeypatch.setattr(session, "spoil", staticmethod(session.spoil))  # put back after the test
@@ -111,7 +111,7 @@ def open_on(fake, tmp_path, model_fixtures, write_engine, monkeypatch):
             if where == "onnxruntime":
                 return opened.enter_context(SnlDetector(path.with_suffix(".onnx"), device="cuda", **options))
             with monkeypatch.context() as real:
-                real.setattr(onnxruntime_backend, "_load_library", lambda: onnxruntime)
+                real.setattr(onnxruntime_backend, "load_onnxruntime", lambda: onnxruntime)
                 return opened.enter_context(SnlDetector(path.with_suffix(".onnx"), **options))
 
         yield open_detector
