@@ -2,7 +2,6 @@
 
 import argparse
 import importlib.util
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snl_runtime.commandline import EXIT_OK, CommandParser, run_command
+from snl_runtime.text import to_json
 
 if TYPE_CHECKING:
     from snl_runtime.manifest import ParityReport
@@ -29,8 +29,7 @@ _PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``snl-export`` and return its exit status."""
-    options = build_parser().parse_args(argv)
-    return run_command(lambda: _run(options), program=PROGRAM)
+    return run_command(lambda: _run(build_parser().parse_args(argv)), program=PROGRAM)
 
 
 def build_parser() -> CommandParser:
@@ -117,7 +116,7 @@ def _run(options: argparse.Namespace) -> int:
         engine = build_planned_engine(model_path, bundle.manifest, plan.target, frames=options.frames)
         bundle = replace(bundle, manifest=engine.manifest, files=_with_engine(bundle, engine.path, engine.entry.sha256))
     if options.json:
-        print(json.dumps(_as_plain(bundle, engine, plan.why_not), allow_nan=False))
+        print(to_json(_as_plain(bundle, engine, plan.why_not)))
         return EXIT_OK
     _print_text(bundle, engine, plan.why_not)
     return EXIT_OK

@@ -1,15 +1,23 @@
 """Files that are either the old ones or the new ones, never half of each."""
 
 import contextlib
+import errno
 import hashlib
+import logging
 import os
 import secrets
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from snl_runtime.errors import SinkError
 
+logger = logging.getLogger(__name__)
+
 _CHUNK_BYTES = 1 << 20
+_NO_LOCKS_HERE = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP})
+"""What a file system says that has no locks, as some network drives."""
 
 
 @contextlib.contextmanager
@@ -30,7 +38,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(target)
         _flush_folder(target.parent)
     except OSError as error:
-        raise SinkError(f"cannot write {target}: {error.strerror or error}; check the folder, its permissions and the free space") from error
+        raise _cannot_write(target, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -51,6 +59,34 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
     atomic_write_bytes(path, text.encode("utf-8"))
 
 
+@contextlib.contextmanager
+def exclusive_lock(path: str | os.PathLike[str], *, what: str, blocking: bool) -> Iterator[None]:
+    """Hold ``path`` against every other process and thread that asks for the same lock.
+
+    The lock is held on ``.NAME.lock`` beside ``path``, which stays there: to remove it would let two holders in. The system releases it when the
+    holder ends, however it ends. On a file system without locks the block runs without one, and a warning says so.
+
+    Args:
+        path: What is protected; it need not exist, its folder must.
+        what: Who holds it, for the message, e.g. ``training``.
+        blocking: Whether to wait for the holder; otherwise it is an error.
+
+    Raises:
+        SinkError: If the lock file cannot be made, or another process holds the lock and ``blocking`` is false.
+    """
+    target = Path(path)
+    try:
+        handle = _open_lock_file(target.with_name(f".{target.name}.lock"))
+    except OSError as error:
+        raise _cannot_write(target, error) from error
+    try:
+        if not _lock(handle, target, blocking=blocking):
+            raise SinkError(f"{target} is in use by another {what}; wait until that ends or choose another path")
+        yield
+    finally:
+        os.close(handle)  # releases the lock
+
+
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """Return the sha256 of a file's bytes as 64 hexadecimal digits.
 
@@ -67,6 +103,51 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 def sha256_bytes(data: bytes) -> str:
     """Return the sha256 of ``data`` as 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
+
+
+def _cannot_write(target: Path, error: OSError) -> SinkError:
+    return SinkError(f"cannot write {target}: {error.strerror or error}; check the folder, its permissions and the free space")
+
+
+def _open_lock_file(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:
+        if not path.exists():
+            raise
+        return os.open(path, os.O_RDONLY)  # another user of the folder made it; that is enough to lock it
+
+
+def _lock(handle: int, target: Path, *, blocking: bool) -> bool:
+    """Lock an open file; return False if another holds it and nobody wants to wait."""
+    try:
+        if sys.platform == "win32":
+            return _lock_on_windows(handle, blocking=blocking)
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS_HERE:
+            raise _cannot_write(target, error) from error
+        logger.warning("%s cannot be locked (%s): change it from one place at a time", target, error.strerror or error)
+    return True
+
+
+if sys.platform == "win32":
+
+    def _lock_on_windows(handle: int, *, blocking: bool) -> bool:
+        import msvcrt
+
+        while True:
+            try:
+                msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+                return True
+            except PermissionError:
+                if not blocking:
+                    return False
+                time.sleep(0.01)  # the system's own waiting gives up after 10 s
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import importlib.util
-import json
 import platform
 import shlex
 import sys
@@ -18,6 +17,7 @@ from snl_runtime.commandline import EXIT_OK, CommandParser, run_command
 from snl_runtime.errors import BackendUnavailableError, ConfigError, DataError, SinkError
 from snl_runtime.files import atomic_write_text, sha256_file
 from snl_runtime.progress import Progress
+from snl_runtime.text import to_json
 
 if TYPE_CHECKING:
     from snl_train.data.samples import DatasetIndex, Sample
@@ -29,8 +29,7 @@ _PACKAGES = ("snl-edge", "numpy", "opencv-python-headless", "opencv-python", "to
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``snl-eval`` and return its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    options = _parser().parse_args(arguments)
-    return run_command(lambda: _run(options, arguments), program="snl-eval")
+    return run_command(lambda: _run(_parser().parse_args(arguments), arguments), program="snl-eval")
 
 
 def _parser() -> CommandParser:
@@ -77,7 +76,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     if options.report is not None:
         _write_report(options.report, evaluation, provenance)
     if options.json:
-        print(json.dumps({"provenance": provenance, **evaluation.to_plain(relative_to=index.root)}, allow_nan=False))
+        print(to_json({"provenance": provenance, **evaluation.to_plain(relative_to=index.root)}))
         return EXIT_OK
     for path, reason in evaluation.left_out:
         print(f"left out: {path}: {reason}", file=sys.stderr)

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import json
 import math
 import signal
 import sys
@@ -16,6 +15,7 @@ from snl_runtime.commandline import CommandParser, run_command
 from snl_runtime.config import parse_override
 from snl_runtime.errors import ConfigError, SinkError
 from snl_runtime.progress import Progress, format_duration
+from snl_runtime.text import to_json
 from snl_train.config import TrainConfig, load_config
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ _DOTTED = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``snl-train`` and return its exit status."""
-    arguments = build_parser().parse_args(argv)
-    return run_command(lambda: _run(arguments), program=PROGRAM)
+    return run_command(lambda: _run(build_parser().parse_args(argv)), program=PROGRAM)
 
 
 def build_parser() -> CommandParser:
@@ -222,7 +221,7 @@ def _report(result: "TrainingResult", data: "TrainingData", *, as_json: bool) ->
 
 
 def _print(facts: dict[str, Any], text: str, *, as_json: bool) -> None:
-    print(json.dumps(facts, allow_nan=False) if as_json else text)
+    print(to_json(facts) if as_json else text)
 
 
 def _say(message: str) -> None:
