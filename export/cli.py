@@ -1,14 +1,13 @@
 """``snl-export``: a checkpoint in, a verified ONNX bundle out."""
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snl_runtime.commandline import EXIT_OK, CommandParser, run_command
+from snl_runtime.commandline import EXIT_OK, CommandParser, need_packages, run_command
 from snl_runtime.text import to_json
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ snl-export --ckpt line.pt
 snl-export --ckpt line.pt --fp16 --frames parts/bottle/test --out station/line.onnx
 snl-export --ckpt line.pt --int8 --calib-data parts/bottle/train --frames parts/bottle/test --out station/line.onnx
 """
-_PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime")
+_PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "cv2")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,7 +90,7 @@ def _int8_options(options: argparse.Namespace) -> "Int8Options | None":
 
 
 def _run(options: argparse.Namespace) -> int:
-    _need_packages()
+    need_packages(_PACKAGES, what=PROGRAM, extra="export")
     from .bundle_writer import ExportOptions, export_bundle
     from .engines import build_planned_engine, plan_engine
     from .graph import DEFAULT_TILE_ROWS
@@ -189,14 +188,6 @@ def _compute_capabilities(text: str | None) -> list[int]:
     if not all(name.isdecimal() and len(name) in (2, 3) for name in names):
         raise ConfigError(f"--sm must list compute capabilities such as 86,89,120, got {text!r}")
     return [int(name) for name in names]
-
-
-def _need_packages() -> None:
-    from snl_runtime.errors import BackendUnavailableError
-
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise BackendUnavailableError(f"snl-export needs {', '.join(missing)}: pip install 'snl-edge[train,export]'")
 
 
 def _say(stage: str) -> None:

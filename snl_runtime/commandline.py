@@ -7,16 +7,17 @@ Exit statuses: 0 done; 1 a bug, with traceback; 2 user error in one line; 3 a ga
 import argparse
 import contextlib
 import errno
+import importlib.util
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
-from snl_runtime.errors import SinkError, SnlError
+from snl_runtime.errors import BackendUnavailableError, SinkError, SnlError
 from snl_runtime.text import printable
 
 EXIT_OK = 0
@@ -99,6 +100,22 @@ def need_stdout() -> None:
     """
     if not getattr(sys.stdout, "can_be_written", True):
         raise SinkError("there is no standard output to write the results to; send it to a file, a pipe or /dev/null")
+
+
+def need_packages(packages: Sequence[str], *, what: str, extra: str) -> None:
+    """Refuse work that this installation cannot do, before anything is read.
+
+    Args:
+        packages: Names as they are imported.
+        what: Command or option, for the message.
+        extra: What ``pip install`` adds, e.g. ``train``.
+
+    Raises:
+        BackendUnavailableError: If one of them is not installed; the message says what to install.
+    """
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BackendUnavailableError(f"{what} needs {', '.join(missing)}: pip install 'snl-edge[{extra}]'")
 
 
 def one_line(error: BaseException) -> str:

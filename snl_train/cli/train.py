@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from snl_runtime.commandline import CommandParser, run_command
+from snl_runtime.commandline import CommandParser, need_packages, run_command
 from snl_runtime.config import parse_override
 from snl_runtime.errors import ConfigError, SinkError
 from snl_runtime.progress import Progress, format_duration
@@ -30,6 +30,7 @@ snl-train --data parts/ --out parts.pt --teacher resnet18 --teacher-weights resn
 snl-train --data parts/ --out parts.pt --resume
 snl-train --fetch-teacher resnet18 --out resnet18.safetensors
 """
+_PACKAGES = ("torch", "torchvision", "safetensors", "cv2")
 _DOTTED = {
     "method": "model.method",
     "teacher": "model.teacher",
@@ -88,6 +89,7 @@ def _image_size(text: str) -> list[int]:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    need_packages(_PACKAGES, what=PROGRAM, extra="train")
     if arguments.fetch_teacher is not None:
         return _fetch_teacher(arguments)
     if arguments.data is None:
