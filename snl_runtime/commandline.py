@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
-from snl_runtime.errors import BackendUnavailableError, SinkError, SnlError
+from snl_runtime.errors import BackendUnavailableError, ConfigError, SinkError, SnlError
+from snl_runtime.mixups import find_mix_up
 from snl_runtime.text import printable
 
 EXIT_OK = 0
@@ -49,6 +50,21 @@ class CommandParser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> argparse.Namespace:  # type: ignore[override]
+        """Parse, and name the right option or command where something is given where it does not belong.
+
+        Raises:
+            ConfigError: For such a mix-up; see :mod:`snl_runtime.mixups`.
+        """
+        arguments = super().parse_args(args, namespace)
+        for action in self._actions:
+            value = getattr(arguments, action.dest, None)
+            if action.choices is None and isinstance(value, (str, Path)):
+                for option in action.option_strings:
+                    if (mix_up := find_mix_up(self.prog, option, value)) is not None:
+                        raise ConfigError(f"{option}: {mix_up}")
+        return arguments
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2 and one line; the usage text would hide it."""
