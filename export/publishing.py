@@ -75,7 +75,7 @@ def _keep(kept: Path, folder: Path, names: Sequence[str]) -> None:
         if (folder / name).exists():
             _link(folder / name, unfinished / name)
     # A name that is listed and not kept did not exist before: putting back means removing it.
-    (unfinished / _NAMES).write_text("\n".join(names), encoding="utf-8")
+    (unfinished / _NAMES).write_text("\n".join(names), encoding="utf-8", errors="surrogateescape")
     _flush(unfinished / _NAMES)
     unfinished.replace(kept)
 
@@ -84,7 +84,7 @@ def _put_back(kept: Path, folder: Path) -> None:
     shutil.rmtree(_unfinished_folder(kept), ignore_errors=True)
     if not kept.is_dir():
         return
-    for name in (kept / _NAMES).read_text(encoding="utf-8").splitlines():
+    for name in (kept / _NAMES).read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         if not (kept / name).exists():
             (folder / name).unlink(missing_ok=True)
             continue

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from snl_runtime.errors import SinkError
+from snl_runtime.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +56,8 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write ``text`` as UTF-8 with the guarantees of ``atomic_write_bytes``; line ends are kept as they are."""
-    atomic_write_bytes(path, text.encode("utf-8"))
+    """Write ``text`` as UTF-8 with the guarantees of ``atomic_write_bytes``; line ends are kept, names that are not UTF-8 shown with escapes."""
+    atomic_write_bytes(path, printable(text).encode("utf-8"))
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 from snl_runtime.errors import ManifestError
 from snl_runtime.files import atomic_write_text, sha256_bytes
 from snl_runtime.manifest_codec import ADDED_LATER, canonical_json, from_plain, parse_json, to_plain
+from snl_runtime.text import printable
 
 SCHEMA = 1
 """Schema number that this version reads and writes."""
@@ -368,7 +369,7 @@ def _check_self_hash(document: dict[str, Any]) -> None:
 
 
 def _check_listed_file(name: str, sha256: str) -> None:
-    if not name or name != Path(name).name or "\\" in name or not name.isprintable():
+    if not name or name != Path(name).name or "\\" in name or not printable(name).isprintable():
         raise ManifestError(f"lists '{name}', which is not a plain file name")
     if len(sha256) != 64 or not _HEX_DIGITS.issuperset(sha256):
         raise ManifestError(f"must give 64 lower-case hexadecimal digits for '{name}', got '{sha256}'")

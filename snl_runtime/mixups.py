@@ -118,7 +118,7 @@ def find_mix_up(command: str, option: str, value: str | os.PathLike[str]) -> str
 
 def kind_of(text: str) -> Kind | None:
     """Return what a file, folder or address is, None if it is not there or nothing that a command knows."""
-    if _SCHEME.match(text) and not Path(text).exists():
+    if _SCHEME.match(text) and not _is_there(text):
         return None if text.startswith("file:") else Kind.ADDRESS
     if text.isdigit():  # a camera, also where a folder has that name
         return None
@@ -136,6 +136,13 @@ def kind_of(text: str) -> Kind | None:
             return _BEGINNINGS.get(file.read(4))
     except (OSError, ValueError):  # no permission, or no name that a file can have
         return None
+
+
+def _is_there(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):  # longer than any name
+        return False
 
 
 def _beside(text: str, suffix: str) -> str:
