@@ -64,8 +64,8 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
 def exclusive_lock(path: str | os.PathLike[str], *, what: str, blocking: bool) -> Iterator[None]:
     """Hold ``path`` against every other process and thread that asks for the same lock.
 
-    The lock is held on ``.NAME.lock`` beside ``path``, which stays there: to remove it would let two holders in. The system releases it when the
-    holder ends, however it ends. On a file system without locks the block runs without one, and a warning says so.
+    The lock is held on ``.NAME.lock`` beside ``path``, which goes with it. The system releases it when the holder ends, however it ends; a file that
+    a killed holder left locks nobody out. On a file system without locks the block runs without one, and a warning says so.
 
     Args:
         path: What is protected; it need not exist, its folder must.
@@ -76,15 +76,20 @@ def exclusive_lock(path: str | os.PathLike[str], *, what: str, blocking: bool) -
         SinkError: If the lock file cannot be made, or another process holds the lock and ``blocking`` is false.
     """
     target = Path(path)
+    lock_file = target.with_name(f".{target.name}.lock")
+    handle = -1
     try:
-        handle = _open_lock_file(target.with_name(f".{target.name}.lock"))
+        while handle < 0:
+            handle = _open_locked(lock_file, target, blocking=blocking)
+    except BlockingIOError as error:
+        raise SinkError(f"{target} is in use by another {what}; wait until that ends or choose another path") from error
     except OSError as error:
         raise _cannot_write(target, error) from error
     try:
-        if not _lock(handle, target, blocking=blocking):
-            raise SinkError(f"{target} is in use by another {what}; wait until that ends or choose another path")
         yield
     finally:
+        with contextlib.suppress(OSError):  # Windows keeps a file that is open
+            lock_file.unlink()
         os.close(handle)  # releases the lock
 
 
@@ -119,35 +124,52 @@ def _open_lock_file(path: Path) -> int:
         return os.open(path, os.O_RDONLY)  # another user of the folder made it; that is enough to lock it
 
 
-def _lock(handle: int, target: Path, *, blocking: bool) -> bool:
-    """Lock an open file; return False if another holds it and nobody wants to wait."""
+def _open_locked(lock_file: Path, target: Path, *, blocking: bool) -> int:
+    """Return a handle that holds the lock, or -1 if the file was removed by its last holder while this waited for it."""
+    handle = _open_lock_file(lock_file)
+    try:
+        _lock(handle, target, blocking=blocking)
+        if os.path.samestat(os.fstat(handle), lock_file.stat()):
+            return handle
+    except FileNotFoundError:
+        pass
+    except BaseException:
+        os.close(handle)
+        raise
+    os.close(handle)
+    return -1
+
+
+def _lock(handle: int, target: Path, *, blocking: bool) -> None:
+    """Lock an open file.
+
+    Raises:
+        BlockingIOError: If another holds it and nobody wants to wait.
+    """
     try:
         if sys.platform == "win32":
-            return _lock_on_windows(handle, blocking=blocking)
-        import fcntl
+            _lock_on_windows(handle, blocking=blocking)
+        else:
+            import fcntl
 
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
     except OSError as error:
         if error.errno not in _NO_LOCKS_HERE:
-            raise _cannot_write(target, error) from error
+            raise
         logger.warning("%s cannot be locked (%s): change it from one place at a time", target, error.strerror or error)
-    return True
 
 
 if sys.platform == "win32":
 
-    def _lock_on_windows(handle: int, *, blocking: bool) -> bool:
+    def _lock_on_windows(handle: int, *, blocking: bool) -> None:
         import msvcrt
 
         while True:
             try:
-                msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-                return True
-            except PermissionError:
+                return msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+            except PermissionError as error:
                 if not blocking:
-                    return False
+                    raise BlockingIOError from error
                 time.sleep(0.01)  # the system's own waiting gives up after 10 s
 
 

@@ -39,8 +39,8 @@ class JsonlSink:
     record does not fit on the disk, what was written of it is taken back.
 
     A full file is renamed in one step between two records, so no record is ever in two files or in none. ``verdicts.jsonl`` becomes
-    ``verdicts-20261128T065326Z-0001.jsonl``; these names sort by age, also after the clock was set back, and none is used twice. A file that cannot
-    be renamed grows on, with one warning. One process writes at a time: it holds ``.verdicts.jsonl.lock``, which stays when the file is renamed.
+    ``verdicts-20261128T065326.123456Z-0001.jsonl``; these names sort by age, also after the clock was set back, and none is used twice. A file that cannot
+    be renamed grows on, with one warning. One process writes at a time: it holds ``.verdicts.jsonl.lock`` beside the file through every rotation.
 
     Args:
         path: The file; its folder must exist.
@@ -61,6 +61,7 @@ class JsonlSink:
         self._size_bytes = 0
         self._synced_s = 0.0
         self._rotate_from_s = 0.0
+        self._last_age = ("", 0)
 
     def __enter__(self) -> "JsonlSink":
         try:
@@ -123,11 +124,20 @@ class JsonlSink:
         _sync(self._handle)
         self._close()  # Windows renames no open file
         try:
-            self._file.rename(_rotated_path(self._file))
+            self._file.rename(self._rotated_path())
         except OSError as error:
             self._rotate_from_s = time.monotonic() + ROTATION_RETRY_S
             logger.warning("%s cannot be rotated and grows on: %s", self.path, error.strerror or error)
         self._open()
+
+    def _rotated_path(self) -> Path:
+        """Return a name later than all that are or were there, whatever the clock says; the number tells names of one time apart."""
+        pattern = re.compile(re.escape(self._file.stem) + r"-(\d{8}T\d{6}\.\d{6}Z)-(\d{4,})" + re.escape(self._file.suffix))
+        matches = (pattern.fullmatch(entry.name) for entry in self._file.parent.iterdir())
+        last_stamp, last_number = max([self._last_age, *((match[1], int(match[2])) for match in matches if match)])
+        now = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S.%fZ}"
+        self._last_age = stamp, number = (now, 1) if now > last_stamp else (last_stamp, last_number + 1)
+        return self._file.with_name(f"{self._file.stem}-{stamp}-{number:04d}{self._file.suffix}")
 
     def _open(self) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -158,18 +168,6 @@ class JsonlSink:
 
     def _cannot_write(self, error: OSError) -> SinkError:
         return SinkError(f"cannot write records to {self.path}: {error.strerror or error}; check the folder, its permissions and the free space")
-
-
-def _rotated_path(path: Path) -> Path:
-    """Return the next free name: later than all that are there, whatever the clock says."""
-    pattern = re.compile(re.escape(path.stem) + r"-(\d{8}T\d{6}Z)-(\d{4,})" + re.escape(path.suffix))
-    matches = (pattern.fullmatch(entry.name) for entry in path.parent.iterdir())
-    last_stamp, last_number = max(((match[1], int(match[2])) for match in matches if match), default=("", 0))
-    stamp = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}"
-    number = 1
-    if stamp <= last_stamp:
-        stamp, number = last_stamp, last_number + 1
-    return path.with_name(f"{path.stem}-{stamp}-{number:04d}{path.suffix}")
 
 
 def _write_whole(handle: int, data: bytes) -> None:

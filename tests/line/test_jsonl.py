@@ -5,8 +5,12 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from snl_runtime.errors import ConfigError, SinkError
 from snl_runtime.jsonl import JsonlSink
@@ -168,14 +172,43 @@ def test_record_longer_than_the_limit_gets_a_file_of_its_own(fakes, tmp_path):
 
 
 def test_rotated_names_sort_by_age_after_the_clock_was_set_back(fakes, tmp_path):
-    later = tmp_path / "out-29991231T235959Z-0007.jsonl"
+    later = tmp_path / "out-29991231T235959.000000Z-0007.jsonl"
     later.write_text("kept\n")
     with JsonlSink(tmp_path / "out.jsonl", max_bytes=1) as sink:
         for index in range(3):
             sink.emit(fakes.frame_of(index), fakes.result_of())
     names = sorted(path.name for path in tmp_path.glob("out-*"))
-    assert names == [f"out-29991231T235959Z-000{number}.jsonl" for number in (7, 8, 9)]
+    assert names == [f"out-29991231T235959.000000Z-000{number}.jsonl" for number in (7, 8, 9)]
     assert later.read_text() == "kept\n"
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    max_bytes=st.none() | st.integers(1, 3000),
+    steps=st.lists(st.sampled_from(["emit", "emit", "emit", "restart", "power cut", "archive"]), max_size=25),
+)
+def test_whatever_happens_between_records_each_is_in_one_file_once(fakes, max_bytes, steps):
+    with tempfile.TemporaryDirectory() as name:
+        folder, archive, written = Path(name), Path(name) / "archive", 0
+        archive.mkdir()
+        sink = JsonlSink(folder / "out.jsonl", max_bytes=max_bytes).__enter__()
+        for step in steps:
+            if step == "emit":
+                sink.emit(fakes.frame_of(written), fakes.result_of())
+                written += 1
+            elif step == "archive":
+                for path in folder.glob("out-*.jsonl"):
+                    assert not (archive / path.name).exists()
+                    path.rename(archive / path.name)
+            else:
+                sink.__exit__(None, None, None)
+                if step == "power cut":
+                    with (folder / "out.jsonl").open("ab") as file:
+                        file.write(b'{"record": 1, "frame_ind')
+                sink = JsonlSink(folder / "out.jsonl", max_bytes=max_bytes).__enter__()
+        sink.__exit__(None, None, None)
+        archived = [line for path in sorted(archive.glob("out-*")) for line in path.read_text().splitlines()]
+        assert [strict(line)["frame_index"] for line in archived + all_lines(folder)] == list(range(written))
 
 
 def test_second_writer_is_refused_after_the_file_was_rotated(fakes, tmp_path):
