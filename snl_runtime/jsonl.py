@@ -39,8 +39,9 @@ class JsonlSink:
     record does not fit on the disk, what was written of it is taken back.
 
     A full file is renamed in one step between two records, so no record is ever in two files or in none. ``verdicts.jsonl`` becomes
-    ``verdicts-20261128T065326.123456Z-0001.jsonl``; these names sort by age, also after the clock was set back, and none is used twice. A file that cannot
-    be renamed grows on, with one warning. One process writes at a time: it holds ``.verdicts.jsonl.lock`` beside the file through every rotation.
+    ``verdicts-20261128T065326.123456Z-0001.jsonl``; these names sort by age, also after the clock was set back, and none is used twice. A file that
+    cannot be renamed grows on, with one warning. One process writes at a time: it holds ``.verdicts.jsonl.lock`` beside the file through every
+    rotation.
 
     Args:
         path: The file; its folder must exist.
