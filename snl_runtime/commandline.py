@@ -1,7 +1,7 @@
 """What every command line tool shares: one-line errors, exit statuses, help that shows an example.
 
-Exit statuses: 0 done; 1 a bug, with traceback; 2 user error in one line; 3 a gate or a calibration refused; 4 only with ``--fail-on-reject``;
-130 Ctrl-C.
+Exit statuses: 0 done, also when a service manager stopped the run; 1 a bug, with traceback; 2 user error in one line; 3 a gate or a calibration
+refused; 4 only with ``--fail-on-reject``; 130 Ctrl-C.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
-from snl_runtime.errors import BackendUnavailableError, ConfigError, SinkError, SnlError
+from snl_runtime.errors import BackendUnavailableError, SinkError, SnlError
 from snl_runtime.mixups import find_mix_up
 from snl_runtime.text import printable
 
@@ -52,18 +52,14 @@ class CommandParser(argparse.ArgumentParser):
         )
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> argparse.Namespace:  # type: ignore[override]
-        """Parse, and name the right option or command where something is given where it does not belong.
-
-        Raises:
-            ConfigError: For such a mix-up; see :mod:`snl_runtime.mixups`.
-        """
+        """Parse; exit with status 2 and one line that names the right option or command if something is given where it does not belong."""
         arguments = super().parse_args(args, namespace)
         for action in self._actions:
             value = getattr(arguments, action.dest, None)
             if action.choices is None and isinstance(value, (str, Path)):
                 for option in action.option_strings:
                     if (mix_up := find_mix_up(self.prog, option, value)) is not None:
-                        raise ConfigError(f"{option}: {mix_up}")
+                        self.exit(EXIT_USER_ERROR, f"{self.prog}: error: {option}: {mix_up}\n")
         return arguments
 
     def error(self, message: str) -> NoReturn:

@@ -71,7 +71,9 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("line", "expected"), TABLE, ids=[line for line, _ in TABLE])
 def test_mix_up_is_one_line_with_the_right_command(folder, capsys, line, expected):
     command, *arguments = line.split()
-    assert importlib.import_module(MODULES[command]).main(arguments) == 2
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(MODULES[command]).main(arguments)
+    assert ended.value.code == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith(f"{command}: error: --")
