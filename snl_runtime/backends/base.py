@@ -3,12 +3,14 @@
 import types
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from snl_runtime.errors import BackendError, InferenceError
+from snl_runtime.text import printable
 
 if TYPE_CHECKING:
     from snl_runtime.cuda_resources import CudaStream, DeviceBuffer
@@ -176,6 +178,11 @@ def check_signature(
     if height is None or width is None:
         raise BackendError(f"{file_name} leaves the image size open {shape}, expected a fixed height and width; export the model with snl-export")
     return batch, height, width, 3
+
+
+def path_or_bytes(path: Path) -> str | bytes:
+    """Return a model file as libraries take it: its path, or its content where the path is not UTF-8, which they refuse."""
+    return str(path) if printable(str(path)) == str(path) else path.read_bytes()
 
 
 def one_line(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from snl_runtime.backends.base import INPUT_NAME, MAP_NAME, SCORE_NAME, one_line
+from snl_runtime.backends.base import INPUT_NAME, MAP_NAME, SCORE_NAME, one_line, path_or_bytes
 from snl_runtime.cuda_api import CudaApi
 from snl_runtime.cuda_resources import CudaStream, DeviceBuffer
 from snl_runtime.errors import BackendError, BackendUnavailableError, InferenceError
@@ -134,7 +134,7 @@ def open_cuda_session(model_path: str | os.PathLike[str], stream: int, *, device
         raise BackendUnavailableError("device 'cuda' needs the package onnxruntime-gpu instead of onnxruntime: pip install 'snl-edge[gpu]'")
     providers = [("CUDAExecutionProvider", {"device_id": str(device_index), "user_compute_stream": str(stream)}), "CPUExecutionProvider"]
     try:
-        session = onnxruntime.InferenceSession(str(model_path), providers=providers)
+        session = onnxruntime.InferenceSession(path_or_bytes(Path(model_path)), providers=providers)
     except Exception as error:  # the library's exception classes share no base
         raise BackendError(f"onnxruntime cannot load {Path(model_path)} on the GPU: {one_line(error)}") from error
     if session.get_providers()[0] != "CUDAExecutionProvider":  # it falls back to the CPU silently
