@@ -9,6 +9,7 @@ from snl_runtime.files import sha256_file
 from snl_runtime.golden import GoldenSamples, golden_path, golden_tolerance, read_golden
 from snl_runtime.guard_band import guard_text
 from snl_runtime.manifest import NOT_VERIFIED, EngineEntry, Manifest, manifest_path, read_manifest
+from snl_runtime.mixups import find_mix_up
 from snl_runtime.preprocess import InputSpec
 from snl_runtime.signing import PublicKey, verify_manifest
 
@@ -61,6 +62,8 @@ def open_bundle(model_path: str | os.PathLike[str], *, public_key: PublicKey | N
         SignatureError: If a key is given and the signature does not hold.
     """
     path = Path(model_path)
+    if (mix_up := find_mix_up("", "--engine", path)) is not None:
+        raise ManifestError(mix_up)
     sha256 = _hash(path)
     if not manifest_path(path).exists():
         return _open_lone_file(path, sha256, public_key)

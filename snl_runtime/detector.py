@@ -19,6 +19,7 @@ from snl_runtime.errors import (
     ConfigError,
     DetectorClosedError,
     EngineMismatchError,
+    FrameError,
     GoldenSampleError,
     ManifestError,
     SignatureError,
@@ -26,7 +27,6 @@ from snl_runtime.errors import (
 from snl_runtime.gain_files import open_gains
 from snl_runtime.inspection import Inspection, Output, Prepared, Request, answer
 from snl_runtime.manifest import Manifest
-from snl_runtime.preprocess import FrameError
 from snl_runtime.scorer import Scorer
 from snl_runtime.selection import DecisionBook
 from snl_runtime.signing import PublicKey

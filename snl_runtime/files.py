@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from snl_runtime.errors import SinkError
+from snl_runtime.text import printable
+
+logger = logging.getLogger(__name__)
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +75,41 @@ def write_new_file(path: str | os.PathLike[str], data: bytes, *, mode: int) -> N
 
 
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write ``text`` as UTF-8 with the guarantees of ``atomic_write_bytes``; line ends are kept as they are."""
-    atomic_write_bytes(path, text.encode("utf-8"))
+    """Write ``text`` as UTF-8 with the guarantees of ``atomic_write_bytes``; line ends are kept, names that are not UTF-8 shown with escapes."""
+    atomic_write_bytes(path, printable(text).encode("utf-8"))
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: str | os.PathLike[str], *, what: str, blocking: bool) -> Iterator[None]:
+    """Hold ``path`` against every other process and thread that asks for the same lock.
+
+    The lock is held on ``.NAME.lock`` beside ``path``, which goes with it. The system releases it when the holder ends, however it ends; a file that
+    a killed holder left locks nobody out. On a file system without locks the block runs without one, and a warning says so.
+
+    Args:
+        path: What is protected; it need not exist, its folder must.
+        what: Who holds it, for the message, e.g. ``training``.
+        blocking: Whether to wait for the holder; otherwise it is an error.
+
+    Raises:
+        SinkError: If the lock file cannot be made, or another process holds the lock and ``blocking`` is false.
+    """
+    target = Path(path)
+    lock_file = target.with_name(f".{target.name}.lock")
+    handle = -1
+    try:
+        while handle < 0:
+            handle = _open_locked(lock_file, target, blocking=blocking)
+    except BlockingIOError as error:
+        raise SinkError(f"{target} is in use by another {what}; wait until that ends or choose another path") from error
+    except OSError as error:
+        raise _cannot_write(target, error) from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows keeps a file that is open
+            lock_file.unlink()
+        os.close(handle)  # releases the lock
 
 
 @contextlib.contextmanager

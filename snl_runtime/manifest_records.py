@@ -6,6 +6,7 @@ from typing import Any
 
 from snl_runtime.errors import ManifestError
 from snl_runtime.manifest_codec import ADDED_LATER
+from snl_runtime.text import printable
 
 NOT_VERIFIED = "not verified on a device"
 """What is said of an engine that has not run where it is meant to run."""
@@ -138,7 +139,7 @@ class EngineEntry:
 
 def check_listed_file(name: str, sha256: str) -> None:
     """Raise ManifestError unless the name is one of a file beside the manifest and the hash looks like one."""
-    if not name or name != Path(name).name or "\\" in name or not name.isprintable():
+    if not name or name != Path(name).name or "\\" in name or not printable(name).isprintable():
         raise ManifestError(f"lists '{name}', which is not a plain file name")
     if len(sha256) != 64 or not _HEX_DIGITS.issuperset(sha256):
         raise ManifestError(f"must give 64 lower-case hexadecimal digits for '{name}', got '{sha256}'")

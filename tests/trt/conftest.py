@@ -35,6 +35,12 @@ def gpu():
 
 
 @pytest.fixture(scope="session")
+def dlpack_producer():
+    """Makes DLPack capsules as another package would."""
+    return _load(Path(__file__).with_name("dlpack_producer.py"))
+
+
+@pytest.fixture(scope="session")
 def model_fixtures():
     """The tiny calibrated model and its NumPy twin."""
     return _load(Path(__file__).parents[1] / "runtime" / "detector_fixtures.py")
