@@ -80,7 +80,7 @@ def open_bundle(model_path: str | os.PathLike[str], *, public_key: PublicKey | N
         manifest=manifest,
         golden=golden,
         spec=InputSpec(size_hw=manifest.size_hw),
-        notes=(*notes, *_engine_notes(path, manifest.engine_for(sha256))),
+        notes=(*notes, *_engine_notes(path, manifest.engine_for(sha256)), *_guard_notes(path, manifest.products_without_room(sha256))),
     )
 
 
@@ -140,6 +140,13 @@ def _engine_notes(path: Path, engine: EngineEntry | None) -> tuple[str, ...]:
     if engine.parity.refused_by_guard_band:
         return (f"{path.name} passes nothing that its ONNX file would not{guard_text(engine.parity)}",)
     return ()
+
+
+def _guard_notes(path: Path, products: list[str]) -> tuple[str, ...]:
+    if not products:
+        return ()
+    names = ", ".join(products)
+    return (f"the thresholds of {names} leave no room for the guard band of {path.name}; calibrate the engine: snl-calibrate --engine {path.name}",)
 
 
 def _open_lone_file(path: Path, sha256: str, public_key: PublicKey | None) -> ModelBundle:

@@ -109,6 +109,11 @@ class DecisionBook:
         self._gain_of_product = {product: gain_of(decision, self._gains) for product, decision in self.decisions.items()}
         self._merged_gain = merge_gains(self.decisions, self._gain_of_product)
 
+    @property
+    def products(self) -> tuple[str, ...]:
+        """Products with a decision for this file, sorted; one whose thresholds leave no room for the guard band is among them and never passes."""
+        return tuple(sorted({*self.decisions, *self._without_room}))
+
     def select(self, product: object = None) -> Selection:
         """Return what applies to a frame of a product; None names none. Any object is accepted, an unknown one selects a fault."""
         named = product if isinstance(product, str) else None

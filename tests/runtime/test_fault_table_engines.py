@@ -84,6 +84,13 @@ def test_engine_passes_nothing(open_engine, fixtures, expected, changes, product
     assert result.reason_code in REASON_CODES
 
 
+def test_product_without_room_is_known_and_the_operator_is_told(open_engine):
+    with open_engine({"guard_band": 1e6}) as detector:
+        assert detector.products == ("bottle",)
+        (note,) = detector.notes
+    assert note == "the thresholds of bottle leave no room for the guard band of line.trt; calibrate the engine: snl-calibrate --engine line.trt"
+
+
 def test_engine_of_another_onnx_file_passes_nothing(open_engine, fixtures):
     with open_engine({}, onnx_sha256="f" * 64) as detector:
         assert detector.detect(fixtures.good_frame(1)).reason_code == NEVER
