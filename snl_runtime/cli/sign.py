@@ -23,8 +23,7 @@ snl-sign --engine line.onnx --public-key key.pub.pem
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    arguments = _parser().parse_args(argv)
-    return run_command(lambda: _run(arguments), program=PROGRAM)
+    return run_command(lambda: _run(_parser().parse_args(argv)), program=PROGRAM)
 
 
 def _parser() -> CommandParser:

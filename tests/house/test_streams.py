@@ -13,6 +13,7 @@ COMMANDS = {
     "snl-calibrate": ("snl_calibration.cli", "--engine nowhere.onnx --good nowhere"),
     "snl-run": ("snl_runtime.cli.run", "--engine nowhere.onnx --images nowhere"),
     "snl-bench": ("snl_runtime.cli.bench", "--engine nowhere.onnx"),
+    "snl-sign": ("snl_runtime.cli.sign", "--engine nowhere.onnx --public-key nowhere.pem"),
 }
 
 
