@@ -8,7 +8,9 @@ from typing import Any
 
 from snl_runtime.errors import ManifestError
 from snl_runtime.files import atomic_write_text, sha256_bytes
+from snl_runtime.frame_range import FrameRange, FrameSizes
 from snl_runtime.manifest_codec import ADDED_LATER, canonical_json, from_plain, parse_json, to_plain
+from snl_runtime.types import BIT_DEPTHS
 
 SCHEMA = 1
 """Schema number that this version reads and writes."""
@@ -19,23 +21,6 @@ NOT_VERIFIED = "not verified on a device"
 _INPUT_KEYS = frozenset({"name", "dtype", "layout", "color", "size_hw", "batch", "max_batch"})
 _UNHASHED_KEYS = ("self_sha256", "signature")
 _HEX_DIGITS = frozenset("0123456789abcdef")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FrameRange:
-    """What frames of good parts looked like when the product was calibrated, already widened; a frame outside is not judged.
-
-    Attributes:
-        mean: Lowest and highest mean, grey levels.
-        deviation: Lowest and highest standard deviation, grey levels.
-        white_share: Lowest and highest share of saturated pixels, 0 to 1.
-        black_share: Lowest and highest share of black pixels, 0 to 1.
-    """
-
-    mean: tuple[float, float]
-    deviation: tuple[float, float]
-    white_share: tuple[float, float]
-    black_share: tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +66,8 @@ class Decision:
         pass_threshold: Highest score that passes; with ``gain``, of the gained map.
         reject_threshold: Highest score that is reviewed; equal to ``pass_threshold`` without a review band.
         floor: Score below which nothing passes, half of the lowest score of the sample.
+        frame_sizes: Sizes that whole frames may have.
+        bit_depth: Bits that a value of a frame uses: 8, or of 16-bit frames 10, 12, 14 or 16.
         frame_range: What frames may look like.
         roi_xyxy: Inspected part in frame pixels, None for the whole frame.
         sample_count: Good frames in the fit.
@@ -102,6 +89,8 @@ class Decision:
     pass_threshold: float
     reject_threshold: float
     floor: float
+    frame_sizes: FrameSizes
+    bit_depth: int
     frame_range: FrameRange
     roi_xyxy: tuple[int, int, int, int] | None
     sample_count: int
@@ -123,6 +112,8 @@ class Decision:
                 f"the decision for '{self.product}' must satisfy 0 <= floor <= pass_threshold <= reject_threshold, "
                 f"got {self.floor}, {self.pass_threshold}, {self.reject_threshold}"
             )
+        if self.bit_depth not in BIT_DEPTHS:
+            raise ManifestError(f"the bit depth of '{self.product}' must be one of {', '.join(map(str, BIT_DEPTHS))}, got {self.bit_depth}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

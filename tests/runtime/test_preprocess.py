@@ -187,7 +187,7 @@ def test_unusable_frame_is_a_typed_error_that_says_what_came(image, color, messa
 
 
 def test_roi_outside_the_frame_is_a_typed_error():
-    with pytest.raises(FrameError, match=r"ROI \(0, 0, 11, 10\) reaches outside the frame of 10x10 pixels"):
+    with pytest.raises(FrameError, match=r"frame has 10x10 pixels, the ROI \(0, 0, 11, 10\) reaches outside it"):
         prepare(np.zeros((10, 10), np.uint8), "gray", InputSpec(size_hw=(4, 4), roi_xyxy=(0, 0, 11, 10)))
 
 

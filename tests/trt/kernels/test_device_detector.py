@@ -4,6 +4,7 @@ The GPU is one in NumPy; its kernels are the real ones, compiled for the CPU; th
 a TensorRT in NumPy.
 """
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,7 @@ from snl_runtime.backends import onnxruntime_backend
 from snl_runtime.backends.base import DeviceBackend
 from snl_runtime.backends.tensorrt_backend import TensorRtBackend
 from snl_runtime.errors import InferenceError
-from snl_runtime.manifest import FrameRange
+from snl_runtime.frame_range import FrameSizes
 from snl_runtime.scorer import Scorer
 from snl_runtime.types import Verdict
 
@@ -61,6 +62,9 @@ DECISIONS = {
     "not fitted yet": {"fitted_at": "2999-06-01T12:00:00+00:00"},
     "another file": {"model_sha256": "d" * 64},
     "roi outside": {"roi_xyxy": (0, 0, 500, 500)},
+    "another size": {"frame_sizes": FrameSizes(seen_hw=[(91, 77)], any_size=False)},
+    "another bit depth": {"bit_depth": 16},
+    "declared bit depth": {"bit_depth": 12},
 }
 
 
@@ -76,10 +80,9 @@ def test_every_rule_of_a_decision_holds_on_the_device(open_on, frames, engine, c
 
 @plain_kernels
 @pytest.mark.parametrize("engine", ENGINES)
-def test_range_of_the_device_is_that_of_the_host(open_on, frames, engine, device_detector):
-    whole = {"mean": (0.0, 255.0), "deviation": (0.0, 255.0), "white_share": (0.0, 1.0), "black_share": (0.0, 1.0)}
-    for name in whole:
-        narrow = FrameRange(**{**whole, name: (0.9, 0.95)})
+def test_range_of_the_device_is_that_of_the_host(open_on, frames, engine, device_detector, model_fixtures):
+    for name in ("mean", "deviation", "white_share", "black_share", "red_blue", "green"):
+        narrow = dataclasses.replace(model_fixtures.ANY_FRAME, **{name: (0.9, 0.95)})
         changes = [{"frame_range": narrow}]
         host, device = open_on("host", changes=changes), open_on(engine, changes=changes)
         expected, result = (detector.detect(frames["odd good"][0]) for detector in (host, device))
