@@ -23,7 +23,7 @@ from snl_runtime.types import BIT_DEPTHS, AnomalyMap, Image
 from .evidence import BadPart, Detection, Hardest, collect_from_bad_images, collect_from_synthetic_defects, find_bad_parts, require_detection
 from .gain import GainFit, check_gain_sample, fit_product_gain, note_on_gain
 from .outliers import find_outliers
-from .sample import ProductSample, find_samples, listed, read_parts, require_independent
+from .sample import ProductSample, find_samples, listed, notes_on_sizes, read_parts, require_independent
 from .thresholds import ThresholdFit, check_sample_size, fit_threshold
 
 
@@ -188,8 +188,7 @@ def _decide(scorer: Scorer, manifest: Manifest, record: _Record, bad_parts: list
     record.sample = require_independent(read_parts(record.sample, options.bit_depth), manifest)
     sample = record.sample
     sizes = sample.frame_sizes(any_size=options.any_size)
-    if options.any_size and len(sizes.seen_hw) == 1:
-        sample.warnings.append(f"--any-size changes nothing: every good image has {sizes} pixels; add images of the other sizes")
+    sample.warnings.extend(notes_on_sizes(sizes, has_roi=options.roi_xyxy is not None))
     check_sample_size(len(sample.parts), options.max_frr, options.confidence)
     if options.fixtured:
         check_gain_sample(len(sample.parts))

@@ -12,6 +12,9 @@ from snl_runtime.manifest import Manifest
 from snl_runtime.preprocess import FrameError, stored_bits, to_8_bit
 from snl_runtime.progress import Progress
 
+MANY_SIZES = 4
+"""Sizes of one product above which they are no camera's settings but those of parts that were cut out."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoodPart:
@@ -140,6 +143,18 @@ def require_independent(sample: ProductSample, manifest: Manifest) -> ProductSam
             f"{len(doubles)} good images appear more than once: {listed(pairs)}; the bound needs one picture per part, remove the copies"
         )
     return sample
+
+
+def notes_on_sizes(sizes: FrameSizes, *, has_roi: bool) -> list[str]:
+    """Return what a person should know about the sizes that a decision will allow, one sentence each."""
+    notes = []
+    if sizes.any_size and len(sizes.seen_hw) == 1:
+        notes.append(f"--any-size changes nothing: every good image has {sizes} pixels; add images of the other sizes")
+    if not sizes.any_size and len(sizes.seen_hw) > MANY_SIZES:
+        notes.append(f"the good images have {len(sizes.seen_hw)} sizes, and frames of any other will be ERROR; if parts are cut out, use --any-size")
+    if has_roi and len(sizes.seen_hw) > 1:
+        notes.append("the good images have several sizes, and --roi lies at the same pixels of each of them")
+    return notes
 
 
 def listed(names: Sequence[str], *, shown: int = 5) -> str:

@@ -108,8 +108,8 @@ def strictest(rulings: Mapping[str, Ruling]) -> Ruling:
     product, ruling = min(rulings.items(), key=lambda item: order.index(item[1].verdict))
     if len(rulings) == 1:
         return ruling
-    remedy = "" if ruling.verdict is Verdict.PASS else f"; if the part is another one, {NAME_THE_PRODUCT}"
-    return ruling._replace(reason=f"no product named, strictest is {product!r}: {ruling.reason}{remedy}")
+    remedy = "" if ruling.verdict is Verdict.PASS else f": {NAME_THE_PRODUCT}"  # before the reason, which may be another product's
+    return ruling._replace(reason=f"no product named{remedy}; strictest is {product!r}: {ruling.reason}")
 
 
 def check_output(score: float, anomaly_map: AnomalyMap | MapSummary | None) -> Ruling | None:

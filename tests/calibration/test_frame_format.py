@@ -56,6 +56,15 @@ def test_any_size_of_images_that_have_one_size_is_told_to_change_nothing(station
     assert any("--any-size changes nothing: every good image has 48x48 pixels" in warning for warning in fit.warnings)
 
 
+def test_many_sizes_without_any_size_are_told(station):
+    station.write_good(count=30)
+    for index, factor in enumerate((1, 2, 3, 4)):
+        widen(station, [f"{index:03d}.png"], (48 * factor, 48 * (factor + 1)))
+    fit = station.fit_one(roi_xyxy=(0, 0, 48, 48), accept_outliers=tuple(f"{index:03d}.png" for index in range(4)), min_detection=0.1)
+    assert any("have 5 sizes" in warning and "--any-size" in warning for warning in fit.warnings)
+    assert any("--roi lies at the same pixels" in warning for warning in fit.warnings)
+
+
 @pytest.mark.parametrize("bits", [10, 12, 14, 16])
 def test_files_of_more_bits_are_judged_as_their_8_bit_twins(station, bits):
     frames = station.write_good(count=30)

@@ -206,7 +206,10 @@ def test_the_evidence_is_also_enough_for_pass(ruling_for, score):
 def test_without_a_named_product_the_strictest_ruling_counts(verdicts, expected):
     rulings = {f"p{i}": Ruling(Verdict[name], "timeout", name) for i, name in enumerate(verdicts.split())}
     assert strictest(rulings).verdict is Verdict[expected]
-    assert expected in strictest(rulings).reason
+    reason = strictest(rulings).reason
+    assert expected in reason
+    assert reason.startswith("no product named")
+    assert ("name the product (--product" in reason) == (expected != "PASS")
 
 
 def test_without_any_ruling_the_answer_is_an_error():

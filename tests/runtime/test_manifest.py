@@ -78,6 +78,12 @@ def make_decision(product="bottle", model_sha256=ONNX, **changes):
     return Decision(**{**values, **changes})
 
 
+@pytest.mark.parametrize("bits", [0, 9, 11, 32])
+def test_bit_depth_that_no_camera_has_is_refused(bits):
+    with pytest.raises(ManifestError, match="the bit depth of 'bottle' must be one of 8, 10, 12, 14, 16"):
+        make_decision(bit_depth=bits)
+
+
 def make_parity(subject_sha256=ENGINE, **changes):
     values = {
         "subject_file": "x.trt",
