@@ -234,7 +234,8 @@ class SnlDetector:
             reader=self._frames,
         ).read(self._scorer)
         inspection.bit_depth = None if request.frame is None else request.frame.bit_depth
-        prepared = None if self._scorer.is_on_device else request.prepare(self._scorer)
+        is_left_to_device = self._scorer.is_on_device or request.frame is None
+        prepared = None if is_left_to_device else request.prepare(self._scorer)
         inspection.prepared_s = time.perf_counter()
         output = self._answer(request, prepared)
         inspection.inferred_s, inspection.infer_ms = time.perf_counter(), output.infer_ms

@@ -155,10 +155,10 @@ def frame_statistics(image_rgb: Image) -> FrameStatistics:
         black_share=cv2.countNonZero(black) / pixels,
         red_blue=red - blue,
         green=green - (red + blue) / 2,
-        reddish_share=float(np.mean(redder >= TINT_LEVEL)),
-        bluish_share=float(np.mean(bluer >= TINT_LEVEL)),
-        red_share=float(np.mean(redder >= COLOR_LEVEL)),
-        blue_share=float(np.mean(bluer >= COLOR_LEVEL)),
+        reddish_share=cv2.countNonZero(cv2.inRange(redder, TINT_LEVEL, 255)) / pixels,
+        bluish_share=cv2.countNonZero(cv2.inRange(bluer, TINT_LEVEL, 255)) / pixels,
+        red_share=cv2.countNonZero(cv2.inRange(redder, COLOR_LEVEL, 255)) / pixels,
+        blue_share=cv2.countNonZero(cv2.inRange(bluer, COLOR_LEVEL, 255)) / pixels,
     )
 
 

@@ -171,7 +171,7 @@ class AnomalyResult:
         mask: (H, W) bool, where ``frame_map`` is above ``threshold``, read-only; None likewise. May be empty for a part that is not passed:
             interpolation can stay below the peak of the cells that the verdict and the regions go by.
         overlay: (H, W, 3) uint8 RGB, the inspected part with the heat map blended over it, no outlines, read-only; None likewise.
-        bit_depth: Bits of a value that the frame was read with; None for 8 or 16, whichever its array has.
+        bit_depth: Bits of a value that the frame was read with; None if it could not be read, or lay on a GPU.
     """
 
     verdict: Verdict
