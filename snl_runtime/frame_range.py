@@ -25,6 +25,8 @@ LOCAL_DEFECT_SHARE = 0.05
 REJECT and not ERROR. It is the least widening of the ranges of shares on each side."""
 MIN_MARGIN_GREY = 10.0
 """Least widening of the ranges of mean and deviation on each side, grey levels: what a strong defect on 5 % of the frame changes."""
+MIN_MARGIN_COLOR = LOCAL_DEFECT_SHARE * 2 * 255
+"""The same for ``red_blue`` and ``green``: what a defect on 5 % of the frame changes at most, say from pure blue to pure red."""
 
 _SWAPPED = {"reddish_share": "bluish_share", "bluish_share": "reddish_share", "red_share": "blue_share", "blue_share": "red_share"}
 """Which statistic a frame with red and blue exchanged has in place of each of these; all others but ``red_blue`` stay as they are."""
@@ -166,8 +168,8 @@ def fit_frame_range(statistics: Sequence[FrameStatistics]) -> FrameRange:
     """Return the commissioned range of a product: what its good frames span, widened on each side.
 
     Each range grows on both sides by half of its width, and at least, as a handful of frames under steady light spans almost nothing, by what a clear
-    defect on 5 % of the frame changes: 10 grey levels (mean, deviation), 0.05 (shares), for ``red_blue`` and ``green`` 5 % of the way from the part's
-    own color to the most vivid one. Ends are clipped to what the statistic can be: 0 to 255, -255 to 255, or 0 to 1.
+    defect on 5 % of the frame changes: 10 grey levels (mean, deviation), 25.5 (``red_blue``, ``green``) or 0.05 (shares). Ends are clipped to what
+    the statistic can be: 0 to 255, -255 to 255, or 0 to 1.
 
     Args:
         statistics: Of the network inputs of good parts, one per part.
@@ -185,8 +187,7 @@ def fit_frame_range(statistics: Sequence[FrameStatistics]) -> FrameRange:
         return _widened([getattr(s, name) for s in statistics], LOCAL_DEFECT_SHARE, (0.0, 1.0))
 
     def color(name: str) -> tuple[float, float]:
-        values = [getattr(s, name) for s in statistics]
-        return _widened(values, LOCAL_DEFECT_SHARE * (255 + max(abs(value) for value in values)), (-255.0, 255.0))
+        return _widened([getattr(s, name) for s in statistics], MIN_MARGIN_COLOR, (-255.0, 255.0))
 
     return FrameRange(
         mean=grey("mean"),

@@ -150,12 +150,6 @@ def _good_sample():
 
 
 @functools.cache
-def good_range():
-    """The commissioned range of the good frames."""
-    return fit_frame_range([frame_statistics(np.ascontiguousarray(image)) for image in _good_sample()[0]])
-
-
-@functools.cache
 def _maps_of(image_bytes):
     images = np.frombuffer(image_bytes, np.uint8).reshape(-1, SIZE, SIZE, 3)
     return np.stack([twin_map(image) for image in images])
@@ -176,7 +170,7 @@ class ModelFolder:
             "pass_threshold": max(peaks) * 1.05,
             "reject_threshold": max(peaks) * 1.5,
             "floor": min(peaks) / 2,
-            "frame_range": good_range(),
+            "frame_range": fit_frame_range([frame_statistics(np.ascontiguousarray(image)) for image in inputs]),
         }
         self.golden_images = np.stack(inputs[:3])
 

@@ -103,7 +103,7 @@ ROWS = [
         ("color=",),
         {"color": "rgba"},
     ),
-    Row("grey frame of a colored product", "frame_out_of_range", [FAR], lambda f: good(f)[:, :, 1], ("red blue",), {"color": "gray"}),
+    Row("lamp of another color", "frame_out_of_range", [FAR], lambda f: good(f) + np.array([226, 0, 30], np.uint8), ("red blue", "white balance")),
 ]
 
 

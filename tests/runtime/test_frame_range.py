@@ -52,7 +52,7 @@ def test_the_range_grows_by_half_of_its_width_on_each_side_and_is_clipped(fixtur
     assert fitted.white_share == pytest.approx((0.85, 1.0))  # half of the width is 0.03, less than the least margin
     assert fitted.black_share == pytest.approx((0.0, 0.3))
     assert fitted.red_blue == (-160.0, 80.0)
-    assert fitted.green == pytest.approx((-12.75, 12.75))  # a defect on 5 % of a grey frame changes no mean of a color by more
+    assert fitted.green == pytest.approx((-25.5, 25.5))  # a defect on 5 % of the frame changes no mean of a color by more
 
 
 def test_one_frame_or_steady_light_still_leaves_a_margin(fixtures):

@@ -26,8 +26,8 @@ plain_kernels = pytest.mark.parametrize("kernels", ["separate"], indirect=True)
 
 @pytest.mark.parametrize("roi", [None, ROI])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_every_kind_of_frame_gets_the_verdict_of_the_host(open_on, fake, frames, engine, roi, caplog, device_detector, model_fixtures):
-    changes = device_detector.decisions_of_every_kind(model_fixtures, roi_xyxy=roi)
+def test_every_kind_of_frame_gets_the_verdict_of_the_host(open_on, fake, frames, engine, roi, caplog, device_detector):
+    changes = device_detector.decisions_of_every_kind(roi_xyxy=roi)
     host, device = open_on("host", changes=changes), open_on(engine, changes=changes)
     verdicts = set()
     for name, (image, color) in frames.items():
@@ -144,8 +144,8 @@ def test_backends_offer_a_lane_by_what_they_can_do(model_fixtures, tmp_path):
 
 @pytest.mark.parametrize("roi", [None, ROI])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_frame_on_the_gpu_is_inspected_where_it_lies(open_on, fake, frames, on_gpu, engine, roi, device_detector, model_fixtures):
-    detector = open_on(engine, changes=device_detector.decisions_of_every_kind(model_fixtures, roi_xyxy=roi))
+def test_frame_on_the_gpu_is_inspected_where_it_lies(open_on, fake, frames, on_gpu, engine, roi, device_detector):
+    detector = open_on(engine, changes=device_detector.decisions_of_every_kind(roi_xyxy=roi))
     for name in ("odd good", "odd bad", "large", "rgb", "gray", "gray with an axis", "16 bits", "bgra", "black", "half black"):
         image, color = frames[name]
         product = device_detector.product_of(image)

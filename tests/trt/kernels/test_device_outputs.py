@@ -100,8 +100,8 @@ def test_part_whose_verdict_was_not_asked_for_costs_nothing_more(open_on, fake, 
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_frame_on_the_gpu_is_drawn_where_it_lies(open_on, fake, frames, on_gpu, moved, engine, device_detector, model_fixtures):
-    detector = open_on(engine, changes=device_detector.decisions_of_every_kind(model_fixtures, roi_xyxy=ROI), outputs=EVERYTHING)
+def test_frame_on_the_gpu_is_drawn_where_it_lies(open_on, fake, frames, on_gpu, moved, engine, device_detector):
+    detector = open_on(engine, changes=device_detector.decisions_of_every_kind(roi_xyxy=ROI), outputs=EVERYTHING)
     for name in ("odd good", "large", "gray", "16 bits", "bgra"):
         image, color = frames[name]
         product = device_detector.product_of(image)
@@ -119,8 +119,8 @@ def test_frame_on_the_gpu_is_drawn_where_it_lies(open_on, fake, frames, on_gpu, 
 
 @pytest.mark.parametrize("roi", [None, ROI])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_pictures_are_the_hosts_twins_for_every_kind_of_frame(open_on, frames, engine, roi, device_detector, model_fixtures):
-    changes = device_detector.decisions_of_every_kind(model_fixtures, roi_xyxy=roi, pass_threshold=4.0, reject_threshold=5.0)
+def test_pictures_are_the_hosts_twins_for_every_kind_of_frame(open_on, frames, engine, roi, device_detector):
+    changes = device_detector.decisions_of_every_kind(roi_xyxy=roi, pass_threshold=4.0, reject_threshold=5.0)
     detector, seen = open_on(engine, changes=changes, outputs=EVERYTHING), set()
     for name, (image, color) in frames.items():
         result = detector.detect(image, color=color, product=device_detector.product_of(image))
