@@ -6,20 +6,20 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from snl_runtime.decision import MIN_DEVIATION, FrameStatistics, check_frame, fit_frame_range
 from snl_runtime.errors import CalibrationRefusedError, ConfigError, DataError, FrameError, ManifestError
+from snl_runtime.frame_range import MIN_DEVIATION, FrameRange, FrameStatistics, check_frame, fit_frame_range
 from snl_runtime.gain import GainMap
 from snl_runtime.gain_files import encode_gain, write_gain
 from snl_runtime.images import read_image
-from snl_runtime.manifest import Decision, Evidence, FrameRange, Manifest, manifest_path, update_manifest
+from snl_runtime.manifest import Decision, Evidence, Manifest, manifest_path, update_manifest
 from snl_runtime.progress import Progress
 from snl_runtime.scorer import Scored, Scorer
-from snl_runtime.types import AnomalyMap, Image
+from snl_runtime.types import BIT_DEPTHS, AnomalyMap, Image
 
 from .evidence import BadPart, Detection, Hardest, collect_from_bad_images, collect_from_synthetic_defects, find_bad_parts, require_detection
 from .gain import GainFit, check_gain_sample, fit_product_gain, note_on_gain
 from .outliers import find_outliers
-from .sample import ProductSample, find_samples, hash_pixels, listed, require_independent
+from .sample import ProductSample, find_samples, listed, notes_on_sizes, read_parts, require_independent
 from .thresholds import ThresholdFit, check_sample_size, fit_threshold
 
 
@@ -49,6 +49,10 @@ class CalibrationOptions:
     """The part always lies in the same pose: fit a gain map, which lowers the anomaly map where good parts score high."""
     roi_xyxy: tuple[int, int, int, int] | None = None
     """Part of the frame that is inspected: left, top, right, bottom in pixels, right and bottom exclusive."""
+    any_size: bool = False
+    """Allow every frame whose height, width and aspect each lie within what the good images have; else only their very sizes."""
+    bit_depth: int | None = None
+    """Bits that a value of the images uses: 8, or of 16-bit files 10, 12, 14 or 16; None for 8 or 16, whichever the files have."""
     backend: str | None = None
     """Backend that scores; None chooses by the file's suffix."""
     device: str | None = None
@@ -67,6 +71,7 @@ class CalibrationOptions:
             ("valid_days", self.valid_days is None or 0 < self.valid_days <= 36500, "above 0 and at most 36500"),
             ("defects_per_kind", self.defects_per_kind >= 1, "at least 1"),
             ("seed", self.seed >= 0, "at least 0"),
+            ("bit_depth", self.bit_depth in (None, *BIT_DEPTHS), f"one of {', '.join(map(str, BIT_DEPTHS))}"),
             ("roi_xyxy", _is_box(self.roi_xyxy), "left,top,right,bottom with 0 <= left < right and 0 <= top < bottom"),
         ):
             if not is_valid:
@@ -90,6 +95,7 @@ class ProductFit:
         outliers: The ones of them beyond median + 6 MAD, accepted or not, highest first.
         paths: Image name to file of the good parts.
         sample_count: Number of good parts found.
+        bit_depth: Bits that a value of their files uses; 8 if the refusal came before they were read.
         warnings: What a person should know, one sentence each.
     """
 
@@ -104,6 +110,7 @@ class ProductFit:
     outliers: dict[str, float]
     paths: dict[str, Path]
     sample_count: int
+    bit_depth: int
     warnings: list[str]
 
 
@@ -156,6 +163,7 @@ class _Record:
             outliers=self.outliers,
             paths={part.name: part.path for part in self.sample.parts},
             sample_count=len(self.sample.parts),
+            bit_depth=self.sample.bit_depth,
             warnings=self.sample.warnings,
         )
 
@@ -173,8 +181,10 @@ def _fit_product(
 
 
 def _decide(scorer: Scorer, manifest: Manifest, record: _Record, bad_parts: list[BadPart] | None, options: CalibrationOptions) -> Decision:
-    record.sample = require_independent(hash_pixels(record.sample), manifest)
+    record.sample = require_independent(read_parts(record.sample, options.bit_depth), manifest)
     sample = record.sample
+    sizes = sample.frame_sizes(any_size=options.any_size)
+    sample.warnings.extend(notes_on_sizes(sizes, has_roi=options.roi_xyxy is not None))
     check_sample_size(len(sample.parts), options.max_frr, options.confidence)
     if options.fixtured:
         check_gain_sample(len(sample.parts))
@@ -193,6 +203,8 @@ def _decide(scorer: Scorer, manifest: Manifest, record: _Record, bad_parts: list
         pass_threshold=fit.pass_threshold,
         reject_threshold=fit.pass_threshold * (1 + options.review_band),
         floor=fit.floor,
+        frame_sizes=sizes,
+        bit_depth=sample.bit_depth,
         frame_range=frame_range,
         roi_xyxy=options.roi_xyxy,
         sample_count=fit.sample_count,
@@ -238,11 +250,12 @@ def _detect(  # everything a decision rests on
     options: CalibrationOptions,
 ) -> Detection:
     sample = record.sample
+    sizes = sample.frame_sizes(any_size=options.any_size)
     out_of_range: list[str] = []
 
     def score(image: Image, path: Path) -> float:
         scored = _score(scorer, image, path, options)
-        if check_frame(scored.statistics, frame_range) is not None:
+        if not sizes.fits((image.shape[0], image.shape[1])) or check_frame(scored.statistics, frame_range) is not None:
             out_of_range.append(path.name)
         if record.gain is None:
             return _peak(scored)
@@ -262,7 +275,7 @@ def _detect(  # everything a decision rests on
     if out_of_range:
         total = sum(total for _, total in detection.evidence.counts.values())
         sample.warnings.append(
-            f"{len(out_of_range)} of {total} {detection.evidence.source} change the frame so much that it leaves the commissioned range: "
+            f"{len(out_of_range)} of {total} {detection.evidence.source} leave the commissioned range, by their size or by how much they change: "
             f"such parts become ERROR on the line, whatever they score ({listed(sorted(set(out_of_range)))})"
         )
     return detection
@@ -273,7 +286,7 @@ def _score_good_parts(scorer: Scorer, record: _Record, options: CalibrationOptio
     flat: list[str] = []
     with Progress(len(record.sample.parts), unit="images", label=f"{record.sample.product}: score good parts") as progress:
         for part in record.sample.parts:
-            scored = _score(scorer, read_image(part.path), part.path, options)
+            scored = _score(scorer, read_image(part.path, record.sample.bit_depth), part.path, options)
             record.scores[part.name] = _peak(scored)
             if options.fixtured:
                 record.maps.append(scored.anomaly_map)

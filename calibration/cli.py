@@ -11,6 +11,7 @@ from snl_runtime.commandline import EXIT_OK, EXIT_REFUSED, CommandParser, run_co
 from snl_runtime.files import atomic_write_text
 from snl_runtime.opencv import load_opencv
 from snl_runtime.text import to_json
+from snl_runtime.types import BIT_DEPTHS
 
 if TYPE_CHECKING:
     from .calibrate import ProductFit
@@ -62,6 +63,18 @@ def build_parser() -> CommandParser:
         help="the part always lies in the same pose: fit a gain map, which lowers the anomaly map where good parts score high",
     )
     parser.add_argument("--roi", type=_parse_roi, metavar="X0,Y0,X1,Y1", help="part of the frame to inspect, frame pixels (default: all of it)")
+    parser.add_argument(
+        "--any-size",
+        action="store_true",
+        help="allow frames of every height, width and aspect between those of the good images (default: only the sizes that they have)",
+    )
+    parser.add_argument(
+        "--bit-depth",
+        type=int,
+        choices=BIT_DEPTHS,
+        metavar="N",
+        help="bits that the camera uses of 16-bit images: 10, 12, 14 or 16 (default: 8 or 16, as the files are stored)",
+    )
     parser.add_argument("--backend", metavar="NAME", help="onnxruntime, openvino or tensorrt (default: by the file's suffix)")
     parser.add_argument("--device", metavar="NAME", help="device as the backend names it, the one of the line: cpu, cuda, cuda:N (default: its own)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="fixes the synthetic defects (default: 0)")
@@ -94,6 +107,8 @@ def _run(arguments: argparse.Namespace) -> int:
         accept_outliers=tuple(arguments.accept_outlier),
         fixtured=arguments.fixtured,
         roi_xyxy=arguments.roi,
+        any_size=arguments.any_size,
+        bit_depth=arguments.bit_depth,
         backend=arguments.backend,
         device=arguments.device,
         seed=arguments.seed,
@@ -131,6 +146,7 @@ def describe(fit: "ProductFit") -> str:
             f"  gain map          {values.min():.3g} to {values.max():.3g}   (pass threshold without it {fit.gain.raw_fit.pass_threshold:.6g})"
         )
     if fit.decision is not None:
+        lines.append(f"  frames            {fit.decision.frame_sizes} pixels, {fit.decision.bit_depth} bits; others are ERROR on the line")
         lines.append(f"  reject threshold  {fit.decision.reject_threshold:.6g}")
         lines.append(f"  valid             {fit.decision.fitted_at} to {fit.decision.expires_at or 'no end'}")
     if fit.evidence is not None:

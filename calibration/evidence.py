@@ -92,7 +92,7 @@ def collect_from_bad_images(
 
     def frames() -> Iterator[tuple[str, Image, Path]]:
         for part in parts:
-            image = read_image(part.path)
+            image = read_image(part.path, sample.bit_depth)
             twin = good.get(pixel_sha256(image))
             if twin is not None:
                 raise CalibrationRefusedError(f"bad image {part.path} has the pixels of {twin}, which counts as good; remove one of them")
@@ -130,7 +130,7 @@ def collect_from_synthetic_defects(
 
     def frames() -> Iterator[tuple[str, Image, Path]]:
         for part in chosen:
-            image = read_image(part.path)
+            image = read_image(part.path, sample.bit_depth)
             for kind in DEFECT_KINDS:
                 rng = np.random.default_rng([seed, zlib.crc32(kind.encode()), int(part.sha256[:8], 16)])
                 yield kind, add_defect(image, kind, rng, roi_xyxy).image, part.path

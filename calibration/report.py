@@ -47,7 +47,10 @@ def _product(fit: ProductFit) -> str:
         parts.append(_histogram(list(fit.scores.values()), None if fit.fit is None else fit.fit.pass_threshold))
         parts.append(f"<h3>Highest of {len(fit.scores)} good parts: look at them, a bad one among them hides defects</h3>")
         highest = sorted(fit.scores, key=lambda name: -fit.scores[name])[: max(GOOD_PARTS_SHOWN, min(len(fit.outliers), 50))]
-        parts += [_figure(thumbnail(read_image(fit.paths[name])), f"{name}: {fit.scores[name]:.5g}{_outlier_note(fit, name)}") for name in highest]
+        parts += [
+            _figure(thumbnail(read_image(fit.paths[name], fit.bit_depth)), f"{name}: {fit.scores[name]:.5g}{_outlier_note(fit, name)}")
+            for name in highest
+        ]
     if fit.evidence is not None:
         parts.append(f"<h3>{100 * fit.evidence.detection_rate:.1f} % of the {fit.evidence.source} detected; the lowest score of each kind</h3>")
         for kind, (detected, total) in fit.evidence.counts.items():

@@ -5,10 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from snl_runtime.errors import CalibrationRefusedError, ConfigError, DataError
-from snl_runtime.images import list_images, pixel_sha256, read_image
+from snl_runtime.errors import CalibrationRefusedError, ConfigError, DataError, FrameError
+from snl_runtime.frame_range import FrameFormat, FrameSizes
+from snl_runtime.images import list_images, pixel_sha256, read_frame
 from snl_runtime.manifest import Manifest
+from snl_runtime.preprocess import stored_bits, to_8_bit
 from snl_runtime.progress import Progress
+
+MANY_SIZES = 4
+"""Sizes of one product above which they are no camera's settings but those of parts that were cut out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,12 +23,14 @@ class GoodPart:
     Attributes:
         name: Path relative to the folder that was given, with forward slashes.
         path: Where the file is.
-        sha256: Hash of the decoded pixels; empty until :func:`hash_pixels` filled it.
+        sha256: Hash of the decoded pixels; empty until :func:`read_parts` filled it.
+        format: Size and bit depth of the file; None until then.
     """
 
     name: str
     path: Path
     sha256: str = ""
+    format: FrameFormat | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,21 +42,27 @@ class ProductSample:
         parts: Sorted by name.
         warnings: What a person should know about the sample, one sentence each.
         is_held_out: Whether the parts come from the manifest's list, where nobody can take a file away.
+        bit_depth: Bits that a value of every file uses; 8 until :func:`read_parts` has looked.
     """
 
     product: str
     parts: tuple[GoodPart, ...]
     warnings: list[str] = field(default_factory=list)
     is_held_out: bool = False
+    bit_depth: int = 8
 
     @property
     def sha256(self) -> str:
         """Hash of the sample: sha256 over the sorted pixel hashes, one per line."""
         return hashlib.sha256("\n".join(sorted(part.sha256 for part in self.parts)).encode()).hexdigest()
 
+    def frame_sizes(self, *, any_size: bool) -> FrameSizes:
+        """Return the sizes of the files."""
+        return FrameSizes(seen_hw=sorted({part.format.size_hw for part in self.parts if part.format is not None}), any_size=any_size)
+
 
 def find_samples(good: Path, manifest: Manifest, product: str | None, *, held_out: bool) -> list[ProductSample]:
-    """Return one sample per product, pixel hashes not yet filled.
+    """Return one sample per product, hashes and formats not yet filled.
 
     ``good`` is a folder of images (one product), a folder of product folders, or with ``held_out`` the training data's root.
 
@@ -66,18 +79,37 @@ def find_samples(good: Path, manifest: Manifest, product: str | None, *, held_ou
     return samples
 
 
-def hash_pixels(sample: ProductSample) -> ProductSample:
-    """Return the sample with the hash of every picture's decoded pixels.
+def read_parts(sample: ProductSample, bit_depth: int | None) -> ProductSample:
+    """Return the sample with format and hash of every picture.
+
+    Args:
+        sample: The good parts.
+        bit_depth: Bits that a value uses; None for 8 or 16, whichever the files have.
 
     Raises:
-        DataError: If a file cannot be read.
+        DataError: If a file cannot be read, or is not of that bit depth.
+        CalibrationRefusedError: If some files have 8 bits and others 16: a line sends one of them.
     """
     parts = []
     with Progress(len(sample.parts), unit="images", label=f"{sample.product}: read") as progress:
         for part in sample.parts:
-            parts.append(replace(part, sha256=pixel_sha256(read_image(part.path))))
+            parts.append(_read_part(part, bit_depth))
             progress.advance()
-    return replace(sample, parts=tuple(parts))
+    first_with = {part.format.bit_depth: part.name for part in parts if part.format is not None}
+    if len(first_with) > 1:
+        named = " and ".join(f"{name} ({bits} bits)" for bits, name in sorted(first_with.items()))
+        raise CalibrationRefusedError(f"the good images differ in bit depth, e.g. {named}; take all of them as the line's camera sends them")
+    return replace(sample, parts=tuple(parts), bit_depth=next(iter(first_with), 8))
+
+
+def _read_part(part: GoodPart, bit_depth: int | None) -> GoodPart:
+    frame = read_frame(part.path)
+    try:
+        image = to_8_bit(frame, bit_depth)
+    except FrameError as error:
+        raise DataError(f"{part.path}: {error}") from error
+    size_hw = (frame.shape[0], frame.shape[1])
+    return replace(part, sha256=pixel_sha256(image), format=FrameFormat(size_hw=size_hw, bit_depth=bit_depth or stored_bits(frame.dtype)))
 
 
 def require_independent(sample: ProductSample, manifest: Manifest) -> ProductSample:
@@ -111,6 +143,18 @@ def require_independent(sample: ProductSample, manifest: Manifest) -> ProductSam
             f"{len(doubles)} good images appear more than once: {listed(pairs)}; the bound needs one picture per part, remove the copies"
         )
     return sample
+
+
+def notes_on_sizes(sizes: FrameSizes, *, has_roi: bool) -> list[str]:
+    """Return what a person should know about the sizes that a decision will allow, one sentence each."""
+    notes = []
+    if sizes.any_size and len(sizes.seen_hw) == 1:
+        notes.append(f"--any-size changes nothing: every good image has {sizes} pixels; add images of the other sizes")
+    if not sizes.any_size and len(sizes.seen_hw) > MANY_SIZES:
+        notes.append(f"the good images have {len(sizes.seen_hw)} sizes, and frames of any other will be ERROR; if parts are cut out, use --any-size")
+    if has_roi and len(sizes.seen_hw) > 1:
+        notes.append("the good images have several sizes, and --roi lies at the same pixels of each of them")
+    return notes
 
 
 def listed(names: Sequence[str], *, shown: int = 5) -> str:
@@ -178,5 +222,6 @@ def _require_hashes_as_listed(sample: ProductSample, manifest: Manifest) -> None
     changed = [part.name for part in sample.parts if expected[part.name] != part.sha256]
     if changed:
         raise DataError(
-            f"{len(changed)} held-out images have other pixels than at training: {listed(changed)}; use the folder the model was trained from"
+            f"{len(changed)} held-out images have other pixels than at training: {listed(changed)}; "
+            "use the folder and the --bit-depth that the model was trained with"
         )

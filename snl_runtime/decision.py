@@ -4,90 +4,20 @@ Pure functions: no clock, no file and no state in here, so every rule can be tes
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from types import MappingProxyType
-from typing import NamedTuple
 
 import numpy as np
 
-from snl_runtime.errors import CalibrationRefusedError
+from snl_runtime.frame_range import FrameFormat, FrameStatistics, check_format, check_frame
 from snl_runtime.gain import GainMap
-from snl_runtime.manifest import Decision, FrameRange
-from snl_runtime.opencv import load_opencv
-from snl_runtime.types import AnomalyMap, Image, Verdict
+from snl_runtime.manifest import Decision
+from snl_runtime.ruling import NAME_THE_PRODUCT, Ruling, error
+from snl_runtime.types import AnomalyMap, Verdict
 
-REASON_CODES: Mapping[str, str] = MappingProxyType(
-    {
-        "below_threshold": "the score is at most the pass threshold and every check passed",
-        "above_pass_threshold": "the score is above the pass threshold and at most the reject threshold",
-        "above_reject_threshold": "the score is above the reject threshold",
-        "frame_unusable": "the frame is missing or has the wrong type, shape or channels",
-        "frame_flat": "the frame shows nothing: deviation below 2 grey levels",
-        "frame_out_of_range": "the frame is outside the commissioned range",
-        "no_manifest": "the model has no manifest",
-        "no_golden_check": "no golden sample was scored in this process",
-        "golden_mismatch": "the golden samples scored differently after a failure of the backend",
-        "no_decision": "the model was never calibrated",
-        "no_threshold_for_engine": "the calibration belongs to another file",
-        "guard_band_too_wide": "the engine differs from its model by more than the thresholds of the decision leave room for",
-        "unknown_product": "no decision exists for the product",
-        "ambiguous_roi": "the calibrated products look at different parts of the frame and none was named",
-        "decision_invalid": "the thresholds or dates of the decision make no sense",
-        "decision_expired": "the decision is no longer valid",
-        "clock_before_fit": "the clock is earlier than the calibration",
-        "output_not_finite": "the score or the map is missing, NaN or infinite",
-        "output_inconsistent": "the score is not the maximum of the map",
-        "no_gain_map": "the decision needs a gain map that was not applied",
-        "below_floor": "the score is lower than any good part can give",
-        "backend_error": "the backend failed",
-        "timeout": "the backend did not answer in time",
-        "backend_busy": "an earlier call has not come back from the backend",
-        "internal_error": "a bug in this package; the log has the traceback",
-    }
-)
-"""Every ``reason_code`` that a result can carry, with its meaning; codes are stable across releases."""
-
-MIN_DEVIATION = 2.0
-"""Grey levels; a frame that varies less shows nothing (covered lens, light off, saturated sensor)."""
 SCORE_TOLERANCE = 1e-5
 """Largest relative difference between the score and the maximum of the map; both come from one graph in float32."""
-WHITE_LEVEL = 250
-"""A pixel is white when every channel is at least this."""
-BLACK_LEVEL = 5
-"""A pixel is black when every channel is at most this."""
-MIN_MARGIN_GREY = 10.0
-"""Least widening of the ranges of mean and deviation on each side, grey levels: what a strong defect on 5 % of the frame changes.
-
-The range guards against cover, light and camera faults. A part with a clear local defect must stay inside it, so that it is REJECT and not ERROR."""
-MIN_MARGIN_SHARE = 0.05
-"""Least widening of the ranges of the white and black share on each side: a white or black defect on 5 % of the frame."""
-
-
-class Ruling(NamedTuple):
-    """A verdict with its cause; compares equal to the plain tuple."""
-
-    verdict: Verdict
-    reason_code: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FrameStatistics:
-    """What the commissioned range is made of, computed on the network input.
-
-    Attributes:
-        mean: Mean of all values, grey levels.
-        deviation: Spread over positions, grey levels: root of the channels' mean variance, so a frame of one colour has 0.
-        white_share: Share of pixels whose three channels are all >= 250, 0 to 1.
-        black_share: Share of pixels whose three channels are all <= 5, 0 to 1.
-    """
-
-    mean: float
-    deviation: float
-    white_share: float
-    black_share: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,11 +35,12 @@ class MapSummary:
     gained_peak: float | None = None
 
 
-def decide(
+def decide(  # noqa: PLR0913  # all evidence on one frame
     score: float,
     anomaly_map: AnomalyMap | MapSummary | None,
     decision: Decision | None,
     *,
+    frame: FrameFormat,
     statistics: FrameStatistics,
     golden_checked: bool,
     accepted_sha256: Collection[str],
@@ -117,15 +48,17 @@ def decide(
 ) -> Ruling:
     """Return the verdict on one frame under one decision.
 
-    Checks in this order, and the first that fails is the reason: golden check, decision, its file, its dates, the frame, the raw output, the gained
-    map, the floor. PASS therefore implies all of them.
+    Checks in this order, and the first that fails is the reason: golden check, decision, its file, its dates, size and bit depth of the frame, its
+    look, the raw output, the gained map, the floor. PASS therefore implies all of them. A frame that cannot be read never gets here: a wrong type,
+    shape or channels, a value above its bit depth, a ROI outside it.
 
     Args:
         score: The graph's ``anomaly_score``.
         anomaly_map: (H, W) float32 raw map or its summary, None if there is none. For a decision with a gain map the summary that
             :func:`summarise_map` makes with it: floor and thresholds are compared with the gained peak.
         decision: None if the file has none.
-        statistics: Of the network input, from :func:`frame_statistics`.
+        frame: Size and bit depth of the whole frame, before the ROI.
+        statistics: Of the network input, from :func:`snl_runtime.frame_range.frame_statistics`.
         golden_checked: Whether the golden samples were scored in this process on this backend and agreed.
         accepted_sha256: Hashes of the files whose decisions hold for the file that scored.
         now: Current time with a time zone.
@@ -138,6 +71,7 @@ def decide(
     fault = (
         _check_decision(decision, accepted_sha256)
         or _check_dates(decision, now)
+        or check_format(frame, decision.frame_sizes, decision.bit_depth)
         or check_frame(statistics, decision.frame_range)
         or check_output(score, summary)
     )
@@ -174,69 +108,8 @@ def strictest(rulings: Mapping[str, Ruling]) -> Ruling:
     product, ruling = min(rulings.items(), key=lambda item: order.index(item[1].verdict))
     if len(rulings) == 1:
         return ruling
-    return ruling._replace(reason=f"no product named, strictest is {product!r}: {ruling.reason}")
-
-
-def error(reason_code: str, reason: str) -> Ruling:
-    """Return an ERROR ruling."""
-    return Ruling(Verdict.ERROR, reason_code, reason)
-
-
-def frame_statistics(image_rgb: Image) -> FrameStatistics:
-    """Return the statistics of a prepared frame.
-
-    They are taken on the network input, (H, W, 3) uint8 after cropping and resizing: cheap, and the same in calibration and on the line.
-    """
-    cv2 = load_opencv()
-    means, deviations = cv2.meanStdDev(image_rgb)
-    pixels = image_rgb.shape[0] * image_rgb.shape[1]
-    white = cv2.inRange(image_rgb, (WHITE_LEVEL,) * 3, (255,) * 3)
-    black = cv2.inRange(image_rgb, (0,) * 3, (BLACK_LEVEL,) * 3)
-    return FrameStatistics(
-        mean=float(means.mean()),
-        deviation=float(np.sqrt(np.mean(deviations**2))),
-        white_share=cv2.countNonZero(white) / pixels,
-        black_share=cv2.countNonZero(black) / pixels,
-    )
-
-
-def fit_frame_range(statistics: Sequence[FrameStatistics]) -> FrameRange:
-    """Return the commissioned range of a product: what its good frames span, widened on each side.
-
-    Each range grows on both sides by half of its width, at least by 10 grey levels (mean, deviation) or 0.05 (shares), because a handful of frames
-    under steady light spans almost nothing. Ends are clipped to what the statistic can be: 0 to 255, or 0 to 1.
-
-    Args:
-        statistics: Of the network inputs of good parts, one per part.
-
-    Raises:
-        CalibrationRefusedError: If the sample is empty.
-    """
-    if not statistics:
-        raise CalibrationRefusedError("the commissioned range needs at least one good frame, got 0")
-    return FrameRange(
-        mean=_widened([s.mean for s in statistics], MIN_MARGIN_GREY, 255.0),
-        deviation=_widened([s.deviation for s in statistics], MIN_MARGIN_GREY, 255.0),
-        white_share=_widened([s.white_share for s in statistics], MIN_MARGIN_SHARE, 1.0),
-        black_share=_widened([s.black_share for s in statistics], MIN_MARGIN_SHARE, 1.0),
-    )
-
-
-def check_frame(statistics: FrameStatistics, frame_range: FrameRange) -> Ruling | None:
-    """Return why a frame may not be judged, None if it lies inside the commissioned range."""
-    if not statistics.deviation >= MIN_DEVIATION:  # written so that NaN fails
-        return error(
-            "frame_flat", f"the frame shows nothing: its deviation is {statistics.deviation:.3g} grey levels, expected at least {MIN_DEVIATION:g}"
-        )
-    for name in ("mean", "deviation", "white_share", "black_share"):
-        value = getattr(statistics, name)
-        low, high = getattr(frame_range, name)
-        if not low <= value <= high:
-            title = name.replace("_", " ")
-            return error(
-                "frame_out_of_range", f"the frame's {title} is {value:.4g}, commissioned range {low:.4g} to {high:.4g}; check light and lens"
-            )
-    return None
+    remedy = "" if ruling.verdict is Verdict.PASS else f": {NAME_THE_PRODUCT}"  # before the reason, which may be another product's
+    return ruling._replace(reason=f"no product named{remedy}; strictest is {product!r}: {ruling.reason}")
 
 
 def check_output(score: float, anomaly_map: AnomalyMap | MapSummary | None) -> Ruling | None:
@@ -307,9 +180,3 @@ def parse_time(text: str) -> datetime:
         return moment.astimezone(timezone.utc)
     except OverflowError as error:  # year 1 or 9999 near midnight
         raise ValueError(f"{text!r} is outside the calendar") from error
-
-
-def _widened(values: Sequence[float], min_margin: float, limit: float) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    margin = max((high - low) / 2, min_margin)
-    return max(low - margin, 0.0), min(high + margin, limit)

@@ -10,7 +10,7 @@ from types import TracebackType
 
 from snl_runtime.backends.base import Backend
 from snl_runtime.bundle import ModelBundle
-from snl_runtime.decision import Ruling, check_output, error
+from snl_runtime.decision import check_output
 from snl_runtime.device_arrays import DeviceFrameReader
 from snl_runtime.errors import (
     BackendError,
@@ -27,6 +27,7 @@ from snl_runtime.errors import (
 from snl_runtime.gain_files import open_gains
 from snl_runtime.inspection import Inspection, Output, Prepared, Request, answer
 from snl_runtime.manifest import Manifest
+from snl_runtime.ruling import Ruling, error
 from snl_runtime.scorer import Scorer
 from snl_runtime.selection import DecisionBook
 from snl_runtime.signing import PublicKey
@@ -161,14 +162,26 @@ class SnlDetector:
         """Hash of the opened file."""
         return self._scorer.bundle.sha256
 
-    def detect(self, image: object, *, color: ColorOrder = "bgr", product: str | None = None, outputs: OutputRequest | None = None) -> AnomalyResult:
+    def detect(
+        self,
+        image: object,
+        *,
+        color: ColorOrder = "bgr",
+        product: str | None = None,
+        bit_depth: int | None = None,
+        outputs: OutputRequest | None = None,
+    ) -> AnomalyResult:
         """Return the verdict on one frame; whatever the frame is, nothing is raised for it.
 
         Args:
             image: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) array, uint8 or uint16, on the host or, for a backend on a
-                GPU, there, as pycuda, CuPy and torch hand it out; anything else gives ERROR ``frame_unusable``.
-            color: Meaning of the last axis.
+                GPU, there, as pycuda, CuPy and torch hand it out; anything else gives ERROR ``frame_unusable``. A size that the product was not
+                calibrated on gives ERROR ``frame_size``.
+            color: Meaning of the last axis. A frame whose red and blue look swapped gives ERROR ``frame_color_order``; of a grey or nearly grey
+                product that cannot be seen.
             product: Product of this frame; None for the detector's own.
+            bit_depth: Bits that a value of a uint16 frame uses: 10, 12, 14 or 16; None for what the product was calibrated on, 16 if it was not. A
+                frame of another depth than the product's, or with a value above it, gives ERROR ``frame_bit_depth``.
             outputs: What the result carries beside the verdict; None for the detector's own.
 
         Returns:
@@ -181,7 +194,7 @@ class SnlDetector:
             raise DetectorClosedError("the detector is closed; open a new SnlDetector")
         inspection = Inspection(self._book.select(self._product if product is None else product), keep_map=self._keep_maps)
         try:
-            self._inspect(inspection, image, color, self._outputs if outputs is None else _checked_outputs(outputs))
+            self._inspect(inspection, image, color, bit_depth, self._outputs if outputs is None else _checked_outputs(outputs))
         except DetectorClosedError:
             raise
         except Exception as fault:  # noqa: BLE001  # the frame may be any object; a bug must stop the part, not the line
@@ -210,24 +223,25 @@ class SnlDetector:
         if not getattr(self, "_closed", True):
             warnings.warn("a SnlDetector was never closed; use it as a context manager", ResourceWarning, stacklevel=2)
 
-    def _inspect(self, inspection: Inspection, image: object, color: ColorOrder, outputs: OutputRequest) -> None:
+    def _inspect(self, inspection: Inspection, image: object, color: ColorOrder, bit_depth: int | None, outputs: OutputRequest) -> None:
         request = Request(
             image=image,
             color=color,
+            bit_depth=bit_depth,
             selection=inspection.selection,
             keep_map=self._keep_maps,
             outputs=outputs,
             reader=self._frames,
-        )
-        prepared = None
-        if self._scorer.is_on_device:
-            request.check()  # an unusable frame need not wait for its turn
-        else:
-            prepared = request.prepare(self._scorer)
+        ).read(self._scorer)
+        inspection.bit_depth = None if request.frame is None else request.frame.bit_depth
+        is_left_to_device = self._scorer.is_on_device or request.frame is None
+        prepared = None if is_left_to_device else request.prepare(self._scorer)
         inspection.prepared_s = time.perf_counter()
         output = self._answer(request, prepared)
         inspection.inferred_s, inspection.infer_ms = time.perf_counter(), output.infer_ms
-        inspection.ruling = output.ruling or request.rule(output.score, output.evidence, output.statistics, golden_checked=output.golden_checked)
+        inspection.ruling = output.ruling or request.rule(
+            output.score, output.evidence, output.statistics, frame=output.frame, golden_checked=output.golden_checked
+        )
         if check_output(output.score, output.evidence) is None:
             inspection.keep(output)
             inspection.draw(output, request)
@@ -257,7 +271,9 @@ def _open_book(bundle: ModelBundle) -> DecisionBook:
 
 
 def _explain(fault: Exception) -> Ruling:
-    codes = {FrameError: "frame_unusable", _BusyError: "backend_busy", BackendTimeoutError: "timeout", GoldenSampleError: "golden_mismatch"}
+    if isinstance(fault, FrameError):
+        return error(fault.reason_code, str(fault))
+    codes = {_BusyError: "backend_busy", BackendTimeoutError: "timeout", GoldenSampleError: "golden_mismatch"}
     for kind, code in codes.items():
         if isinstance(fault, kind):
             return error(code, str(fault))

@@ -1,5 +1,6 @@
 """What the device stages must reproduce before a frame is trusted to them: the host's answers on seeded frames and seeded maps."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +9,10 @@ import numpy.typing as npt
 
 from snl_runtime.cuda_api import CudaApi
 from snl_runtime.cuda_resources import CudaStream, DeviceBuffer, PinnedBuffer
-from snl_runtime.decision import frame_statistics
 from snl_runtime.device_buffers import drain
 from snl_runtime.device_pipeline import DevicePostprocess, DevicePreprocess, Roi, Wanted
 from snl_runtime.errors import BackendError
+from snl_runtime.frame_range import frame_statistics
 from snl_runtime.gain import GainMap
 from snl_runtime.kernels.launches import DeviceFrame
 from snl_runtime.pictures import draw_pictures
@@ -77,8 +78,8 @@ class _Checks:
         if difference > allowed:
             raise BackendError(f"its network input of a {color} {image.dtype} frame differs by {difference} grey levels, allowed is {allowed}")
         counted, counted_here = self.before.statistics(), frame_statistics(actual)
-        for name in ("mean", "deviation", "white_share", "black_share"):
-            value, value_here = getattr(counted, name), getattr(counted_here, name)
+        for name, value in dataclasses.asdict(counted).items():
+            value_here = getattr(counted_here, name)
             if not abs(value - value_here) <= _STATISTICS_TOLERANCE:
                 raise BackendError(f"its {name} of a frame is {value:.6g}, the host's {value_here:.6g}")
 

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,17 +18,18 @@ import numpy.typing as npt
 from snl_runtime.backends.base import Backend, DeviceBackend, DeviceLane, one_line
 from snl_runtime.cuda_api import CudaApi, device_scope
 from snl_runtime.cuda_resources import CudaModule, CudaStream
-from snl_runtime.decision import FrameStatistics, MapSummary, summarise_map
+from snl_runtime.decision import MapSummary, summarise_map
 from snl_runtime.device_arrays import DeviceView, is_device_array, view_of, wait_for_producer
 from snl_runtime.device_buffers import drain
 from snl_runtime.device_checks import check_stages
 from snl_runtime.device_pipeline import DeviceOutput, DevicePostprocess, DevicePreprocess, Roi, Wanted, inspect_on_device
 from snl_runtime.errors import BackendError, FrameError, InferenceError
+from snl_runtime.frame_range import FrameFormat, FrameStatistics
 from snl_runtime.gain import GainMap
 from snl_runtime.kernels import load_kernels
 from snl_runtime.kernels.launches import DeviceFrame
 from snl_runtime.pictures import PictureFlags, Pictures
-from snl_runtime.preprocess import crop_frame
+from snl_runtime.preprocess import crop_frame, stored_bits
 from snl_runtime.types import AnomalyMap, AnomalyRegion, ColorOrder
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ class DeviceInspection:
         statistics: Of the network input, from the device's exact sums.
         regions: As :func:`snl_runtime.regions.find_regions` gives them.
         roi_xyxy: Part of the frame that was inspected, frame pixels.
+        frame: Size and bit depth of the whole frame as it came here.
         pictures: What was chosen of map, mask and overlay at the resolution of that part.
     """
 
@@ -53,6 +56,7 @@ class DeviceInspection:
     statistics: FrameStatistics
     regions: tuple[AnomalyRegion, ...]
     roi_xyxy: Roi
+    frame: FrameFormat
     pictures: Pictures = dataclasses.field(default_factory=Pictures)
 
 
@@ -226,19 +230,25 @@ class DevicePath:
                 covered = _checked_roi(view, color, roi_xyxy)
                 try:
                     statistics, output = self._inspect_view(lane, view, color, covered, threshold, wanted)
-                    return self._with_pictures(statistics, output, covered, wanted.gain, choose)
+                    return self._with_pictures(statistics, output, covered, _format_of(view), wanted.gain, choose)
                 except BaseException:
                     drain(lane.stream)  # the producer's memory is given back with the view
                     raise
-        height, width = crop_frame(image, color, None).shape[:2]
-        covered = roi_xyxy or (0, 0, width, height)
+        frame = _format_of(crop_frame(image, color, None))
+        covered = roi_xyxy or (0, 0, frame.size_hw[1], frame.size_hw[0])
         statistics, output = inspect_on_device(
             lane, self._before, self._after, image, color=color, roi_xyxy=covered, threshold=threshold, wanted=wanted
         )
-        return self._with_pictures(statistics, output, covered, wanted.gain, choose)
+        return self._with_pictures(statistics, output, covered, frame, wanted.gain, choose)
 
     def _with_pictures(
-        self, statistics: FrameStatistics, output: DeviceOutput, covered: Roi, gain: GainMap | None, choose: ChoosePictures | None
+        self,
+        statistics: FrameStatistics,
+        output: DeviceOutput,
+        covered: Roi,
+        frame: FrameFormat,
+        gain: GainMap | None,
+        choose: ChoosePictures | None,
     ) -> DeviceInspection:
         inspection = DeviceInspection(
             score=output.score,
@@ -247,6 +257,7 @@ class DevicePath:
             statistics=statistics,
             regions=output.regions,
             roi_xyxy=covered,
+            frame=frame,
         )
         wanted = None if choose is None else choose(inspection)
         return inspection if wanted is None else dataclasses.replace(inspection, pictures=self._after.render(wanted))
@@ -286,6 +297,10 @@ def _checked_roi(view: DeviceView, color: ColorOrder, roi_xyxy: Roi | None) -> R
     shape_only = np.broadcast_to(np.zeros((), view.dtype), view.shape)
     crop_frame(shape_only, color, roi_xyxy)
     return roi_xyxy or (0, 0, view.shape[1], view.shape[0])
+
+
+def _format_of(frame: DeviceView | npt.NDArray[Any]) -> FrameFormat:
+    return FrameFormat(size_hw=(frame.shape[0], frame.shape[1]), bit_depth=stored_bits(frame.dtype))
 
 
 def _frame_of(view: DeviceView, color: ColorOrder, roi_xyxy: Roi) -> DeviceFrame:

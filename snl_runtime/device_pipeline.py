@@ -17,11 +17,12 @@ import numpy.typing as npt
 from snl_runtime.backends.base import DeviceLane
 from snl_runtime.cuda_api import CudaApi
 from snl_runtime.cuda_resources import CudaStream, DeviceBuffer, PinnedBuffer
-from snl_runtime.decision import FrameStatistics, MapSummary
+from snl_runtime.decision import MapSummary
 from snl_runtime.device_buffers import GrowingBuffer, drain
 from snl_runtime.device_gain import DeviceGain
 from snl_runtime.device_render import DeviceRenderer
 from snl_runtime.errors import InferenceError
+from snl_runtime.frame_range import FrameStatistics
 from snl_runtime.gain import GainMap
 from snl_runtime.kernels.launches import (
     REPORT_WORDS,

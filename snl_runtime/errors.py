@@ -48,7 +48,16 @@ class DataError(SnlError):
 
 
 class FrameError(SnlError):
-    """A frame cannot be turned into the network's input."""
+    """A frame cannot be turned into the network's input.
+
+    Args:
+        message: Why, in one sentence.
+        reason_code: What the verdict ERROR on it carries.
+    """
+
+    def __init__(self, message: str, reason_code: str = "frame_unusable") -> None:
+        super().__init__(message)
+        self.reason_code = reason_code
 
 
 class CheckpointError(SnlError):

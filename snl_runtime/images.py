@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from snl_runtime.errors import DataError
+from snl_runtime.errors import DataError, FrameError
 from snl_runtime.files import atomic_path
 from snl_runtime.image_integrity import find_damage
 from snl_runtime.opencv import load_opencv
-from snl_runtime.preprocess import to_rgb
+from snl_runtime.preprocess import in_rgb_order, to_8_bit
 from snl_runtime.types import Image
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm"})
@@ -21,19 +21,36 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".
 _MASK_THRESHOLD = 128
 
 
-def read_image(path: str | os.PathLike[str]) -> Image:
+def read_image(path: str | os.PathLike[str], bit_depth: int | None = None) -> Image:
     """Return the stored pixels of a file as (H, W, 3) uint8 RGB.
 
     An EXIF orientation is ignored, because a camera on a line sends none and a mask has none. Grey is replicated, alpha dropped, 16 bits become
-    round(v / 257). A TIFF or PNG with several pictures gives its first.
+    round(v * 255 / (2**bits - 1)). A TIFF or PNG with several pictures gives its first.
+
+    Args:
+        path: The file.
+        bit_depth: Bits that a value uses, see :func:`snl_runtime.preprocess.to_rgb`; None for 8 or 16, whichever the file has.
+
+    Raises:
+        DataError: If the file cannot be read, is truncated, is no picture of 8 or 16 bits or not of that bit depth; the message names it.
+    """
+    pixels = read_frame(path)
+    try:
+        return to_8_bit(pixels, bit_depth)
+    except FrameError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def read_frame(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
+    """Return the stored pixels of a file as (H, W, 3) RGB, uint8 or uint16 as they are; otherwise as :func:`read_image`.
 
     Raises:
         DataError: If the file cannot be read, is truncated or is no picture of 8 or 16 bits; the message names it.
     """
     pixels = _decode(Path(path))
     if pixels.ndim == 2:
-        return to_rgb(pixels, "gray")
-    return to_rgb(pixels, "bgra" if pixels.shape[2] == 4 else "bgr")
+        return in_rgb_order(pixels, "gray")
+    return in_rgb_order(pixels, "bgra" if pixels.shape[2] == 4 else "bgr")
 
 
 def read_mask(path: str | os.PathLike[str]) -> npt.NDArray[np.bool_]:

@@ -2,20 +2,22 @@
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from snl_runtime.decision import FrameStatistics, MapSummary, Ruling, error, frame_statistics, summarise_map
+from snl_runtime.decision import MapSummary, summarise_map
 from snl_runtime.device_arrays import DeviceFrameReader, is_device_array
 from snl_runtime.device_path import DeviceInspection
 from snl_runtime.errors import FrameError
+from snl_runtime.frame_range import FrameFormat, FrameStatistics, frame_statistics
 from snl_runtime.pictures import Pictures, draw_pictures, wants_any
-from snl_runtime.preprocess import crop_frame
+from snl_runtime.preprocess import crop_frame, stored_bits, to_8_bit
 from snl_runtime.regions import find_regions
+from snl_runtime.ruling import Ruling, error
 from snl_runtime.scorer import Scorer
 from snl_runtime.selection import Selection
 from snl_runtime.types import AnomalyMap, AnomalyRegion, AnomalyResult, ColorOrder, Image, OutputRequest, StageTimings, Verdict
@@ -28,16 +30,18 @@ class Prepared:
     """A frame made ready on the host.
 
     Attributes:
-        crop: (H, W, C) uint8 or uint16, the inspected part; may be the caller's memory.
+        crop: (H, W, C) uint8, or uint16 of 16 bits, the inspected part; may be the caller's memory.
         network_input: (H, W, 3) uint8 RGB.
         statistics: Of the network input.
         roi_xyxy: Part of the frame that it shows.
+        frame: Size and bit depth of the whole frame.
     """
 
     crop: npt.NDArray[Any]
     network_input: Image
     statistics: FrameStatistics
     roi_xyxy: _Roi
+    frame: FrameFormat
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -45,20 +49,49 @@ class Request:
     """What is asked about one frame.
 
     Attributes:
-        image: The frame as captured.
+        image: The frame as captured; after :meth:`read` on the host with 8 bits, or 16 if it has as many.
         color: Meaning of its last axis.
+        bit_depth: Bits that a value of it uses, as the caller says; None for what the product was calibrated on.
         selection: The decisions that apply to it.
         keep_map: Whether the result carries the map.
         outputs: What else it carries.
         reader: Brings a frame from a GPU to the host where it is prepared there.
+        frame: Size and bit depth of the frame as captured, once :meth:`read` has it on the host.
     """
 
     image: object
     color: ColorOrder
+    bit_depth: int | None
     selection: Selection
     keep_map: bool
     outputs: OutputRequest
     reader: DeviceFrameReader
+    frame: FrameFormat | None = None
+
+    def read(self, scorer: Scorer) -> "Request":
+        """Return the request with the frame checked and read by its bit depth; a frame on a GPU stays there if it is prepared there.
+
+        Any thread may call it: an unusable frame need not wait for its turn.
+
+        Raises:
+            FrameError: If the frame cannot be used.
+        """
+        if self.frame is not None:
+            return self
+        if is_device_array(self.image) and scorer.is_on_device:
+            return self._left_on_device()
+        if is_device_array(self.image) and not scorer.takes_device_arrays:
+            raise FrameError(
+                f"the frame lies on a GPU ({type(self.image).__name__}), backend {scorer.backend.name!r} on {scorer.backend.device} takes frames in "
+                "host memory: copy it there first (torch: .cpu().numpy(), CuPy and pycuda: .get()), or open the model with device='cuda'"
+            )
+        image = crop_frame(self.reader.read(self.image), self.color, None)
+        crop_frame(image, self.color, self.selection.roi_xyxy)
+        bit_depth, stored = self.declared_bit_depth(), stored_bits(image.dtype)
+        if bit_depth is None or (self.bit_depth is None and (bit_depth == 8) is not (stored == 8)):
+            bit_depth = stored  # if it is not what was calibrated, the verdict says so when its turn comes
+        frame = FrameFormat(size_hw=(image.shape[0], image.shape[1]), bit_depth=bit_depth)
+        return replace(self, image=image if bit_depth == 16 else to_8_bit(image, bit_depth), frame=frame)
 
     def prepare(self, scorer: Scorer) -> Prepared:
         """Return the frame prepared on the host; any thread may do so.
@@ -66,34 +99,47 @@ class Request:
         Raises:
             FrameError: If the frame cannot be used.
         """
-        if is_device_array(self.image) and not scorer.takes_device_arrays:
-            raise FrameError(
-                f"the frame lies on a GPU ({type(self.image).__name__}), backend {scorer.backend.name!r} on {scorer.backend.device} takes frames in "
-                "host memory: copy it there first (torch: .cpu().numpy(), CuPy and pycuda: .get()), or open the model with device='cuda'"
-            )
-        image = self.reader.read(self.image)
-        roi_xyxy = self.selection.roi_xyxy
-        network_input = scorer.prepare(image, self.color, roi_xyxy)
-        crop = crop_frame(image, self.color, roi_xyxy)
+        request = self.read(scorer)
+        if request.frame is None:
+            raise FrameError("the frame stayed on the GPU though the host was to prepare it")
+        roi_xyxy, (height, width) = self.selection.roi_xyxy, request.frame.size_hw
+        network_input = scorer.prepare(request.image, self.color, roi_xyxy)
         return Prepared(
-            crop=crop,
+            crop=crop_frame(request.image, self.color, roi_xyxy),
             network_input=network_input,
             statistics=frame_statistics(network_input),
-            roi_xyxy=roi_xyxy or (0, 0, crop.shape[1], crop.shape[0]),
+            roi_xyxy=roi_xyxy or (0, 0, width, height),
+            frame=request.frame,
         )
 
-    def rule(self, score: float, evidence: AnomalyMap | MapSummary, statistics: FrameStatistics, *, golden_checked: bool) -> Ruling:
-        """Return the verdict on the frame, scored as given."""
-        return self.selection.rule(score, evidence, statistics, golden_checked=golden_checked, now=datetime.now(timezone.utc))
-
-    def check(self) -> None:
-        """Return if the frame can be used, as far as that is seen without reading it.
+    def declared_bit_depth(self) -> int | None:
+        """Return the bit depth that the caller says, or else the product was calibrated on; None if there is neither.
 
         Raises:
-            FrameError: If not.
+            FrameError: If the two differ.
         """
-        if not is_device_array(self.image):
-            crop_frame(self.image, self.color, self.selection.roi_xyxy)
+        calibrated = self.selection.bit_depth
+        if self.bit_depth is not None and calibrated is not None and self.bit_depth != calibrated:
+            raise FrameError(
+                f"the frame is said to have {self.bit_depth} bits, the product was calibrated on {calibrated}; leave it out or calibrate again",
+                "frame_bit_depth",
+            )
+        return calibrated if self.bit_depth is None else self.bit_depth
+
+    def rule(
+        self, score: float, evidence: AnomalyMap | MapSummary, statistics: FrameStatistics, *, frame: FrameFormat, golden_checked: bool
+    ) -> Ruling:
+        """Return the verdict on the frame, scored as given."""
+        return self.selection.rule(score, evidence, statistics, frame=frame, golden_checked=golden_checked, now=datetime.now(timezone.utc))
+
+    def _left_on_device(self) -> "Request":
+        if (declared := self.declared_bit_depth()) not in (None, 8, 16):
+            raise FrameError(
+                f"a frame of {declared} bits cannot be read in device memory: copy it to the host first (torch: .cpu().numpy(), CuPy and pycuda: "
+                ".get()), or scale it to 8 bits on the GPU and calibrate on such frames",
+                "frame_bit_depth",
+            )
+        return self
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -110,6 +156,7 @@ class Output:
         pictures: What was wanted at frame resolution; None where the host is still to draw it.
         crop: The inspected part where the host prepared it.
         roi_xyxy: Part of the frame that the map covers.
+        frame: Size and bit depth of the whole frame.
         golden_checked: Whether the golden samples agreed on the path that scored.
         infer_ms: How long the backend took; on a device path with upload, preprocessing and postprocessing.
     """
@@ -120,6 +167,7 @@ class Output:
     statistics: FrameStatistics
     regions: tuple[AnomalyRegion, ...] | None
     roi_xyxy: _Roi
+    frame: FrameFormat
     golden_checked: bool
     infer_ms: float
     ruling: Ruling | None = None
@@ -159,6 +207,7 @@ def answer(scorer: Scorer, request: Request, prepared: Prepared | None) -> Outpu
         statistics=prepared.statistics,
         regions=None,
         roi_xyxy=prepared.roi_xyxy,
+        frame=prepared.frame,
         golden_checked=scorer.golden_checked,
         infer_ms=(time.perf_counter() - started_s) * 1e3,
         crop=prepared.crop,
@@ -171,7 +220,8 @@ def _answer_on_device(scorer: Scorer, request: Request, started_s: float) -> Out
 
     def choose(seen: DeviceInspection) -> OutputRequest | None:
         evidence = seen.summary if seen.anomaly_map is None else seen.anomaly_map
-        rulings.append(request.rule(seen.score, evidence, seen.statistics, golden_checked=scorer.golden_checked))
+        frame = request.frame or seen.frame
+        rulings.append(request.rule(seen.score, evidence, seen.statistics, frame=frame, golden_checked=scorer.golden_checked))
         return request.outputs if request.outputs.wanted_for(rulings[0].verdict) else None
 
     seen = scorer.inspect(
@@ -190,6 +240,7 @@ def _answer_on_device(scorer: Scorer, request: Request, started_s: float) -> Out
         statistics=seen.statistics,
         regions=None if request.selection.needs_map else seen.regions,  # of a merged gain: the host then asks for one where a part is not passed
         roi_xyxy=seen.roi_xyxy,
+        frame=request.frame or seen.frame,
         golden_checked=scorer.golden_checked,
         infer_ms=(time.perf_counter() - started_s) * 1e3,
         ruling=rulings[0] if rulings else None,
@@ -203,6 +254,7 @@ class Inspection:
 
     selection: Selection
     keep_map: bool = True
+    bit_depth: int | None = None
     started_s: float = field(default_factory=time.perf_counter)
     prepared_s: float | None = None
     inferred_s: float | None = None
@@ -266,4 +318,5 @@ class Inspection:
             frame_map=pictures.frame_map,
             mask=pictures.mask,
             overlay=pictures.overlay,
+            bit_depth=self.bit_depth,
         )

@@ -10,9 +10,11 @@ from typing import Any
 
 from snl_runtime.errors import ManifestError
 from snl_runtime.files import atomic_write_text, exclusive_lock, sha256_bytes
+from snl_runtime.frame_range import FrameRange, FrameSizes
 from snl_runtime.guard_band import tightened
 from snl_runtime.manifest_codec import ADDED_LATER, canonical_json, from_plain, parse_json, to_plain
 from snl_runtime.manifest_records import NOT_VERIFIED, EngineEntry, Evidence, GainFile, ParityReport, check_input, check_listed_file
+from snl_runtime.types import BIT_DEPTHS
 
 SCHEMA = 1
 """Schema number that this version reads and writes."""
@@ -41,23 +43,6 @@ _UNHASHED_KEYS = ("self_sha256", "signature")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FrameRange:
-    """What frames of good parts looked like when the product was calibrated, already widened; a frame outside is not judged.
-
-    Attributes:
-        mean: Lowest and highest mean, grey levels.
-        deviation: Lowest and highest standard deviation, grey levels.
-        white_share: Lowest and highest share of saturated pixels, 0 to 1.
-        black_share: Lowest and highest share of black pixels, 0 to 1.
-    """
-
-    mean: tuple[float, float]
-    deviation: tuple[float, float]
-    white_share: tuple[float, float]
-    black_share: tuple[float, float]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """The thresholds of one product, fitted on one file.
 
@@ -67,6 +52,8 @@ class Decision:
         pass_threshold: Highest score that passes; with ``gain``, of the gained map.
         reject_threshold: Highest score that is reviewed; equal to ``pass_threshold`` without a review band.
         floor: Score below which nothing passes, half of the lowest score of the sample.
+        frame_sizes: Sizes that whole frames may have.
+        bit_depth: Bits that a value of a frame uses: 8, or of 16-bit frames 10, 12, 14 or 16.
         frame_range: What frames may look like.
         roi_xyxy: Inspected part in frame pixels, None for the whole frame.
         sample_count: Good frames in the fit.
@@ -88,6 +75,8 @@ class Decision:
     pass_threshold: float
     reject_threshold: float
     floor: float
+    frame_sizes: FrameSizes
+    bit_depth: int
     frame_range: FrameRange
     roi_xyxy: tuple[int, int, int, int] | None
     sample_count: int
@@ -109,6 +98,8 @@ class Decision:
                 f"the decision for '{self.product}' must satisfy 0 <= floor <= pass_threshold <= reject_threshold, "
                 f"got {self.floor}, {self.pass_threshold}, {self.reject_threshold}"
             )
+        if self.bit_depth not in BIT_DEPTHS:
+            raise ManifestError(f"the bit depth of '{self.product}' must be one of {', '.join(map(str, BIT_DEPTHS))}, got {self.bit_depth}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -192,7 +192,7 @@ class OverlaySaver(PictureFolder):
         image_rgb = _whole_overlay(frame, result)
         if image_rgb is None:
             try:
-                image_rgb = to_rgb(frame.image, frame.color)
+                image_rgb = to_rgb(frame.image, frame.color, result.bit_depth)
             except FrameError:
                 return None  # nothing to draw on; the record says what is wrong with the frame
         cv2 = load_opencv()

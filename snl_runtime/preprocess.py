@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from snl_runtime.errors import ConfigError, FrameError
 from snl_runtime.opencv import load_opencv
-from snl_runtime.types import ColorOrder, Image
+from snl_runtime.types import BIT_DEPTHS, ColorOrder, Image
 
 _CHANNELS: dict[str, int] = {"rgb": 3, "bgr": 3, "rgba": 4, "bgra": 4, "gray": 1}
 # Larger ones are no camera's frame (64k lines of a line camera fit) but a broken header, and would take all memory.
@@ -44,7 +44,7 @@ class InputSpec:
             raise ConfigError(f"roi_xyxy must satisfy 0 <= left < right and 0 <= top < bottom, got {self.roi_xyxy}")
 
 
-def prepare(image: object, color: ColorOrder, spec: InputSpec) -> Image:
+def prepare(image: object, color: ColorOrder, spec: InputSpec, bit_depth: int | None = None) -> Image:
     """Return the network's input for one frame: cropped to the ROI, RGB, resized (squashed) to ``spec.size_hw``.
 
     Equal to ``resize(to_rgb(crop), size)``; the channels are put in order after the resize, where there are fewer pixels.
@@ -53,36 +53,74 @@ def prepare(image: object, color: ColorOrder, spec: InputSpec) -> Image:
         image: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8 or uint16; anything else raises.
         color: What the last axis of ``image`` means.
         spec: Size of the result and ROI.
+        bit_depth: As for :func:`to_rgb`.
 
     Raises:
-        FrameError: If ``image`` is no usable frame of that colour order or the ROI lies outside it.
+        FrameError: If ``image`` is no usable frame of that color order and bit depth or the ROI lies outside it.
     """
-    frame = crop_frame(image, color, spec.roi_xyxy)
-    color_planes = frame[:, :, :3] if frame.shape[2] == 4 else frame
-    return _in_rgb_order(resize(_to_8_bit(color_planes), spec.size_hw), color)
+    part = to_8_bit(_without_alpha(crop_frame(image, color, spec.roi_xyxy)), bit_depth)
+    return _in_rgb_order(resize(part, spec.size_hw), color)
 
 
 def crop_frame(image: object, color: ColorOrder, roi_xyxy: tuple[int, int, int, int] | None) -> npt.NDArray[Any]:
     """Return the inspected part of a frame as (H, W, C) uint8 or uint16, a view of it.
 
     Raises:
-        FrameError: If ``image`` is no usable frame of that colour order or the ROI lies outside it.
+        FrameError: If ``image`` is no usable frame of that color order or the ROI lies outside it.
     """
     frame = _checked_frame(image, color)
     return frame if roi_xyxy is None else _crop(frame, roi_xyxy)
 
 
-def to_rgb(image: object, color: ColorOrder) -> Image:
+def to_rgb(image: object, color: ColorOrder, bit_depth: int | None = None) -> Image:
     """Return a frame as (H, W, 3) uint8 RGB; a view where nothing had to be done.
 
-    Grey is replicated, alpha dropped, 16 bits become round(v / 257): declared rules, none of them looks at the pixel values.
+    Grey is replicated, alpha dropped, more than 8 bits become round(v * 255 / (2**bits - 1)): declared rules, none of them looks at the pixel values.
+
+    Args:
+        image: As for :func:`prepare`.
+        color: What its last axis means.
+        bit_depth: Bits that a value uses: 8 for uint8; 10, 12, 14 or 16 for uint16. None for 8 or 16, whichever the array has.
+
+    Raises:
+        FrameError: If ``image`` is no array, is empty, does not have the dtype or shape that ``color`` and ``bit_depth`` need, or holds a value above
+            what ``bit_depth`` can hold.
+    """
+    return to_8_bit(in_rgb_order(image, color), bit_depth)
+
+
+def in_rgb_order(image: object, color: ColorOrder) -> npt.NDArray[Any]:
+    """Return a frame as (H, W, 3) RGB, uint8 or uint16 as it is; a view where nothing had to be done.
 
     Raises:
         FrameError: If ``image`` is no array, is empty, or does not have the dtype or shape that ``color`` needs.
     """
-    frame = _checked_frame(image, color)
-    color_planes = frame[:, :, :3] if frame.shape[2] == 4 else frame
-    return _in_rgb_order(_to_8_bit(color_planes), color)
+    return _in_rgb_order(_without_alpha(_checked_frame(image, color)), color)
+
+
+def stored_bits(dtype: np.dtype[Any]) -> int:
+    """Return how many bits a value of a uint8 or uint16 frame uses if nothing was declared."""
+    return 8 * dtype.itemsize
+
+
+def to_8_bit(frame: npt.NDArray[Any], bit_depth: int | None = None) -> npt.NDArray[np.uint8]:
+    """Return uint8 for a uint8 or uint16 array of any shape, by the rule of :func:`to_rgb`.
+
+    Raises:
+        FrameError: If ``bit_depth`` does not fit the array or a value is above what it can hold.
+    """
+    _check_bit_depth(frame.dtype, bit_depth)
+    if frame.dtype == np.uint8:
+        return frame
+    if bit_depth in (None, 16):
+        return ((frame.astype(np.uint32) + 128) // 257).astype(np.uint8)  # round(v / 257), exact: 257 is odd, so there are no ties
+    highest, limit = int(frame.max()), (1 << bit_depth) - 1
+    if highest > limit:
+        raise FrameError(
+            f"the frame holds the value {highest}, {bit_depth} bits hold at most {limit}; name the bit depth that the camera sends (--bit-depth)",
+            "frame_bit_depth",
+        )
+    return np.take(_grey_levels(bit_depth), frame)
 
 
 def resize(image_rgb: Image, size_hw: tuple[int, int]) -> Image:
@@ -222,17 +260,38 @@ def _crop(frame: npt.NDArray[Any], roi_xyxy: tuple[int, int, int, int]) -> npt.N
     left, top, right, bottom = roi_xyxy
     height, width = frame.shape[:2]
     if right > width or bottom > height:
-        raise FrameError(f"the ROI {roi_xyxy} reaches outside the frame of {width}x{height} pixels; check the camera's resolution or calibrate again")
+        raise FrameError(
+            f"the frame has {width}x{height} pixels, the ROI {roi_xyxy} reaches outside it; check the camera's resolution or calibrate again",
+            "frame_size",
+        )
     return frame[top:bottom, left:right]
 
 
-def _to_8_bit(frame: npt.NDArray[Any]) -> Image:
-    if frame.dtype == np.uint8:
-        return frame
-    return ((frame.astype(np.uint32) + 128) // 257).astype(np.uint8)  # round(v / 257), exact: 257 is odd, so there are no ties
+def _check_bit_depth(dtype: np.dtype[Any], bit_depth: object) -> None:
+    if bit_depth is None:
+        return
+    if type(bit_depth) is not int or bit_depth not in BIT_DEPTHS:
+        raise FrameError(f"bit_depth must be one of {', '.join(map(str, BIT_DEPTHS))} or None, got {bit_depth!r}", "frame_bit_depth")
+    if (dtype == np.uint8) is not (bit_depth == 8):
+        expected = "uint8" if bit_depth == 8 else "uint16"
+        raise FrameError(
+            f"a frame of {bit_depth} bits must be {expected}, got {dtype}; name the bit depth that the camera sends, or set the camera to that one",
+            "frame_bit_depth",
+        )
 
 
-def _in_rgb_order(frame: Image, color: ColorOrder) -> Image:
+@functools.cache
+def _grey_levels(bit_depth: int) -> npt.NDArray[np.uint8]:
+    """Return round(v * 255 / limit) of every value; exact: the limit is odd, so there are no ties."""
+    limit = (1 << bit_depth) - 1
+    return ((np.arange(limit + 1, dtype=np.uint32) * 510 + limit) // (2 * limit)).astype(np.uint8)
+
+
+def _without_alpha(frame: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return frame[:, :, :3] if frame.shape[2] == 4 else frame
+
+
+def _in_rgb_order(frame: npt.NDArray[Any], color: ColorOrder) -> npt.NDArray[Any]:
     if color == "gray":
         return np.repeat(frame, 3, axis=2)
     if color in ("bgr", "bgra"):

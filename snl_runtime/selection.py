@@ -8,10 +8,12 @@ from datetime import datetime
 
 import numpy as np
 
-from snl_runtime.decision import FrameStatistics, MapSummary, Ruling, decide, error, strictest, summarise_map
+from snl_runtime.decision import MapSummary, decide, strictest, summarise_map
+from snl_runtime.frame_range import FrameFormat, FrameStatistics
 from snl_runtime.gain import GainMap
 from snl_runtime.gain_files import Gains, gain_of
 from snl_runtime.manifest import Decision, Manifest
+from snl_runtime.ruling import NAME_THE_PRODUCT, Ruling, error
 from snl_runtime.types import AnomalyMap
 
 
@@ -51,12 +53,24 @@ class Selection:
         return min((d.reject_threshold for d in self.decisions.values()), default=math.nan)
 
     @property
+    def bit_depth(self) -> int | None:
+        """Bits that a value of a frame must use; None without a decision."""
+        return next((d.bit_depth for d in self.decisions.values()), None)
+
+    @property
     def needs_map(self) -> bool:
         """Whether the verdict needs the raw map itself: several decisions, each with its own gain."""
         return self.gain is not None and len(self.decisions) > 1
 
     def rule(
-        self, score: float, anomaly_map: AnomalyMap | MapSummary | None, statistics: FrameStatistics, *, golden_checked: bool, now: datetime
+        self,
+        score: float,
+        anomaly_map: AnomalyMap | MapSummary | None,
+        statistics: FrameStatistics,
+        *,
+        frame: FrameFormat,
+        golden_checked: bool,
+        now: datetime,
     ) -> Ruling:
         """Return the verdict on a scored frame, each decision with its own gain map, see :func:`snl_runtime.decision.decide`.
 
@@ -64,6 +78,7 @@ class Selection:
             score: The graph's score.
             anomaly_map: The raw map; or its summary, with the peak under ``gain`` where a single decision applies.
             statistics: Of the network input.
+            frame: Size and bit depth of the whole frame.
             golden_checked: Whether the golden samples agreed.
             now: Current time.
         """
@@ -77,6 +92,7 @@ class Selection:
                 score,
                 summarise_map(anomaly_map, gain_of(decision, self.gains)),
                 decision,
+                frame=frame,
                 statistics=statistics,
                 golden_checked=golden_checked,
                 accepted_sha256=self.accepted_sha256,
@@ -121,10 +137,11 @@ class DecisionBook:
         if fault is not None:
             return Selection(product=named, fault=fault)
         chosen = self.decisions if named is None else {named: self.decisions[named]}
-        rois = {None if d.roi_xyxy is None else tuple(d.roi_xyxy) for d in chosen.values()}
-        if len(rois) > 1:
-            names = ", ".join(sorted(chosen))
-            return Selection(fault=error("ambiguous_roi", f"products {names} look at different parts of the frame; name the product"))
+        names = ", ".join(sorted(chosen))
+        if len({None if d.roi_xyxy is None else tuple(d.roi_xyxy) for d in chosen.values()}) > 1:
+            return Selection(fault=error("ambiguous_product", f"products {names} look at different parts of the frame; {NAME_THE_PRODUCT}"))
+        if len({d.bit_depth for d in chosen.values()}) > 1:
+            return Selection(fault=error("ambiguous_product", f"products {names} take frames of different bit depths; {NAME_THE_PRODUCT}"))
         return Selection(
             decisions=chosen,
             accepted_sha256=self._accepted,

@@ -19,6 +19,9 @@ Mask: TypeAlias = npt.NDArray[np.bool_]
 ColorOrder: TypeAlias = Literal["rgb", "bgr", "rgba", "bgra", "gray"]
 """What the last axis of a frame means; ``gray`` is (H, W) or (H, W, 1)."""
 
+BIT_DEPTHS = (8, 10, 12, 14, 16)
+"""How many bits of a value a camera uses: 8 in uint8, the others in uint16 with the highest bits 0."""
+
 
 class Verdict(enum.Enum):
     """What is decided about one part."""
@@ -168,6 +171,7 @@ class AnomalyResult:
         mask: (H, W) bool, where ``frame_map`` is above ``threshold``, read-only; None likewise. May be empty for a part that is not passed:
             interpolation can stay below the peak of the cells that the verdict and the regions go by.
         overlay: (H, W, 3) uint8 RGB, the inspected part with the heat map blended over it, no outlines, read-only; None likewise.
+        bit_depth: Bits of a value that the frame was read with; None if it could not be read, or lay on a GPU.
     """
 
     verdict: Verdict
@@ -185,6 +189,7 @@ class AnomalyResult:
     frame_map: AnomalyMap | None = None
     mask: Mask | None = None
     overlay: Image | None = None
+    bit_depth: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("anomaly_map", "frame_map", "mask", "overlay"):

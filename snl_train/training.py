@@ -18,6 +18,7 @@ from torch import Tensor
 from snl_runtime.progress import Progress
 from snl_train.checkpoint import Checkpoint, save_checkpoint
 from snl_train.config import TrainConfig
+from snl_train.data.checks import sizes_of
 from snl_train.data.dataset import TrainingData
 from snl_train.data.sampling import BalancedBatches, choose_golden
 from snl_train.metrics_log import MetricsLog
@@ -234,6 +235,7 @@ class _Run:
                 "versions": package_versions(),
                 "data_root": str(data.root),
                 "image_counts": {name: sum(sample.class_name == name for sample in data.samples) for name in data.classes},
+                "frame_sizes": sizes_of(data.samples),
                 "left_out": [{"path": str(path), "reason": reason} for path, reason in data.left_out],
                 "steps_done": self.trainer.steps_done,
                 "total_steps": self.total_steps,

@@ -19,8 +19,10 @@ from snl_runtime.progress import Progress
 from snl_runtime.text import to_json
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from snl_runtime.detector import SnlDetector
-    from snl_runtime.types import Image
+
 
 PROGRAM = "snl-bench"
 EXAMPLE = """
@@ -63,7 +65,7 @@ class _Timed:
     detector: "SnlDetector"
     stages_ms: dict[str, list[float]] = field(default_factory=lambda: {stage: [] for stage in STAGES})
 
-    def run(self, frame: "Image", product: str | None, *, keep: bool) -> None:
+    def run(self, frame: "npt.NDArray[Any]", product: str | None, *, keep: bool) -> None:
         """Time one verdict, the call itself included."""
         started_s = time.perf_counter()
         result = self.detector.detect(frame, color="rgb", product=product)
@@ -95,23 +97,23 @@ def _bench(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _frames(arguments: argparse.Namespace) -> "list[Image]":
+def _frames(arguments: argparse.Namespace) -> "list[npt.NDArray[Any]]":
     from snl_runtime.bundle import open_bundle
-    from snl_runtime.images import list_images, read_image
+    from snl_runtime.images import list_images, read_frame
 
     if arguments.frames is not None:
         paths = list_images(arguments.frames, recursive=True)
         if not paths:
             raise DataError(f"{arguments.frames} holds no images")
         step = max(1, len(paths) / MOST_FRAMES)
-        return [read_image(paths[int(index * step)]) for index in range(min(len(paths), MOST_FRAMES))]
+        return [read_frame(paths[int(index * step)]) for index in range(min(len(paths), MOST_FRAMES))]
     golden = open_bundle(arguments.engine).golden
     if golden is None:
         raise ConfigError(f"{arguments.engine} has no golden samples beside it to time; add --frames DIR")
     return list(golden.images[:MOST_FRAMES])
 
 
-def _report(arguments: argparse.Namespace, timed: Sequence[_Timed], frames: "Sequence[Image]") -> dict[str, Any]:
+def _report(arguments: argparse.Namespace, timed: Sequence[_Timed], frames: "Sequence[npt.NDArray[Any]]") -> dict[str, Any]:
     report: dict[str, Any] = {
         "frames": {
             "source": arguments.frames or "golden samples",

@@ -56,16 +56,17 @@ extern "C" __global__ void frame_columns(const float* __restrict__ rows, int pla
   }
 }
 
-// Twin: snl_runtime.decision.frame_statistics, as whole numbers: sums[0..2] of the channels, [3..5] of their squares, [6] white, [7] black and
-// [8] all pixels, which shows that every one was counted. `sums` must be cleared before. Any grid of one dimension will do.
-extern "C" __global__ void input_sums(const unsigned char* __restrict__ input, int pixels, int white_level, int black_level,
-                                      unsigned long long* __restrict__ sums) {
-  __shared__ unsigned long long block_sums[9];
-  if (threadIdx.x < 9) {
+// Twin: snl_runtime.frame_range.frame_statistics, as whole numbers: sums[0..2] of the channels, [3..5] of their squares, [6] white, [7] black,
+// [8] reddish, [9] bluish, [10] red, [11] blue and [12] all pixels, which shows that every one was counted. `sums` must be cleared before. Any grid
+// of one dimension will do.
+extern "C" __global__ void input_sums(const unsigned char* __restrict__ input, int pixels, int white_level, int black_level, int tint_level,
+                                      int color_level, unsigned long long* __restrict__ sums) {
+  __shared__ unsigned long long block_sums[13];
+  if (threadIdx.x < 13) {
     block_sums[threadIdx.x] = 0;
   }
   __syncthreads();
-  unsigned long long own[9] = {0, 0, 0, 0, 0, 0, 0, 0, 0};
+  unsigned long long own[13] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
   for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < pixels; i += gridDim.x * blockDim.x) {
     int lowest = 255;
     int highest = 0;
@@ -78,13 +79,18 @@ extern "C" __global__ void input_sums(const unsigned char* __restrict__ input, i
     }
     own[6] += lowest >= white_level;
     own[7] += highest <= black_level;
-    ++own[8];
+    const int redder = (int)input[i * 3LL] - (int)input[i * 3LL + 2];
+    own[8] += redder >= tint_level;
+    own[9] += -redder >= tint_level;
+    own[10] += redder >= color_level;
+    own[11] += -redder >= color_level;
+    ++own[12];
   }
-  for (int k = 0; k < 9; ++k) {
+  for (int k = 0; k < 13; ++k) {
     atomicAdd(&block_sums[k], own[k]);
   }
   __syncthreads();
-  if (threadIdx.x < 9) {
+  if (threadIdx.x < 13) {
     atomicAdd(&sums[threadIdx.x], block_sums[threadIdx.x]);
   }
 }

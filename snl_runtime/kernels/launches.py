@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from snl_runtime.cuda_api import KernelArgument, Size3
 from snl_runtime.cuda_resources import CudaStream
-from snl_runtime.decision import BLACK_LEVEL, WHITE_LEVEL, FrameStatistics
+from snl_runtime.frame_range import BLACK_LEVEL, COLOR_LEVEL, TINT_LEVEL, WHITE_LEVEL, FrameStatistics
 from snl_runtime.overlay import HEAT_STEPS, heat_table
 from snl_runtime.preprocess import ROUNDING
 from snl_runtime.regions import rank_regions
@@ -26,7 +26,7 @@ STATISTICS_WORDS = 8
 RECORD_WORDS = 8
 REPORT_WORDS = STATISTICS_WORDS + RECORD_WORDS * MAX_COMPONENTS
 """uint32 words of what :func:`launch_regions` writes: statistics, count of components in word 4, records."""
-SUMS_COUNT = 9
+SUMS_COUNT = 13
 """uint64 words of what :func:`launch_input_sums` writes."""
 _COUNT_WORD = 4
 _TILE: Size3 = (64, 4, 1)
@@ -167,7 +167,8 @@ def launch_frame_to_input(kernels: Launcher, frame: DeviceFrame, *, rows: int, t
 def launch_input_sums(kernels: Launcher, *, source: int, size_hw: tuple[int, int], sums: int, stream: CudaStream) -> None:
     """Count what :func:`read_frame_statistics` needs into ``sums``, SUMS_COUNT uint64 that the caller cleared in stream order."""
     pixels = size_hw[0] * size_hw[1]
-    arguments = (c_void_p(source), c_int32(pixels), c_int32(WHITE_LEVEL), c_int32(BLACK_LEVEL), c_void_p(sums))
+    levels = [c_int32(level) for level in (WHITE_LEVEL, BLACK_LEVEL, TINT_LEVEL, COLOR_LEVEL)]
+    arguments: Sequence[KernelArgument] = (c_void_p(source), c_int32(pixels), *levels, c_void_p(sums))
     kernels.launch("input_sums", grid=_line_grid(pixels, most=_MOST_BLOCKS), block=(_LINE, 1, 1), stream=stream, arguments=arguments)
 
 
@@ -286,15 +287,22 @@ def read_map_report(words: npt.NDArray[np.uint32], map_hw: tuple[int, int], roi_
 def read_frame_statistics(sums: npt.NDArray[np.uint64]) -> tuple[FrameStatistics, int]:
     """Return the statistics of a network input and of how many pixels they are; exact, as the sums are whole numbers."""
     values = [int(value) for value in sums]
-    pixels = max(1, values[8])
+    pixels = max(1, values[12])
+    red, green, blue = values[0:3]
     variances = [(pixels * squares - total * total) / (pixels * pixels) for total, squares in zip(values[0:3], values[3:6])]
     statistics = FrameStatistics(
-        mean=sum(values[0:3]) / (3 * pixels),
+        mean=(red + green + blue) / (3 * pixels),
         deviation=math.sqrt(sum(variances) / 3),
         white_share=values[6] / pixels,
         black_share=values[7] / pixels,
+        red_blue=(red - blue) / pixels,
+        green=(2 * green - red - blue) / (2 * pixels),
+        reddish_share=values[8] / pixels,
+        bluish_share=values[9] / pixels,
+        red_share=values[10] / pixels,
+        blue_share=values[11] / pixels,
     )
-    return statistics, values[8]
+    return statistics, values[12]
 
 
 def ordered_values(keys: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]:

@@ -8,7 +8,7 @@ from types import TracebackType
 
 from snl_runtime.errors import DataError, SourceOpenError
 from snl_runtime.handoff import OverflowPolicy
-from snl_runtime.images import list_images, read_image
+from snl_runtime.images import list_images, read_frame
 from snl_runtime.sources.base import FrameStamper, SourceCounters
 from snl_runtime.types import Frame
 
@@ -56,7 +56,7 @@ class ImageFolderSource:
             if stop.is_set():
                 return
             try:
-                image_rgb = read_image(path)
+                image_rgb = read_frame(path)
             except DataError as error:
                 yield self._stamper.stamp(None, fault=str(error), source_id=str(path))
                 continue

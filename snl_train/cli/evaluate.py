@@ -54,6 +54,7 @@ def _parser() -> CommandParser:
 
 
 def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    from snl_train.data.checks import notes_on_sizes
     from snl_train.evaluation import measure, score_samples
     from snl_train.evaluation_table import format_tables
     from snl_train.measures import Bootstrap
@@ -64,6 +65,8 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         model = _open_model(options, opened)
         index = _read_test_images(options)
         _refuse_trained_images(index.test, model)
+        for note in notes_on_sizes(index.test, model.trained_sizes):
+            print(f"snl-eval: {note}", file=sys.stderr)
         with Progress(len(index.test), unit="images", label="score") as progress:
             images, left_out = score_samples(
                 model.scorer, index.test, batch_size=options.batch_size, skip_unreadable=options.skip_unreadable, on_images=progress.advance
@@ -90,6 +93,7 @@ class _Model:
     scorer: "InputScorer"
     runs_on: str
     trained_on: frozenset[str]
+    trained_sizes: Mapping[str, Sequence[Sequence[int]]]
     config: Mapping[str, Any]
 
 
@@ -115,6 +119,7 @@ def _open_checkpoint(options: argparse.Namespace) -> _Model:
         scorer=scorer,
         runs_on=f"PyTorch on {scorer.device}",
         trained_on=frozenset(checkpoint.training_image_sha256),
+        trained_sizes=checkpoint.provenance.get("frame_sizes", {}),
         config={**to_plain(checkpoint.config), "epochs_done": checkpoint.epochs_done},
     )
 
@@ -131,6 +136,7 @@ def _open_engine(options: argparse.Namespace, opened: contextlib.ExitStack) -> _
         scorer=scorer,
         runs_on=f"{scorer.backend.name} on {scorer.backend.device}",
         trained_on=frozenset(manifest.training_image_sha256 if manifest is not None else ()),
+        trained_sizes={} if manifest is None else manifest.training.get("provenance", {}).get("frame_sizes", {}),
         config={"graph": dict(manifest.graph), "training": dict(manifest.training)} if manifest is not None else {},
     )
 

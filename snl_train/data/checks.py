@@ -1,13 +1,14 @@
 """Checks that need the pixels: done once, by decoding every image of a dataset."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from snl_runtime.errors import DataError
+from snl_runtime.frame_range import size_text
 from snl_runtime.images import pixel_sha256, read_image
 from snl_runtime.types import Image
 from snl_train.data.samples import DatasetIndex, Sample
@@ -54,6 +55,31 @@ def check_dataset(
     return checked
 
 
+def sizes_of(samples: Sequence[Sample]) -> dict[str, list[list[int]]]:
+    """Return class -> height and width of its images, sorted and each once; plain values, for files."""
+    sizes: dict[str, set[tuple[int, int]]] = {}
+    for sample in samples:
+        if sample.size_hw is not None:
+            sizes.setdefault(sample.class_name, set()).add(sample.size_hw)
+    return {name: [list(size) for size in sorted(found)] for name, found in sorted(sizes.items())}
+
+
+def notes_on_sizes(samples: Sequence[Sample], trained: Mapping[str, Sequence[Sequence[int]]]) -> list[str]:
+    """Return one sentence per class whose test images have sizes that training did not see; classes that ``trained`` does not know are left out."""
+    notes = []
+    for name, sizes in sizes_of(samples).items():
+        seen = [list(size) for size in trained.get(name, [])]
+        other = [size for size in sizes if size not in seen]
+        if seen and other:
+            count = sum(sample.class_name == name and sample.size_hw is not None and list(sample.size_hw) in other for sample in samples)
+            total = sum(sample.class_name == name for sample in samples)
+            notes.append(
+                f"{count} of {total} test images of {name} have a size that training did not see ({_listed(other)}; trained on {_listed(seen)}): "
+                "they are squashed to the network's input like all others, and a line that was calibrated on the trained size refuses them"
+            )
+    return notes
+
+
 @dataclass(frozen=True, slots=True)
 class _Unreadable:
     path: Path
@@ -73,10 +99,15 @@ def _check_sample(sample: Sample, *, skip_unreadable: bool, on_image: Callable[[
         raise DataError(f"mask {sample.mask_path} has {sizes}; expected equal sizes")
     if mask is not None and not mask.any():
         raise DataError(f"mask {sample.mask_path} is empty although {sample.path} is a bad image; expected pixels >= 128 where the defect is")
-    checked = replace(sample, pixel_sha256=pixel_sha256(image))
+    checked = replace(sample, pixel_sha256=pixel_sha256(image), size_hw=(image.shape[0], image.shape[1]))
     if on_image is not None:
         on_image(checked, image)
     return checked
+
+
+def _listed(sizes_hw: Sequence[Sequence[int]]) -> str:
+    shown = ", ".join(size_text((height, width)) for height, width in sizes_hw[:3])
+    return f"{shown} and {len(sizes_hw) - 3} more" if len(sizes_hw) > 3 else shown
 
 
 def _check_classes(index: DatasetIndex, *, require_train: bool) -> None:

@@ -26,6 +26,7 @@ class Sample:
         mask_path: File with the defective pixels; None for good parts and for classes that have image-level labels only.
         mask_holds_labels: Whether the mask may hold label numbers (VisA) rather than 0 and 255.
         pixel_sha256: Hash of the decoded pixels; empty until the image was read.
+        size_hw: Height and width of the image; None until it was read.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class Sample:
     mask_path: Path | None = None
     mask_holds_labels: bool = False
     pixel_sha256: str = ""
+    size_hw: tuple[int, int] | None = None
 
     def read_mask(self) -> npt.NDArray[np.bool_] | None:
         """Return the defective pixels, (H, W) bool, or None without a mask.

@@ -1,5 +1,6 @@
 """One tiny checkpoint and one export of it, shared by the session; exporting takes seconds."""
 
+import importlib.util
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ pytest.importorskip("onnxscript")
 
 from snl_export import onnx_export  # noqa: E402
 from snl_export.bundle_writer import ExportedBundle, ExportOptions, export_bundle  # noqa: E402
+from snl_runtime.manifest import Decision  # noqa: E402
 from snl_train.checkpoint import Checkpoint, save_checkpoint  # noqa: E402
 from snl_train.config import ModelConfig, TrainConfig  # noqa: E402
 from snl_train.models import build_model  # noqa: E402
@@ -44,6 +46,19 @@ def make_checkpoint(method: str = "snl-fd", *, seed: int = 0, size_px: int = SIZ
         golden_images=golden,
         golden_classes=["bolt", "nut", "bolt"],
     )
+
+
+@pytest.fixture(scope="session")
+def make_decision() -> Callable[..., Decision]:
+    """Makes a valid decision of the runtime tests, with the given fields replaced."""
+    path = Path(__file__).parents[1] / "runtime" / "detector_fixtures.py"
+    spec = importlib.util.spec_from_file_location("snl_tests_export_fixtures", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    make: Callable[..., Decision] = module.make_decision
+    return make
 
 
 @pytest.fixture(scope="session")

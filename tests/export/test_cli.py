@@ -13,34 +13,10 @@ from snl_export.bundle_writer import ExportedBundle, ExportOptions, export_bundl
 from snl_export.cli import main
 from snl_runtime.errors import ManifestError
 from snl_runtime.files import sha256_file
-from snl_runtime.manifest import Decision, Evidence, FrameRange, read_manifest, write_manifest
+from snl_runtime.manifest import Decision, read_manifest, write_manifest
 from snl_train.checkpoint import load_checkpoint, save_checkpoint
 
 Install = Callable[..., None]
-
-
-def decision(model_sha256: str) -> Decision:
-    band = (0.0, 255.0)
-    return Decision(
-        product="bolt",
-        model_sha256=model_sha256,
-        pass_threshold=100.0,
-        reject_threshold=100.0,
-        floor=0.1,
-        frame_range=FrameRange(mean=band, deviation=band, white_share=(0.0, 1.0), black_share=(0.0, 1.0)),
-        roi_xyxy=None,
-        sample_count=299,
-        sample_sha256="0" * 64,
-        max_frr=0.01,
-        confidence=0.95,
-        bound="at most 1 %",
-        evidence=Evidence(source="bad images", counts={"dent": (9, 10)}, detection_rate=0.9, min_detection=0.5),
-        accepted_outliers=[],
-        backend="onnxruntime",
-        fitted_at="2026-01-01T00:00:00+00:00",
-        expires_at=None,
-        tool_version="0.1.0",
-    )
 
 
 def test_help_needs_neither_torch_nor_onnx() -> None:
@@ -134,8 +110,10 @@ def test_checkpoint_whose_golden_samples_cannot_serve_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["broken.pt"]
 
 
-def test_decision_of_an_earlier_model_is_kept_as_history_and_applies_to_nothing(checkpoint_path: Path, earlier: Path, ready_made: Install) -> None:
-    old = decision("f" * 64)
+def test_decision_of_an_earlier_model_is_kept_as_history_and_applies_to_nothing(
+    checkpoint_path: Path, earlier: Path, ready_made: Install, make_decision: Callable[..., Decision]
+) -> None:
+    old = make_decision(product="bolt", model_sha256="f" * 64)
     manifest = read_manifest(earlier.with_suffix(".json"))
     write_manifest(earlier.with_suffix(".json"), manifest.with_decision(old))
     ready_made()
@@ -145,9 +123,12 @@ def test_decision_of_an_earlier_model_is_kept_as_history_and_applies_to_nothing(
     assert "calibrate again for bolt" in bundle.notes[-1]
 
 
-def test_decision_stays_valid_when_the_same_file_comes_out_again(checkpoint_path: Path, earlier: Path, ready_made: Install) -> None:
+def test_decision_stays_valid_when_the_same_file_comes_out_again(
+    checkpoint_path: Path, earlier: Path, ready_made: Install, make_decision: Callable[..., Decision]
+) -> None:
     manifest = read_manifest(earlier.with_suffix(".json"))
-    write_manifest(earlier.with_suffix(".json"), manifest.with_decision(decision(manifest.model_sha256)))
+    fitted = make_decision(product="bolt", model_sha256=manifest.model_sha256)
+    write_manifest(earlier.with_suffix(".json"), manifest.with_decision(fitted))
     ready_made()
     bundle = export_bundle(checkpoint_path, earlier, ExportOptions())
     assert set(bundle.manifest.decisions_for(bundle.manifest.model_sha256)) == {"bolt"}

@@ -15,7 +15,7 @@ from snl_runtime.files import sha256_file
 from snl_runtime.gain import GainMap
 from snl_runtime.gain_files import encode_gain, write_gain
 from snl_runtime.images import list_images, read_image, write_image
-from snl_runtime.manifest import Decision, Evidence, FrameRange, manifest_path, read_manifest, write_manifest
+from snl_runtime.manifest import Decision, manifest_path, read_manifest, write_manifest
 from snl_runtime.scorer import Scorer
 
 DEVIATION = 5e-5
@@ -41,36 +41,21 @@ def scores_of(model: Path, frames: Path) -> dict[str, float]:
         return named | {path.name: scorer.score(read_image(path), "rgb").score for path in list_images(frames)}
 
 
-def add_decision(model: Path, pass_threshold: float, band: float = 0.0, gain: float | None = None) -> None:
-    """Replace the decisions; ``gain`` is the value of a constant gain map."""
-    manifest = read_manifest(manifest_path(model))
-    file = None
-    if gain is not None:
-        file, data = encode_gain(model, "bolt", GainMap(np.full(manifest.size_hw, gain, np.float32)))
-        write_gain(model, file, data)
-    anything = (0.0, 255.0)
-    decision = Decision(
-        product="bolt",
-        model_sha256=manifest.model_sha256,
-        pass_threshold=pass_threshold,
-        reject_threshold=pass_threshold * (1 + band),
-        floor=0.0,
-        frame_range=FrameRange(mean=anything, deviation=anything, white_share=(0.0, 1.0), black_share=(0.0, 1.0)),
-        roi_xyxy=None,
-        sample_count=299,
-        sample_sha256="0" * 64,
-        max_frr=0.01,
-        confidence=0.95,
-        bound="",
-        evidence=Evidence(source="bad images", counts={}, detection_rate=1.0, min_detection=0.5),
-        accepted_outliers=[],
-        backend="onnxruntime",
-        fitted_at="2026-01-01T00:00:00+00:00",
-        expires_at=None,
-        tool_version="0",
-        gain=file,
-    )
-    write_manifest(manifest_path(model), dataclasses.replace(manifest, decisions=[decision]))
+@pytest.fixture
+def add_decision(make_decision: Callable[..., Decision]) -> Callable[..., None]:
+    """Replace the decisions of a model; ``gain`` is the value of a constant gain map."""
+
+    def add(model: Path, pass_threshold: float, band: float = 0.0, gain: float | None = None) -> None:
+        manifest = read_manifest(manifest_path(model))
+        file = None
+        if gain is not None:
+            file, data = encode_gain(model, "bolt", GainMap(np.full(manifest.size_hw, gain, np.float32)))
+            write_gain(model, file, data)
+        thresholds = {"pass_threshold": pass_threshold, "reject_threshold": pass_threshold * (1 + band), "floor": 0.0}
+        decision = make_decision(product="bolt", model_sha256=manifest.model_sha256, gain=file, **thresholds)
+        write_manifest(manifest_path(model), dataclasses.replace(manifest, decisions=[decision]))
+
+    return add
 
 
 def deviate(model: onnx.ModelProto) -> None:
@@ -100,6 +85,7 @@ def test_one_flip_refuses_a_twin_that_every_other_figure_accepts(
     earlier: Path,
     frames: Path,
     ready_made: Callable[..., None],
+    add_decision: Callable[..., None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     highest, second = sorted(scores_of(earlier, frames).values())[:-3:-1]
@@ -121,7 +107,13 @@ def test_one_flip_refuses_a_twin_that_every_other_figure_accepts(
 
 
 def test_int8_that_flips_one_verdict_is_refused_with_the_figures(
-    checkpoint_path: Path, earlier: Path, frames: Path, tmp_path: Path, ready_made: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    checkpoint_path: Path,
+    earlier: Path,
+    frames: Path,
+    tmp_path: Path,
+    ready_made: Callable[..., None],
+    add_decision: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Nothing is planted: the threshold lies between what the float file and its quantized twin give for one real frame."""
     ready_made()
@@ -150,7 +142,9 @@ def test_int8_that_flips_one_verdict_is_refused_with_the_figures(
     assert contents(earlier.parent) == files
 
 
-def test_decision_of_another_checkpoint_is_no_yardstick(checkpoint_path: Path, earlier: Path, frames: Path, ready_made: Callable[..., None]) -> None:
+def test_decision_of_another_checkpoint_is_no_yardstick(
+    checkpoint_path: Path, earlier: Path, frames: Path, ready_made: Callable[..., None], add_decision: Callable[..., None]
+) -> None:
     add_decision(earlier, max(scores_of(earlier, frames).values()) * (1 + DEVIATION / 2))
     path = manifest_path(earlier)
     manifest = read_manifest(path)
@@ -160,7 +154,12 @@ def test_decision_of_another_checkpoint_is_no_yardstick(checkpoint_path: Path, e
 
 
 def test_gain_map_of_a_decision_stays_and_applies_when_the_same_file_is_exported_again(
-    checkpoint_path: Path, earlier: Path, frames: Path, ready_made: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    checkpoint_path: Path,
+    earlier: Path,
+    frames: Path,
+    ready_made: Callable[..., None],
+    add_decision: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     add_decision(earlier, max(scores_of(earlier, frames).values()), gain=0.5)
     ready_made()

@@ -1,6 +1,8 @@
 """The parity report states the differences, and every limit can refuse on its own."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -8,9 +10,10 @@ import pytest
 from snl_runtime.errors import ManifestError, ParityRefusedError
 from snl_runtime.gain import GainMap
 from snl_runtime.gain_files import encode_gain
-from snl_runtime.manifest import Decision, Evidence, FrameRange, ParityReport
+from snl_runtime.manifest import Decision, ParityReport
 from snl_runtime.parity import LIMITS, ParityLimits, ParityMeter, ScoredFrame, refuse_unless_passed
 
+MakeDecision: TypeAlias = Callable[..., Decision]
 WIDE = ParityLimits(relative=10.0)
 
 
@@ -30,28 +33,21 @@ def judge(meter: ParityMeter) -> ParityReport:
     return meter.report(subject_file="x.onnx", subject_sha256="0" * 64, reference="checkpoint x.pt", frames_source="s", verified_on="v")
 
 
-def decision(pass_threshold: float, reject_threshold: float) -> Decision:
-    band = (0.0, 255.0)
-    return Decision(
-        product="bolt",
-        model_sha256="0" * 64,
-        pass_threshold=pass_threshold,
-        reject_threshold=reject_threshold,
-        floor=0.0,
-        frame_range=FrameRange(mean=band, deviation=band, white_share=(0.0, 1.0), black_share=(0.0, 1.0)),
-        roi_xyxy=None,
-        sample_count=299,
-        sample_sha256="0" * 64,
-        max_frr=0.01,
-        confidence=0.95,
-        bound="",
-        evidence=Evidence(source="bad images", counts={}, detection_rate=1.0, min_detection=0.5),
-        accepted_outliers=[],
-        backend="onnxruntime",
-        fitted_at="2026-01-01T00:00:00+00:00",
-        expires_at=None,
-        tool_version="0",
-    )
+@pytest.fixture
+def decision(make_decision: MakeDecision) -> MakeDecision:
+    def decide(pass_threshold: float, reject_threshold: float) -> Decision:
+        return make_decision(product="bolt", pass_threshold=pass_threshold, reject_threshold=reject_threshold, floor=0.0)
+
+    return decide
+
+
+@pytest.fixture
+def gained_decision(decision: MakeDecision) -> Callable[[float, GainMap], tuple[Decision, dict[str, GainMap]]]:
+    def decide(pass_threshold: float, gain: GainMap) -> tuple[Decision, dict[str, GainMap]]:
+        file, _ = encode_gain("x.onnx", "bolt", gain)
+        return dataclasses.replace(decision(pass_threshold, pass_threshold), gain=file), {file.sha256: gain}
+
+    return decide
 
 
 def test_figures_are_the_largest_differences_of_all_frames() -> None:
@@ -174,7 +170,7 @@ def test_without_bad_frames_there_is_no_auroc() -> None:
     ("before", "after", "reject_threshold", "flips"),
     [(0.9, 1.1, 1.0, 1), (1.1, 0.9, 1.0, 1), (0.9, 1.0, 1.0, 0), (0.9, 1.05, 1.1, 0), (1.05, 1.2, 1.1, 0), (0.9, 1.2, 1.1, 1)],
 )
-def test_flip_is_a_change_between_pass_and_reject(before: float, after: float, reject_threshold: float, flips: int) -> None:
+def test_flip_is_a_change_between_pass_and_reject(before: float, after: float, reject_threshold: float, flips: int, decision: MakeDecision) -> None:
     meter = ParityMeter(WIDE, [decision(1.0, reject_threshold)])
     meter.add(frame([before], [after]))
     report = judge(meter)
@@ -192,12 +188,7 @@ def test_refusal_names_file_reference_figures_and_what_to_do() -> None:
         refuse_unless_passed(judge(meter), advice="do this")
 
 
-def gained_decision(pass_threshold: float, gain: GainMap) -> tuple[Decision, dict[str, GainMap]]:
-    file, _ = encode_gain("x.onnx", "bolt", gain)
-    return dataclasses.replace(decision(pass_threshold, pass_threshold), gain=file), {file.sha256: gain}
-
-
-def test_verdicts_flip_under_the_gain_map_of_the_decision() -> None:
+def test_verdicts_flip_under_the_gain_map_of_the_decision(decision: MakeDecision, gained_decision: Callable[..., Any]) -> None:
     """By hand: gain [0.5, 3] makes [4, 1] a score of max(2, 3) = 3 and [4, 1.5] one of 4.5; the raw score is 4 both times."""
     judged_by, gains = gained_decision(4.0, GainMap(np.float32([[0.5, 3.0]])))
     meter = ParityMeter(WIDE, [judged_by], gains)
@@ -210,7 +201,7 @@ def test_verdicts_flip_under_the_gain_map_of_the_decision() -> None:
     assert judge(plain).flips == 1
 
 
-def test_each_decision_is_asked_under_its_own_gain_map() -> None:
+def test_each_decision_is_asked_under_its_own_gain_map(decision: MakeDecision, gained_decision: Callable[..., Any]) -> None:
     judged_by, gains = gained_decision(4.0, GainMap(np.float32([[0.5, 3.0]])))
     meter = ParityMeter(WIDE, [decision(4.0, 4.0), judged_by], gains)
     meter.add(frame([4.0, 1.0], [4.0, 1.5]))
@@ -219,7 +210,7 @@ def test_each_decision_is_asked_under_its_own_gain_map() -> None:
     assert judge(meter).flips == 2
 
 
-def test_decision_is_not_compared_without_its_gain_map() -> None:
+def test_decision_is_not_compared_without_its_gain_map(gained_decision: Callable[..., Any]) -> None:
     judged_by, _ = gained_decision(4.0, GainMap(np.float32([[0.5, 3.0]])))
     with pytest.raises(ManifestError, match="was not opened"):
         ParityMeter(WIDE, [judged_by])

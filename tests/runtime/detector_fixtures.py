@@ -9,12 +9,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from snl_runtime.decision import fit_frame_range, frame_statistics
 from snl_runtime.files import sha256_file
+from snl_runtime.frame_range import FrameFormat, FrameRange, FrameSizes, FrameStatistics, fit_frame_range, frame_statistics
 from snl_runtime.gain import GainMap
 from snl_runtime.gain_files import encode_gain, write_gain
 from snl_runtime.golden import GoldenSamples, golden_path, write_golden
-from snl_runtime.manifest import Decision, Evidence, FrameRange, Manifest, manifest_path, read_manifest, write_manifest
+from snl_runtime.manifest import Decision, Evidence, Manifest, manifest_path, read_manifest, write_manifest
 
 SIZE = 32
 KERNEL = 5
@@ -89,7 +89,26 @@ def write_stub_onnx(path, *, kernel_value=1 / KERNEL**2, offset=0.25, score_gain
     onnx.save(model, path)
 
 
-ANY_FRAME = FrameRange(mean=(0.0, 255.0), deviation=(0.0, 255.0), white_share=(0.0, 1.0), black_share=(0.0, 1.0))
+ANY_FRAME = FrameRange(
+    **dict.fromkeys(("mean", "deviation"), (0.0, 255.0)),
+    **dict.fromkeys(("red_blue", "green"), (-255.0, 255.0)),
+    **dict.fromkeys(("white_share", "black_share", "reddish_share", "bluish_share", "red_share", "blue_share"), (0.0, 1.0)),
+)
+ANY_SIZE = FrameSizes(seen_hw=[(1, 1 << 16), (1 << 16, 1)], any_size=True)
+FORMAT = FrameFormat(size_hw=(SIZE, SIZE), bit_depth=8)
+GREY = FrameStatistics(
+    mean=100.0,
+    deviation=20.0,
+    white_share=0.1,
+    black_share=0.1,
+    red_blue=0.0,
+    green=0.0,
+    reddish_share=0.0,
+    bluish_share=0.0,
+    red_share=0.0,
+    blue_share=0.0,
+)
+"""A grey frame of medium light."""
 INPUT = {"name": "image", "dtype": "uint8", "layout": "NHWC", "color": "rgb", "size_hw": [SIZE, SIZE], "batch": "dynamic", "max_batch": 8}
 EVIDENCE = Evidence(source="synthetic defects", counts={"scratch": (9, 10), "spot": (10, 10)}, detection_rate=0.95, min_detection=0.5)
 
@@ -102,6 +121,8 @@ def make_decision(**changes):
         "pass_threshold": 10.0,
         "reject_threshold": 11.0,
         "floor": 2.0,
+        "frame_sizes": ANY_SIZE,
+        "bit_depth": 8,
         "frame_range": ANY_FRAME,
         "roi_xyxy": None,
         "sample_count": 299,

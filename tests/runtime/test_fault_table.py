@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from snl_runtime.decision import REASON_CODES
 from snl_runtime.detector import SnlDetector
 from snl_runtime.errors import BackendError, ConfigError, GoldenSampleError, InferenceError, ManifestError, SnlError
 from snl_runtime.manifest import read_manifest, write_manifest
+from snl_runtime.ruling import REASON_CODES
 from snl_runtime.types import Verdict
 
 HANG_S = 20.0
@@ -224,14 +224,14 @@ DECISION_ROWS = [
     ),
     Row("newer decision expired", "decision_expired", {"decisions": [{}, {"expires_at": "2024-05-02T12:00:00+00:00"}]}),
     Row("one of two products expired, none named", "decision_expired", {"decisions": [{}, {"product": "cap", "expires_at": "2024-05-02T12:00:00Z"}]}),
-    Row("two products with two regions of interest", "ambiguous_roi", {"decisions": [{}, {"product": "cap", "roi_xyxy": (0, 0, 16, 16)}]}),
+    Row("two products with two regions of interest", "ambiguous_product", {"decisions": [{}, {"product": "cap", "roi_xyxy": (0, 0, 16, 16)}]}),
     Row("unknown product", "unknown_product", call={"product": "cable"}),
     Row("unknown product of the detector", "unknown_product", options={"product": "cable"}),
     Row("empty product name", "unknown_product", call={"product": ""}),
     Row("product that is no name", "unknown_product", call={"product": ["bottle"]}),
     Row("score below the floor", "below_floor", {"decisions": [{"floor": 1e5, **FAR}]}),
     Row("floor of zero", "decision_invalid", {"decisions": [{"floor": 0.0}]}),
-    Row("region of interest outside the frame", "frame_unusable", {"decisions": [{"roi_xyxy": (0, 0, 64, 64)}]}),
+    Row("region of interest outside the frame", "frame_size", {"decisions": [{"roi_xyxy": (0, 0, 64, 64)}]}),
 ]
 
 GAIN_ROWS = [

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snl_runtime.decision import FrameStatistics, MapSummary
+from snl_runtime.decision import MapSummary
 from snl_runtime.detector import SnlDetector
 from snl_runtime.errors import ManifestError
 from snl_runtime.gain import GainMap
@@ -22,7 +22,6 @@ from snl_runtime.types import OutputRequest, Verdict
 SIZE = 32
 BAR = np.s_[20:26]  # rows of a print that every good part has: the network scores it high
 NOW = datetime(2025, 1, 1, tzinfo=timezone.utc)
-STATISTICS = FrameStatistics(mean=120.0, deviation=20.0, white_share=0.0, black_share=0.0)
 
 
 def gain_values(low=0.2, high=1.1):
@@ -160,7 +159,7 @@ def test_strictest_ruling_counts_with_any_mixture_of_gains(fixtures, seed, count
         expected.append(Verdict.PASS if peak <= threshold else Verdict.REVIEW if peak <= threshold * 1.2 else Verdict.REJECT)
         decisions[f"p{index}"] = fixtures.make_decision(**changes)
     book = make_book(decisions, gains)
-    ruling = book.select().rule(float(anomaly_map.max()), anomaly_map, STATISTICS, golden_checked=True, now=NOW)
+    ruling = book.select().rule(float(anomaly_map.max()), anomaly_map, fixtures.GREY, frame=fixtures.FORMAT, golden_checked=True, now=NOW)
     assert ruling.verdict is max(expected, key=order.index), ruling.reason
 
 
@@ -176,7 +175,7 @@ def test_summary_without_a_gained_peak_passes_nothing_of_a_gained_product(fixtur
     book = make_book({"bottle": fixtures.make_decision(gain=file)}, {file.sha256: gain})
     for gained_peak, code in ((None, "no_gain_map"), (5.0, "below_threshold"), (math.inf, "output_not_finite"), (math.nan, "output_not_finite")):
         summary = MapSummary(peak=4.0, is_finite=True, gained_peak=gained_peak)
-        assert book.select().rule(4.0, summary, STATISTICS, golden_checked=True, now=NOW).reason_code == code
+        assert book.select().rule(4.0, summary, fixtures.GREY, frame=fixtures.FORMAT, golden_checked=True, now=NOW).reason_code == code
 
 
 def test_gained_peak_of_a_merged_map_judges_no_product(fixtures):
@@ -185,7 +184,9 @@ def test_gained_peak_of_a_merged_map_judges_no_product(fixtures):
     decisions = {name: fixtures.make_decision(product=name, gain=file) for name in ("bottle", "cap")}
     selection = make_book(decisions, {file.sha256: gain}).select()
     assert selection.needs_map
-    ruling = selection.rule(4.0, MapSummary(peak=4.0, is_finite=True, gained_peak=4.0), STATISTICS, golden_checked=True, now=NOW)
+    ruling = selection.rule(
+        4.0, MapSummary(peak=4.0, is_finite=True, gained_peak=4.0), fixtures.GREY, frame=fixtures.FORMAT, golden_checked=True, now=NOW
+    )
     assert ruling.reason_code == "no_gain_map"
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from snl_runtime.errors import ManifestError, SinkError
+from snl_runtime.frame_range import FrameRange, FrameSizes
 from snl_runtime.manifest import (
     Decision,
     EngineEntry,
     Evidence,
-    FrameRange,
     Manifest,
     ParityReport,
     canonical_text,
@@ -59,7 +59,9 @@ def make_decision(product="bottle", model_sha256=ONNX, **changes):
         "pass_threshold": 1.25,
         "reject_threshold": 1.5,
         "floor": 0.25,
-        "frame_range": FrameRange(mean=(10.0, 200.0), deviation=(2.0, 80.0), white_share=(0.0, 0.5), black_share=(0.0, 0.5)),
+        "frame_sizes": FrameSizes(seen_hw=[(480, 640)], any_size=False),
+        "bit_depth": 8,
+        "frame_range": FrameRange(**dict.fromkeys((field.name for field in dataclasses.fields(FrameRange)), (0.0, 0.5))),
         "roi_xyxy": (1, 2, 30, 40),
         "sample_count": 299,
         "sample_sha256": OTHER,
@@ -74,6 +76,12 @@ def make_decision(product="bottle", model_sha256=ONNX, **changes):
         "tool_version": "0.1.0",
     }
     return Decision(**{**values, **changes})
+
+
+@pytest.mark.parametrize("bits", [0, 9, 11, 32])
+def test_bit_depth_that_no_camera_has_is_refused(bits):
+    with pytest.raises(ManifestError, match="the bit depth of 'bottle' must be one of 8, 10, 12, 14, 16"):
+        make_decision(bit_depth=bits)
 
 
 def make_parity(subject_sha256=ENGINE, **changes):
@@ -165,7 +173,8 @@ def test_file_is_strict_json_with_the_field_names_as_keys(written):
     assert set(document) == {field.name for field in dataclasses.fields(Manifest)}
     assert document["schema"] == 1
     assert document["decisions"][0]["evidence"]["counts"] == {"scratch": [9, 10]}
-    assert document["decisions"][0]["frame_range"]["mean"] == [10.0, 200.0]
+    assert document["decisions"][0]["frame_range"]["mean"] == [0.0, 0.5]
+    assert document["decisions"][0]["frame_sizes"] == {"seen_hw": [[480, 640]], "any_size": False}
     assert document["classes"] == ["bottle", "Schraube größer"]
     assert document["signature"] is None
 

@@ -1,5 +1,8 @@
 """There is one way from a frame to the network's input: crop, colour by declared rule, one separable resize with one rounding."""
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -187,7 +190,7 @@ def test_unusable_frame_is_a_typed_error_that_says_what_came(image, color, messa
 
 
 def test_roi_outside_the_frame_is_a_typed_error():
-    with pytest.raises(FrameError, match=r"ROI \(0, 0, 11, 10\) reaches outside the frame of 10x10 pixels"):
+    with pytest.raises(FrameError, match=r"frame has 10x10 pixels, the ROI \(0, 0, 11, 10\) reaches outside it"):
         prepare(np.zeros((10, 10), np.uint8), "gray", InputSpec(size_hw=(4, 4), roi_xyxy=(0, 0, 11, 10)))
 
 
@@ -201,3 +204,32 @@ def test_impossible_roi_is_refused_when_it_is_stated(roi):
 def test_impossible_size_is_refused_when_it_is_stated(size_hw):
     with pytest.raises(ConfigError, match="size_hw must be two positive numbers"):
         InputSpec(size_hw=size_hw)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_values_of_fewer_bits_become_8_by_the_declared_rule(bits):
+    highest = 2**bits - 1
+    values = np.random.default_rng(bits).integers(0, highest + 1, (50, 7)).astype(np.uint16)
+    values[0, :3] = (0, 1, highest)
+    expected = [[math.floor(Fraction(int(value) * 255, highest) + Fraction(1, 2)) for value in row] for row in values]
+    assert to_rgb(values, "gray", bits)[:, :, 0].tolist() == expected
+    spec = InputSpec(size_hw=(50, 7))
+    assert np.array_equal(prepare(values, "gray", spec, bits), to_rgb(values, "gray", bits))
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_value_above_the_bit_depth_is_an_error_that_names_it(bits):
+    frame = np.zeros((4, 4), np.uint16)
+    frame[2, 3] = 2**bits
+    with pytest.raises(FrameError, match=rf"the value {2**bits}, {bits} bits hold at most {2**bits - 1}") as caught:
+        to_rgb(frame, "gray", bits)
+    assert caught.value.reason_code == "frame_bit_depth"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bits"), [(np.uint8, 12), (np.uint8, 16), (np.uint16, 8), (np.uint16, 11), (np.uint8, 0), (np.uint16, "12"), (np.uint8, True)]
+)
+def test_bit_depth_that_does_not_fit_the_array_is_an_error(dtype, bits):
+    with pytest.raises(FrameError) as caught:
+        to_rgb(np.zeros((4, 4), dtype), "gray", bits)
+    assert caught.value.reason_code == "frame_bit_depth"

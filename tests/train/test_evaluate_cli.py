@@ -30,7 +30,7 @@ def checkpoint_file(tmp_path):
     return write_checkpoint(tmp_path / "x.pt")
 
 
-def write_checkpoint(path, trained_on=()):
+def write_checkpoint(path, trained_on=(), **provenance):
     torch.manual_seed(5)
     config = TrainConfig(model=ModelConfig(method="snl-fd", teacher="resnet18", teacher_weights="random", centers=4), image_size=SIZE_HW)
     checkpoint = Checkpoint(
@@ -42,6 +42,7 @@ def write_checkpoint(path, trained_on=()):
         training_image_sha256=list(trained_on),
         golden_images=np.zeros((0, *SIZE_HW, 3), np.uint8),
         golden_classes=[],
+        provenance=provenance,
     )
     save_checkpoint(path, checkpoint)
     return path
@@ -101,6 +102,17 @@ def test_checkpoint_gives_both_tables_on_stdout(capsys, checkpoint_file, mvtec_r
     rows = [line.split()[0] for line in captured.out.splitlines() if line and line[0] not in "-M["]
     assert rows == ["images", "cap", "nut", "mean", "pooled", "pixels", "cap", "nut", "mean", "pooled"]
     assert "score: 8/8 images" in captured.err
+
+
+def test_test_images_of_a_size_that_training_did_not_see_are_told(capsys, tmp_path, mvtec_root):
+    (size_hw,) = {read_image(path).shape[:2] for path in (mvtec_root / "cap" / "test").rglob("*.png")}
+    trained = {"cap": [[9, 7], [160, 160]], "nut": [list(size_hw)]}
+    path = write_checkpoint(tmp_path / "x.pt", frame_sizes=trained)
+    assert run("--ckpt", path, "--data", mvtec_root, "--bootstrap", 0, "--device", "cpu") == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if "training did not see" in line]
+    assert len(notes) == 1
+    assert "test images of cap have a size" in notes[0]
+    assert f"({size_hw[1]}x{size_hw[0]}; trained on 7x9, 160x160)" in notes[0]
 
 
 def test_json_is_exactly_one_object_with_null_for_what_is_not_defined(capsys, checkpoint_file, mvtec_root):

@@ -218,6 +218,7 @@ def test_checkpoint_says_what_it_was_trained_on(plain_root, tmp_path):
     assert all(any(np.array_equal(golden, image) for image in inputs) for golden in checkpoint.golden_images)
     assert checkpoint.provenance["versions"]["torch"]
     assert checkpoint.provenance["image_counts"] == {"bolt": 6, "ring": 2}
+    assert checkpoint.provenance["frame_sizes"] == {"bolt": [[40, 48]], "ring": [[40, 48]]}
     assert checkpoint.provenance["is_complete"] is True
 
 

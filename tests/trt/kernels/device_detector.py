@@ -89,6 +89,16 @@ def make_frames(model_fixtures):
     }
 
 
+def decisions_of_every_kind(**changes):
+    """Return decisions under which every usable frame is judged: as product ``deep`` those of 16 bits."""
+    return [changes, {**changes, "product": "deep", "bit_depth": 16}]
+
+
+def product_of(image):
+    """Return as which of these products a frame is inspected."""
+    return "deep" if getattr(image, "dtype", None) == np.uint16 else "bottle"
+
+
 def cause(result):
     return result.verdict, result.reason_code, result.product
 

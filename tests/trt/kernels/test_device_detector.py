@@ -4,6 +4,7 @@ The GPU is one in NumPy; its kernels are the real ones, compiled for the CPU; th
 a TensorRT in NumPy.
 """
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,7 @@ from snl_runtime.backends import onnxruntime_backend
 from snl_runtime.backends.base import DeviceBackend
 from snl_runtime.backends.tensorrt_backend import TensorRtBackend
 from snl_runtime.errors import InferenceError
-from snl_runtime.manifest import FrameRange
+from snl_runtime.frame_range import FrameSizes
 from snl_runtime.scorer import Scorer
 from snl_runtime.types import Verdict
 
@@ -26,11 +27,12 @@ plain_kernels = pytest.mark.parametrize("kernels", ["separate"], indirect=True)
 @pytest.mark.parametrize("roi", [None, ROI])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_kind_of_frame_gets_the_verdict_of_the_host(open_on, fake, frames, engine, roi, caplog, device_detector):
-    changes = [{"roi_xyxy": roi}]
+    changes = device_detector.decisions_of_every_kind(roi_xyxy=roi)
     host, device = open_on("host", changes=changes), open_on(engine, changes=changes)
     verdicts = set()
     for name, (image, color) in frames.items():
-        expected, result = host.detect(image, color=color), device.detect(image, color=color)
+        product = device_detector.product_of(image)
+        expected, result = (detector.detect(image, color=color, product=product) for detector in (host, device))
         verdicts.add(expected.verdict)
         try:
             device_detector.assert_alike(result, expected)
@@ -61,6 +63,9 @@ DECISIONS = {
     "not fitted yet": {"fitted_at": "2999-06-01T12:00:00+00:00"},
     "another file": {"model_sha256": "d" * 64},
     "roi outside": {"roi_xyxy": (0, 0, 500, 500)},
+    "another size": {"frame_sizes": FrameSizes(seen_hw=[(91, 77)], any_size=False)},
+    "another bit depth": {"bit_depth": 16},
+    "declared bit depth": {"bit_depth": 12},
 }
 
 
@@ -76,10 +81,9 @@ def test_every_rule_of_a_decision_holds_on_the_device(open_on, frames, engine, c
 
 @plain_kernels
 @pytest.mark.parametrize("engine", ENGINES)
-def test_range_of_the_device_is_that_of_the_host(open_on, frames, engine, device_detector):
-    whole = {"mean": (0.0, 255.0), "deviation": (0.0, 255.0), "white_share": (0.0, 1.0), "black_share": (0.0, 1.0)}
-    for name in whole:
-        narrow = FrameRange(**{**whole, name: (0.9, 0.95)})
+def test_range_of_the_device_is_that_of_the_host(open_on, frames, engine, device_detector, model_fixtures):
+    for name in ("mean", "deviation", "white_share", "black_share", "red_blue", "green"):
+        narrow = dataclasses.replace(model_fixtures.ANY_FRAME, **{name: (0.9, 0.95)})
         changes = [{"frame_range": narrow}]
         host, device = open_on("host", changes=changes), open_on(engine, changes=changes)
         expected, result = (detector.detect(frames["odd good"][0]) for detector in (host, device))
@@ -141,16 +145,65 @@ def test_backends_offer_a_lane_by_what_they_can_do(model_fixtures, tmp_path):
 @pytest.mark.parametrize("roi", [None, ROI])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_frame_on_the_gpu_is_inspected_where_it_lies(open_on, fake, frames, on_gpu, engine, roi, device_detector):
-    detector = open_on(engine, changes=[{"roi_xyxy": roi}])
+    detector = open_on(engine, changes=device_detector.decisions_of_every_kind(roi_xyxy=roi))
     for name in ("odd good", "odd bad", "large", "rgb", "gray", "gray with an axis", "16 bits", "bgra", "black", "half black"):
         image, color = frames[name]
-        expected, array = detector.detect(image, color=color), on_gpu(image)
+        product = device_detector.product_of(image)
+        expected, array = detector.detect(image, color=color, product=product), on_gpu(image)
         fake.ran.clear()
-        result = detector.detect(array, color=color)
+        result = detector.detect(array, color=color, product=product)
         assert "host_to_device" not in fake.ran
         assert device_detector.cause(result) == device_detector.cause(expected)
         assert (result.regions, result.roi_xyxy) == (expected.regions, expected.roi_xyxy)
         np.testing.assert_array_equal(result.anomaly_map, expected.anomaly_map)
+
+
+SIZES = {"frame_sizes": FrameSizes(seen_hw=[(77, 91)], any_size=False)}
+GOOD = lambda good: good  # noqa: E731
+FORMATS = {
+    "transposed": (SIZES, lambda good: good.transpose(1, 0, 2), {}, "frame_size"),
+    "another size around an equal region": ({**SIZES, "roi_xyxy": (0, 0, 60, 60)}, lambda good: good[:70, :70], {}, "frame_size"),
+    "region outside": ({**SIZES, "roi_xyxy": ROI}, lambda good: good[:40], {}, "frame_size"),
+    "8 bits for a product of 16": ({"bit_depth": 16}, GOOD, {}, "frame_bit_depth"),
+    "8 bits for a product of 12": ({"bit_depth": 12}, GOOD, {}, "frame_bit_depth"),
+    "16 bits for a product of 8": ({}, lambda good: good.astype(np.uint16) * 257, {}, "frame_bit_depth"),
+    "12 bits on the device": ({"bit_depth": 12}, lambda good: good.astype(np.uint16) * 16, {}, "frame_bit_depth"),
+    "another declared bit depth": ({"bit_depth": 16}, lambda good: good.astype(np.uint16) * 257, {"bit_depth": 14}, "frame_bit_depth"),
+    "swapped": ({}, GOOD, {"color": "rgb"}, "frame_color_order"),
+}
+
+
+@plain_kernels
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("case", FORMATS)
+def test_frame_on_the_gpu_that_was_not_qualified_is_an_error(open_on, frames, on_gpu, engine, case):
+    changes, make, call, code = FORMATS[case]
+    detector = open_on(engine, changes=[{"pass_threshold": 1e6, "reject_threshold": 1e6, **changes}])
+    result = detector.detect(on_gpu(make(frames["odd good"][0])), **call)
+    assert (result.verdict, result.reason_code) == (Verdict.ERROR, code), result.reason
+    assert detector._scorer.is_on_device
+
+
+@plain_kernels
+@pytest.mark.parametrize("engine", ENGINES)
+def test_frame_of_12_bits_is_uploaded_as_8_and_gives_the_same(open_on, frames, monkeypatch, fake, engine):
+    image = frames["odd bad"][0]
+    of_12_bits = np.round(image.astype(np.float64) * 4095 / 255).astype(np.uint16)
+    expected = open_on(engine).detect(image)
+    detector = open_on(engine, changes=[{"bit_depth": 12}])
+    detector.detect(of_12_bits)  # sizes the buffers
+    uploads, copy = [], fake.copy_async
+
+    def watched(destination, source, byte_count, kind, stream):
+        uploads.append((kind, byte_count))
+        copy(destination, source, byte_count, kind, stream)
+
+    monkeypatch.setattr(fake, "copy_async", watched)
+    result = detector.detect(of_12_bits)
+    assert [count for kind, count in uploads if kind == "host_to_device"] == [image.nbytes]
+    assert (result.verdict, result.score, result.regions) == (expected.verdict, expected.score, expected.regions)
+    of_12_bits[3, 4, 0] = 4096
+    assert detector.detect(of_12_bits).reason_code == "frame_bit_depth"
 
 
 @plain_kernels

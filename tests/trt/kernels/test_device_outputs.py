@@ -26,7 +26,7 @@ EVERYTHING = OutputRequest(frame_map=True, mask=True, overlay=True)
 REFUSED = (Verdict.REVIEW, Verdict.REJECT)
 ROI = (5, 9, 84, 70)
 WAIT_S = 10.0
-ALWAYS_BYTES = 9 * 8 + 4 * (8 + 8 * 1024) + 4
+ALWAYS_BYTES = 13 * 8 + 4 * (8 + 8 * 1024) + 4
 """Sums of the input, report of the map with its table of regions, score."""
 MAP_BYTES = 4 * 32 * 32
 
@@ -100,13 +100,15 @@ def test_part_whose_verdict_was_not_asked_for_costs_nothing_more(open_on, fake, 
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_frame_on_the_gpu_is_drawn_where_it_lies(open_on, fake, frames, on_gpu, moved, engine):
-    detector = open_on(engine, changes=[{"roi_xyxy": ROI}], outputs=EVERYTHING)
+def test_frame_on_the_gpu_is_drawn_where_it_lies(open_on, fake, frames, on_gpu, moved, engine, device_detector):
+    detector = open_on(engine, changes=device_detector.decisions_of_every_kind(roi_xyxy=ROI), outputs=EVERYTHING)
     for name in ("odd good", "large", "gray", "16 bits", "bgra"):
         image, color = frames[name]
-        expected, array = detector.detect(image, color=color), on_gpu(image)
+        product = device_detector.product_of(image)
+        expected, array = detector.detect(image, color=color, product=product), on_gpu(image)
+        assert carried(expected) == (set() if name == "large" else set(NAMES))  # the corner of a large frame is out of range
         moved["host_to_device"].clear()
-        result = detector.detect(array, color=color)
+        result = detector.detect(array, color=color, product=product)
         assert moved["host_to_device"] == []
         for picture in NAMES:
             np.testing.assert_array_equal(getattr(result, picture), getattr(expected, picture))
@@ -117,11 +119,11 @@ def test_frame_on_the_gpu_is_drawn_where_it_lies(open_on, fake, frames, on_gpu, 
 
 @pytest.mark.parametrize("roi", [None, ROI])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_pictures_are_the_hosts_twins_for_every_kind_of_frame(open_on, frames, engine, roi):
-    changes = [{"roi_xyxy": roi, "pass_threshold": 4.0, "reject_threshold": 5.0}]
+def test_pictures_are_the_hosts_twins_for_every_kind_of_frame(open_on, frames, engine, roi, device_detector):
+    changes = device_detector.decisions_of_every_kind(roi_xyxy=roi, pass_threshold=4.0, reject_threshold=5.0)
     detector, seen = open_on(engine, changes=changes, outputs=EVERYTHING), set()
     for name, (image, color) in frames.items():
-        result = detector.detect(image, color=color)
+        result = detector.detect(image, color=color, product=device_detector.product_of(image))
         if result.verdict is Verdict.ERROR:
             assert carried(result) == set(), name
             continue

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snl_runtime.decision import frame_statistics
-from snl_runtime.kernels.launches import DeviceFrame, launch_frame_to_input, launch_input_sums, read_frame_statistics, rows_bytes
+from snl_runtime.frame_range import frame_statistics
+from snl_runtime.kernels.launches import SUMS_COUNT, DeviceFrame, launch_frame_to_input, launch_input_sums, read_frame_statistics, rows_bytes
 from snl_runtime.preprocess import InputSpec, axis_weights, prepare
 
 CHANNELS = {"gray": 1, "rgb": 3, "bgr": 3, "rgba": 4, "bgra": 4}
@@ -93,7 +93,7 @@ def test_statistics_are_those_of_the_decision(cpu, kernels, size_hw, seed):
     image = noise(7, (*size_hw, 3))
     image[: size_hw[0] // 2, : size_hw[1] // 3] = 253
     image[size_hw[0] // 2 :, : size_hw[1] // 4] = 4
-    sums = cpu.Guarded((9,), np.uint64, fill=0)
+    sums = cpu.Guarded((SUMS_COUNT,), np.uint64, fill=0)
     kernels = kernels if seed == 0 else cpu.Shuffled(kernels, seed)
     launch_input_sums(kernels, source=image.ctypes.data, size_hw=size_hw, sums=sums.pointer.value, stream=None)
     statistics, pixels = read_frame_statistics(sums.check())
@@ -101,4 +101,6 @@ def test_statistics_are_those_of_the_decision(cpu, kernels, size_hw, seed):
     assert pixels == size_hw[0] * size_hw[1]
     assert statistics.mean == pytest.approx(expected.mean, rel=1e-12)
     assert statistics.deviation == pytest.approx(expected.deviation, rel=1e-9, abs=1e-6)
-    assert (statistics.white_share, statistics.black_share) == (expected.white_share, expected.black_share)
+    for name in ("white_share", "black_share", "reddish_share", "bluish_share", "red_share", "blue_share"):
+        assert getattr(statistics, name) == getattr(expected, name)
+    assert (statistics.red_blue, statistics.green) == pytest.approx((expected.red_blue, expected.green), rel=1e-9, abs=1e-9)
