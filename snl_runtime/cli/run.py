@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from snl_runtime.commandline import EXIT_NOT_ALL_PASSED, EXIT_OK, CommandParser, one_line, run_command
 from snl_runtime.errors import ConfigError
+from snl_runtime.files import check_writable
 from snl_runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -136,6 +137,8 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ConfigError("--json puts the summary on standard output, so the records need a file: add --jsonl FILE")
     if arguments.overlay_of != "all" and not arguments.overlay:
         raise ConfigError("--overlay-of chooses among the frames that --overlay saves: add --overlay DIR")
+    if arguments.jsonl:
+        check_writable(arguments.jsonl, append=True)  # before an engine is rebuilt
     source = _source(arguments)
     records = _records(arguments)
     others = _other_sinks(arguments)
