@@ -63,8 +63,14 @@ def replacing(out: Path) -> Iterator[None]:
     """Train anew at ``out``: if the block raises before its first save, what lay there is as it was.
 
     Raises:
+        ConfigError: If a training has to be set aside and another one lies there.
         SinkError: If a file cannot be moved.
     """
+    if replaced_path(out).exists():
+        if out.exists() or resume_path(out).exists():
+            _require_room_aside(out)
+        yield
+        return
     try:
         _set_aside(out)
         yield
@@ -74,8 +80,9 @@ def replacing(out: Path) -> Iterator[None]:
 
 
 def drop_replaced(out: Path) -> None:
-    """Remove what was set aside, once the new checkpoint is whole."""
-    _remove(*_side_files(replaced_path(out)))
+    """Remove what was set aside, once the new checkpoint is whole; not what has become a training of its own."""
+    if not replaced_path(out).exists():
+        _remove(*_side_files(replaced_path(out)))
 
 
 def drop_state(out: Path) -> None:
@@ -86,6 +93,12 @@ def drop_state(out: Path) -> None:
 def replaced_path(out: Path) -> Path:
     """Return under which ``--out`` a training that is being replaced can be resumed: ``x.pt`` to ``x.replaced.pt``."""
     return out.with_name(f"{out.stem}.replaced{out.suffix}")
+
+
+def _require_room_aside(out: Path) -> None:
+    aside = replaced_path(out)
+    if aside.exists():
+        raise ConfigError(f"{aside} is a training of its own, and where the one at {out} would be set aside; move it away or name another --out")
 
 
 def _set_aside(out: Path) -> None:
@@ -133,7 +146,10 @@ def _require_resumable(out: Path) -> None:
 
 def _require_free(out: Path, *, overwrite: bool) -> None:
     found = _described(out)
-    if found is None or overwrite:
+    if found is None:
+        return
+    if overwrite:
+        _require_room_aside(out)
         return
     also = "continue it with --resume, " if resume_path(out).exists() else ""
     raise ConfigError(f"{found}; {also}replace it with --overwrite, or name another --out")

@@ -97,9 +97,9 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.threads is not None and arguments.threads < 1:
         raise ConfigError(f"--threads must be 1 or more, got {arguments.threads}")
     check_writable(arguments.out)  # before PyTorch is loaded, which takes longer
-    if arguments.out.name.endswith(".resume.pt"):
-        named = f"{arguments.out.name.removesuffix('.resume.pt')}.pt"
-        raise ConfigError(f"--out {arguments.out} is the name of a training state; name the checkpoint, e.g. {named}")
+    if arguments.out.suffix != ".pt" or arguments.out.name.endswith(".resume.pt"):  # side files are named by the stem
+        named = f"{arguments.out.name.removesuffix('.resume.pt').removesuffix(arguments.out.suffix)}.pt"
+        raise ConfigError(f"--out {arguments.out} is no name for a checkpoint, which ends in .pt and not in .resume.pt; name it e.g. {named}")
     with stop_on_signals(PROGRAM) as stop:
         try:
             return _train(arguments, stop)

@@ -14,7 +14,7 @@ from snl_train.cli.train import main
 from snl_train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from snl_train.data.dataset import load_training_data
 from snl_train.metrics_log import metrics_path
-from snl_train.output import claim_output
+from snl_train.output import claim_output, replaced_path
 from snl_train.resume import read_resume_point, resume_path
 from snl_train.training import train
 
@@ -130,6 +130,26 @@ def test_file_that_no_training_wrote_is_never_replaced(unfinished, content, flag
 def test_free_out_is_claimed_without_a_trace(tmp_path):
     claim(tmp_path / "x.pt")
     assert "nothing to resume" in refusal(tmp_path / "x.pt", resume=True)
+
+
+def test_training_that_went_on_where_it_was_set_aside_is_not_removed(made, data, unfinished):
+    aside = replaced_path(unfinished)
+    for name in ("x.pt", "x.resume.pt", "x.metrics.jsonl"):
+        shutil.copy(made / "unfinished" / name, unfinished.with_name(name.replace("x.", "x.replaced.", 1)))
+    assert f"{aside} is a training of its own" in refusal(unfinished, overwrite=True)
+    train(make_config(epochs=2), data, unfinished, resume=True)
+    assert all(path.exists() for path in (aside, resume_path(aside), metrics_path(aside)))
+    unfinished.unlink()
+    metrics_path(unfinished).unlink()
+    with pytest.raises(Killed):
+        train(make_config(), data, unfinished, should_stop=raise_after(1, Killed))
+    assert all(path.exists() for path in (aside, resume_path(aside), metrics_path(aside)))
+
+
+@pytest.mark.parametrize("name", ["x", "x.bin", "x.resume.pt", ".pt"])
+def test_name_whose_side_files_another_checkpoint_has_is_refused(tmp_path, capsys, name):
+    assert main(["--data", "d", "--out", str(tmp_path / name), *TINY]) == 2
+    assert "ends in .pt and not in .resume.pt" in capsys.readouterr().err
 
 
 def test_second_trainer_is_refused_while_the_first_works(tmp_path):
