@@ -9,13 +9,12 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from snl_runtime.decision import MIN_DEVIATION, FrameStatistics, check_frame, fit_frame_range
-from snl_runtime.errors import CalibrationRefusedError, ConfigError, DataError, ManifestError
+from snl_runtime.errors import CalibrationRefusedError, ConfigError, DataError, FrameError, ManifestError
 from snl_runtime.files import check_writable
 from snl_runtime.gain import GainMap
 from snl_runtime.gain_files import encode_gain, write_gain
 from snl_runtime.images import read_image
 from snl_runtime.manifest import Decision, Evidence, FrameRange, Manifest, manifest_path, update_manifest
-from snl_runtime.preprocess import FrameError
 from snl_runtime.progress import Progress
 from snl_runtime.scorer import Scored, Scorer
 from snl_runtime.types import AnomalyMap, Image

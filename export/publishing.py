@@ -87,7 +87,7 @@ def _keep(kept: Path, folder: Path, names: Sequence[str]) -> None:
         if (folder / name).exists():
             _link(folder / name, unfinished / name)
     # A name that is listed and not kept did not exist before: putting back means removing it.
-    (unfinished / _NAMES).write_text("\n".join(names), encoding="utf-8")
+    (unfinished / _NAMES).write_text("\n".join(names), encoding="utf-8", errors="surrogateescape")
     _flush(unfinished / _NAMES)
     unfinished.replace(kept)
 
@@ -104,7 +104,7 @@ def _undo(kept: Path, folder: Path, stem: str) -> bool:
 
 
 def _put_back(kept: Path, folder: Path) -> None:
-    for name in (kept / _NAMES).read_text(encoding="utf-8").splitlines():
+    for name in (kept / _NAMES).read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         if not (kept / name).exists():
             (folder / name).unlink(missing_ok=True)
             continue

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from snl_runtime.errors import SinkError
-from snl_runtime.files import atomic_path, sha256_bytes
+from snl_runtime.files import atomic_path, sha256_bytes, write_new_file
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +71,7 @@ class Cache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with atomic_path(self.folder / name) as temporary:
-                handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
-                with open(handle, "wb") as file:  # noqa: PTH123 - an open handle has no path
-                    file.write(sha256_bytes(content).encode("ascii") + content)
+                write_new_file(temporary, sha256_bytes(content).encode("ascii") + content, mode=0o600)
         except (OSError, SinkError) as error:
             _warn_once(self.folder, "written", str(error))
 

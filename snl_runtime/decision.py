@@ -31,6 +31,7 @@ REASON_CODES: Mapping[str, str] = MappingProxyType(
         "golden_mismatch": "the golden samples scored differently after a failure of the backend",
         "no_decision": "the model was never calibrated",
         "no_threshold_for_engine": "the calibration belongs to another file",
+        "guard_band_too_wide": "the engine differs from its model by more than the thresholds of the decision leave room for",
         "unknown_product": "no decision exists for the product",
         "ambiguous_roi": "the calibrated products look at different parts of the frame and none was named",
         "decision_invalid": "the thresholds or dates of the decision make no sense",
@@ -143,13 +144,13 @@ def decide(
     if fault is not None:
         return fault
     if decision.gain is None:
-        return _compare(score, summary.peak, decision)
+        return compare_with_thresholds(score, summary.peak, decision)
     gained = summary.gained_peak
     if gained is None:
         return error("no_gain_map", f"the gain map {decision.gain.file} of product {decision.product!r} was not applied; open the model again")
     if not math.isfinite(gained):
         return error("output_not_finite", f"the anomaly map is {gained} under the gain map of product {decision.product!r}")
-    return _compare(gained, gained, decision)
+    return compare_with_thresholds(gained, gained, decision)
 
 
 def summarise_map(anomaly_map: AnomalyMap | MapSummary | None, gain: GainMap | None = None) -> MapSummary:
@@ -251,8 +252,8 @@ def check_output(score: float, anomaly_map: AnomalyMap | MapSummary | None) -> R
     return None
 
 
-def _compare(score: float, peak: float, decision: Decision) -> Ruling:
-    """Compare with the thresholds; where score and peak differ by a rounding, the one further from PASS counts."""
+def compare_with_thresholds(score: float, peak: float, decision: Decision) -> Ruling:
+    """Return the verdict on a score that every check let through; where score and peak differ by a rounding, the one further from PASS counts."""
     if not min(score, peak) >= decision.floor:
         return error("below_floor", f"the score {score:.6g} is below {decision.floor:.6g}, half of the lowest score of any calibrated good part")
     score = max(score, peak)

@@ -194,12 +194,14 @@ def build_engine(
         )
         built = _build_with_progress(target, request, cancel or threading.Event())
         plan, log, timings = built.plan, built.log, built.timing_cache
-    atomic_write_bytes(engine_path, plan)  # before the cache, whose disk may be full
-    if not from_cache:
-        cache.write(plan_name, plan)
-        cache.evict(".trt", CACHE_LIMIT_BYTES)
-    if timings is not None:
-        cache.write(timings_name, timings)
+    try:
+        atomic_write_bytes(engine_path, plan)  # before the cache, whose disk may be full
+    finally:  # where the engine cannot be written its minutes are not lost
+        if not from_cache:
+            cache.write(plan_name, plan)
+            cache.evict(".trt", CACHE_LIMIT_BYTES)
+        if timings is not None:
+            cache.write(timings_name, timings)
     return BuiltEngine(path=engine_path, entry=_entry(engine_path, plan, sha256_bytes(onnx), target, options), from_cache=from_cache, log=log)
 
 

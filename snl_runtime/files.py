@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from snl_runtime.errors import SinkError
+from snl_runtime.text import printable
+
+logger = logging.getLogger(__name__)
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +59,26 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def write_new_file(path: str | os.PathLike[str], data: bytes, *, mode: int) -> None:
+    """Write a file that must not exist, with these permissions from its first moment on (less what the umask takes), and flush it to the disk.
+
+    Raises:
+        OSError: If it exists (``FileExistsError``) or cannot be written; half a file is removed.
+    """
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
+    try:
+        with open(handle, "wb") as file:  # noqa: PTH123 - an open handle has no path
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        Path(path).unlink()
+        raise
+
+
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write ``text`` as UTF-8 with the guarantees of ``atomic_write_bytes``; line ends are kept as they are."""
-    atomic_write_bytes(path, text.encode("utf-8"))
+    """Write ``text`` as UTF-8 with the guarantees of ``atomic_write_bytes``; line ends are kept, names that are not UTF-8 shown with escapes."""
+    atomic_write_bytes(path, printable(text).encode("utf-8"))
 
 
 def check_writable(path: str | os.PathLike[str], *, append: bool = False) -> None:

@@ -12,8 +12,9 @@ import numpy.typing as npt
 from snl_runtime.decision import FrameStatistics, MapSummary, Ruling, error, frame_statistics, summarise_map
 from snl_runtime.device_arrays import DeviceFrameReader, is_device_array
 from snl_runtime.device_path import DeviceInspection
+from snl_runtime.errors import FrameError
 from snl_runtime.pictures import Pictures, draw_pictures, wants_any
-from snl_runtime.preprocess import FrameError, crop_frame
+from snl_runtime.preprocess import crop_frame
 from snl_runtime.regions import find_regions
 from snl_runtime.scorer import Scorer
 from snl_runtime.selection import Selection

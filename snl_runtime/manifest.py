@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from snl_runtime.engine_records import NOT_VERIFIED, EngineEntry, ParityReport
 from snl_runtime.errors import ManifestError
 from snl_runtime.files import atomic_write_text, exclusive_lock, sha256_bytes
+from snl_runtime.guard_band import tightened
 from snl_runtime.manifest_codec import ADDED_LATER, canonical_json, from_plain, parse_json, to_plain
+from snl_runtime.manifest_records import NOT_VERIFIED, EngineEntry, Evidence, GainFile, ParityReport, check_input, check_listed_file
 
 SCHEMA = 1
 """Schema number that this version reads and writes."""
@@ -36,9 +37,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_INPUT_KEYS = frozenset({"name", "dtype", "layout", "color", "size_hw", "batch", "max_batch"})
 _UNHASHED_KEYS = ("self_sha256", "signature")
-_HEX_DIGITS = frozenset("0123456789abcdef")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,39 +55,6 @@ class FrameRange:
     deviation: tuple[float, float]
     white_share: tuple[float, float]
     black_share: tuple[float, float]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
-    """Proof that the model sees defects at the fitted threshold; a false-reject bound alone is met by a blind model.
-
-    Attributes:
-        source: ``bad images`` or ``synthetic defects``.
-        counts: Defect kind -> (detected, total).
-        detection_rate: Detected over total, all kinds.
-        min_detection: Rate below which nothing would have been written.
-    """
-
-    source: str
-    counts: dict[str, tuple[int, int]]
-    detection_rate: float
-    min_detection: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GainFile:
-    """The gain map of a fixtured product, in a file beside the manifest.
-
-    Attributes:
-        file: Its name; it holds part of the hash, so that a later fit leaves the files of earlier decisions alone.
-        sha256: Its hash.
-    """
-
-    file: str
-    sha256: str
-
-    def __post_init__(self) -> None:
-        _check_listed_file(self.file, self.sha256)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,11 +156,11 @@ class Manifest:
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
             raise ManifestError(f"has schema {self.schema}, this snl-edge reads schema {SCHEMA}; export the model again with this version")
-        _check_input(self.input)
+        check_input(self.input)
         if self.files.get(self.model_file, self.model_sha256) != self.model_sha256:
             raise ManifestError(f"gives two hashes for '{self.model_file}': {self.model_sha256[:12]} and {self.files[self.model_file][:12]}")
         for name, sha256 in [(self.model_file, self.model_sha256), *self.files.items()]:
-            _check_listed_file(name, sha256)
+            check_listed_file(name, sha256)
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -203,14 +169,16 @@ class Manifest:
         return height, width
 
     def decisions_for(self, sha256: str) -> dict[str, Decision]:
-        """Return product -> newest decision that applies to the file with this hash.
+        """Return product -> newest decision that applies to the file with this hash, as it holds there.
 
-        A decision applies to the file it was fitted on, and to an engine of that file whose parity report passed with no flipped verdict.
+        A decision applies to the file it was fitted on. An engine whose parity report passed inherits those of its ONNX file, tightened by the guard
+        band (:func:`snl_runtime.guard_band.tightened`) and with its own hash in place of the ONNX file's.
         """
-        accepted = {sha256}
-        if self._engine_matches_onnx(sha256):
-            accepted.add(self.model_sha256)
-        return {decision.product: decision for decision in self.decisions if decision.model_sha256 in accepted}
+        return {product: decision for product, decision in self._applying(sha256).items() if decision is not None}
+
+    def products_without_room(self, sha256: str) -> list[str]:
+        """Return the products whose decision an engine would inherit if its thresholds left room for the guard band; such a product never passes."""
+        return [product for product, decision in self._applying(sha256).items() if decision is None]
 
     def engine_for(self, sha256: str) -> EngineEntry | None:
         """Return the newest entry of the engine with this hash, None if it is not listed."""
@@ -246,11 +214,23 @@ class Manifest:
     def _changed(self, **changes: Any) -> "Manifest":
         return dataclasses.replace(self, **changes, self_sha256="", signature=None)
 
-    def _engine_matches_onnx(self, sha256: str) -> bool:
+    def _applying(self, sha256: str) -> dict[str, Decision | None]:
+        report = self._inherits_by(sha256)
+        applying: dict[str, Decision | None] = {}
+        for decision in self.decisions:
+            if decision.model_sha256 == sha256:
+                applying[decision.product] = decision
+            elif decision.model_sha256 == self.model_sha256 and report is not None and report.guard_band is not None:
+                inherited = tightened(decision, guard_band=report.guard_band, map_max_abs=report.map_max_abs)
+                applying[decision.product] = None if inherited is None else dataclasses.replace(inherited, model_sha256=sha256)
+        return applying
+
+    def _inherits_by(self, sha256: str) -> ParityReport | None:
+        """Return the report that lets an engine inherit, None if there is none."""
         engine = self.engine_for(sha256)
         if engine is None or engine.parity is None or engine.onnx_sha256 != self.model_sha256:
-            return False
-        return engine.parity.passed and engine.parity.flips == 0 and engine.parity.subject_sha256 == sha256
+            return None
+        return engine.parity if engine.parity.passed and engine.parity.more_lenient == 0 and engine.parity.subject_sha256 == sha256 else None
 
 
 def manifest_path(model_path: str | os.PathLike[str]) -> Path:
@@ -363,31 +343,3 @@ def _check_self_hash(document: dict[str, Any]) -> None:
     expected, actual = str(document.get("self_sha256", "")), sha256_bytes(_canonical_text(document).encode("utf-8"))
     if expected != actual:
         raise ManifestError(f"was altered: its text has sha256 {actual[:12]}, it records '{expected[:12]}'; copy it again from the export")
-
-
-def _check_listed_file(name: str, sha256: str) -> None:
-    if not name or name != Path(name).name or "\\" in name or not name.isprintable():
-        raise ManifestError(f"lists '{name}', which is not a plain file name")
-    if len(sha256) != 64 or not _HEX_DIGITS.issuperset(sha256):
-        raise ManifestError(f"must give 64 lower-case hexadecimal digits for '{name}', got '{sha256}'")
-
-
-def _check_input(spec: dict[str, Any]) -> None:
-    if set(spec) != _INPUT_KEYS:
-        odd = sorted(set(spec) ^ _INPUT_KEYS)
-        raise ManifestError(f"'input' must have exactly the keys {', '.join(sorted(_INPUT_KEYS))}; wrong or missing: {', '.join(odd)}")
-    fixed = {"dtype": "uint8", "layout": "NHWC", "color": "rgb"}
-    for key, value in fixed.items():
-        if spec[key] != value:
-            raise ManifestError(f"'input.{key}' must be {value}, got {spec[key]!r}")
-    size_hw = spec["size_hw"]
-    if not isinstance(size_hw, (list, tuple)) or len(size_hw) != 2 or not all(_is_positive(value) for value in size_hw):
-        raise ManifestError(f"'input.size_hw' must be [height, width], got {size_hw!r}")
-    if spec["batch"] != "dynamic" and not _is_positive(spec["batch"]):
-        raise ManifestError(f"'input.batch' must be \"dynamic\" or a positive number, got {spec['batch']!r}")
-    if not _is_positive(spec["max_batch"]):
-        raise ManifestError(f"'input.max_batch' must be a positive number, got {spec['max_batch']!r}")
-
-
-def _is_positive(value: object) -> bool:
-    return type(value) is int and value > 0

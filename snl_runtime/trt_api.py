@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from snl_runtime.errors import BackendUnavailableError, EngineBuildError
+from snl_runtime.errors import BackendUnavailableError, BuildCanceledError, EngineBuildError
 
 logger = logging.getLogger(__name__)
 
@@ -171,10 +171,6 @@ class BuiltPlan:
     outputs: tuple[tuple[str, tuple[int, ...], str], ...]
     timing_cache: bytes | None
     log: tuple[tuple[str, str], ...]
-
-
-class BuildCanceledError(EngineBuildError):
-    """The progress callback asked for the build to stop."""
 
 
 def build_plan(library: TensorRtLibrary, request: BuildRequest, *, on_progress: ProgressCallback | None = None) -> BuiltPlan:

@@ -15,6 +15,7 @@ from snl_runtime.backends.tensorrt_backend import TensorRtBackend
 from snl_runtime.engine_builder import EngineOptions, build_engine, target_at_hand
 from snl_runtime.engine_parity import verify_engine
 from snl_runtime.golden import golden_path, read_golden
+from snl_runtime.guard_band import guard_text
 from snl_runtime.manifest import manifest_path, read_manifest, update_manifest
 from snl_runtime.scorer import Scorer
 
@@ -85,7 +86,7 @@ def parity(subject: Subject) -> str:
     report = verify_engine(_engine(subject))
     figures = (
         f"{report.frame_count} frames ({report.frames_source}): map within {report.map_max_abs:.3g} (p99 {report.map_p99_abs:.3g}) "
-        f"of {report.map_scale:.3g}, score within {report.score_max_abs:.3g}, {report.flips} flips, {report.verified_on}"
+        f"of {report.map_scale:.3g}, score within {report.score_max_abs:.3g}, {report.flips} flips{guard_text(report)}, {report.verified_on}"
     )
     if not report.passed:
         raise CheckFailedError(f"{figures}; {'; '.join(report.failures[:3])}")

@@ -13,6 +13,7 @@ from snl_runtime import cache as cache_module
 from snl_runtime import trt_api
 from snl_runtime.cache import Cache, default_cache_folder
 from snl_runtime.engine_builder import EngineTarget, build_engine
+from snl_runtime.errors import SinkError
 from snl_runtime.kernels import compiler, loader
 from snl_runtime.trt_api import TensorRtLibrary
 from snl_runtime.trt_engine import _LoadedEngine
@@ -175,6 +176,15 @@ def test_engine_is_on_the_disk_before_its_cache_is_touched(tmp_path, trt, monkey
     monkeypatch.setattr(Cache, "write", lambda self, name, content: seen.append((tmp_path / "x.trt").read_bytes()))
     make_engine(tmp_path / "cache", tmp_path, trt, monkeypatch)
     assert seen == [b"plan of graph"] * 2  # the plan and the timings
+
+
+def test_engine_that_cannot_be_written_is_not_built_again(tmp_path, trt, monkeypatch):
+    (tmp_path / "x.trt").mkdir()
+    with pytest.raises(SinkError, match=r"cannot write .*x\.trt"):
+        make_engine(tmp_path / "cache", tmp_path, trt, monkeypatch)
+    (tmp_path / "x.trt").rmdir()
+    trt.refusing.add("build")
+    assert make_engine(tmp_path / "cache", tmp_path, trt, monkeypatch) == b"plan of graph"
 
 
 def test_user_without_a_home_has_no_cache(monkeypatch):

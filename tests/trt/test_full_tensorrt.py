@@ -11,8 +11,8 @@ import pytest
 
 from snl_runtime import engine_builder, trt_api
 from snl_runtime.engine_builder import EngineTarget, build_engine
-from snl_runtime.errors import BackendUnavailableError, EngineBuildError, EngineMismatchError, InferenceError
-from snl_runtime.trt_api import BuildCanceledError, BuildRequest, TensorRtLibrary, build_plan
+from snl_runtime.errors import BackendUnavailableError, BuildCanceledError, EngineBuildError, EngineMismatchError, InferenceError
+from snl_runtime.trt_api import BuildRequest, TensorRtLibrary, build_plan
 from snl_runtime.trt_engine import InstalledLibrary
 
 REQUEST = BuildRequest(onnx=b"graph", batches=(1, 2, 4))

@@ -11,8 +11,8 @@ from onnx import TensorProto, helper
 
 from snl_runtime import trt_api, trt_engine
 from snl_runtime.cuda_api import describe_device
-from snl_runtime.errors import BackendUnavailableError, EngineBuildError, EngineMismatchError
-from snl_runtime.trt_api import BuildCanceledError, BuildRequest, TensorRtLibrary, build_plan, load_library
+from snl_runtime.errors import BackendUnavailableError, BuildCanceledError, EngineBuildError, EngineMismatchError
+from snl_runtime.trt_api import BuildRequest, TensorRtLibrary, build_plan, load_library
 from snl_runtime.trt_engine import open_library
 
 DUMPS = Path(__file__).parents[3] / "shared" / "trt_api"
