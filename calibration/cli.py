@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snl_runtime.commandline import EXIT_OK, EXIT_REFUSED, CommandParser, run_command
-from snl_runtime.files import atomic_write_text
+from snl_runtime.files import atomic_write_text, check_writable
 from snl_runtime.opencv import load_opencv
 from snl_runtime.text import to_json
 from snl_runtime.types import BIT_DEPTHS
@@ -93,8 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     load_opencv()  # the import below needs it; without it this is one line that names the extra
     from .calibrate import CalibrationOptions, calibrate
-    from .report import render_report
 
+    if arguments.report is not None:
+        check_writable(arguments.report)
     options = CalibrationOptions(
         max_frr=arguments.max_frr,
         confidence=arguments.confidence,
@@ -113,26 +114,34 @@ def _run(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         seed=arguments.seed,
     )
-    fits = calibrate(arguments.engine, arguments.good, options)
+    fits = calibrate(arguments.engine, arguments.good, options, before_writing=lambda fits: _deliver(arguments, fits))
+    for fit in fits:
+        if fit.decision is not None:
+            print(f"snl-calibrate: {fit.product}: decision written to {arguments.engine.with_suffix('.json')}", file=sys.stderr)
+    return EXIT_OK if all(fit.decision is not None for fit in fits) else EXIT_REFUSED
+
+
+def _deliver(arguments: argparse.Namespace, fits: "Sequence[ProductFit]") -> None:
+    """Report and print what was fitted; the decisions are written last, so that a full disk or a closed pipe leaves none of them."""
+    from .report import render_report
+
     if arguments.report is not None:
         atomic_write_text(arguments.report, render_report(str(arguments.engine), fits))
     if arguments.json:
-        print(to_json({"engine": str(arguments.engine), "products": [_plain(fit) for fit in fits]}))
+        print(to_json({"engine": str(arguments.engine), "products": [_plain(fit) for fit in fits]}), flush=True)
     else:
-        for fit in fits:
-            print(describe(fit))
+        print("\n".join(describe(fit) for fit in fits), flush=True)
     for fit in fits:
         for warning in fit.warnings:
             print(f"snl-calibrate: {fit.product}: {warning}", file=sys.stderr)
         if fit.refusal is not None:
             print(f"snl-calibrate: {fit.product}: refused: {fit.refusal}", file=sys.stderr)
-    return EXIT_OK if all(fit.decision is not None for fit in fits) else EXIT_REFUSED
 
 
 def describe(fit: "ProductFit") -> str:
     """Return the tables of one product: the promise, the scores of its good parts, and what was detected."""
     lines = [
-        f"{fit.product}: {'decision written' if fit.decision is not None else 'REFUSED, nothing written'}",
+        f"{fit.product}: {'fitted' if fit.decision is not None else 'REFUSED, nothing written'}",
         f"  good parts        {fit.sample_count}",
     ]
     if fit.refusal is not None:

@@ -123,6 +123,7 @@ def run_demo(out: Path, plan: Plan) -> Tally:
         "Train one model for all products",
         *("snl-train", "--data", str(data / "images"), "--out", str(out / "line.pt"), "--method", "snl-rd", "--teacher", "resnet18"),
         *("--teacher-weights", plan.teacher_weights, "--image-size", str(plan.image_size), "--epochs", str(plan.epochs), "--seed", str(plan.seed)),
+        "--overwrite",  # the folder is the demo's own: a second run replaces the first
     )
     demo.run("Export to ONNX through the parity gate", "snl-export", "--ckpt", str(out / "line.pt"), "--out", str(model))
     demo.run(

@@ -1,8 +1,9 @@
 """``snl-export``: a checkpoint in, a verified ONNX bundle out."""
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,13 +113,27 @@ def _run(options: argparse.Namespace) -> int:
     engine = None
     if plan.target is not None:
         _say("build the engine")
-        engine = build_planned_engine(model_path, bundle.manifest, plan.target, frames=options.frames)
+        with _naming_what_stands(model_path):
+            engine = build_planned_engine(model_path, bundle.manifest, plan.target, frames=options.frames)
         bundle = replace(bundle, manifest=engine.manifest, files=_with_engine(bundle, engine.path, engine.entry.sha256))
     if options.json:
         print(to_json(_as_plain(bundle, engine, plan.why_not)))
         return EXIT_OK
     _print_text(bundle, engine, plan.why_not)
     return EXIT_OK
+
+
+@contextlib.contextmanager
+def _naming_what_stands(model_path: Path) -> Iterator[None]:
+    """Say which files are in place if the engine, which comes after them, fails."""
+    from snl_runtime.errors import SnlError
+
+    try:
+        yield
+    except (SnlError, KeyboardInterrupt):
+        engine = model_path.with_suffix(".trt")
+        _say(f"{model_path}, its manifest and golden samples are in place and whole; build the engine again: snl-run --engine {engine} --rebuild")
+        raise
 
 
 def _with_engine(bundle: "ExportedBundle", path: Path, sha256: str) -> dict[Path, str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from snl_runtime.commandline import EXIT_NOT_ALL_PASSED, EXIT_OK, CommandParser, need_stdout, one_line, run_command, stop_signals
 from snl_runtime.errors import ConfigError
+from snl_runtime.files import check_writable
 from snl_runtime.progress import Progress
 from snl_runtime.text import to_json
 
@@ -152,7 +153,7 @@ def _inspect(arguments: argparse.Namespace, request: "_StopRequest") -> int:
     from snl_runtime.pipeline import Pipeline
     from snl_runtime.summary import RunTally
 
-    _check_combinations(arguments)
+    _check_outputs(arguments)
     source = _source(arguments)
     outputs = _outputs(arguments)
     with open_detector(arguments, arguments.engine, keep_maps=outputs.need_maps, outputs=outputs.request) as detector:
@@ -220,7 +221,7 @@ class _Outputs:
         return None if self.overlays is None else self.overlays.outputs
 
 
-def _check_combinations(arguments: argparse.Namespace) -> None:
+def _check_outputs(arguments: argparse.Namespace) -> None:
     if arguments.json and not arguments.jsonl:
         raise ConfigError("--json puts the summary on standard output, so the records need a file: add --jsonl FILE")
     if arguments.jsonl_max_mib is not None and not arguments.jsonl:
@@ -229,6 +230,8 @@ def _check_combinations(arguments: argparse.Namespace) -> None:
         raise ConfigError("--overlay-of chooses among the frames that --overlay saves: add --overlay DIR")
     if arguments.json or not arguments.jsonl:
         need_stdout()
+    if arguments.jsonl:
+        check_writable(arguments.jsonl, append=True)  # before an engine is rebuilt
 
 
 def _source(arguments: argparse.Namespace) -> "FrameSource":

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snl_runtime.commandline import EXIT_OK, CommandParser, need_packages, run_command
-from snl_runtime.errors import ConfigError, DataError, SinkError
-from snl_runtime.files import atomic_write_text, sha256_file
+from snl_runtime.errors import ConfigError, DataError
+from snl_runtime.files import atomic_write_text, check_writable, sha256_file
 from snl_runtime.progress import Progress
 from snl_runtime.text import to_json
 
@@ -59,8 +59,8 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from snl_train.evaluation_table import format_tables
     from snl_train.measures import Bootstrap
 
-    if options.report is not None and not options.report.absolute().parent.is_dir():
-        raise SinkError(f"cannot write {options.report}: its folder does not exist; create it first")
+    if options.report is not None:
+        check_writable(options.report)
     with contextlib.ExitStack() as opened:
         model = _open_model(options, opened)
         index = _read_test_images(options)

@@ -202,6 +202,11 @@ class Tools:
     sha256_of_pixels = staticmethod(sha256_of_pixels)
     save = staticmethod(save)
 
+    @staticmethod
+    def noise_map():
+        """Return values for a gain map that do not compress."""
+        return np.random.default_rng(0).uniform(0.5, 2.0, (SIDE, SIDE)).astype(np.float32)
+
 
 @pytest.fixture
 def tools():

@@ -8,7 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from snl_calibration.calibrate import append_decision
+from snl_calibration.calibrate import append_decisions
 from snl_runtime import engine_builder, engine_parity
 from snl_runtime.backends.tensorrt_backend import TensorRtBackend
 from snl_runtime.cli.run import main as run_main
@@ -358,7 +358,7 @@ def test_decision_appended_while_an_engine_is_built_or_compared_survives(write_e
     def appending(product, real):
         def run(*arguments, **options):
             result = real(*arguments, **options)
-            append_decision(path.with_name("line.onnx"), dataclasses.replace(read_manifest(manifest).decisions[0], product=product))
+            append_decisions(path.with_name("line.onnx"), [(dataclasses.replace(read_manifest(manifest).decisions[0], product=product), None)])
             sign_manifest(manifest, pem)
             return result
 
