@@ -5,13 +5,14 @@
 #   make lint          ruff, mypy --strict, import arrows
 #   make test-slow     the tests that take minutes: real engines of real networks
 #   make test-station  tests with servers
+#   make test-wheel    every command from the built wheel, in environments without torch
 #   make test-py310    the runtime's tests on Python 3.10 without torch (skipped where there is no python3.10)
 
 PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := cpu,train,export,openvino,dev
 
-.PHONY: demo test test-slow lint test-station test-py310 clean
+.PHONY: demo test test-slow lint test-station test-py310 test-wheel clean
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "snl-edge needs Python >= 3.10, $(PYTHON) is $$($(PYTHON) -V); run: make PYTHON=python3.11"; exit 2; }
@@ -25,7 +26,7 @@ demo: .venv/installed
 	$(BIN)/python examples/demo.py --out demo
 
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not station and not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not station and not slow and not gpu and not wheel"
 
 test-slow: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "slow and not gpu"
@@ -49,8 +50,20 @@ ifeq ($(PYTHON310),)
 else
 	@$(PYTHON310) -m venv .venv310
 	@.venv310/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[cpu,openvino,sign]' pytest hypothesis onnx scipy
-	OMP_NUM_THREADS=1 .venv310/bin/python -m pytest -q -m "not station and not slow and not gpu and not shared" tests/runtime tests/line
+	OMP_NUM_THREADS=1 .venv310/bin/python -m pytest -q -m "not station and not slow and not gpu and not wheel and not shared" tests/runtime tests/line
 endif
 
+# Two bare environments: the wheel alone, and with the extra of a station without a GPU. A build folder left behind would end up in the wheel.
+test-wheel: .venv/installed
+	rm -rf build dist .venv-wheel
+	$(BIN)/python -m build --wheel --outdir dist .
+	rm -rf build
+	@for name in base cpu; do \
+		$(PYTHON) -m venv ".venv-wheel/$$name" || exit 1; \
+		extras=$$([ "$$name" = base ] || echo "[$$name]"); \
+		".venv-wheel/$$name/bin/python" -m pip install --quiet --disable-pip-version-check "$$(ls dist/*.whl)$$extras" || exit 1; \
+	done
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m wheel tests/wheel
+
 clean:
-	rm -rf .venv .venv310 demo build dist *.egg-info
+	rm -rf .venv .venv310 .venv-wheel demo build dist *.egg-info

@@ -1,11 +1,11 @@
 """A teacher without any photograph: ResNet-18 trained to tell generated fractals and textures apart.
 
     python benchmarks/formula_teacher.py --out runs/teacher/formula.safetensors --images 100000
-    python -m benchmarks.accuracy --protocol reduced --data ../shared/data/realmix --only rd_128_realmix_multi_s0 \\
+    python -m benchmarks.accuracy --protocol reduced --data realmix --only rd_128_realmix_multi_s0 \\
         --weights runs/teacher/formula.safetensors --out runs/teacher/formula
 
 Air-gapped factories cannot fetch ImageNet weights. Each class is one iterated function system (Kataoka et al., Pre-training without natural images,
-2020) on a texture of its own; every picture is a new sample of it in other colours, cropped, turned and lit by lot. Writes the teacher's part of the
+2020) on a texture of its own; every picture is a new sample of it in other colors, cropped, turned and lit by lot. Writes the teacher's part of the
 network with torchvision's names, which ``--teacher-weights`` takes. ``--only`` matches a part of the name, so the second command trains SNL(RD)
 after RD; stop it there. Resumes from ``x.resume.pt`` beside the output.
 """
@@ -93,12 +93,12 @@ def make_pool(classes: int, per_class: int, seed: int) -> tuple[Tensor, Tensor, 
 
 
 def draw_batch(shapes: Tensor, grounds: Tensor, numbers: Tensor) -> Tensor:
-    """Return (B, 3, CROP, CROP) normalised pictures: two random colours each for figure and ground; draws from torch's global generator."""
+    """Return (B, 3, CROP, CROP) normalized pictures: two random colors each for figure and ground; draws from torch's global generator."""
     count = len(numbers)
     figure, ground = shapes[numbers][:, None].float() / 255, grounds[numbers][:, None].float() / 255  # (B, 1, SIDE, SIDE)
-    colours = torch.rand(4, count, 3, 1, 1)
-    below = colours[0] + (colours[1] - colours[0]) * ground  # (B, 3, SIDE, SIDE)
-    above = colours[2] + (colours[3] - colours[2]) * figure
+    colors = torch.rand(4, count, 3, 1, 1)
+    below = colors[0] + (colors[1] - colors[0]) * ground  # (B, 3, SIDE, SIDE)
+    above = colors[2] + (colors[3] - colors[2]) * figure
     pictures = below + (above - below) * figure.sqrt()
     angle = torch.rand(count) * 2 * math.pi
     zoom = torch.empty(count).uniform_(0.5, 0.95)

@@ -1,21 +1,17 @@
 """Fit decisions on the file that ships and append them to its manifest."""
 
-import contextlib
 import dataclasses
 import importlib.metadata
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from snl_runtime.errors import CalibrationRefusedError, ConfigError, DataError, ManifestError
+from snl_runtime.errors import CalibrationRefusedError, ConfigError, DataError, FrameError, ManifestError
 from snl_runtime.frame_range import MIN_DEVIATION, FrameRange, FrameStatistics, check_frame, fit_frame_range
 from snl_runtime.gain import GainMap
 from snl_runtime.gain_files import encode_gain, write_gain
 from snl_runtime.images import read_image
-from snl_runtime.manifest import Decision, Evidence, Manifest, manifest_path, read_manifest, write_manifest
-from snl_runtime.preprocess import FrameError
+from snl_runtime.manifest import Decision, Evidence, Manifest, manifest_path, update_manifest
 from snl_runtime.progress import Progress
 from snl_runtime.scorer import Scored, Scorer
 from snl_runtime.types import BIT_DEPTHS, AnomalyMap, Image
@@ -180,7 +176,7 @@ def _fit_product(
         decision = _decide(scorer, manifest, record, bad_parts, options)
     except CalibrationRefusedError as refusal:
         return record.result(refusal=str(refusal))
-    append_decision(scorer.bundle.path, decision, sample, None if record.gain is None else record.gain.gain)
+    append_decision(scorer.bundle.path, decision, None if record.gain is None else record.gain.gain)
     return record.result(decision=decision)
 
 
@@ -353,38 +349,20 @@ def _bad_parts(sample: ProductSample, options: CalibrationOptions, *, is_only: b
     return find_bad_parts(options.bad, sample.product)
 
 
-def append_decision(model_path: Path, decision: Decision, sample: ProductSample, gain: GainMap | None = None) -> None:
+def append_decision(model_path: Path, decision: Decision, gain: GainMap | None = None) -> None:
     """Add a decision to the model's manifest, its gain map beside it first; what others added since it was opened is kept.
 
     Raises:
         ManifestError: If the manifest was altered meanwhile.
         SinkError: If it cannot be written; then it is as it was.
     """
-    path = manifest_path(model_path)
-    with _locked(path.parent):
-        manifest = read_manifest(path)  # again: another calibration may have appended since the model was opened
-        if manifest.signature is not None:
-            sample.warnings.append("the manifest was signed; the signature does not cover the new decision, sign it again")
+
+    def append(manifest: Manifest) -> Manifest:
         if gain is not None:
             write_gain(model_path, *encode_gain(model_path, decision.product, gain))
-        write_manifest(path, manifest.with_decision(decision))
+        return manifest.with_decision(decision)
 
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder against another calibration on this machine; where the system has no such lock (Windows, some network drives), do without."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)  # releases the lock
+    update_manifest(manifest_path(model_path), append)
 
 
 def _is_box(roi_xyxy: tuple[int, int, int, int] | None) -> bool:

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from snl_runtime.commandline import EXIT_OK, EXIT_REFUSED, CommandParser, run_command
 from snl_runtime.files import atomic_write_text
 from snl_runtime.opencv import load_opencv
+from snl_runtime.text import to_json
 from snl_runtime.types import BIT_DEPTHS
 
 if TYPE_CHECKING:
@@ -87,8 +87,7 @@ def build_parser() -> CommandParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0 fitted, 2 user error, 3 at least one product was refused."""
-    arguments = build_parser().parse_args(argv)
-    return run_command(lambda: _run(arguments), program="snl-calibrate")
+    return run_command(lambda: _run(build_parser().parse_args(argv)), program="snl-calibrate")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -118,7 +117,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.report is not None:
         atomic_write_text(arguments.report, render_report(str(arguments.engine), fits))
     if arguments.json:
-        print(json.dumps({"engine": str(arguments.engine), "products": [_plain(fit) for fit in fits]}, allow_nan=False))
+        print(to_json({"engine": str(arguments.engine), "products": [_plain(fit) for fit in fits]}))
     else:
         for fit in fits:
             print(describe(fit))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from snl_runtime.backends.onnxruntime_lane import load_onnxruntime
 from snl_runtime.errors import BackendUnavailableError, ConfigError, DataError
 from snl_runtime.images import list_images, pixel_sha256, read_image
 from snl_runtime.preprocess import InputSpec, prepare
@@ -272,7 +273,6 @@ def _load_packages() -> tuple[Any, Any]:
         import onnx
         import onnx.helper
         import onnx.numpy_helper
-        import onnxruntime
     except ImportError as error:
-        raise BackendUnavailableError(f"--int8 needs the packages onnx and onnxruntime ({error}): pip install 'snl-edge[export]'") from error
-    return onnx, onnxruntime
+        raise BackendUnavailableError(f"--int8 needs the package onnx ({error}): pip install 'snl-edge[export]'") from error
+    return onnx, load_onnxruntime()

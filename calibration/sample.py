@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from snl_runtime.errors import CalibrationRefusedError, ConfigError, DataError
+from snl_runtime.errors import CalibrationRefusedError, ConfigError, DataError, FrameError
 from snl_runtime.frame_range import FrameFormat, FrameSizes
 from snl_runtime.images import list_images, pixel_sha256, read_frame
 from snl_runtime.manifest import Manifest
-from snl_runtime.preprocess import FrameError, stored_bits, to_8_bit
+from snl_runtime.preprocess import stored_bits, to_8_bit
 from snl_runtime.progress import Progress
 
 MANY_SIZES = 4

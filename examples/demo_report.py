@@ -122,7 +122,8 @@ def _product(out: Path, product: str, decision: Decision, records: Sequence[dict
 
 def _tiles(out: Path, product: str, own: Sequence[tuple[dict[str, Any], str]]) -> list[str]:
     """Return one tile for each kind of part and whatever was judged wrongly."""
-    overlays = {int(path.name.split("_")[0]): path for path in sorted((out / "overlays" / product).glob("*.jpg"))}
+    # 20261128T065326.123Z_<source>_000012_REJECT.jpg; of several runs the last one counts
+    overlays = {int(path.stem.split("_")[-2]): path for path in sorted((out / "overlays" / product).glob("*.jpg"))}
     wrong = [(record, kind) for record, kind in own if (record["verdict"] == "PASS") != (kind == "good")]
     first = [next(((record, own_kind) for record, own_kind in own if own_kind == kind), None) for kind in ("good", *DEFECTS)]
     shown = [*wrong, *(pair for pair in first if pair is not None and pair not in wrong)]

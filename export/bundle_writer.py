@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from snl_runtime.errors import CheckpointError, ConfigError, GoldenSampleError, ManifestError, ParityRefusedError, SinkError
-from snl_runtime.files import sha256_file
+from snl_runtime.files import exclusive_lock, sha256_file
 from snl_runtime.gain_files import open_gains
 from snl_runtime.golden import GoldenSamples, golden_path, write_golden
-from snl_runtime.manifest import Decision, EngineEntry, Manifest, ParityReport, manifest_path, read_manifest, write_manifest
+from snl_runtime.manifest import Decision, Manifest, ParityReport, manifest_path, read_manifest, write_manifest
 from snl_runtime.manifest_codec import canonical_json
 from snl_runtime.parity import LIMITS, ParityMeter
 from snl_runtime.parity_frames import FrameSet, derived_frames, folder_frames
@@ -27,7 +27,7 @@ from .graph import DEFAULT_TILE_ROWS, AffinityLayout, Precision, SnlGraph
 from .int8 import Int8Options, quantize_file
 from .onnx_export import BatchSize
 from .provenance import ExportPrecision, portable_part
-from .publishing import publish, restore_interrupted
+from .publishing import keeping_history, publish, restore_interrupted
 
 logger = logging.getLogger(__name__)
 
@@ -106,30 +106,30 @@ def export_bundle(
         raise ConfigError(f"--out must end in .onnx, got {model_path.name}")
     frames = None if options.frames is None else folder_frames(options.frames)
     notes = []
-    if restore_interrupted(model_path.parent, stem=model_path.stem):
-        notes.append(f"an earlier export to {model_path} was killed half-way; the files from before it were put back first")
-    earlier = _earlier_manifest(model_path)
     on_stage("load the checkpoint")
     checkpoint = load_checkpoint(checkpoint_path)
     if checkpoint.unfinished:
         notes.append(f"{checkpoint_path}: {checkpoint.unfinished}")
     with _staging_folder(model_path) as staging:
+        if restore_interrupted(model_path.parent, stem=model_path.stem):
+            notes.append(f"an earlier export to {model_path} was killed half-way; the files from before it were put back first")
+        earlier = _earlier_manifest(model_path)
         export = _Export(checkpoint, checkpoint_path, options, staging / model_path.name)
         on_stage("write the ONNX graph")
         export.write_model()
         on_stage("score the golden samples with the checkpoint")
         golden = export.write_golden()
-        draft = write_manifest(manifest_path(export.path), export.manifest(earlier))
+        draft = export.manifest() if earlier is None else keeping_history(export.manifest(), earlier)
+        write_manifest(manifest_path(export.path), draft)
         on_stage("compare the file with the checkpoint")
         decisions = export.comparable_decisions(earlier)
         meter = ParityMeter(LIMITS[options.precision], decisions, open_gains(model_path, decisions, draft.size_hw))
         reports = export.check(golden, frames or derived_frames(golden.images), meter)
-        written = write_manifest(manifest_path(export.path), replace(draft, parity=reports))
-        on_stage("put the files in place")
         _open_as_users_do(export.path)
-        staged = [export.path, golden_path(export.path), manifest_path(export.path)]
-        files = {model_path.with_name(path.name): sha256_file(path) for path in staged}
-        publish(staged, model_path.parent, stem=model_path.stem)
+        on_stage("put the files in place")
+        staged = [export.path, golden_path(export.path)]
+        written = publish(staged, replace(draft, parity=reports), model_path.parent, stem=model_path.stem)
+    files = {path: sha256_file(path) for path in (model_path, golden_path(model_path), manifest_path(model_path))}
     return ExportedBundle(
         model_path=model_path, manifest=written, files=files, notes=[*notes, *_decision_notes(written), *_engine_notes(model_path, written)]
     )
@@ -185,17 +185,14 @@ class _Export:
         write_golden(golden_path(self.path), golden)
         return golden
 
-    def manifest(self, earlier: Manifest | None) -> Manifest:
+    def manifest(self) -> Manifest:
         sha256 = sha256_file(self.path)
         golden = golden_path(self.path)
-        engines: list[EngineEntry] = [] if earlier is None else [engine for engine in earlier.engines if engine.onnx_sha256 == sha256]
         return Manifest(
             **self._portable,
             model_file=self.path.name,
             model_sha256=sha256,
             files={self.path.name: sha256, golden.name: sha256_file(golden)},
-            engines=engines,
-            decisions=[] if earlier is None else earlier.decisions,
             created_at=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         )
 
@@ -261,17 +258,18 @@ def _engine_notes(model_path: Path, manifest: Manifest) -> list[str]:
 
 @contextlib.contextmanager
 def _staging_folder(model_path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside the target, on its file system, and remove it afterwards whatever happened."""
+    """Yield an empty folder beside the target, on its file system, and remove it afterwards whatever happened; one export at a time has it."""
     folder = model_path.parent / f".{model_path.stem}.export"
     try:
         model_path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)  # a killed export left it
-        folder.mkdir()
     except OSError as error:
         raise SinkError(f"cannot write into {model_path.parent}: {error.strerror or error}; check the folder and its permissions") from error
-    try:
-        yield folder
-    except OSError as error:
-        raise SinkError(f"cannot write {model_path}: {error.strerror or error}; check the free space") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with exclusive_lock(model_path, what="export", blocking=False):
+        try:
+            shutil.rmtree(folder, ignore_errors=True)  # a killed export left it
+            folder.mkdir()
+            yield folder
+        except OSError as error:
+            raise SinkError(f"cannot write {model_path}: {error.strerror or error}; check the folder, its permissions and the free space") from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)

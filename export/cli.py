@@ -1,15 +1,14 @@
 """``snl-export``: a checkpoint in, a verified ONNX bundle out."""
 
 import argparse
-import importlib.util
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snl_runtime.commandline import EXIT_OK, CommandParser, run_command
+from snl_runtime.commandline import EXIT_OK, CommandParser, need_packages, run_command
+from snl_runtime.text import to_json
 
 if TYPE_CHECKING:
     from snl_runtime.manifest import ParityReport
@@ -24,13 +23,12 @@ snl-export --ckpt line.pt
 snl-export --ckpt line.pt --fp16 --frames parts/bottle/test --out station/line.onnx
 snl-export --ckpt line.pt --int8 --calib-data parts/bottle/train --frames parts/bottle/test --out station/line.onnx
 """
-_PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime")
+_PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "cv2")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``snl-export`` and return its exit status."""
-    options = build_parser().parse_args(argv)
-    return run_command(lambda: _run(options), program=PROGRAM)
+    return run_command(lambda: _run(build_parser().parse_args(argv)), program=PROGRAM)
 
 
 def build_parser() -> CommandParser:
@@ -92,7 +90,7 @@ def _int8_options(options: argparse.Namespace) -> "Int8Options | None":
 
 
 def _run(options: argparse.Namespace) -> int:
-    _need_packages()
+    need_packages(_PACKAGES, what=PROGRAM, extra="export")
     from .bundle_writer import ExportOptions, export_bundle
     from .engines import build_planned_engine, plan_engine
     from .graph import DEFAULT_TILE_ROWS
@@ -117,7 +115,7 @@ def _run(options: argparse.Namespace) -> int:
         engine = build_planned_engine(model_path, bundle.manifest, plan.target, frames=options.frames)
         bundle = replace(bundle, manifest=engine.manifest, files=_with_engine(bundle, engine.path, engine.entry.sha256))
     if options.json:
-        print(json.dumps(_as_plain(bundle, engine, plan.why_not), allow_nan=False))
+        print(to_json(_as_plain(bundle, engine, plan.why_not)))
         return EXIT_OK
     _print_text(bundle, engine, plan.why_not)
     return EXIT_OK
@@ -149,6 +147,7 @@ def _print_text(bundle: "ExportedBundle", engine: "ExportedEngine | None", why_n
 
 
 def _parity_line(report: "ParityReport") -> str:
+    from snl_runtime.guard_band import guard_text
     from snl_runtime.parity import correlation_text
 
     figures = [
@@ -163,7 +162,7 @@ def _parity_line(report: "ParityReport") -> str:
         figures.append(f"image AUROC moves by {100 * report.auroc_drift:.2f} points")
     return (
         f"parity passed on {report.frame_count} frames ({report.frames_source}) against {report.reference}, {report.verified_on}: "
-        f"largest differences {', '.join(figures)}"
+        f"largest differences {', '.join(figures)}{guard_text(report)}"
     )
 
 
@@ -190,14 +189,6 @@ def _compute_capabilities(text: str | None) -> list[int]:
     if not all(name.isdecimal() and len(name) in (2, 3) for name in names):
         raise ConfigError(f"--sm must list compute capabilities such as 86,89,120, got {text!r}")
     return [int(name) for name in names]
-
-
-def _need_packages() -> None:
-    from snl_runtime.errors import BackendUnavailableError
-
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise BackendUnavailableError(f"snl-export needs {', '.join(missing)}: pip install 'snl-edge[train,export]'")
 
 
 def _say(stage: str) -> None:

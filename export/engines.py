@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from snl_runtime.errors import BackendUnavailableError, ConfigError
-from snl_runtime.manifest import NOT_VERIFIED, EngineEntry, Manifest, manifest_path, read_manifest, write_manifest
+from snl_runtime.manifest import NOT_VERIFIED, EngineEntry, Manifest, manifest_path, read_manifest, update_manifest
 from snl_runtime.parity import refuse_unless_passed
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def build_planned_engine(model_path: Path, manifest: Manifest, target: "EngineTa
     largest = int(manifest.input["max_batch"])
     options = EngineOptions(batches=(1, 1, largest), precision=str(manifest.graph["precision"]))
     built = build_engine(model_path, model_path.with_suffix(".trt"), target, options)
-    write_manifest(manifest_path(model_path), manifest.with_engine(built.entry))
+    update_manifest(manifest_path(model_path), lambda listed: listed.with_engine(built.entry))
     report, why_not = verify_if_possible(built.path, frames)
     if report is not None:
         refuse_unless_passed(report, advice=f"{model_path.name} stands; the engine is listed with this report and gives no verdict but ERROR")

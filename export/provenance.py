@@ -5,9 +5,9 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 
+from snl_runtime.backends.onnxruntime_lane import load_onnxruntime
 from snl_runtime.golden import TOLERANCES
 from snl_runtime.manifest import SCHEMA
 from snl_train.checkpoint import Checkpoint
@@ -73,7 +73,7 @@ def portable_part(
 
 def verified_on(backend_name: str, backend_device: str) -> str:
     """Return backend, device and versions for a parity report."""
-    return f"{backend_name} {onnxruntime.__version__} on {backend_device}, {platform.machine()} {platform.system()}, numpy {np.__version__}"
+    return f"{backend_name} {load_onnxruntime().__version__} on {backend_device}, {platform.machine()} {platform.system()}, numpy {np.__version__}"
 
 
 def torch_half() -> str:

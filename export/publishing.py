@@ -1,10 +1,12 @@
 """Putting a finished bundle in place of an earlier one, so that no reader ever opens a mixture.
 
-Three files cannot be renamed at once. The order is: keep links to the earlier files, rename the model and the golden samples, rename the manifest
+Three files cannot be renamed at once. The order is: keep links to the earlier files, rename the model and the golden samples, write the manifest
 last, drop the links. An error on the way puts the earlier files back. If the process is killed on the way, the hashes in the manifest do not fit the
-files beside it, so every reader refuses them, and ``restore_interrupted`` (run by the next export) puts the earlier files back.
+files beside it, so every reader refuses them, and ``restore_interrupted`` (run by the next export) puts the earlier files back. The manifest is
+never put back: it is the earlier one, with what others added since, until it is the new one.
 """
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Sequence
@@ -12,38 +14,55 @@ from pathlib import Path
 
 from snl_runtime.errors import ManifestError, SinkError
 from snl_runtime.files import sha256_file
-from snl_runtime.manifest import read_manifest
+from snl_runtime.manifest import Manifest, read_manifest, replace_manifest
 
 _NAMES = "names"
 
 
-def publish(staged: Sequence[Path], folder: Path, *, stem: str) -> None:
-    """Move finished files into ``folder``, over earlier ones of the same names.
+def publish(staged: Sequence[Path], manifest: Manifest, folder: Path, *, stem: str) -> Manifest:
+    """Move finished files into ``folder``, over earlier ones of the same names, and write their manifest.
 
     Args:
-        staged: Files in the order in which they appear, the manifest last; on the same file system as ``folder``.
+        staged: Files in the order in which they appear; on the same file system as ``folder``.
+        manifest: What the new manifest says; decisions and engines come from the one that it replaces, as that is when it is replaced.
         folder: Where they go.
         stem: Name of the bundle without suffix.
 
+    Returns:
+        The manifest as written.
+
     Raises:
+        ManifestError: If the manifest that would be replaced is altered.
         SinkError: If a file cannot be written; the earlier files are then back in place and none of the new ones is left.
     """
     kept = _kept_folder(folder, stem)
-    try:
-        for path in staged:
-            _flush(path)
+
+    def put_in_place(earlier: Manifest | None) -> Manifest:
         _keep(kept, folder, [path.name for path in staged])
         for path in staged:
             path.replace(folder / path.name)
         _flush(folder)
+        return manifest if earlier is None else keeping_history(manifest, earlier)
+
+    try:
+        for path in staged:
+            _flush(path)
+        written = replace_manifest(folder / f"{stem}.json", put_in_place)
     except BaseException as error:  # Ctrl-C included
-        _put_back(kept, folder)
+        _undo(kept, folder, stem)
         if isinstance(error, OSError):
             raise SinkError(
                 f"cannot write {folder / stem}.*: {error.strerror or error}; check the folder, its permissions and the free space"
             ) from error
         raise
     _drop(kept)
+    return written
+
+
+def keeping_history(manifest: Manifest, earlier: Manifest) -> Manifest:
+    """Return a manifest with the decisions of the one it replaces and with its engines, as far as they were built from this very ONNX file."""
+    engines = [engine for engine in earlier.engines if engine.onnx_sha256 == manifest.model_sha256]
+    return dataclasses.replace(manifest, decisions=earlier.decisions, engines=engines)
 
 
 def restore_interrupted(folder: Path, *, stem: str) -> bool:
@@ -54,17 +73,10 @@ def restore_interrupted(folder: Path, *, stem: str) -> bool:
     """
     kept = _kept_folder(folder, stem)
     shutil.rmtree(_dropped_folder(kept), ignore_errors=True)
-    shutil.rmtree(_unfinished_folder(kept), ignore_errors=True)
-    if not kept.is_dir():
-        return False
-    if _is_whole(folder / f"{stem}.json"):  # killed before the first rename or after the last one
-        _drop(kept)
-        return False
     try:
-        _put_back(kept, folder)
+        return _undo(kept, folder, stem)
     except OSError as error:
         raise SinkError(f"cannot put the files of {kept} back: {error.strerror or error}; move them into {folder} by hand") from error
-    return True
 
 
 def _keep(kept: Path, folder: Path, names: Sequence[str]) -> None:
@@ -75,16 +87,24 @@ def _keep(kept: Path, folder: Path, names: Sequence[str]) -> None:
         if (folder / name).exists():
             _link(folder / name, unfinished / name)
     # A name that is listed and not kept did not exist before: putting back means removing it.
-    (unfinished / _NAMES).write_text("\n".join(names), encoding="utf-8")
+    (unfinished / _NAMES).write_text("\n".join(names), encoding="utf-8", errors="surrogateescape")
     _flush(unfinished / _NAMES)
     unfinished.replace(kept)
 
 
-def _put_back(kept: Path, folder: Path) -> None:
+def _undo(kept: Path, folder: Path, stem: str) -> bool:
     shutil.rmtree(_unfinished_folder(kept), ignore_errors=True)
     if not kept.is_dir():
-        return
-    for name in (kept / _NAMES).read_text(encoding="utf-8").splitlines():
+        return False
+    if _is_whole(folder / f"{stem}.json"):  # stopped before the first rename or after the manifest
+        _drop(kept)
+        return False
+    _put_back(kept, folder)
+    return True
+
+
+def _put_back(kept: Path, folder: Path) -> None:
+    for name in (kept / _NAMES).read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         if not (kept / name).exists():
             (folder / name).unlink(missing_ok=True)
             continue

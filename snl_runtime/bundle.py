@@ -7,7 +7,9 @@ from pathlib import Path
 from snl_runtime.errors import GoldenSampleError, ManifestError
 from snl_runtime.files import sha256_file
 from snl_runtime.golden import GoldenSamples, golden_path, golden_tolerance, read_golden
+from snl_runtime.guard_band import guard_text
 from snl_runtime.manifest import NOT_VERIFIED, EngineEntry, Manifest, manifest_path, read_manifest
+from snl_runtime.mixups import find_mix_up
 from snl_runtime.preprocess import InputSpec
 from snl_runtime.signing import PublicKey, verify_manifest
 
@@ -60,6 +62,8 @@ def open_bundle(model_path: str | os.PathLike[str], *, public_key: PublicKey | N
         SignatureError: If a key is given and the signature does not hold.
     """
     path = Path(model_path)
+    if (mix_up := find_mix_up("", "--engine", path)) is not None:
+        raise ManifestError(mix_up)
     sha256 = _hash(path)
     if not manifest_path(path).exists():
         return _open_lone_file(path, sha256, public_key)
@@ -76,8 +80,53 @@ def open_bundle(model_path: str | os.PathLike[str], *, public_key: PublicKey | N
         manifest=manifest,
         golden=golden,
         spec=InputSpec(size_hw=manifest.size_hw),
-        notes=(*notes, *_engine_notes(path, manifest.engine_for(sha256))),
+        notes=(*notes, *_engine_notes(path, manifest.engine_for(sha256)), *_guard_notes(path, manifest.products_without_room(sha256))),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedFiles:
+    """The files that a manifest lists.
+
+    Attributes:
+        matching: Names of those that lie beside the model and have the recorded hash.
+        missing: Names of those that do not lie there, which is allowed: engines and gain maps of other stations, files that were left at home.
+    """
+
+    matching: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+def check_listed_files(model_path: str | os.PathLike[str], manifest: Manifest) -> CheckedFiles:
+    """Compare every file that the manifest names with its hash: model, golden samples, engines and gain maps, of earlier decisions too.
+
+    Raises:
+        ManifestError: If one that lies beside the model has another hash.
+    """
+    path = Path(model_path)
+    listed = {manifest.model_file: manifest.model_sha256, **manifest.files}
+    listed |= {engine.file: engine.sha256 for engine in manifest.engines}
+    listed |= {decision.gain.file: decision.gain.sha256 for decision in manifest.decisions if decision.gain is not None}
+    matching, missing = [], []
+    for name, expected in listed.items():
+        other = _beside(path, name, manifest)
+        if not other.exists():
+            missing.append(name)
+            continue
+        if (actual := _hash(other)) != expected:
+            raise ManifestError(
+                f"{other} has sha256 {actual[:12]}, {manifest_path(path).name} records {expected[:12]}: the file is truncated, altered or from "
+                "another build; copy it again or make it again before this is signed or trusted"
+            )
+        matching.append(name)
+    return CheckedFiles(matching=tuple(matching), missing=tuple(missing))
+
+
+def _beside(model_path: Path, name: str, manifest: Manifest) -> Path:
+    """Return where a listed file lies; the files of a model may have been renamed together."""
+    listed = model_path.with_name(name)
+    stem = Path(manifest.model_file).stem
+    return listed if listed.exists() or not name.startswith(f"{stem}.") else model_path.with_name(f"{model_path.stem}{name.removeprefix(stem)}")
 
 
 def _engine_notes(path: Path, engine: EngineEntry | None) -> tuple[str, ...]:
@@ -88,7 +137,16 @@ def _engine_notes(path: Path, engine: EngineEntry | None) -> tuple[str, ...]:
     if not engine.parity.passed:
         reasons = "; ".join(engine.parity.failures[:2])
         return (f"{path.name} does not score like its ONNX file ({reasons}) and has no threshold; run the ONNX file instead",)
+    if engine.parity.refused_by_guard_band:
+        return (f"{path.name} passes nothing that its ONNX file would not{guard_text(engine.parity)}",)
     return ()
+
+
+def _guard_notes(path: Path, products: list[str]) -> tuple[str, ...]:
+    if not products:
+        return ()
+    names = ", ".join(products)
+    return (f"the thresholds of {names} leave no room for the guard band of {path.name}; calibrate the engine: snl-calibrate --engine {path.name}",)
 
 
 def _open_lone_file(path: Path, sha256: str, public_key: PublicKey | None) -> ModelBundle:

@@ -78,13 +78,13 @@ def decide(  # noqa: PLR0913  # all evidence on one frame
     if fault is not None:
         return fault
     if decision.gain is None:
-        return _compare(score, summary.peak, decision)
+        return compare_with_thresholds(score, summary.peak, decision)
     gained = summary.gained_peak
     if gained is None:
         return error("no_gain_map", f"the gain map {decision.gain.file} of product {decision.product!r} was not applied; open the model again")
     if not math.isfinite(gained):
         return error("output_not_finite", f"the anomaly map is {gained} under the gain map of product {decision.product!r}")
-    return _compare(gained, gained, decision)
+    return compare_with_thresholds(gained, gained, decision)
 
 
 def summarise_map(anomaly_map: AnomalyMap | MapSummary | None, gain: GainMap | None = None) -> MapSummary:
@@ -125,8 +125,8 @@ def check_output(score: float, anomaly_map: AnomalyMap | MapSummary | None) -> R
     return None
 
 
-def _compare(score: float, peak: float, decision: Decision) -> Ruling:
-    """Compare with the thresholds; where score and peak differ by a rounding, the one further from PASS counts."""
+def compare_with_thresholds(score: float, peak: float, decision: Decision) -> Ruling:
+    """Return the verdict on a score that every check let through; where score and peak differ by a rounding, the one further from PASS counts."""
     if not min(score, peak) >= decision.floor:
         return error("below_floor", f"the score {score:.6g} is below {decision.floor:.6g}, half of the lowest score of any calibrated good part")
     score = max(score, peak)

@@ -19,6 +19,7 @@ from snl_runtime.errors import (
     ConfigError,
     DetectorClosedError,
     EngineMismatchError,
+    FrameError,
     GoldenSampleError,
     ManifestError,
     SignatureError,
@@ -26,7 +27,6 @@ from snl_runtime.errors import (
 from snl_runtime.gain_files import open_gains
 from snl_runtime.inspection import Inspection, Output, Prepared, Request, answer
 from snl_runtime.manifest import Manifest
-from snl_runtime.preprocess import FrameError
 from snl_runtime.ruling import Ruling, error
 from snl_runtime.scorer import Scorer
 from snl_runtime.selection import DecisionBook
@@ -139,8 +139,8 @@ class SnlDetector:
 
     @property
     def products(self) -> tuple[str, ...]:
-        """Products with a decision for this very file, sorted."""
-        return tuple(sorted(self._book.decisions))
+        """Products with a decision for this very file, sorted; an engine that is too far from its model passes none of them."""
+        return self._book.products
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -288,7 +288,7 @@ def _rebuild(model: Path, mismatch: EngineMismatchError | ManifestError, *, is_s
     if model.suffix.lower() != ".trt" or isinstance(mismatch, SignatureError):
         raise mismatch
     if is_signed:
-        raise SignatureError(f"{mismatch}; rebuilding changes the signed manifest, so rebuild and sign it where the private key is") from mismatch
+        raise SignatureError(f"{mismatch}; rebuilding changes the signed manifest, so rebuild and snl-sign it where the private key is") from mismatch
     from snl_runtime.engine_builder import rebuild_engine
 
     logger.info("rebuilding %s: %s", model.name, mismatch)
@@ -298,7 +298,7 @@ def _rebuild(model: Path, mismatch: EngineMismatchError | ManifestError, *, is_s
 def _verify(model: Path, *, is_signed: bool) -> None:
     """Compare an engine that has no parity report yet with its ONNX file, here where it runs; without a passed report it has no threshold."""
     if is_signed:
-        logger.warning("%s is not verified: the report would change the signed manifest; verify and sign it where the private key is", model.name)
+        logger.warning("%s is not verified: the report would change the signed manifest; verify and snl-sign it where the private key is", model.name)
         return
     from snl_runtime.engine_parity import verify_engine
 

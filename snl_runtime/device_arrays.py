@@ -1,14 +1,10 @@
-"""Arrays that lie on a GPU, in and out: pycuda, CuPy, torch and Numba through ``__cuda_array_interface__`` (version 2 or 3) or DLPack.
-
-A frame that is on the device already comes in as it is. What goes out owns its memory until it is closed and the last consumer has let go.
-"""
+"""Frames that lie on a GPU already: pycuda, CuPy, torch and Numba through ``__cuda_array_interface__`` (version 2 or 3) or DLPack."""
 
 import contextlib
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -16,9 +12,8 @@ import numpy.typing as npt
 
 from snl_runtime import cuda_api, dlpack
 from snl_runtime.cuda_api import CudaApi, device_scope
-from snl_runtime.cuda_resources import CudaEvent, CudaStream, DeviceBuffer, PinnedBuffer
-from snl_runtime.errors import InferenceError
-from snl_runtime.preprocess import FrameError
+from snl_runtime.cuda_resources import CudaEvent, CudaStream, PinnedBuffer
+from snl_runtime.errors import FrameError
 
 _INTERFACE = "__cuda_array_interface__"
 
@@ -109,87 +104,6 @@ def wait_for_producer(api: CudaApi, view: DeviceView, stream: CudaStream) -> Non
     with CudaEvent(api) as event:  # CUDA keeps a destroyed event until the streams have passed it
         api.record_event(event.handle, view.producer_stream)
         api.wait_event(stream.handle, event.handle)
-
-
-class OwnedDeviceArray:
-    """One of our results in device memory, complete and dense; hand it to ``cupy.asarray``, ``torch.from_dlpack`` or pycuda.
-
-    Consumers through DLPack keep the memory alive. Consumers through ``__cuda_array_interface__`` keep this object alive; they must be done before
-    :meth:`close`.
-
-    Args:
-        buffer: The memory, which the array then owns.
-        shape: Sizes.
-        dtype: Type of an element.
-        device: Index of its device.
-    """
-
-    def __init__(self, buffer: DeviceBuffer, shape: tuple[int, ...], dtype: npt.DTypeLike, *, device: int) -> None:
-        self.shape = shape
-        self.dtype: np.dtype[Any] = np.dtype(dtype)
-        self._buffer = buffer
-        self._device = device
-        self._device_type = dlpack.DEVICE_CUDA
-        self._lock = threading.Lock()
-        self._consumers = 0
-        self._closed = False
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        """Version 3; ``stream`` is None because the results are complete."""
-        return {
-            "shape": self.shape,
-            "typestr": self.dtype.str,
-            "data": (self._address(), False),
-            "strides": None,
-            "stream": None,
-            "version": 3,
-        }
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        """Return CUDA and the index of the device."""
-        return self._device_type, self._device
-
-    def __dlpack__(self, *, stream: int | None = None, **_: object) -> object:
-        """Return a capsule; the results are complete, so ``stream`` has nothing to wait for."""
-        address = self._address()
-        with self._lock:
-            self._consumers += 1
-        return dlpack.make_capsule(address, self.shape, self.dtype, device_type=self._device_type, device=self._device, release=self._consumer_gone)
-
-    def to_host(self) -> npt.NDArray[Any]:
-        """Return a copy in host memory."""
-        api = self._buffer.api
-        with device_scope(api, self._device), CudaStream(api) as stream, PinnedBuffer(api, self._buffer.byte_count) as host:
-            api.copy_async(host.handle, self._address(), self._buffer.byte_count, "device_to_host", stream.handle)
-            stream.synchronize()
-            return np.array(host.array(self.shape, self.dtype))
-
-    def close(self) -> None:
-        """Release the memory, at once or when the last DLPack consumer lets go; a second call does nothing."""
-        with self._lock:
-            self._closed = True
-            in_use = self._consumers > 0
-        if not in_use:
-            self._buffer.close()
-
-    def __enter__(self) -> "OwnedDeviceArray":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def _address(self) -> int:
-        if self._closed:
-            raise InferenceError("a device array was used after it was closed; take what is needed before")
-        return self._buffer.handle
-
-    def _consumer_gone(self) -> None:
-        with self._lock:
-            self._consumers -= 1
-            last = self._closed and self._consumers == 0
-        if last:
-            self._buffer.close()
 
 
 class DeviceFrameReader:

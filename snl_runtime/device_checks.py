@@ -18,7 +18,7 @@ from snl_runtime.kernels.launches import DeviceFrame
 from snl_runtime.pictures import draw_pictures
 from snl_runtime.preprocess import InputSpec, crop_frame, prepare
 from snl_runtime.regions import find_regions
-from snl_runtime.types import AnomalyMap, ColorOrder
+from snl_runtime.types import AnomalyMap, ColorOrder, OutputRequest
 
 INPUT_TOLERANCE = 1
 """Grey levels by which the device's network input may differ from that of :mod:`snl_runtime.preprocess`."""
@@ -110,7 +110,7 @@ class _Checks:
         frame = self.before.enqueue(image, color, roi_xyxy, self.device.handle)
         self._upload_map(anomaly_map, anomaly_map.max())
         covered = roi_xyxy or (0, 0, frame.size_hw[1], frame.size_hw[0])
-        everything = Wanted(frame_map=True, mask=True, overlay=True)
+        everything = OutputRequest(frame_map=True, mask=True, overlay=True)
         score = self.device.handle + anomaly_map.nbytes
         self.after.enqueue(self.device.handle, score, frame=frame, roi_xyxy=covered, threshold=threshold)
         self.after.collect()

@@ -15,21 +15,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from snl_runtime.backends.base import Backend, DeviceBackend, one_line
+from snl_runtime.backends.base import Backend, DeviceBackend, DeviceLane, one_line
 from snl_runtime.cuda_api import CudaApi, device_scope
 from snl_runtime.cuda_resources import CudaModule, CudaStream
 from snl_runtime.decision import MapSummary, summarise_map
 from snl_runtime.device_arrays import DeviceView, is_device_array, view_of, wait_for_producer
 from snl_runtime.device_buffers import drain
 from snl_runtime.device_checks import check_stages
-from snl_runtime.device_pipeline import DeviceLane, DeviceOutput, DevicePostprocess, DevicePreprocess, Roi, Wanted, inspect_on_device
-from snl_runtime.errors import BackendError, InferenceError
+from snl_runtime.device_pipeline import DeviceOutput, DevicePostprocess, DevicePreprocess, Roi, Wanted, inspect_on_device
+from snl_runtime.errors import BackendError, FrameError, InferenceError
 from snl_runtime.frame_range import FrameFormat, FrameStatistics
 from snl_runtime.gain import GainMap
 from snl_runtime.kernels import load_kernels
 from snl_runtime.kernels.launches import DeviceFrame
 from snl_runtime.pictures import PictureFlags, Pictures
-from snl_runtime.preprocess import FrameError, crop_frame, stored_bits
+from snl_runtime.preprocess import crop_frame, stored_bits
 from snl_runtime.types import AnomalyMap, AnomalyRegion, ColorOrder
 
 logger = logging.getLogger(__name__)

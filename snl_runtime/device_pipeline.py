@@ -7,14 +7,14 @@ stream: frame up, input kernels, statistics down | engine | map kernels, report 
 
 import contextlib
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from snl_runtime.backends.base import DeviceLane
 from snl_runtime.cuda_api import CudaApi
 from snl_runtime.cuda_resources import CudaStream, DeviceBuffer, PinnedBuffer
 from snl_runtime.decision import MapSummary
@@ -38,49 +38,20 @@ from snl_runtime.kernels.launches import (
     read_map_report,
     rows_bytes,
 )
-from snl_runtime.pictures import PictureFlags, Pictures, wants_any
+from snl_runtime.pictures import PictureFlags, Pictures
 from snl_runtime.preprocess import crop_frame
 from snl_runtime.regions import find_regions
-from snl_runtime.types import AnomalyMap, AnomalyRegion, ColorOrder, Image, Mask
+from snl_runtime.types import AnomalyMap, AnomalyRegion, ColorOrder
 
 Roi = tuple[int, int, int, int]
 
 
-class DeviceLane(Protocol):
-    """What runs an engine between the two: the lanes of TensorRT and of ONNX Runtime CUDA."""
-
-    @property
-    def stream(self) -> CudaStream:
-        """What everything is queued on."""
-        ...
-
-    @property
-    def anomaly_map(self) -> DeviceBuffer:
-        """Where the engine writes its map."""
-        ...
-
-    @property
-    def anomaly_score(self) -> DeviceBuffer:
-        """Where the engine writes its score."""
-        ...
-
-    def run_on_device(self, count: int, bring_image: Callable[[int, CudaStream], None]) -> None:
-        """Queue one run whose input ``bring_image`` queues at the address it is given."""
-        ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What comes back beside score, checks and regions, and of which map; each flag costs its own bytes."""
+    """What comes back beside score, checks and regions, and of which map."""
 
     anomaly_map: bool = False
-    """The map at network resolution."""
-    frame_map: bool = False
-    """The map at the resolution of the frame's inspected part."""
-    mask: bool = False
-    """Where that map is above the threshold."""
-    overlay: bool = False
-    """The inspected part of the frame with the heat map blended over it."""
+    """The map at network resolution, 4 bytes a cell."""
     gain: GainMap | None = None
     """What the map is multiplied with before regions and pictures are made of it; checks and ``anomaly_map`` stay raw."""
 
@@ -96,9 +67,6 @@ class DeviceOutput:
         regions: As :func:`snl_runtime.regions.find_regions` gives them.
         gained_peak: Largest value of the gained map, NaN if one of them is not finite; None without a gain.
         anomaly_map: (h, w) float32 raw map, if wanted.
-        frame_map: (H, W) float32 of the inspected part, if wanted.
-        mask: (H, W) bool, if wanted.
-        overlay: (H, W, 3) uint8 RGB, if wanted.
     """
 
     score: float
@@ -107,9 +75,6 @@ class DeviceOutput:
     regions: tuple[AnomalyRegion, ...]
     gained_peak: float | None = None
     anomaly_map: AnomalyMap | None = None
-    frame_map: AnomalyMap | None = None
-    mask: Mask | None = None
-    overlay: Image | None = None
 
 
 def inspect_on_device(  # noqa: PLR0913 - the two stages, the engine between them, and the arguments of one frame
@@ -321,8 +286,6 @@ class DevicePostprocess:
         if pending.wanted.anomaly_map:
             self._host_map.array(self._map_hw, np.float32)[...] = np.nan  # part of an earlier map must not look like this one
             api.copy_async(self._host_map.handle, anomaly_map, self._map_bytes, "device_to_host", stream)
-        if wants_any(pending.wanted):
-            self._renderer.enqueue(pending.judged_map, frame=frame, threshold=threshold, wanted=pending.wanted)
         self._pending = pending
 
     def collect(self) -> DeviceOutput:
@@ -340,7 +303,6 @@ class DevicePostprocess:
         if report.cells != cells:
             raise InferenceError(f"the device looked at {report.cells} of {cells} cells of the map; open the backend again")
         score = float(self._host_score.array((1,), np.float32)[0])
-        pictures = self._renderer.take() if wants_any(pending.wanted) else Pictures()
         judged = MapSummary(peak=report.peak, is_finite=report.non_finite == 0)
         raw = judged if pending.wanted.gain is None else self._gain.raw_summary()
         anomaly_map = self._host_map.array(self._map_hw, np.float32).copy() if pending.wanted.anomaly_map else None  # before regions reuse it
@@ -351,9 +313,6 @@ class DevicePostprocess:
             regions=self._regions(report, score if raw is judged else report.peak, pending),
             gained_peak=None if raw is judged else judged.peak if judged.is_finite else math.nan,
             anomaly_map=anomaly_map,
-            frame_map=pictures.frame_map,
-            mask=pictures.mask,
-            overlay=pictures.overlay,
         )
         self._shown = pending
         return output

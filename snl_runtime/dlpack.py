@@ -1,14 +1,13 @@
-"""DLPack capsules (the unversioned ``dltensor``), read and written through the C structures that the standard lays down.
+"""DLPack capsules (the unversioned ``dltensor``), read through the C structures that the standard lays down.
 
 Only the parts that dense arrays need. The standard: https://dmlc.github.io/dlpack/latest/c_api.html
 """
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 DEVICE_CPU = 1
 DEVICE_CUDA = 2
@@ -44,15 +43,10 @@ class _ManagedTensor(ctypes.Structure):
 
 
 _Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-_Destructor = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
 
-_new_capsule = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(("PyCapsule_New", ctypes.pythonapi))
 _is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_IsValid", ctypes.pythonapi))
 _get_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_GetPointer", ctypes.pythonapi))
 _set_name = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_SetName", ctypes.pythonapi))
-# The destructor gets an object whose reference count is zero: as py_object it would be revived and destroyed twice.
-_is_valid_raw = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_IsValid", ctypes.pythonapi))
-_get_pointer_raw = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_GetPointer", ctypes.pythonapi))
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -104,50 +98,3 @@ def take_capsule(capsule: object) -> Lent:
     )
     _set_name(capsule, _USED_NAME)  # from now on the release is ours, not the capsule's
     return lent
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Kept:
-    """What must stay in memory while a consumer holds a capsule."""
-
-    managed: _ManagedTensor
-    sizes: object
-    release: Callable[[], None]
-
-
-_lent: dict[int, _Kept] = {}
-"""By the address of the structure that the consumer got."""
-
-
-def make_capsule(address: int, shape: Sequence[int], dtype: npt.DTypeLike, *, device_type: int, device: int, release: Callable[[], None]) -> object:
-    """Return a capsule for a dense array; ``release`` is called once, when the consumer, or the unused capsule, is gone."""
-    element = np.dtype(dtype)
-    sizes = (ctypes.c_int64 * len(shape))(*shape)
-    managed = _ManagedTensor()
-    managed.tensor.data = address
-    managed.tensor.device = _Device(device_type, device)
-    managed.tensor.ndim = len(shape)
-    managed.tensor.dtype = _DataType(_KINDS[element.kind], element.itemsize * 8, 1)
-    managed.tensor.shape = ctypes.cast(sizes, ctypes.POINTER(ctypes.c_int64))
-    managed.deleter = ctypes.cast(_delete, ctypes.c_void_p)
-    key = ctypes.addressof(managed)
-    _lent[key] = _Kept(managed, sizes, release)
-    capsule: object = _new_capsule(key, _NAME, ctypes.cast(_destroy, ctypes.c_void_p))
-    return capsule
-
-
-def _release_lent(key: int) -> None:
-    """Called by the consumer, from any thread."""
-    entry = _lent.pop(key, None)
-    if entry is not None:
-        entry.release()
-
-
-def _release_unused(capsule: int) -> None:
-    """Called when a capsule dies; one that nobody took still owns its array."""
-    if _is_valid_raw(capsule, _NAME):
-        _release_lent(_get_pointer_raw(capsule, _NAME))
-
-
-_delete = _Deleter(_release_lent)
-_destroy = _Destructor(_release_unused)

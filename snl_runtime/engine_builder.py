@@ -7,7 +7,6 @@
 import hashlib
 import json
 import logging
-import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -15,9 +14,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
+from snl_runtime.cache import Cache
 from snl_runtime.errors import BackendUnavailableError, ConfigError, EngineBuildError, ManifestError
 from snl_runtime.files import atomic_write_bytes, sha256_bytes, sha256_file
-from snl_runtime.manifest import NOT_VERIFIED, EngineEntry, manifest_path, read_manifest, write_manifest
+from snl_runtime.manifest import NOT_VERIFIED, EngineEntry, manifest_path, read_manifest, update_manifest
 from snl_runtime.progress import Progress
 from snl_runtime.trt_api import (
     LIBRARY_NAMES,
@@ -164,7 +164,7 @@ def build_engine(
         engine_path: Where the engine goes; an earlier file stays untouched until the new one is complete.
         target: What to build for, see :func:`choose_target`.
         options: How.
-        cache_folder: Folder of the build cache, :func:`default_cache_folder` if None.
+        cache_folder: Folder of the build cache, :func:`snl_runtime.cache.default_cache_folder` if None.
         cancel: Setting it stops the build.
 
     Raises:
@@ -173,31 +173,35 @@ def build_engine(
         SinkError: If a file cannot be written.
     """
     options = options or EngineOptions()
-    cache = cache_folder or default_cache_folder()
+    cache = Cache.at(cache_folder)
     try:
         onnx = onnx_path.read_bytes()
     except OSError as failure:
         raise EngineBuildError(f"cannot read {onnx_path}: {failure.strerror}; export the checkpoint first: snl-export --ckpt x.pt") from failure
-    key = cache_key(onnx, target, options)
-    plan = _read_cached(cache, key)
-    log: tuple[tuple[str, str], ...] = ()
+    plan_name = f"{cache_key(onnx, target, options)}.trt"
+    plan = cache.read(plan_name)
     from_cache = plan is not None
+    log: tuple[tuple[str, str], ...] = ()
+    timings_name, timings = f"timing-{_digest(target.library.version, target.device)}.cache", None
     if plan is None:
-        timing_cache_path = cache / f"timing-{_digest(target.library.version, target.device)}.cache"
         request = BuildRequest(
             onnx=onnx,
             compute_capabilities=target.compute_capabilities,
             batches=options.batches,
             max_aux_streams=options.max_aux_streams,
             optimization_level=options.optimization_level,
-            timing_cache=timing_cache_path.read_bytes() if timing_cache_path.is_file() else None,
+            timing_cache=cache.read(timings_name),
         )
         built = _build_with_progress(target, request, cancel or threading.Event())
-        plan, log = built.plan, built.log
-        _write_cached(cache, key, plan)
-        if built.timing_cache is not None:
-            atomic_write_bytes(timing_cache_path, built.timing_cache)
-    atomic_write_bytes(engine_path, plan)
+        plan, log, timings = built.plan, built.log, built.timing_cache
+    try:
+        atomic_write_bytes(engine_path, plan)  # before the cache, whose disk may be full
+    finally:  # where the engine cannot be written its minutes are not lost
+        if not from_cache:
+            cache.write(plan_name, plan)
+            cache.evict(".trt", CACHE_LIMIT_BYTES)
+        if timings is not None:
+            cache.write(timings_name, timings)
     return BuiltEngine(path=engine_path, entry=_entry(engine_path, plan, sha256_bytes(onnx), target, options), from_cache=from_cache, log=log)
 
 
@@ -226,7 +230,7 @@ def rebuild_engine(engine_path: Path, *, cache_folder: Path | None = None) -> Bu
         logger.debug("not built for a GPU at hand: %s", failure)
         target = choose_target(library)
     built = build_engine(onnx_path, engine_path, target, options, cache_folder=cache_folder)
-    write_manifest(path, manifest.with_engine(built.entry))
+    update_manifest(path, lambda listed: listed.with_engine(built.entry))
     return built
 
 
@@ -243,15 +247,6 @@ def cache_key(onnx: bytes, target: EngineTarget, options: EngineOptions) -> str:
         options.max_aux_streams,
         options.optimization_level,
     )
-
-
-def default_cache_folder() -> Path:
-    """Return ``$SNL_EDGE_CACHE``, else the user's cache folder for this SDK."""
-    named = os.environ.get("SNL_EDGE_CACHE")
-    if named:
-        return Path(named)
-    base = os.environ.get("LOCALAPPDATA") if sys.platform == "win32" else os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "snl-edge" / "engines"
 
 
 def _digest(*values: object) -> str:
@@ -324,31 +319,3 @@ def _entry(path: Path, plan: bytes, onnx_sha256: str, target: EngineTarget, opti
         },
         onnx_sha256=onnx_sha256,
     )
-
-
-def _read_cached(folder: Path, key: str) -> bytes | None:
-    """Return a cached plan if it is whole; a damaged one is dropped and built anew."""
-    path = folder / f"{key}.trt"
-    try:
-        content = path.read_bytes()
-        os.utime(path)  # used now: the last to be dropped
-    except OSError:
-        return None
-    digest, plan = content[:64], content[64:]
-    if sha256_bytes(plan).encode("ascii") == digest:
-        return plan
-    logger.warning("the cached engine %s is damaged; building anew", path)
-    path.unlink(missing_ok=True)
-    return None
-
-
-def _write_cached(folder: Path, key: str, plan: bytes) -> None:
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # engines hold code that the GPU runs: nobody else may write here
-    atomic_write_bytes(folder / f"{key}.trt", sha256_bytes(plan).encode("ascii") + plan)
-    oldest_first = sorted(folder.glob("*.trt"), key=lambda path: path.stat().st_mtime)
-    total_bytes = sum(path.stat().st_size for path in oldest_first)
-    for path in oldest_first[:-1]:
-        if total_bytes <= CACHE_LIMIT_BYTES:
-            break
-        total_bytes -= path.stat().st_size
-        path.unlink(missing_ok=True)

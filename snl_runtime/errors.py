@@ -3,7 +3,7 @@
 * SnlError                       exit status 2 on the command line
   x ConfigError                  a flag or config key is unknown, missing or out of range
   x DataError                    an image, a mask or a folder cannot be used; the message names the file
-  x FrameError                   a frame cannot become the network's input (snl_runtime.preprocess)
+  x FrameError                   a frame cannot become the network's input
   x CheckpointError              a checkpoint is truncated, altered or from another schema
   x ManifestError                a model bundle is incomplete, altered or from another schema
     + SignatureError             the manifest is not signed with the expected key
@@ -12,6 +12,7 @@
     + BackendUnavailableError    a package or driver is missing; the message names the extra
     + EngineMismatchError        the engine was built for another GPU or library version
     + EngineBuildError           TensorRT refused to build; carries the library's log lines
+      - BuildCanceledError       the build was canceled
     + InferenceError             a device call failed; the backend must be closed
     + BackendTimeoutError        a device call did not return in time
   x GoldenSampleError            the stored samples are missing or score differently here
@@ -46,6 +47,19 @@ class DataError(SnlError):
     """An image, a mask or a folder of images cannot be used."""
 
 
+class FrameError(SnlError):
+    """A frame cannot be turned into the network's input.
+
+    Args:
+        message: Why, in one sentence.
+        reason_code: What the verdict ERROR on it carries.
+    """
+
+    def __init__(self, message: str, reason_code: str = "frame_unusable") -> None:
+        super().__init__(message)
+        self.reason_code = reason_code
+
+
 class CheckpointError(SnlError):
     """A checkpoint cannot be loaded."""
 
@@ -76,6 +90,10 @@ class EngineMismatchError(BackendError):
 
 class EngineBuildError(BackendError):
     """TensorRT refused to build an engine."""
+
+
+class BuildCanceledError(EngineBuildError):
+    """The caller canceled the build."""
 
 
 class InferenceError(BackendError):

@@ -27,7 +27,8 @@ def encode_gain(model_path: str | os.PathLike[str], product: str, gain: GainMap)
     np.savez_compressed(buffer, gain=gain.values)
     data = buffer.getvalue()
     sha256 = sha256_bytes(data)
-    return GainFile(file=f"{Path(model_path).stem}.gain.{_plain(product)}.{sha256[:12]}.npz", sha256=sha256), data
+    name = f"{Path(model_path).stem}.gain.{_plain(product)}.{sha256[:12]}.npz"
+    return GainFile(file=name, sha256=sha256, highest=float(gain.values.max())), data
 
 
 def write_gain(model_path: str | os.PathLike[str], file: GainFile, data: bytes) -> None:
@@ -86,6 +87,8 @@ def _open_gain(model_path: Path, product: str, file: GainFile, size_hw: tuple[in
         raise ManifestError(f"{path} holds no usable gain map ({error}); {remedy}") from error
     if gain.size_hw != size_hw:
         raise ManifestError(f"{path} is a gain map for maps of {gain.size_hw} cells, the model's have {size_hw}; {remedy}")
+    if (highest := float(gain.values.max())) != file.highest:
+        raise ManifestError(f"{path} has a largest gain of {highest:.6g}, the decision for {product!r} records {file.highest:.6g}; {remedy}")
     return gain
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from snl_runtime.errors import DataError
+from snl_runtime.errors import DataError, FrameError
 from snl_runtime.files import atomic_path
 from snl_runtime.image_integrity import find_damage
 from snl_runtime.opencv import load_opencv
-from snl_runtime.preprocess import FrameError, in_rgb_order, to_8_bit
+from snl_runtime.preprocess import in_rgb_order, to_8_bit
 from snl_runtime.types import Image
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm"})

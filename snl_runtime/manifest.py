@@ -1,59 +1,46 @@
 """What is known about a model file: hashes, inputs, parity reports, engines and decisions. ``x.json`` is read and written here only."""
 
 import dataclasses
+import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from snl_runtime.errors import ManifestError
-from snl_runtime.files import atomic_write_text, sha256_bytes
+from snl_runtime.files import atomic_write_text, exclusive_lock, sha256_bytes
 from snl_runtime.frame_range import FrameRange, FrameSizes
+from snl_runtime.guard_band import tightened
 from snl_runtime.manifest_codec import ADDED_LATER, canonical_json, from_plain, parse_json, to_plain
+from snl_runtime.manifest_records import NOT_VERIFIED, EngineEntry, Evidence, GainFile, ParityReport, check_input, check_listed_file
 from snl_runtime.types import BIT_DEPTHS
 
 SCHEMA = 1
 """Schema number that this version reads and writes."""
 
-NOT_VERIFIED = "not verified on a device"
-"""What is said of an engine that has not run where it is meant to run."""
+__all__ = [
+    "NOT_VERIFIED",
+    "SCHEMA",
+    "Decision",
+    "EngineEntry",
+    "Evidence",
+    "FrameRange",
+    "FrameSizes",
+    "GainFile",
+    "Manifest",
+    "ParityReport",
+    "canonical_text",
+    "manifest_path",
+    "read_manifest",
+    "replace_manifest",
+    "update_manifest",
+    "write_manifest",
+]
 
-_INPUT_KEYS = frozenset({"name", "dtype", "layout", "color", "size_hw", "batch", "max_batch"})
+logger = logging.getLogger(__name__)
+
 _UNHASHED_KEYS = ("self_sha256", "signature")
-_HEX_DIGITS = frozenset("0123456789abcdef")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
-    """Proof that the model sees defects at the fitted threshold; a false-reject bound alone is met by a blind model.
-
-    Attributes:
-        source: ``bad images`` or ``synthetic defects``.
-        counts: Defect kind -> (detected, total).
-        detection_rate: Detected over total, all kinds.
-        min_detection: Rate below which nothing would have been written.
-    """
-
-    source: str
-    counts: dict[str, tuple[int, int]]
-    detection_rate: float
-    min_detection: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GainFile:
-    """The gain map of a fixtured product, in a file beside the manifest.
-
-    Attributes:
-        file: Its name; it holds part of the hash, so that a later fit leaves the files of earlier decisions alone.
-        sha256: Its hash.
-    """
-
-    file: str
-    sha256: str
-
-    def __post_init__(self) -> None:
-        _check_listed_file(self.file, self.sha256)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,82 +104,6 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ParityReport:
-    """How far one file's scores lie from its reference.
-
-    Attributes:
-        subject_file: Name of the file that was tested.
-        subject_sha256: Its hash.
-        reference: What it was compared with.
-        frames_source: ``--frames DIR`` or ``golden crops, flips and noise``.
-        frame_count: Frames compared.
-        score_max_abs: Largest difference of a score.
-        score_p99_abs: 99th percentile of the same.
-        map_max_abs: Largest difference of a map value.
-        map_p99_abs: 99th percentile of the same.
-        map_scale: Largest map value of the reference.
-        map_correlation_min: Lowest Pearson correlation of a frame's map with the reference's; None in a report from before it was measured.
-        map_correlation_median: Median of the same over the frames.
-        tolerance: Allowed difference relative to the largest map value of the frame.
-        auroc_drift: Difference of image AUROC, None without labels.
-        flips: Verdicts that differ at the shipped thresholds.
-        passed: Whether the gate let the file through.
-        failures: Why not, one sentence each.
-        verified_on: Device, backends and versions, or ``not verified on a device``.
-        created_at: When, ISO 8601 with offset.
-    """
-
-    subject_file: str
-    subject_sha256: str
-    reference: str
-    frames_source: str
-    frame_count: int
-    score_max_abs: float
-    score_p99_abs: float
-    map_max_abs: float
-    map_p99_abs: float
-    map_scale: float
-    map_correlation_min: float | None = field(default=None, metadata=ADDED_LATER)
-    map_correlation_median: float | None = field(default=None, metadata=ADDED_LATER)
-    tolerance: float
-    auroc_drift: float | None
-    flips: int
-    passed: bool
-    failures: list[str]
-    verified_on: str
-    created_at: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineEntry:
-    """One engine that was built from the ONNX of this manifest.
-
-    Attributes:
-        file: Name of the engine file.
-        sha256: Its hash.
-        library: ``tensorrt`` or ``tensorrt-rtx``.
-        library_version: Version that built it and alone can load it.
-        compute_capability: GPUs it was built for, e.g. ``["8.9"]``.
-        precision: ``fp32``, ``fp16`` or ``int8``.
-        built_at: When, ISO 8601 with offset.
-        parity: Comparison with the ONNX, None if not made yet: then the engine has no threshold.
-        options: Builder options, plain values.
-        onnx_sha256: Hash of the ONNX it was built from; ``Manifest.with_engine`` fills it in.
-    """
-
-    file: str
-    sha256: str
-    library: str
-    library_version: str
-    compute_capability: list[str]
-    precision: str
-    built_at: str
-    parity: ParityReport | None
-    options: dict[str, Any] = field(default_factory=dict)
-    onnx_sha256: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """Everything that ``x.json`` says about ``x.onnx`` and the files beside it.
 
@@ -237,11 +148,11 @@ class Manifest:
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
             raise ManifestError(f"has schema {self.schema}, this snl-edge reads schema {SCHEMA}; export the model again with this version")
-        _check_input(self.input)
+        check_input(self.input)
         if self.files.get(self.model_file, self.model_sha256) != self.model_sha256:
             raise ManifestError(f"gives two hashes for '{self.model_file}': {self.model_sha256[:12]} and {self.files[self.model_file][:12]}")
         for name, sha256 in [(self.model_file, self.model_sha256), *self.files.items()]:
-            _check_listed_file(name, sha256)
+            check_listed_file(name, sha256)
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -250,14 +161,16 @@ class Manifest:
         return height, width
 
     def decisions_for(self, sha256: str) -> dict[str, Decision]:
-        """Return product -> newest decision that applies to the file with this hash.
+        """Return product -> newest decision that applies to the file with this hash, as it holds there.
 
-        A decision applies to the file it was fitted on, and to an engine of that file whose parity report passed with no flipped verdict.
+        A decision applies to the file it was fitted on. An engine whose parity report passed inherits those of its ONNX file, tightened by the guard
+        band (:func:`snl_runtime.guard_band.tightened`) and with its own hash in place of the ONNX file's.
         """
-        accepted = {sha256}
-        if self._engine_matches_onnx(sha256):
-            accepted.add(self.model_sha256)
-        return {decision.product: decision for decision in self.decisions if decision.model_sha256 in accepted}
+        return {product: decision for product, decision in self._applying(sha256).items() if decision is not None}
+
+    def products_without_room(self, sha256: str) -> list[str]:
+        """Return the products whose decision an engine would inherit if its thresholds left room for the guard band; such a product never passes."""
+        return [product for product, decision in self._applying(sha256).items() if decision is None]
 
     def engine_for(self, sha256: str) -> EngineEntry | None:
         """Return the newest entry of the engine with this hash, None if it is not listed."""
@@ -272,6 +185,20 @@ class Manifest:
         others = [other for other in self.engines if other.file != engine.file]
         return self._changed(engines=[*others, dataclasses.replace(engine, onnx_sha256=engine.onnx_sha256 or self.model_sha256)])
 
+    def with_engine_parity(self, sha256: str, report: ParityReport) -> "Manifest":
+        """Return the manifest with a parity report in the entry of the engine with this hash; unsigned.
+
+        Raises:
+            ManifestError: If the engine is not listed any more, or the manifest names another ONNX file than the one that it was built from.
+        """
+        entry = self.engine_for(sha256)
+        if entry is None or entry.onnx_sha256 != self.model_sha256:
+            raise ManifestError(
+                f"{report.subject_file} or {self.model_file} was replaced while they were compared; compare them again: "
+                f"snl-run --engine {report.subject_file} --rebuild"
+            )
+        return self.with_engine(dataclasses.replace(entry, parity=report, options={**entry.options, "verified_on": report.verified_on}))
+
     def with_parity(self, report: ParityReport) -> "Manifest":
         """Return the manifest with one more parity report; unsigned."""
         return self._changed(parity=[*self.parity, report])
@@ -279,11 +206,23 @@ class Manifest:
     def _changed(self, **changes: Any) -> "Manifest":
         return dataclasses.replace(self, **changes, self_sha256="", signature=None)
 
-    def _engine_matches_onnx(self, sha256: str) -> bool:
+    def _applying(self, sha256: str) -> dict[str, Decision | None]:
+        report = self._inherits_by(sha256)
+        applying: dict[str, Decision | None] = {}
+        for decision in self.decisions:
+            if decision.model_sha256 == sha256:
+                applying[decision.product] = decision
+            elif decision.model_sha256 == self.model_sha256 and report is not None and report.guard_band is not None:
+                inherited = tightened(decision, guard_band=report.guard_band, map_max_abs=report.map_max_abs)
+                applying[decision.product] = None if inherited is None else dataclasses.replace(inherited, model_sha256=sha256)
+        return applying
+
+    def _inherits_by(self, sha256: str) -> ParityReport | None:
+        """Return the report that lets an engine inherit, None if there is none."""
         engine = self.engine_for(sha256)
         if engine is None or engine.parity is None or engine.onnx_sha256 != self.model_sha256:
-            return False
-        return engine.parity.passed and engine.parity.flips == 0 and engine.parity.subject_sha256 == sha256
+            return None
+        return engine.parity if engine.parity.passed and engine.parity.more_lenient == 0 and engine.parity.subject_sha256 == sha256 else None
 
 
 def manifest_path(model_path: str | os.PathLike[str]) -> Path:
@@ -323,8 +262,48 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     return manifest
 
 
+def update_manifest(path: str | os.PathLike[str], change: Callable[[Manifest], Manifest]) -> Manifest:
+    """Change a manifest that lies on the disk and return it as written; the one way to do so, because nothing that others add gets lost.
+
+    The file is locked against every other writer, read again, handed to ``change`` and written atomically. A signature that does not cover the
+    new text is dropped, and one warning says so.
+
+    Args:
+        path: The manifest.
+        change: Returns the new manifest for the one it is given. It runs under the lock: let it be quick, and update no manifest in it.
+
+    Raises:
+        ManifestError: If the manifest is missing or altered, or a reader would refuse the new one; nothing is written then.
+        SinkError: If the file cannot be written or its folder cannot be locked.
+    """
+    return replace_manifest(path, lambda current: change(read_manifest(path) if current is None else current))
+
+
+def replace_manifest(path: str | os.PathLike[str], change: Callable[[Manifest | None], Manifest]) -> Manifest:
+    """Do what :func:`update_manifest` does where there may be no manifest yet; ``change`` is given None then.
+
+    Raises:
+        ManifestError: If an existing manifest is altered, or a reader would refuse the new one; nothing is written then.
+        SinkError: If the file cannot be written or its folder cannot be locked.
+    """
+    target = Path(path)
+    with exclusive_lock(target, what="change of the manifest", blocking=True):
+        current = read_manifest(target) if target.exists() else None
+        changed = change(current)
+        if changed == current:
+            return changed
+        signature = None if current is None else current.signature
+        if changed.signature == signature:
+            changed = dataclasses.replace(changed, signature=None)
+        written = write_manifest(target, changed)
+    if signature is not None and written.signature is None:
+        remedy = f"sign it again: snl-sign --engine {written.model_file} --key key.pem"
+        logger.warning("%s loses its signature, which does not cover the change; %s", target.name, remedy)
+    return written
+
+
 def write_manifest(path: str | os.PathLike[str], manifest: Manifest) -> Manifest:
-    """Write the manifest atomically with its own hash filled in and return it as written.
+    """Write a new manifest atomically with its own hash filled in and return it as written; to change one is :func:`update_manifest`'s.
 
     Raises:
         ManifestError: If a reader would refuse it; nothing is written then.
@@ -356,31 +335,3 @@ def _check_self_hash(document: dict[str, Any]) -> None:
     expected, actual = str(document.get("self_sha256", "")), sha256_bytes(_canonical_text(document).encode("utf-8"))
     if expected != actual:
         raise ManifestError(f"was altered: its text has sha256 {actual[:12]}, it records '{expected[:12]}'; copy it again from the export")
-
-
-def _check_listed_file(name: str, sha256: str) -> None:
-    if not name or name != Path(name).name or "\\" in name or not name.isprintable():
-        raise ManifestError(f"lists '{name}', which is not a plain file name")
-    if len(sha256) != 64 or not _HEX_DIGITS.issuperset(sha256):
-        raise ManifestError(f"must give 64 lower-case hexadecimal digits for '{name}', got '{sha256}'")
-
-
-def _check_input(spec: dict[str, Any]) -> None:
-    if set(spec) != _INPUT_KEYS:
-        odd = sorted(set(spec) ^ _INPUT_KEYS)
-        raise ManifestError(f"'input' must have exactly the keys {', '.join(sorted(_INPUT_KEYS))}; wrong or missing: {', '.join(odd)}")
-    fixed = {"dtype": "uint8", "layout": "NHWC", "color": "rgb"}
-    for key, value in fixed.items():
-        if spec[key] != value:
-            raise ManifestError(f"'input.{key}' must be {value}, got {spec[key]!r}")
-    size_hw = spec["size_hw"]
-    if not isinstance(size_hw, (list, tuple)) or len(size_hw) != 2 or not all(_is_positive(value) for value in size_hw):
-        raise ManifestError(f"'input.size_hw' must be [height, width], got {size_hw!r}")
-    if spec["batch"] != "dynamic" and not _is_positive(spec["batch"]):
-        raise ManifestError(f"'input.batch' must be \"dynamic\" or a positive number, got {spec['batch']!r}")
-    if not _is_positive(spec["max_batch"]):
-        raise ManifestError(f"'input.max_batch' must be a positive number, got {spec['max_batch']!r}")
-
-
-def _is_positive(value: object) -> bool:
-    return type(value) is int and value > 0

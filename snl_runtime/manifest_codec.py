@@ -5,6 +5,7 @@ import difflib
 import functools
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -41,13 +42,16 @@ def parse_json(text: str) -> dict[str, Any]:
 def canonical_json(document: Mapping[str, Any]) -> str:
     """Return the one text that hashes and signatures are taken of: sorted keys, no spaces, UTF-8 letters as they are.
 
+    What Python keeps of a name that is not UTF-8 is escaped, so that it comes back as it was and the file can be found again.
+
     Raises:
         ManifestError: If a value is not finite or no JSON value.
     """
     try:
-        return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ManifestError(f"holds a value that strict JSON cannot carry ({error})") from error
+    return re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def to_plain(value: object, where: str = "") -> Any:

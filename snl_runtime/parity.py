@@ -8,16 +8,18 @@ import datetime
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from snl_runtime.errors import InferenceError, ParityRefusedError
-from snl_runtime.gain_files import Gains, gain_of
+from snl_runtime.gain_files import Gains
 from snl_runtime.golden import TOLERANCES, GoldenSamples
+from snl_runtime.guard_band import guard_text
 from snl_runtime.manifest import Decision, ParityReport
 from snl_runtime.parity_frames import FrameSet
+from snl_runtime.parity_verdicts import Guard, VerdictPairs
 from snl_runtime.preprocess import InputSpec, prepare
 
 if TYPE_CHECKING:
@@ -51,14 +53,15 @@ class ParityLimits:
         correlation_min: Lowest correlation of a frame's map with the reference's; None if ``relative`` says enough.
         correlation_median: The same for the median of all frames.
         auroc_drift: Largest change of image AUROC, 0 to 1, where good and bad frames are told apart by folder.
-        flips: Most frames whose verdict may change between PASS and REJECT.
+        flips: Most frames whose verdict may change between PASS and REJECT; None for a subject that inherits the decisions: it is held to tightened
+            thresholds instead, under which no verdict may be more lenient than the reference's.
     """
 
     relative: float
     correlation_min: float | None = None
     correlation_median: float | None = None
     auroc_drift: float = 0.002
-    flips: int = 0
+    flips: int | None = 0
 
 
 CORRELATION_MIN, CORRELATION_MEDIAN = 0.95, 0.99
@@ -105,7 +108,7 @@ class ParityMeter:
 
     Args:
         limits: What the subject may differ by.
-        decisions: Thresholds that no frame may cross.
+        decisions: Thresholds at which the verdicts of both sides are compared.
         gains: Their gain maps, by hash: a frame is judged under each decision's own, as on the line.
 
     Raises:
@@ -114,8 +117,7 @@ class ParityMeter:
 
     def __init__(self, limits: ParityLimits, decisions: Sequence[Decision] = (), gains: Gains = MappingProxyType({})) -> None:
         self._limits = limits
-        self._judged_by = [(decision, gain_of(decision, gains)) for decision in decisions]
-        self._flips = 0
+        self._verdicts = VerdictPairs(decisions, gains)
         self._failures: list[str] = []
         self._map_max: list[float] = []
         self._map_p99: list[float] = []
@@ -142,7 +144,8 @@ class ParityMeter:
         self._reference_scores.append(frame.reference_score)
         self._subject_scores.append(frame.subject_score)
         self._labels.append(frame.is_anomalous)
-        self._flips += self._is_flipped(frame)
+        maps = (np.asarray(frame.reference_map, np.float32), np.asarray(frame.subject_map, np.float32))
+        self._verdicts.add((frame.reference_score, frame.subject_score), maps)
         self._map_scale = max(self._map_scale, scale)
         self._correlations.append(correlation_of(reference, subject))
         allowed = self._limits.relative * scale
@@ -162,9 +165,12 @@ class ParityMeter:
         drift = self._auroc_drift()
         if drift is not None and not drift <= self._limits.auroc_drift:
             failures.append(f"image AUROC changes by {100 * drift:.2f} points, allowed are {100 * self._limits.auroc_drift:.2f}")
-        flips = self._flips
-        if flips > self._limits.flips:
+        flips = self._verdicts.flips()
+        if self._limits.flips is not None and flips > self._limits.flips:
             failures.append(f"{flips} frames change between PASS and REJECT, allowed are {self._limits.flips}")
+        guard = Guard(band=None) if self._limits.flips is not None else self._verdicts.guard(max(self._map_max, default=0.0))
+        if guard.more_lenient:
+            failures.append(f"{guard.more_lenient} verdicts are more lenient than the reference's in spite of the guard band, allowed are none")
         if not self._map_max and not failures:
             failures.append("no frame was compared")
         return ParityReport(
@@ -183,6 +189,10 @@ class ParityMeter:
             tolerance=self._limits.relative,
             auroc_drift=drift,
             flips=flips,
+            guard_band=guard.band,
+            more_lenient=guard.more_lenient,
+            passed_by_reference=guard.passed_by_reference,
+            refused_by_guard_band=guard.refused,
             passed=not failures,
             failures=failures,
             verified_on=verified_on,
@@ -202,15 +212,6 @@ class ParityMeter:
             return None
         before, after = (_auroc(labels, np.array(scores)[known]) for scores in (self._reference_scores, self._subject_scores))
         return None if before is None or after is None else abs(after - before)
-
-    def _is_flipped(self, frame: ScoredFrame) -> bool:
-        for decision, gain in self._judged_by:
-            before, after = frame.reference_score, frame.subject_score
-            if gain is not None:
-                before, after = (gain.peak(values.astype(np.float32, copy=False)) for values in (frame.reference_map, frame.subject_map))
-            if {_side(before, decision), _side(after, decision)} == {"PASS", "REJECT"}:
-                return True
-        return False
 
 
 def compare(
@@ -295,7 +296,7 @@ def figures(report: ParityReport) -> str:
     auroc = "not known without labelled --frames" if report.auroc_drift is None else f"changes by {100 * report.auroc_drift:.2f} points"
     return (
         f"over {report.frame_count} frames {correlation_text(report)}, map values differ by up to {report.map_max_abs:.3g} of "
-        f"{report.map_scale:.3g}, image AUROC {auroc}, {report.flips} verdicts flip"
+        f"{report.map_scale:.3g}, image AUROC {auroc}, {report.flips} verdicts flip{guard_text(report)}"
     )
 
 
@@ -314,12 +315,6 @@ def correlation_of(reference: FloatArray, subject: FloatArray) -> float:
     if any(is_flat):
         return float(all(is_flat))
     return float(off_mean[0] @ off_mean[1] / off_mean[0].size / (spreads[0] * spreads[1]))
-
-
-def _side(score: float, decision: Decision) -> Literal["PASS", "REVIEW", "REJECT"]:
-    if score <= decision.pass_threshold:
-        return "PASS"
-    return "REVIEW" if score <= decision.reject_threshold else "REJECT"
 
 
 def _unusable(frame: ScoredFrame, reference: FloatArray, subject: FloatArray) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from snl_runtime.errors import ConfigError, SnlError
+from snl_runtime.errors import ConfigError, FrameError
 from snl_runtime.opencv import load_opencv
 from snl_runtime.types import BIT_DEPTHS, ColorOrder, Image
 
@@ -18,19 +18,6 @@ _MAX_PIXELS = 1 << 28
 # Ties round up. The guard of 1/1024 grey level keeps the last bits of a float32 sum, which differ between BLAS libraries, from deciding a tie.
 ROUNDING = np.float32(0.5 + 2.0**-10)
 """What is added to a resized value before it is cut off to whole grey levels."""
-
-
-class FrameError(SnlError):
-    """A frame cannot be turned into the network's input.
-
-    Args:
-        message: Why, in one sentence.
-        reason_code: What the verdict ERROR on it carries.
-    """
-
-    def __init__(self, message: str, reason_code: str = "frame_unusable") -> None:
-        super().__init__(message)
-        self.reason_code = reason_code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

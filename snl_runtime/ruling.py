@@ -22,6 +22,7 @@ REASON_CODES: Mapping[str, str] = MappingProxyType(
         "golden_mismatch": "the golden samples scored differently after a failure of the backend",
         "no_decision": "the model was never calibrated",
         "no_threshold_for_engine": "the calibration belongs to another file",
+        "guard_band_too_wide": "the engine differs from its model by more than the thresholds of the decision leave room for",
         "unknown_product": "no decision exists for the product",
         "ambiguous_product": "no frame can be read for all calibrated products alike, and none was named",
         "decision_invalid": "the thresholds or dates of the decision make no sense",

@@ -23,7 +23,7 @@ class Selection:
 
     Attributes:
         decisions: By product; several where no product was named.
-        accepted_sha256: Hashes of the files whose decisions hold for the file that scores.
+        accepted_sha256: Hash of the file that scores, for which each decision must be made.
         product: What the record names; None where several decisions apply.
         roi_xyxy: Part of the frame to look at; None for all of it.
         fault: Why there is no usable decision, None if there is one.
@@ -117,12 +117,18 @@ class DecisionBook:
 
     def __init__(self, manifest: Manifest | None, sha256: str, gains: Gains | None = None) -> None:
         self._manifest = manifest
-        self._accepted = frozenset() if manifest is None else accepted_hashes(manifest, sha256)
+        self._accepted = frozenset({sha256})
+        self._without_room = [] if manifest is None else manifest.products_without_room(sha256)
         self.decisions: dict[str, Decision] = {} if manifest is None else dict(manifest.decisions_for(sha256))
         """Newest decision per product that holds for this file."""
         self._gains = gains or {}
         self._gain_of_product = {product: gain_of(decision, self._gains) for product, decision in self.decisions.items()}
         self._merged_gain = merge_gains(self.decisions, self._gain_of_product)
+
+    @property
+    def products(self) -> tuple[str, ...]:
+        """Products with a decision for this file, sorted; one whose thresholds leave no room for the guard band is among them and never passes."""
+        return tuple(sorted({*self.decisions, *self._without_room}))
 
     def select(self, product: object = None) -> Selection:
         """Return what applies to a frame of a product; None names none. Any object is accepted, an unknown one selects a fault."""
@@ -149,6 +155,10 @@ class DecisionBook:
         if self._manifest is None:
             return error("no_manifest", "no manifest beside the model: it scores, but cannot pass a part; export it with snl-export")
         fitted = {d.product for d in self._manifest.decisions}
+        if self._without_room and (product is None or product in self._without_room):
+            name = self._without_room[0] if product is None else product
+            reason = f"the thresholds of product {name!r} leave no room for the guard band of this engine; run snl-calibrate on the engine"
+            return error("guard_band_too_wide", reason)
         if product is None:
             if self.decisions:
                 return None
@@ -188,11 +198,3 @@ def merge_gains(decisions: Mapping[str, Decision], gains: Mapping[str, GainMap |
         own = np.float32(1) if gain is None else gain.values
         merged = np.maximum(merged, np.float32(lowest / thresholds[product]) * own)
     return GainMap(merged)
-
-
-def accepted_hashes(manifest: Manifest, sha256: str) -> frozenset[str]:
-    """Return the hashes of the files whose decisions hold for a file: itself, and the ONNX if this engine passed the parity gate without a flip."""
-    engine = manifest.engine_for(sha256)
-    if engine is not None and engine.parity is not None and engine.parity.passed and engine.parity.flips == 0:
-        return frozenset({sha256, manifest.model_sha256})
-    return frozenset({sha256})

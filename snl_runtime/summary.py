@@ -3,10 +3,13 @@
 import math
 import time
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
 from snl_runtime.histogram import LatencyHistogram
+from snl_runtime.picture_folders import PictureFolder
 from snl_runtime.pipeline import PipelineCounts
 from snl_runtime.progress import Progress
 from snl_runtime.sources.base import FrameSource
@@ -62,7 +65,7 @@ class RunTally:
                 self._progress.total = self._source.counters.frames_announced
             self._progress.advance(**{name: count for name, count in self.verdicts.items() if count})
 
-    def summary(self, counts: PipelineCounts) -> dict[str, Any]:
+    def summary(self, counts: PipelineCounts, *, pictures: Sequence[PictureFolder] = ()) -> dict[str, Any]:
         """Return the whole run as plain values; numbers that nothing was measured for are None.
 
         ``latency_ms`` runs from the capture of a frame until the sinks before this one have taken its verdict.
@@ -92,6 +95,7 @@ class RunTally:
                 "missing": source.frames_missing,
                 "reconnects": source.reconnects,
             },
+            "pictures": {str(folder.folder): asdict(folder.counts) for folder in pictures},
         }
 
 
@@ -109,6 +113,9 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     notes = [f"{source[name]} {words}" for name, words in _SOURCE_NOTES.items() if source[name]]
     if notes:
         lines.append("source: " + ", ".join(notes))
+    for folder, pictures in summary["pictures"].items():
+        lost = f", {pictures['lost']} LOST, the first because: {pictures['why_lost']}" if pictures["lost"] else ""
+        lines.append(f"pictures in {folder}: {pictures['saved']} saved{lost}")
     return lines
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from snl_runtime.errors import BackendUnavailableError, EngineBuildError
+from snl_runtime.errors import BackendUnavailableError, BuildCanceledError, EngineBuildError
 
 logger = logging.getLogger(__name__)
 
@@ -173,10 +173,6 @@ class BuiltPlan:
     log: tuple[tuple[str, str], ...]
 
 
-class BuildCanceledError(EngineBuildError):
-    """The progress callback asked for the build to stop."""
-
-
 def build_plan(library: TensorRtLibrary, request: BuildRequest, *, on_progress: ProgressCallback | None = None) -> BuiltPlan:
     """Build one engine.
 
@@ -249,9 +245,7 @@ def _set_options(library: TensorRtLibrary, builder: Any, network: Any, config: A
     if request.is_detailed:
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if not library.is_rtx:  # RTX has no timing cache; asking for one makes some releases look for a GPU
-        cache = config.create_timing_cache(request.timing_cache or b"")
-        if cache is None or not config.set_timing_cache(cache, False):
-            raise EngineBuildError(f"{library.name} refused its timing cache: {_last_errors(lines)}")
+        _set_timing_cache(library, config, request.timing_cache or b"", lines)
     image = network.get_input(0)
     batch, *rest = tuple(image.shape)
     if request.batches is not None and batch == -1:
@@ -259,6 +253,15 @@ def _set_options(library: TensorRtLibrary, builder: Any, network: Any, config: A
         profile.set_shape(image.name, *((size, *rest) for size in request.batches))
         if config.add_optimization_profile(profile) < 0:
             raise EngineBuildError(f"{library.name} refused batches {request.batches}: {_last_errors(lines)}")
+
+
+def _set_timing_cache(library: TensorRtLibrary, config: Any, content: bytes, lines: Sequence[tuple[str, str]]) -> None:
+    """Hand over the timings of earlier builds; where the library refuses them it times everything itself."""
+    for candidate in dict.fromkeys((content, b"")):
+        cache = config.create_timing_cache(candidate)
+        if cache is not None and config.set_timing_cache(cache, False):
+            return
+    logger.warning("%s refused its timing cache, the build takes longer: %s", library.name, _last_errors(lines))
 
 
 def _serialized_timing_cache(config: Any) -> bytes | None:

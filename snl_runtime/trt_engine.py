@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from snl_runtime.backends.base import INPUT_NAME, MAP_NAME, SCORE_NAME, check_signature
-from snl_runtime.errors import BackendUnavailableError, EngineMismatchError, InferenceError, SinkError
-from snl_runtime.files import atomic_write_bytes
+from snl_runtime.cache import Cache
+from snl_runtime.errors import BackendUnavailableError, EngineMismatchError, InferenceError
 from snl_runtime.trt_api import LIBRARY_NAMES, TensorRtLibrary, library_logger, load_library, recorded_log
 
 logger = logging.getLogger(__name__)
@@ -239,7 +239,8 @@ class _LoadedEngine:
         configuration.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         cache = configuration.create_runtime_cache()
         if cache is not None:
-            self._known_cache = _read(self._cache_path)
+            path = self._cache_path
+            self._known_cache = b"" if path is None else Cache(path.parent).read(path.name) or b""
             if self._known_cache and not cache.deserialize(self._known_cache):
                 logger.debug("the runtime cache %s is of another machine or version; kernels are compiled anew", self._cache_path)
             if configuration.set_runtime_cache(cache):
@@ -253,11 +254,7 @@ class _LoadedEngine:
         content = b"" if compiled is None else bytes(compiled)
         if not content or content == self._known_cache:
             return
-        try:
-            self._cache_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # it holds code that the GPU runs
-            atomic_write_bytes(self._cache_path, content)
-        except (OSError, SinkError) as failure:  # a read-only station: the next start compiles again
-            logger.debug("the runtime cache was not kept: %s", failure)
+        Cache(self._cache_path.parent).write(self._cache_path.name, content)
 
 
 class _Context:
@@ -294,13 +291,6 @@ class _Context:
 
     def close(self) -> None:
         self._context = None
-
-
-def _read(path: Path | None) -> bytes:
-    try:
-        return b"" if path is None else path.read_bytes()
-    except OSError:
-        return b""
 
 
 def _words(lines: Sequence[tuple[str, str]]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from snl_runtime.text import printable
 from snl_runtime.types import AnomalyMap
 from snl_train import metrics, resampling
 from snl_train.data.samples import Sample
@@ -123,7 +124,7 @@ def measure_groups(
 
 
 def _measure(name: str, images: Sequence[ScoredImage], bootstrap: Bootstrap) -> tuple[GroupMeasures, dict[str, Floats]]:
-    generator = np.random.default_rng([bootstrap.seed, zlib.crc32(name.encode())])
+    generator = np.random.default_rng([bootstrap.seed, zlib.crc32(printable(name).encode())])
     flags = np.array([image.sample.is_anomalous for image in images])
     scores = np.array([image.score for image in images])
     values, drawn = _image_measures(flags, scores, _drawn(images, bootstrap, generator))

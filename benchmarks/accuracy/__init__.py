@@ -1,1 +1,1 @@
-"""Accuracy of the methods and of their peers, run by protocol and rendered from one JSON per run."""
+"""Accuracy of the methods and of baselines: run by protocol, kept as one CSV per protocol, rendered when the documents are built."""

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.accuracy``: run a protocol, slice by slice, and render its tables."""
+"""``python -m benchmarks.accuracy``: run a protocol, slice by slice, and add its figures to the results."""
 
 import argparse
 import contextlib
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.accuracy import provenance
 from benchmarks.accuracy.protocol import Run, expand, known_protocols, load_protocol, train_config
-from benchmarks.accuracy.records import keep_records, read_record, run_files
+from benchmarks.accuracy.records import read_record, run_files
+from benchmarks.accuracy.results import METRICS, export
+from benchmarks.accuracy.tables import RESULTS
 from snl_runtime.commandline import EXIT_OK, EXIT_USER_ERROR, CommandParser, run_command
 from snl_runtime.errors import ConfigError
-from snl_runtime.files import atomic_write_text
 
 if TYPE_CHECKING:
     from benchmarks.accuracy.protocol import Protocol
@@ -27,10 +28,10 @@ PROGRAM = "benchmarks.accuracy"
 DEFAULT_OUT = Path("runs/accuracy")
 ONLY_HELP = "only runs with this in their name, or whose whole name fits a pattern with * or ?; repeat for more"
 _EXAMPLE = """
-python -m benchmarks.accuracy --protocol reduced --data ../shared/data/realmix --weights resnet18.safetensors
-python -m benchmarks.accuracy --protocol full --data ../shared/data/realmix --weights resnet18.safetensors --budget-s 560
+python -m benchmarks.accuracy --protocol reduced --data realmix --weights resnet18.safetensors
+python -m benchmarks.accuracy --protocol full --data realmix --weights resnet18.safetensors --budget-s 560
 python -m benchmarks.accuracy --protocol mvtec_paper --data mvtec_anomaly_detection --list
-python -m benchmarks.accuracy --render docs/accuracy.md
+python -m benchmarks.accuracy --export
 """
 
 
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> CommandParser:
     parser = CommandParser(PROGRAM, "Train and measure the methods of a protocol; what is done is not done again.", example=_EXAMPLE)
     what = parser.add_argument_group("what to run")
-    what.add_argument("--protocol", metavar="NAME", help=f"{', '.join(known_protocols())}, or a .yaml file; with --render: show these only (A,B)")
+    what.add_argument("--protocol", metavar="NAME", help=f"{', '.join(known_protocols())}, or a .yaml file; with --export: this one only")
     what.add_argument("--data", type=Path, metavar="DIR", help="images in the layout of MVTec AD or VisA")
     what.add_argument("--weights", metavar="FILE", help="weights of the teacher (default: the protocol's, usually torchvision's download)")
     what.add_argument("--only", action="append", default=[], metavar="TEXT", help=ONLY_HELP)
@@ -57,31 +58,23 @@ def _parser() -> CommandParser:
     how.add_argument("--budget-s", type=_seconds, metavar="S", help="save and stop before S seconds are over (default: no limit)")
     how.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train and measure (default: auto)")
     how.add_argument("--commit", metavar="TEXT", help="commit to record where the sources are no checkout (default: asked from git)")
-    show = parser.add_argument_group("tables")
-    show.add_argument("--render", type=Path, metavar="FILE", help="write the tables of all results in --out as Markdown")
-    show.add_argument("--keep", type=Path, metavar="DIR", help="copy the results in --out there without their scores per image, to be committed")
-    show.add_argument("--allow-mixed", action="store_true", help="put runs of several devices or sources into one table, and say so in it")
+    keep = parser.add_argument_group("results")
+    keep.add_argument("--export", action="store_true", help="add the finished runs in --out to the tables of results, one CSV per protocol")
+    keep.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="folder of the tables (default: benchmarks/results)")
     return parser
 
 
 def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    if options.data is None and options.render is None and options.keep is None:
-        raise ConfigError("nothing to do; give --protocol and --data to run, --keep to copy the results, or --render to write the tables")
+    if options.data is None and not options.export:
+        raise ConfigError("nothing to do; give --protocol and --data to run, or --export to add finished runs to the results")
     status = EXIT_OK
     if options.data is not None:
         if options.protocol is None:
             raise ConfigError(f"--data needs --protocol, one of {', '.join(known_protocols())}, or a .yaml file")
         status = _run_protocol(options, arguments)
-    if options.keep is not None and status == EXIT_OK and not options.list:
-        if not options.out.is_dir():
-            raise ConfigError(f"there are no results in {options.out}; run a protocol first, or name their folder with --out")
-        print(f"kept: {keep_records(options.out, options.keep)} results in {options.keep}")
-    if options.render is not None and status == EXIT_OK and not options.list:
-        from benchmarks.accuracy.render import render
-
-        text = render(options.out, only=options.protocol, allow_mixed=options.allow_mixed)
-        atomic_write_text(options.render, text)
-        print(f"tables: {options.render}")
+    if options.export and status == EXIT_OK and not options.list:
+        only = None if options.protocol is None else load_protocol(options.protocol).name
+        print("\n".join(export(options.out, options.results, only=only)))
     return status
 
 
@@ -94,7 +87,6 @@ def _run_protocol(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     open_runs = _open_runs(options, protocol, runs)
     if options.list:
         return _list(options.out, runs, open_runs)
-    _warn_of_other_sources(options.out, runs, open_runs)
     failures: list[str] = []
     if open_runs:
         folder = options.out / protocol.name
@@ -196,20 +188,6 @@ def _list(out: Path, runs: Sequence[Run], open_runs: Sequence[Run]) -> int:
     return EXIT_OK
 
 
-def _warn_of_other_sources(out: Path, runs: Sequence[Run], open_runs: Sequence[Run]) -> None:
-    """Say before hours are spent that old and new runs will not stand in one table."""
-    now = provenance.source_sha256()
-    done = [read_record(run_files(out, run).record) for run in runs if run not in open_runs]
-    others = [record for record in done if record["provenance"]["source_sha256"] != now]
-    if open_runs and others:
-        commits = ", ".join(sorted({record["provenance"]["commit"] for record in others}))
-        print(
-            f"{PROGRAM}: warning: {len(others)} finished runs come from other sources of training (commit {commits}); "
-            "--render refuses to mix them with new ones unless told --allow-mixed",
-            file=sys.stderr,
-        )
-
-
 def _teller(out: Path, runs: dict[str, Run], failures: list[str]) -> Callable[["Report"], None]:
     done: list[str] = []
 
@@ -230,9 +208,7 @@ def _result(out: Path, run: Run) -> str:
     if record.get("failure"):
         return str(record["failure"])
     metrics: dict[str, Any] = record["evaluation"]["mean"]["metrics"]
-    figures = [
-        (title, metrics[name]["value"]) for name, title in (("image_auroc", "image AUROC"), ("pixel_auroc", "pixel AUROC"), ("aupro", "AUPRO"))
-    ]
+    figures = [(title, metrics[name]["value"]) for name, title in METRICS.items()]
     return ", ".join(f"{title} {value:.3f}" for title, value in figures if value is not None)
 
 

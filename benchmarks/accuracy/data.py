@@ -43,7 +43,7 @@ def class_names(root: Path) -> list[str]:
     """Return the classes in a data folder without reading an image.
 
     Raises:
-        DataError: If the layout is not recognised.
+        DataError: If the layout is not recognized.
     """
     return list(list_dataset(root).classes)
 

@@ -5,7 +5,7 @@ The rule (Gonzalez 1985) takes, point by point, the one that is farthest from al
     next = argmax_i min_j ||x_i - x_j||,  j chosen
 
 Written down so, each choice reads all N points: 1.2 million rows of 346 numbers, 123,500 times, for the training images of seven classes. Nearly all
-of it changes nothing. Points are kept in leaves of a tree here, each with its centre and radius, and three lower bounds of a distance leave out what
+of it changes nothing. Points are kept in leaves of a tree here, each with its center and radius, and three lower bounds of a distance leave out what
 cannot become smaller; what is left is computed in full. The chosen points are those of the plain rule, up to ties within float32.
 """
 
@@ -42,7 +42,7 @@ def farthest_points(points: Floats, start: int, count: int, *, advance: Callable
     if not 1 <= count <= len(points):
         raise ValueError(f"count must be in 1..{len(points)}, got {count}")
     tree = _grown(points)
-    state = _State(np.full(len(points), np.inf, np.float32), np.full(len(tree.centres), np.inf, np.float32))
+    state = _State(np.full(len(points), np.inf, np.float32), np.full(len(tree.centers), np.inf, np.float32))
     chosen = np.empty(count, np.int64)
     chosen[0] = int(np.nonzero(tree.order == start)[0][0])
     for begin in range(1, count, _AT_ONCE):
@@ -59,11 +59,11 @@ class _Tree(NamedTuple):
     order: Indices  # (N,): where each stood
     points: Floats  # (N, D)
     heads: Floats  # (N, H): the first axes and the length of the rest, so that ||head(x) - head(y)|| <= ||x - y||
-    to_centre: Floats  # (N,): distance to the centre of the leaf
+    to_center: Floats  # (N,): distance to the center of the leaf
     begins: Indices  # (L + 1,)
-    centres: Floats  # (L, D)
-    centre_heads: Floats  # (L, H)
-    radii: Floats  # (L,): the largest of to_centre
+    centers: Floats  # (L, D)
+    center_heads: Floats  # (L, H)
+    radii: Floats  # (L,): the largest of to_center
     slack: float
 
 
@@ -81,17 +81,17 @@ def _grown(points: Floats) -> _Tree:
     order, begins = _leaves(turned, rng)
     turned = turned[order]
     spans = list(itertools.pairwise(begins))
-    centres = np.stack([turned[begin:end].mean(axis=0) for begin, end in spans])
-    to_centre = np.concatenate([np.linalg.norm(turned[begin:end] - centre, axis=1) for (begin, end), centre in zip(spans, centres, strict=True)])
+    centers = np.stack([turned[begin:end].mean(axis=0) for begin, end in spans])
+    to_center = np.concatenate([np.linalg.norm(turned[begin:end] - center, axis=1) for (begin, end), center in zip(spans, centers, strict=True)])
     return _Tree(
         order=order,
         points=turned,
         heads=_heads(turned),
-        to_centre=to_centre,
+        to_center=to_center,
         begins=begins,
-        centres=centres,
-        centre_heads=_heads(centres),
-        radii=np.maximum.reduceat(to_centre, begins[:-1]),
+        centers=centers,
+        center_heads=_heads(centers),
+        radii=np.maximum.reduceat(to_center, begins[:-1]),
         slack=_SLACK * float(np.linalg.norm(turned, axis=1).max()),
     )
 
@@ -137,10 +137,10 @@ def _choose(tree: _Tree, state: _State, chosen: Indices, begin: int, end: int) -
         newest = chosen[step - 1]
         point, head = tree.points[newest].copy(), tree.heads[newest].copy()
         widest = 0
-        for leaf in range(len(tree.centres)):
+        for leaf in range(len(tree.centers)):
             limit = tree.radii[leaf] + state.farthest[leaf] + tree.slack
-            if _squared(tree.centre_heads[leaf], head) < limit * limit:
-                distance = np.sqrt(_squared(tree.centres[leaf], point))
+            if _squared(tree.center_heads[leaf], head) < limit * limit:
+                distance = np.sqrt(_squared(tree.centers[leaf], point))
                 if distance < limit:
                     _update(tree, state, leaf, distance, point, head)
             if state.farthest[leaf] > state.farthest[widest]:
@@ -153,12 +153,12 @@ def _choose(tree: _Tree, state: _State, chosen: Indices, begin: int, end: int) -
 
 @_compiled
 def _update(tree: _Tree, state: _State, leaf: int, distance: float, point: Floats, head: Floats) -> None:
-    """Bring the points of a leaf up to date with a chosen ``point`` at ``distance`` from the leaf's centre."""
+    """Bring the points of a leaf up to date with a chosen ``point`` at ``distance`` from the leaf's center."""
     farthest = np.float32(0)
     for row in range(tree.begins[leaf], tree.begins[leaf + 1]):
         nearest = state.nearest[row]
         limit = nearest + tree.slack
-        if abs(distance - tree.to_centre[row]) < limit and _squared(tree.heads[row], head) < limit * limit:
+        if abs(distance - tree.to_center[row]) < limit and _squared(tree.heads[row], head) < limit * limit:
             nearest = min(nearest, np.float32(np.sqrt(_squared(tree.points[row], point))))
             state.nearest[row] = nearest
         farthest = max(farthest, nearest)

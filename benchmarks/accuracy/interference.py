@@ -22,8 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.accuracy import provenance
-from benchmarks.accuracy.records import write_record
-from benchmarks.accuracy.statistics import summarise
+from benchmarks.accuracy.tables import KINDS, MIXTURES, RESULTS, merge_rows, number_text, read_rows
 from snl_runtime.commandline import EXIT_OK, CommandParser, run_command
 from snl_runtime.errors import ConfigError, DataError
 from snl_runtime.images import read_image
@@ -32,20 +31,19 @@ from snl_runtime.types import Image
 from snl_train import metrics
 
 PROGRAM = "benchmarks.accuracy.interference"
-KINDS = {"mixup": "mixup, image AUROC", "paste": "paste, image AUROC", "paste_pixel": "paste, pixel AUROC"}
 PASTED_SHARE = (0.25, 0.5)
 """Side of a pasted patch as a share of the image's."""
 _SCORED_AT_ONCE = 8
+TABLE = RESULTS / "mixtures.csv"
 _EXAMPLE = """
-python -m benchmarks.accuracy.interference --data ../shared/data/realmix --checkpoints runs/accuracy/reduced/*multi_s*.pt --out runs/figure2.json
+python -m benchmarks.accuracy.interference --data realmix --checkpoints runs/accuracy/reduced/*multi_s*.pt
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    options = _parser().parse_args(arguments)
-    return run_command(lambda: _run(options, arguments), program=PROGRAM)
+    options = _parser().parse_args(argv)
+    return run_command(lambda: _run(options), program=PROGRAM)
 
 
 def _parser() -> CommandParser:
@@ -54,7 +52,7 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--checkpoints", type=Path, nargs="+", metavar="FILE", required=True, help="multi-class checkpoints, of any methods and seeds"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", required=True, help="JSON to write")
+    parser.add_argument("--out", type=Path, default=TABLE, metavar="FILE", help="table to add to (default: benchmarks/results/mixtures.csv)")
     parser.add_argument(
         "--per-pair", type=int, default=20, metavar="N", help="mixtures of each pair of classes, and pastes on each class (default: 20)"
     )
@@ -115,46 +113,31 @@ def separation(scorer: Any, goods: Mapping[str, npt.NDArray[np.uint8]], *, per_p
     return {kind: {"mean": float(np.mean(list(values.values()))), "of": values} for kind, values in found.items()}
 
 
-def table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Return a Markdown table of means over seeds, one row per method, from the JSON's ``models``."""
-    lines = ["| method | seeds | " + " | ".join(f"{title} | spread" for title in KINDS.values()) + " |", "|---|---:|" + "---:|---:|" * len(KINDS)]
-    for method in sorted({str(result["method"]) for result in results}):
-        of_method = [result for result in results if result["method"] == method]
-        cells = []
-        for kind in KINDS:
-            summary = summarise([result["separation"][kind]["mean"] for result in of_method])
-            interval = "" if summary is None or summary.interval is None else f" [{summary.interval[0]:.3f}, {summary.interval[1]:.3f}]"
-            spread = "–" if summary is None or summary.spread is None else f"{summary.spread:.3f}"
-            cells.append("– | –" if summary is None else f"{summary.mean:.3f}{interval} | {spread}")
-        lines.append(f"| {method} | {len(of_method)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+def _run(options: argparse.Namespace) -> int:
     from snl_train.checkpoint import load_checkpoint
     from snl_train.evaluation import CheckpointScorer
 
-    options.out.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written must not cost the minutes of scoring
-    results: list[dict[str, Any]] = []
+    options.out.parent.mkdir(parents=True, exist_ok=True)  # a wrong name must not cost the minutes of scoring
+    read_rows(options.out, MIXTURES)
+    rows: list[dict[str, str]] = []
     goods: dict[tuple[int, int], dict[str, npt.NDArray[np.uint8]]] = {}
-    device, threads = "cpu", 1
     for path in (path for path in options.checkpoints if not path.name.endswith(".resume.pt")):  # x*.pt names the states of unfinished runs too
         checkpoint = load_checkpoint(path)
         if len(checkpoint.classes) < 2:
             raise ConfigError(f"{path} knows the class {checkpoint.classes[0]!r} only; give multi-class checkpoints")
         scorer = CheckpointScorer(checkpoint, options.device)
-        device, threads = scorer.device, _threads()
         if scorer.size_hw not in goods:
             goods[scorer.size_hw] = _good_test_images(options.data, checkpoint.classes, scorer.size_hw, set(checkpoint.training_image_sha256))
         found = separation(scorer, goods[scorer.size_hw], per_pair=options.per_pair, seed=options.seed)
-        method = re.sub(r"_s\d+$", "", path.stem)
-        results.append({"checkpoint": path.name, "method": method, "seed": checkpoint.seed, "epochs": checkpoint.epochs_done, "separation": found})
+        common = {"model": re.sub(r"_s\d+$", "", path.stem), "seed": str(checkpoint.seed), **provenance.origin(scorer.device, options.commit)}
+        rows += [
+            {**common, "kind": kind, "of": name, "auroc": number_text(value)}
+            for kind, figures in found.items()
+            for name, value in figures["of"].items()
+        ]
         print(f"{path.name}: " + ", ".join(f"{title} {found[kind]['mean']:.3f}" for kind, title in KINDS.items()), flush=True)
-    command = provenance.command_line(arguments).replace("benchmarks.accuracy", PROGRAM, 1)
-    origin = provenance.provenance(device=device, threads=threads, command=command, commit_name=options.commit or provenance.commit())
-    facts = {"per_pair": options.per_pair, "seed": options.seed, "data": options.data.resolve().name}
-    write_record(options.out, {"kind": "interference", **facts, "models": results, "provenance": origin})
-    print(table(results))
+    replaced = merge_rows(options.out, MIXTURES, rows)
+    print(f"{options.out}: {len(rows)} rows, {replaced} in place of other figures")
     return EXIT_OK
 
 
@@ -192,12 +175,6 @@ def _auroc(good: Sequence[float], anomalous: npt.NDArray[np.float32]) -> float:
 
 def _drawn(images: npt.NDArray[np.uint8], rng: np.random.Generator) -> Image:
     return np.asarray(images[int(rng.integers(len(images)))])
-
-
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from snl_train.measures import ScoredImage
 PROGRAM = "benchmarks.accuracy.overlays"
 PUBLISHABLE = ("hazelnut", "cookie")
 FLOOR_QUANTILE = 0.95
-"""Share of the pixels of good images without colour, as in snl-eval's report."""
+"""Share of the pixels of good images without color, as in snl-eval's report."""
 _CELL_PX = 160
 _EXAMPLE = """
 python -m benchmarks.accuracy.overlays --data ../shared/data/realmix --checkpoints rd.pt snl-rd.pt --names RD 'SNL(RD)' --out runs/figure5.html
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser(PROGRAM, "Show the heat maps of several models side by side on one colour scale per class and model.", example=_EXAMPLE)
+    parser = CommandParser(PROGRAM, "Show the heat maps of several models side by side on one color scale per class and model.", example=_EXAMPLE)
     parser.add_argument("--data", type=Path, metavar="DIR", required=True, help="images in the layout of MVTec AD or VisA")
     parser.add_argument("--checkpoints", type=Path, nargs="+", metavar="FILE", required=True, help="models to compare, usually RD and SNL(RD)")
     parser.add_argument("--names", nargs="+", metavar="NAME", help="what to call them (default: the file names)")
@@ -110,7 +110,7 @@ def _run(options: argparse.Namespace) -> int:
         sections.append(html.section(class_name, html.card(html.tiles(*tiles)), anchor=class_name))
     lead = f"Left to right: test image (defect outlined), then {', '.join(names)}. Images were chosen by their place in the list and by no score."
     note = html.note(
-        "One scale per class and model: no colour below what 95 % of the pixels of its good test images stay under, yellow at the score of its best "
+        "One scale per class and model: no color below what 95 % of the pixels of its good test images stay under, yellow at the score of its best "
         "F1, red from as far above."
     )
     links = {name: name for name in options.classes.split(",")}

@@ -18,7 +18,6 @@ from snl_train.config import Device, Preset, TrainConfig, load_config
 PROTOCOL_FOLDER = Path(__file__).parent / "protocols"
 
 Setting: TypeAlias = Literal["multi-class", "one-class"]
-Quoted: TypeAlias = Literal["none", "mvtec", "visa"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,14 +58,12 @@ class Protocol:
     """Seeds of weights, batches and the choice of images."""
     class_sets: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"all": ()})
     """Classes that are trained together, by a name for the set; an empty list for all classes of the data folder."""
-    choose: tuple[str, ...] = ()
+    development: tuple[str, ...] = ()
     """Classes on which settings are chosen."""
-    confirm: tuple[str, ...] = ()
+    held_out: tuple[str, ...] = ()
     """Classes on which the choice is judged."""
     tables: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Variants of each table in order, by title; empty for one table of all."""
-    quoted: Quoted = "none"
-    """Dataset whose figures in the paper are printed beside the own ones."""
     resamples: int = 200
     """Bootstrap resamples for the intervals over test images; 0 for none."""
     batch_size: int = 8
@@ -81,9 +78,9 @@ class Protocol:
         _check("seeds", self.seeds, "0 or more", min(self.seeds) >= 0)
         _check("resamples", self.resamples, "0 or more", self.resamples >= 0)
         _check("batch_size", self.batch_size, "1 or more", self.batch_size >= 1)
-        both = sorted(set(self.choose) & set(self.confirm))
+        both = sorted(set(self.development) & set(self.held_out))
         if both:
-            raise ConfigError(f"class {both[0]!r} is in choose and in confirm; settings must be judged on classes they were not chosen on")
+            raise ConfigError(f"class {both[0]!r} is in development and in held_out; settings must be judged on classes they were not chosen on")
 
     def shown_tables(self) -> dict[str, tuple[str, ...]]:
         """Return the variants of each table by title."""
@@ -119,8 +116,8 @@ class Run:
 def slug(text: str) -> str:
     """Return a text as part of a file name.
 
-    >>> slug("SNL(RD), 25 centres")
-    'snl-rd-25-centres'
+    >>> slug("SNL(RD), 25 centers")
+    'snl-rd-25-centers'
     """
     return re.sub(r"[^a-z0-9]+", "-", text.lower().replace("+", " and ")).strip("-")
 

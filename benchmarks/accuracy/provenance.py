@@ -1,6 +1,6 @@
-"""Where a figure comes from: commit, source, device, versions, command."""
+"""Where a figure comes from: commit, device, versions, command."""
 
-import hashlib
+import datetime
 import os
 import platform
 import shlex
@@ -10,23 +10,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-_NOT_SCIENCE = ("cli/", "report", "plots_svg", "evaluation_table", "metrics_log")
-_RUNTIME_SOURCES = ("images", "image_integrity", "preprocess", "opencv")
-
-
-def source_sha256() -> str:
-    """Return a hash of the sources that decide a figure: reading, preprocessing, networks, training, scoring, metrics.
-
-    Two commits with the same hash give the same figures, so their runs may stand in one table; reports and command lines are left out.
-    """
-    package = ROOT / "snl_train"
-    sources = [path for path in sorted(package.rglob("*.py")) if not path.relative_to(package).as_posix().startswith(_NOT_SCIENCE)]
-    sources += [ROOT / "snl_runtime" / f"{name}.py" for name in _RUNTIME_SOURCES]
-    digest = hashlib.sha256()
-    for path in sources:
-        digest.update(f"{path.relative_to(ROOT).as_posix()}\0".encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def commit() -> str:
@@ -59,12 +42,17 @@ def provenance(*, device: str, threads: int, command: str, commit_name: str) -> 
 
     return {
         "commit": commit_name,
-        "source_sha256": source_sha256(),
         "device": device_name(device),
         "threads": threads,
         "versions": package_versions(),
         "command": command,
     }
+
+
+def origin(device: str, commit_name: str | None) -> dict[str, str]:
+    """Return device, commit and day as columns of a table."""
+    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    return {"device": device_name(device), "commit": commit_name or commit(), "date": today}
 
 
 def _relative(text: str) -> str:

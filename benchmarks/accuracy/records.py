@@ -15,8 +15,6 @@ from snl_runtime.errors import DataError
 from snl_runtime.files import atomic_write_text
 
 SCHEMA = 1
-FIGURE_2 = Path("figure2") / "interference.json"
-"""Where the interference benchmark of a protocol is looked for."""
 _SLICES = ".slices.json"
 _REQUIRED = frozenset({"record", "protocol", "variant", "setting", "class_set", "classes", "image_size", "seed", "source", "provenance", "slices"})
 
@@ -83,36 +81,8 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: If a file is no record of this benchmark.
     """
-    return [read_record(path) for path in _record_paths(folder)]
-
-
-def _record_paths(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.glob("*.json")) if not path.name.endswith(_SLICES) and not path.name.startswith(".")]
-
-
-def keep_records(out: Path, kept: Path) -> int:
-    """Copy the results of all protocols below ``out`` into ``<kept>/<protocol>``, without their scores per image, and return how many.
-
-    The interference benchmark's results go with them.
-
-    What remains are some kilobytes a run, fit to be committed: tables can be rendered from them, and a later session adds to them.
-
-    Raises:
-        DataError: If a file is no record of this benchmark.
-        SinkError: If a file cannot be written.
-    """
-    paths = [path for folder in sorted(out.iterdir()) if folder.is_dir() for path in _record_paths(folder)]
-    for path in paths:
-        record = read_record(path)
-        if record.get("evaluation"):
-            record["evaluation"] = {key: value for key, value in record["evaluation"].items() if key != "images"}
-        target = kept / path.relative_to(out)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_record(target, record)
-    for path in sorted(out.glob(f"*/{FIGURE_2}")):
-        (kept / path.relative_to(out)).parent.mkdir(parents=True, exist_ok=True)
-        write_record(kept / path.relative_to(out), _read_json(path))
-    return len(paths)
+    paths = [path for path in sorted(folder.glob("*.json")) if not path.name.endswith(_SLICES) and not path.name.startswith(".")]
+    return [read_record(path) for path in paths]
 
 
 def read_slices(path: Path) -> list[dict[str, Any]]:

@@ -161,7 +161,7 @@ class Session:
 
     def _train(self, run: Run, data: TrainingData, files: RunFiles, clock: _Clock) -> TrainingResult:
         is_resumed = resume_path(files.checkpoint).exists()
-        slices = [*(read_slices(files.slices) if is_resumed else []), {**self.facts, "started_at": _now(), "to_step": None, "seconds": None}]
+        slices = [*(read_slices(files.slices) if is_resumed else []), {**self.facts, "started_at": timestamp(), "to_step": None, "seconds": None}]
         write_slices(files.slices, slices)  # before the work: a killed slice has left its mark in the weights too
         config = self._config(run.variant, run.image_size, run.seed)
         try:
@@ -212,7 +212,7 @@ class Session:
             "config": recorded_config(self._config(run.variant, run.image_size, run.seed)),
             "data": self._data_facts(run, data),
             **results,
-            "provenance": {**self.facts, "finished_at": _now()},
+            "provenance": {**self.facts, "finished_at": timestamp()},
             "slices": read_slices(files.slices),
         }
         write_record(files.record, record)
@@ -233,7 +233,7 @@ class Session:
         """Return how long measuring took before, or 0 where that is not known yet."""
         if image_size not in self._seconds_per_image:
             for record in read_records(self.job.out / self.job.protocol.name):
-                if record["image_size"] == image_size and "evaluation_s" in record:  # not of a peer, not of a failed run
+                if record["image_size"] == image_size and "evaluation_s" in record:  # neither of a baseline nor of a failed run
                     counts = [group["good"] + group["anomalous"] for group in record["evaluation"]["classes"].values()]
                     per_image = record["evaluation_s"] / sum(counts)
                     self._seconds_per_image[image_size] = max(per_image, self._seconds_per_image.get(image_size, 0.0))
@@ -311,5 +311,6 @@ def _weights_facts(weights: str | None) -> dict[str, str] | None:
     return {"name": Path(weights).name, "sha256": sha256_file(weights)}
 
 
-def _now() -> str:
+def timestamp() -> str:
+    """Return the time (UTC) as records have it."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

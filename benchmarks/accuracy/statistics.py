@@ -1,12 +1,14 @@
-"""From records to rows: figures per class, means over class sets and seeds, spread and interval. NumPy and records only."""
+"""From tables to rows of a page: figures per class, means over class sets and seeds, range and interval."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
+from benchmarks.accuracy import tables
+from benchmarks.accuracy.results import METRICS
+
 # Student's t, two-sided 95 %, for 1 to 30 degrees of freedom.
 _T95 = (
     (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -20,30 +22,31 @@ class Summary(NamedTuple):
 
     Attributes:
         mean: Mean over the seeds.
-        spread: Highest less lowest seed; None for one seed.
+        seed_range: Highest less lowest seed; None for one seed.
         interval: 95 % interval of the mean by Student's t over the seeds, within 0 to 1; None for one seed.
         seeds: Number of seeds.
     """
 
     mean: float
-    spread: float | None
+    seed_range: float | None
     interval: tuple[float, float] | None
     seeds: int
 
 
 class RowKey(NamedTuple):
-    """What a row is about."""
+    """What a row is about; no row has figures of two devices, because rounding differs between them."""
 
     variant: str
-    setting: str
-    image_size: int
-    class_set: str
     source: str
+    setting: str
+    image_size: str
+    class_set: str
+    device: str
 
 
 @dataclass(slots=True)
 class Row:
-    """All results of one variant in one setting at one size.
+    """All results of one variant in one setting at one size on one device.
 
     Attributes:
         key: What it is about.
@@ -51,18 +54,26 @@ class Row:
         figures: Seed to class to metric to (value, bootstrap interval or None).
         diverged: Seeds whose training ended in figures that are not finite.
         counts: Class to (good, anomalous) test images.
+        commits: Commits that trained and measured.
+        dates: Days on which seeds were measured.
     """
 
     key: RowKey
     classes: list[str] = field(default_factory=list)
-    figures: dict[int, dict[str, dict[str, tuple[float | None, list[float] | None]]]] = field(default_factory=dict)
+    figures: dict[int, dict[str, dict[str, tuple[float | None, tuple[float, float] | None]]]] = field(default_factory=dict)
     diverged: set[int] = field(default_factory=set)
     counts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    commits: set[str] = field(default_factory=set)
+    dates: set[str] = field(default_factory=set)
 
     def of_classes(self, metric: str, classes: Sequence[str]) -> Summary | None:
         """Return a metric's mean over classes, over the seeds that have all of them; classes without masks are left out of pixel metrics."""
-        per_seed = [self._class_mean(seed, metric, classes) for seed in sorted(self.figures)]
-        return summarise([value for value in per_seed if value is not None])
+        return summarize(list(self.per_seed(metric, classes).values()))
+
+    def per_seed(self, metric: str, classes: Sequence[str]) -> dict[int, float]:
+        """Return the mean over classes of each seed that has all of them."""
+        found = {seed: self._class_mean(seed, metric, classes) for seed in sorted(self.figures)}
+        return {seed: value for seed, value in found.items() if value is not None}
 
     def image_interval(self, metric: str, class_name: str) -> tuple[float, float] | None:
         """Return the bootstrap interval over test images of one class, each end averaged over the seeds."""
@@ -81,11 +92,11 @@ class Row:
         return float(np.mean(values)) if values else None
 
 
-def summarise(values: Sequence[float]) -> Summary | None:
-    """Return mean, spread and interval of one figure over seeds; None without a seed.
+def summarize(values: Sequence[float]) -> Summary | None:
+    """Return mean, range and interval of one figure over seeds; None without a seed.
 
-    >>> summarise([0.80, 0.82, 0.84])
-    Summary(mean=0.82, spread=0.04, interval=(0.7703, 0.8697), seeds=3)
+    >>> summarize([0.80, 0.82, 0.84])
+    Summary(mean=0.82, seed_range=0.04, interval=(0.7703, 0.8697), seeds=3)
     """
     if not values:
         return None
@@ -98,18 +109,28 @@ def summarise(values: Sequence[float]) -> Summary | None:
     return Summary(mean, round(max(values) - min(values), 6), (round(max(mean - half, 0.0), 4), round(min(mean + half, 1.0), 4)), len(values))
 
 
-def rows(records: Sequence[Mapping[str, Any]]) -> dict[RowKey, Row]:
-    """Return the rows that records of one protocol make; one-class runs of a set and seed become one row."""
-    found: dict[RowKey, Row] = {}
-    for record in records:
-        key = RowKey(record["variant"], record["setting"], record["image_size"], record["class_set"], record["source"])
-        row = found.setdefault(key, Row(key))
-        row.classes = sorted({*row.classes, *record["classes"]})
-        if record.get("failure"):
-            row.diverged.add(record["seed"])
+def rows(found: Iterable[tables.Row]) -> dict[RowKey, Row]:
+    """Return the rows that a table of one protocol makes; one-class runs of a set and seed become one row."""
+    made: dict[RowKey, Row] = {}
+    for one in found:
+        key = RowKey(*(one[name] for name in RowKey._fields))
+        row = made.setdefault(key, Row(key))
+        seed, name = int(one["seed"]), one["class"]
+        row.commits |= set(one["commit"].split())
+        row.dates.add(one["date"])
+        row.classes = sorted({*row.classes, name})
+        if not one["good"]:
+            row.diverged.add(seed)
             continue
-        of_seed = row.figures.setdefault(record["seed"], {})
-        for name, group in record["evaluation"]["classes"].items():
-            of_seed[name] = {metric: (group["metrics"][metric]["value"], group["metrics"][metric]["interval"]) for metric in METRICS}
-            row.counts[name] = (group["good"], group["anomalous"])
-    return found
+        row.counts[name] = (int(one["good"]), int(one["anomalous"]))
+        row.figures.setdefault(seed, {})[name] = {metric: (_number(one[metric]), _interval(one, metric)) for metric in METRICS}
+    return made
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text else None
+
+
+def _interval(row: tables.Row, metric: str) -> tuple[float, float] | None:
+    low, high = _number(row[f"{metric}_low"]), _number(row[f"{metric}_high"])
+    return None if low is None or high is None else (low, high)

@@ -15,7 +15,8 @@ from snl_runtime.backends.tensorrt_backend import TensorRtBackend
 from snl_runtime.engine_builder import EngineOptions, build_engine, target_at_hand
 from snl_runtime.engine_parity import verify_engine
 from snl_runtime.golden import golden_path, read_golden
-from snl_runtime.manifest import manifest_path, read_manifest, write_manifest
+from snl_runtime.guard_band import guard_text
+from snl_runtime.manifest import manifest_path, read_manifest, update_manifest
 from snl_runtime.scorer import Scorer
 
 THREADS = 4
@@ -65,7 +66,7 @@ def build(subject: Subject) -> str:
     started_s = time.perf_counter()
     built = build_engine(subject.onnx, path, target, options, cache_folder=subject.onnx.parent / "cache")
     if is_first:
-        write_manifest(manifest_path(subject.onnx), manifest.with_engine(built.entry))
+        update_manifest(manifest_path(subject.onnx), lambda listed: listed.with_engine(built.entry))
     checked = "checked below" if is_first else "the given engine is checked below"
     return (
         f"{options.precision} with {target.library.name} {target.library.version} for {', '.join(built.entry.compute_capability)} in "
@@ -85,7 +86,7 @@ def parity(subject: Subject) -> str:
     report = verify_engine(_engine(subject))
     figures = (
         f"{report.frame_count} frames ({report.frames_source}): map within {report.map_max_abs:.3g} (p99 {report.map_p99_abs:.3g}) "
-        f"of {report.map_scale:.3g}, score within {report.score_max_abs:.3g}, {report.flips} flips, {report.verified_on}"
+        f"of {report.map_scale:.3g}, score within {report.score_max_abs:.3g}, {report.flips} flips{guard_text(report)}, {report.verified_on}"
     )
     if not report.passed:
         raise CheckFailedError(f"{figures}; {'; '.join(report.failures[:3])}")

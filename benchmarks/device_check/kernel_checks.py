@@ -19,9 +19,10 @@ from snl_runtime.gain import GainMap
 from snl_runtime.kernels import load_kernels
 from snl_runtime.kernels.launches import DeviceFrame
 from snl_runtime.overlay import blend_heat
+from snl_runtime.pictures import Pictures
 from snl_runtime.preprocess import InputSpec, prepare
 from snl_runtime.regions import find_regions
-from snl_runtime.types import ColorOrder, Image
+from snl_runtime.types import ColorOrder, Image, OutputRequest
 from snl_runtime.upsampling import upsample_map
 
 SIZE_HW = (256, 256)
@@ -32,6 +33,7 @@ INPUT_LEVELS = 1
 MAP_DIFFERENCE = 1e-5
 OVERLAY_LEVELS = 1
 _REPEATS = 200
+_EVERYTHING = OutputRequest(frame_map=True, mask=True, overlay=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -89,7 +91,6 @@ def measure_bandwidth() -> str:
     rng = np.random.default_rng(1)
     frame = _frame(rng, BIG_FRAME_HW, "bgr")
     height, width = BIG_FRAME_HW
-    everything = Wanted(frame_map=True, mask=True, overlay=True)
     with _open_device() as device:
         anomaly_map = _map(rng)
         device.upload(anomaly_map, device.anomaly_map.handle)
@@ -103,9 +104,9 @@ def measure_bandwidth() -> str:
             device.before.enqueue_device(on_device, device.image.handle)
 
         def after() -> None:
-            device.after.enqueue(
-                device.anomaly_map.handle, device.score.handle, frame=on_device, roi_xyxy=(0, 0, width, height), threshold=0.5, wanted=everything
-            )
+            device.after.enqueue(device.anomaly_map.handle, device.score.handle, frame=on_device, roi_xyxy=(0, 0, width, height), threshold=0.5)
+            device.after.collect()
+            device.after.render(_EVERYTHING)
 
         figures = [
             _bandwidth("frame to input", before, device, input_bytes, peak),
@@ -142,16 +143,16 @@ def _compare_one(device: _Device, frame: np.ndarray, color: ColorOrder, anomaly_
         frame=on_device,
         roi_xyxy=(0, 0, width, height),
         threshold=threshold,
-        wanted=Wanted(frame_map=True, mask=True, overlay=True),
     )
     output = device.after.collect()
+    drawn = device.after.render(_EVERYTHING)
     made = device.download_input()
     expected_input = prepare(frame, color, InputSpec(size_hw=SIZE_HW))
     counted, expected = (dataclasses.astuple(statistics) for statistics in (device.before.statistics(), frame_statistics(made)))
     if not np.allclose(counted, expected, rtol=1e-5, atol=1e-5):
         raise CheckFailedError(f"statistics of {color} {width}x{height} differ from those of the input that the device made")
     _compare_gained(device, on_device, anomaly_map)
-    return {"input": float(np.abs(made.astype(int) - expected_input).max()), **_compare_outputs(output, frame, color, anomaly_map, threshold)}
+    return {"input": float(np.abs(made.astype(int) - expected_input).max()), **_compare_outputs(output, drawn, frame, color, anomaly_map, threshold)}
 
 
 def _compare_gained(device: _Device, on_device: DeviceFrame, anomaly_map: np.ndarray) -> None:
@@ -168,22 +169,24 @@ def _compare_gained(device: _Device, on_device: DeviceFrame, anomaly_map: np.nda
         raise CheckFailedError(f"{width}x{height}: the gained map of a fixtured product differs from the host's")
 
 
-def _compare_outputs(output: DeviceOutput, frame: np.ndarray, color: ColorOrder, anomaly_map: np.ndarray, threshold: float) -> dict[str, float]:
+def _compare_outputs(
+    output: DeviceOutput, drawn: Pictures, frame: np.ndarray, color: ColorOrder, anomaly_map: np.ndarray, threshold: float
+) -> dict[str, float]:
     height, width = frame.shape[:2]
     where = f"{color} {width}x{height}"
-    if output.frame_map is None or output.mask is None or output.overlay is None:
+    if drawn.frame_map is None or drawn.mask is None or drawn.overlay is None:
         raise CheckFailedError(f"{where}: an output is missing")
     expected_map = upsample_map(anomaly_map, (height, width))
     decided = np.abs(expected_map - threshold) > MAP_DIFFERENCE
-    if (output.mask != (expected_map > threshold))[decided].any():
+    if (drawn.mask != (expected_map > threshold))[decided].any():
         raise CheckFailedError(f"{where}: the mask differs from map > threshold")
     if output.regions != find_regions(anomaly_map, threshold, (0, 0, width, height)):
         raise CheckFailedError(f"{where}: the regions differ from the host's")
     rgb = prepare(frame, color, InputSpec(size_hw=(height, width)))
     expected_overlay = blend_heat(rgb, anomaly_map, threshold)
     return {
-        "map": float(np.abs(output.frame_map - expected_map).max()),
-        "overlay": float(np.abs(output.overlay.astype(int) - expected_overlay).max()),
+        "map": float(np.abs(drawn.frame_map - expected_map).max()),
+        "overlay": float(np.abs(drawn.overlay.astype(int) - expected_overlay).max()),
     }
 
 

@@ -1,16 +1,19 @@
 """What every inference backend must offer, and the checks they share."""
 
 import types
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from snl_runtime.errors import BackendError, InferenceError
+from snl_runtime.text import printable
 
 if TYPE_CHECKING:
-    from snl_runtime.device_pipeline import DeviceLane
+    from snl_runtime.cuda_resources import CudaStream, DeviceBuffer
 
 INPUT_NAME = "image"
 MAP_NAME = "anomaly_map"
@@ -62,6 +65,29 @@ class Backend(Protocol):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None) -> None:
         """Close the backend."""
+        ...
+
+
+class DeviceLane(Protocol):
+    """An engine that reads and writes device memory on one stream: that of TensorRT or of ONNX Runtime CUDA."""
+
+    @property
+    def stream(self) -> "CudaStream":
+        """What everything is queued on."""
+        ...
+
+    @property
+    def anomaly_map(self) -> "DeviceBuffer":
+        """Where the engine writes its map."""
+        ...
+
+    @property
+    def anomaly_score(self) -> "DeviceBuffer":
+        """Where the engine writes its score."""
+        ...
+
+    def run_on_device(self, count: int, bring_image: "Callable[[int, CudaStream], None]") -> None:
+        """Queue one run whose input ``bring_image`` queues at the address it is given."""
         ...
 
 
@@ -152,6 +178,11 @@ def check_signature(
     if height is None or width is None:
         raise BackendError(f"{file_name} leaves the image size open {shape}, expected a fixed height and width; export the model with snl-export")
     return batch, height, width, 3
+
+
+def path_or_bytes(path: Path) -> str | bytes:
+    """Return a model file as libraries take it: its path, or its content where the path is not UTF-8, which they refuse."""
+    return str(path) if printable(str(path)) == str(path) else path.read_bytes()
 
 
 def one_line(error: BaseException) -> str:

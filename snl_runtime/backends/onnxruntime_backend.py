@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from snl_runtime import cuda_api
-from snl_runtime.backends.base import INPUT_NAME, MAP_NAME, SCORE_NAME, check_arrays, check_signature, one_line, store_outputs
-from snl_runtime.backends.onnxruntime_lane import OnnxRuntimeLane, open_cuda_session
+from snl_runtime.backends.base import INPUT_NAME, MAP_NAME, SCORE_NAME, check_arrays, check_signature, one_line, path_or_bytes, store_outputs
+from snl_runtime.backends.onnxruntime_lane import OnnxRuntimeLane, load_onnxruntime, open_cuda_session
 from snl_runtime.cuda_api import device_scope
 from snl_runtime.errors import BackendError, BackendUnavailableError, ConfigError, InferenceError
 
@@ -104,10 +104,10 @@ class OnnxRuntimeBackend:
                 raise
 
     def _open_session(self) -> Any:
-        library = _load_library()
+        library = load_onnxruntime()
         providers, options = _providers(library, self.device), _options(library, self._threads)
         try:
-            session = library.InferenceSession(str(self._path), sess_options=options, providers=providers)
+            session = library.InferenceSession(path_or_bytes(self._path), sess_options=options, providers=providers)
         except Exception as error:  # the library's exception classes share no base
             raise BackendError(f"onnxruntime cannot load {self._path}: {one_line(error)}; export the model again: snl-export --ckpt x.pt") from error
         if self.device != "cpu" and session.get_providers()[0] != "CUDAExecutionProvider":  # it falls back to the CPU silently
@@ -124,16 +124,6 @@ class OnnxRuntimeBackend:
             raise InferenceError("backend 'onnxruntime' is closed; open the model again")
         if self._failure is not None:
             raise InferenceError(f"backend 'onnxruntime' failed before ({self._failure}); close it and open the model again")
-
-
-def _load_library() -> Any:
-    try:
-        import onnxruntime
-    except (ImportError, OSError) as error:
-        raise BackendUnavailableError(
-            f"backend 'onnxruntime' needs the package onnxruntime: pip install 'snl-edge[cpu]' ({one_line(error)})"
-        ) from error
-    return onnxruntime
 
 
 def _providers(library: Any, device: str) -> list[Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from snl_runtime.backends.base import INPUT_NAME, MAP_NAME, SCORE_NAME, one_line
+from snl_runtime.backends.base import INPUT_NAME, MAP_NAME, SCORE_NAME, one_line, path_or_bytes
 from snl_runtime.cuda_api import CudaApi
 from snl_runtime.cuda_resources import CudaStream, DeviceBuffer
 from snl_runtime.errors import BackendError, BackendUnavailableError, InferenceError
@@ -103,6 +103,25 @@ class OnnxRuntimeLane:
             self.stream.synchronize()
 
 
+def load_onnxruntime() -> Any:
+    """Return the module ``onnxruntime``; every import of it goes through here.
+
+    Releases for Linux from 1.32 on collect telemetry: opening a model writes a device number and a database of events below the user's cache folder.
+    It is switched off unless the environment says otherwise; the variable must be set before the import.
+
+    Raises:
+        BackendUnavailableError: If the package is missing or its libraries do not load.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        import onnxruntime
+    except (ImportError, OSError) as error:
+        raise BackendUnavailableError(
+            f"backend 'onnxruntime' needs the package onnxruntime: pip install 'snl-edge[cpu]', on a GPU 'snl-edge[gpu]' ({one_line(error)})"
+        ) from error
+    return onnxruntime
+
+
 def open_cuda_session(model_path: str | os.PathLike[str], stream: int, *, device_index: int = 0) -> Any:
     """Return a session of an ``.onnx`` file whose GPU work goes onto the given stream.
 
@@ -110,15 +129,12 @@ def open_cuda_session(model_path: str | os.PathLike[str], stream: int, *, device
         BackendUnavailableError: If the package or its CUDA provider is missing.
         BackendError: If the file cannot be loaded.
     """
-    try:
-        import onnxruntime
-    except (ImportError, OSError) as error:
-        raise BackendUnavailableError(f"device 'cuda' needs the package onnxruntime-gpu: pip install 'snl-edge[gpu]' ({one_line(error)})") from error
+    onnxruntime = load_onnxruntime()
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise BackendUnavailableError("device 'cuda' needs the package onnxruntime-gpu instead of onnxruntime: pip install 'snl-edge[gpu]'")
     providers = [("CUDAExecutionProvider", {"device_id": str(device_index), "user_compute_stream": str(stream)}), "CPUExecutionProvider"]
     try:
-        session = onnxruntime.InferenceSession(str(model_path), providers=providers)
+        session = onnxruntime.InferenceSession(path_or_bytes(Path(model_path)), providers=providers)
     except Exception as error:  # the library's exception classes share no base
         raise BackendError(f"onnxruntime cannot load {Path(model_path)} on the GPU: {one_line(error)}") from error
     if session.get_providers()[0] != "CUDAExecutionProvider":  # it falls back to the CPU silently

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from snl_runtime.backends.base import INPUT_NAME, MAP_NAME, SCORE_NAME, check_arrays, check_signature, one_line, store_outputs
+from snl_runtime.backends.base import INPUT_NAME, MAP_NAME, SCORE_NAME, check_arrays, check_signature, one_line, path_or_bytes, store_outputs
 from snl_runtime.errors import BackendError, BackendUnavailableError, ConfigError, InferenceError
 
 _DTYPES = {"u8": "uint8", "f32": "float32"}
@@ -40,7 +40,7 @@ class OpenVinoBackend:
         self._request: Any = None
         try:
             core = library.Core()
-            model = core.read_model(str(path))
+            model = core.read_model(path_or_bytes(path))
         except Exception as error:  # the library's exception classes share no base
             raise BackendError(f"openvino cannot load {path}: {one_line(error)}; export the model again: snl-export --ckpt x.pt") from error
         self.input_shape: tuple[int | None, int, int, int] = check_signature(

@@ -18,13 +18,11 @@ import numpy.typing as npt
 from snl_runtime import cuda_api
 from snl_runtime.backends.base import check_arrays
 from snl_runtime.backends.tensorrt_lane import EngineLane
+from snl_runtime.cache import default_cache_folder
 from snl_runtime.cuda_api import CudaApi, DeviceDescription, describe_device, device_scope
-from snl_runtime.cuda_resources import CudaStream, DeviceBuffer
-from snl_runtime.device_arrays import DeviceView, OwnedDeviceArray, view_of, wait_for_producer
 from snl_runtime.errors import BackendError, ConfigError, EngineMismatchError, InferenceError, ManifestError
 from snl_runtime.files import sha256_bytes
 from snl_runtime.manifest import EngineEntry, manifest_path, read_manifest
-from snl_runtime.preprocess import FrameError
 from snl_runtime.trt_engine import EngineLibrary, open_library, rebuild_advice
 
 
@@ -90,29 +88,6 @@ class TensorRtBackend:
         with self.lane() as lane:
             lane.infer(image, anomaly_map, anomaly_score)
 
-    def infer_device(self, image: object) -> tuple[OwnedDeviceArray, OwnedDeviceArray]:
-        """Run an input that is on the device already and return map and score there, complete; the caller closes both.
-
-        Args:
-            image: (N, H, W, 3) uint8 RGB, dense, of CuPy, torch, pycuda or anything with ``__cuda_array_interface__`` or DLPack; at most the
-                engine's largest batch.
-
-        Returns:
-            (N, 1, H, W) and (N,) float32.
-
-        Raises:
-            FrameError: If the array cannot be used.
-            InferenceError: If CUDA or the engine failed.
-        """
-        self._check_open()
-        with device_scope(self._api, self._device):
-            stream = self._own_lane().stream.handle
-            # The view ends after the run: the producer's memory is held until the device has read it. An unfit array must not reach the lane.
-            with view_of(image, stream=stream) as view:
-                _check_device_image(view, self.input_shape, self._engine.batch_range)
-                with self.lane() as lane:
-                    return self._run_view(lane, view)
-
     @contextlib.contextmanager
     def lane(self) -> Iterator[EngineLane]:
         """Lend the calling thread its lane, with the engine's device current; kernels may be queued on ``lane.stream``.
@@ -148,27 +123,6 @@ class TensorRtBackend:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None) -> None:
         self.close()
-
-    def _run_view(self, lane: EngineLane, view: DeviceView) -> tuple[OwnedDeviceArray, OwnedDeviceArray]:
-        count, height, width, _ = view.shape
-        with contextlib.ExitStack() as opened:
-            anomaly_map = opened.enter_context(DeviceBuffer(self._api, 4 * count * height * width))
-            anomaly_score = opened.enter_context(DeviceBuffer(self._api, 4 * count))
-            opened.callback(lane.drain)  # if a copy fails, the one before it may still write
-
-            def bring_image(address: int, stream: CudaStream) -> None:
-                wait_for_producer(self._api, view, stream)
-                self._api.copy_async(address, view.address, view.byte_count, "device_to_device", stream.handle)
-
-            lane.run_on_device(count, bring_image)
-            for target, source in ((anomaly_map, lane.anomaly_map), (anomaly_score, lane.anomaly_score)):
-                self._api.copy_async(target.handle, source.handle, target.byte_count, "device_to_device", lane.stream.handle)
-            lane.stream.synchronize()
-            opened.pop_all()
-        return (
-            OwnedDeviceArray(anomaly_map, (count, 1, height, width), np.float32, device=self._device),
-            OwnedDeviceArray(anomaly_score, (count,), np.float32, device=self._device),
-        )
 
     def _check_open(self) -> None:
         if self._closed:
@@ -239,14 +193,6 @@ def check_gpu(file_name: str, entry: EngineEntry, gpu: DeviceDescription) -> Non
         )
 
 
-def _check_device_image(view: DeviceView, input_shape: tuple[int | None, int, int, int], batch_range: tuple[int, int]) -> None:
-    smallest, largest = batch_range
-    fits = len(view.shape) == 4 and view.shape[1:] == input_shape[1:] and smallest <= view.shape[0] <= largest
-    if not fits or view.dtype != np.uint8:
-        _, height, width, _ = input_shape
-        raise FrameError(f"the device array must be uint8 ({smallest} to {largest}, {height}, {width}, 3), got {view.dtype} {view.shape}")
-
-
 def _device_index(device: str | None) -> int:
     kind, _, index = (device or "cuda").lower().partition(":")
     if kind != "cuda" or (index and not (index.isascii() and index.isdecimal())):
@@ -254,8 +200,9 @@ def _device_index(device: str | None) -> int:
     return int(index or 0)
 
 
-def _cache_path(library: EngineLibrary, gpu: DeviceDescription, entry: EngineEntry) -> Path:
-    from snl_runtime.engine_builder import default_cache_folder
-
+def _cache_path(library: EngineLibrary, gpu: DeviceDescription, entry: EngineEntry) -> Path | None:
+    folder = default_cache_folder()
+    if folder is None:
+        return None
     parts = (entry.sha256, library.name, library.version, gpu.name, str(gpu.compute_capability), gpu.driver_version)
-    return default_cache_folder() / f"runtime-{hashlib.sha256('/'.join(parts).encode()).hexdigest()[:32]}.cache"
+    return folder / f"runtime-{hashlib.sha256('/'.join(parts).encode()).hexdigest()[:32]}.cache"

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import importlib.metadata
-import json
 import math
 import os
 import platform
@@ -17,6 +16,7 @@ from snl_runtime.cli.run import add_detector_flags, open_detector, positive
 from snl_runtime.commandline import EXIT_OK, CommandParser, run_command
 from snl_runtime.errors import ConfigError, DataError
 from snl_runtime.progress import Progress
+from snl_runtime.text import to_json
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -38,8 +38,7 @@ _PACKAGES = ("snl-edge", "numpy", "opencv-python-headless", "opencv-python", "on
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    arguments = _parser().parse_args(argv)
-    return run_command(lambda: _bench(arguments), program=PROGRAM)
+    return run_command(lambda: _bench(_parser().parse_args(argv)), program=PROGRAM)
 
 
 def _parser() -> CommandParser:
@@ -94,7 +93,7 @@ def _bench(arguments: argparse.Namespace) -> int:
                     subject.run(frames[index % len(frames)], arguments.product, keep=True)
                 progress.advance()
         report = _report(arguments, timed, frames)
-    print(json.dumps(report, allow_nan=False) if arguments.json else _table(report))
+    print(to_json(report) if arguments.json else _table(report))
     return EXIT_OK
 
 

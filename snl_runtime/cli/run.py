@@ -3,22 +3,24 @@
 import argparse
 import contextlib
 import difflib
-import json
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from snl_runtime.commandline import EXIT_NOT_ALL_PASSED, EXIT_OK, CommandParser, one_line, run_command
+from snl_runtime.commandline import EXIT_NOT_ALL_PASSED, EXIT_OK, CommandParser, need_stdout, one_line, run_command, stop_signals
 from snl_runtime.errors import ConfigError
 from snl_runtime.progress import Progress
+from snl_runtime.text import to_json
 
 if TYPE_CHECKING:
     from snl_runtime.detector import SnlDetector
+    from snl_runtime.jsonl import JsonlSink
+    from snl_runtime.picture_folders import OverlaySaver, PictureFolder, RejectSaver
     from snl_runtime.pipeline import Pipeline
-    from snl_runtime.sinks import JsonlSink, OverlaySaver, Sink, StreamSink
+    from snl_runtime.records import StreamSink
+    from snl_runtime.sinks import Sink
     from snl_runtime.sources import FrameSource
     from snl_runtime.types import OutputRequest
 
@@ -33,8 +35,7 @@ snl-run --camera 0 --engine line.trt
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    arguments = _parser().parse_args(argv)
-    return run_command(lambda: _run(arguments), program=PROGRAM)
+    return run_command(lambda: _run(_parser().parse_args(argv)), program=PROGRAM, prints_results=False)
 
 
 def _parser() -> CommandParser:
@@ -51,11 +52,24 @@ def _parser() -> CommandParser:
     parser.add_argument("--product", metavar="P", help="product on the line (default: the strictest rule of all calibrated products)")
     outputs = parser.add_argument_group("outputs")
     outputs.add_argument("--jsonl", metavar="FILE", help="append the records to this file instead of writing them to standard output")
+    outputs.add_argument(
+        "--jsonl-max-mib",
+        metavar="N",
+        type=positive(int),
+        help="begin a new file at this size; the full one becomes FILE-<UTC time>-<number> (default: one file)",
+    )
     outputs.add_argument("--save-rejects", metavar="DIR", help="save the untouched frame of every verdict other than PASS as PNG")
     outputs.add_argument(
         "--overlay", metavar="DIR", help="save frames with heat map and verdict as JPEG; a GPU blends the heat map where frames go there"
     )
     outputs.add_argument("--overlay-of", choices=("all", "not-passed"), default="all", help="frames that --overlay saves (default: all)")
+    outputs.add_argument(
+        "--pictures-max-mib",
+        metavar="N",
+        type=positive(int),
+        default=10 << 10,
+        help="MiB that each of these two folders may hold; pictures that do not fit are counted, not saved (default: 10240)",
+    )
     outputs.add_argument("--sink", metavar="NAME:ARG", action="append", default=[], help="also hand every verdict to a plug-in; may be repeated")
     outputs.add_argument("--json", action="store_true", help="summary as one JSON object on standard output; needs --jsonl")
     outputs.add_argument("--fail-on-reject", action="store_true", help="exit with 4 if a verdict was not PASS or no frame was inspected")
@@ -129,37 +143,92 @@ def positive(kind: type[_Number]) -> Callable[[str], _Number]:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    request = _StopRequest()
+    with stop_signals(request.ask):
+        return _inspect(arguments, request)
+
+
+def _inspect(arguments: argparse.Namespace, request: "_StopRequest") -> int:
     from snl_runtime.pipeline import Pipeline
     from snl_runtime.summary import RunTally
 
-    if arguments.json and not arguments.jsonl:
-        raise ConfigError("--json puts the summary on standard output, so the records need a file: add --jsonl FILE")
-    if arguments.overlay_of != "all" and not arguments.overlay:
-        raise ConfigError("--overlay-of chooses among the frames that --overlay saves: add --overlay DIR")
+    _check_combinations(arguments)
     source = _source(arguments)
-    records = _records(arguments)
-    others = _other_sinks(arguments)
-    overlays = _overlay_saver(arguments)
-    if overlays is not None:
-        others.append(overlays)
-    needs_maps = bool(arguments.sink) or overlays is not None
-    outputs = None if overlays is None else overlays.outputs
-    with open_detector(arguments, arguments.engine, keep_maps=needs_maps, outputs=outputs) as detector:
+    outputs = _outputs(arguments)
+    with open_detector(arguments, arguments.engine, keep_maps=outputs.need_maps, outputs=outputs.request) as detector:
         _check_product(arguments.product, detector.products)
         progress = _progress(arguments)
         tally = RunTally(source, progress=progress)
-        pipeline = Pipeline(source, detector, [records, tally, *others], max_frames=arguments.max_frames)
+        pipeline = Pipeline(source, detector, [outputs.records, tally, *outputs.others], max_frames=arguments.max_frames)
+        request.pass_to(pipeline.stop)
         failure: BaseException | None = None
         try:
-            with progress or contextlib.nullcontext(), _sigterm_as_ctrl_c():
+            with progress or contextlib.nullcontext():
                 pipeline.run()
         except BaseException as raised:
             failure = raised
             raise
         finally:
-            _report_undelivered(pipeline, records)
-            _report(arguments, tally.summary(pipeline.counts), detector, failure)
+            _report_undelivered(pipeline, outputs.records)
+            summary = tally.summary(pipeline.counts, pictures=outputs.pictures) | {"stopped_by": request.signal}
+            _report(arguments, summary, detector, failure)
     return EXIT_NOT_ALL_PASSED if arguments.fail_on_reject and not tally.all_passed else EXIT_OK
+
+
+class _StopRequest:
+    """A service manager's stop: what is under way is delivered, the summary printed, and the run has done its work."""
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+        self._stop: Callable[[], None] = lambda: None
+
+    def ask(self, signal: str) -> None:
+        """Stop now, or before the first frame if the model is still being opened."""
+        self.signal = signal
+        self._stop()
+
+    def pass_to(self, stop: Callable[[], None]) -> None:
+        """Say what stops the run."""
+        self._stop = stop
+        if self.signal is not None:
+            stop()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Outputs:
+    """Where verdicts go; the records come first, because a PLC and a picture may take long."""
+
+    records: "JsonlSink | StreamSink"
+    plug_ins: "list[Sink]"
+    rejects: "RejectSaver | None"
+    overlays: "OverlaySaver | None"
+
+    @property
+    def pictures(self) -> "list[PictureFolder]":
+        return [folder for folder in (self.rejects, self.overlays) if folder is not None]
+
+    @property
+    def others(self) -> "list[Sink]":
+        return [*self.plug_ins, *self.pictures]  # a PLC waits for its verdict, a picture does not
+
+    @property
+    def need_maps(self) -> bool:
+        return bool(self.plug_ins) or self.overlays is not None
+
+    @property
+    def request(self) -> "OutputRequest | None":
+        return None if self.overlays is None else self.overlays.outputs
+
+
+def _check_combinations(arguments: argparse.Namespace) -> None:
+    if arguments.json and not arguments.jsonl:
+        raise ConfigError("--json puts the summary on standard output, so the records need a file: add --jsonl FILE")
+    if arguments.jsonl_max_mib is not None and not arguments.jsonl:
+        raise ConfigError("--jsonl-max-mib limits the file that --jsonl writes: add --jsonl FILE")
+    if arguments.overlay_of != "all" and not arguments.overlay:
+        raise ConfigError("--overlay-of chooses among the frames that --overlay saves: add --overlay DIR")
+    if arguments.json or not arguments.jsonl:
+        need_stdout()
 
 
 def _source(arguments: argparse.Namespace) -> "FrameSource":
@@ -174,33 +243,29 @@ def _source(arguments: argparse.Namespace) -> "FrameSource":
     return plug_in or CameraSource(parse_camera(arguments.camera), product=arguments.product, frozen_after=arguments.frozen_after)
 
 
-def _records(arguments: argparse.Namespace) -> "JsonlSink | StreamSink":
-    from snl_runtime.sinks import JsonlSink, StreamSink
-
-    return JsonlSink(arguments.jsonl) if arguments.jsonl else StreamSink()
-
-
-def _other_sinks(arguments: argparse.Namespace) -> "list[Sink]":
+def _outputs(arguments: argparse.Namespace) -> _Outputs:
+    from snl_runtime.jsonl import JsonlSink
+    from snl_runtime.picture_folders import OverlaySaver, RejectSaver
     from snl_runtime.plugins import open_sink
-    from snl_runtime.sinks import RejectSaver
-
-    sinks = [open_sink(text) for text in arguments.sink]  # before the pictures: a PLC waits for its verdict
-    if arguments.save_rejects:
-        sinks.append(RejectSaver(arguments.save_rejects))
-    return sinks
-
-
-def _overlay_saver(arguments: argparse.Namespace) -> "OverlaySaver | None":
-    from snl_runtime.sinks import OverlaySaver
+    from snl_runtime.records import StreamSink
     from snl_runtime.types import Verdict
 
-    if not arguments.overlay:
-        return None
-    return OverlaySaver(arguments.overlay, verdicts=[v for v in Verdict if arguments.overlay_of == "all" or v is not Verdict.PASS])
+    jsonl_bytes = None if arguments.jsonl_max_mib is None else arguments.jsonl_max_mib << 20
+    picture_bytes = arguments.pictures_max_mib << 20
+    drawn = [verdict for verdict in Verdict if arguments.overlay_of == "all" or verdict is not Verdict.PASS]
+    return _Outputs(
+        records=JsonlSink(arguments.jsonl, max_bytes=jsonl_bytes) if arguments.jsonl else StreamSink(),
+        plug_ins=[open_sink(text) for text in arguments.sink],
+        rejects=RejectSaver(arguments.save_rejects, max_bytes=picture_bytes) if arguments.save_rejects else None,
+        overlays=OverlaySaver(arguments.overlay, verdicts=drawn, max_bytes=picture_bytes) if arguments.overlay else None,
+    )
 
 
 def _check_product(product: str | None, products: Sequence[str]) -> None:
     """Refuse a product that was never calibrated while others were; a model without any decision runs, and every verdict is ERROR."""
+    if product is None and len(products) > 1:
+        names = ", ".join(products)
+        print(f"{PROGRAM}: no --product: the strictest rule of {names} applies, PASS only where each of them would pass", file=sys.stderr)
     if product is None or not products or product in products:
         return
     close = difflib.get_close_matches(product, products, n=1)
@@ -224,12 +289,14 @@ def _report(arguments: argparse.Namespace, summary: dict[str, Any], detector: "S
     if arguments.json:
         where = {"engine": arguments.engine, "model_sha256": detector.model_sha256, "product": arguments.product, "records": arguments.jsonl}
         error = None if failure is None else one_line(failure)
-        print(json.dumps(where | summary | {"notes": list(detector.notes), "error": error}, allow_nan=False))
+        print(to_json(where | summary | {"notes": list(detector.notes), "error": error}))
+    if failure is None and summary["stopped_by"] is not None:
+        print(f"{PROGRAM}: stopped by {summary['stopped_by']} after {summary['captured']} frames; all records are written", file=sys.stderr)
 
 
 def _report_undelivered(pipeline: "Pipeline", records: "Sink") -> None:
     """Print the records that found no place, so that they are not lost with the process, and count what other sinks missed."""
-    from snl_runtime.sinks import record_line
+    from snl_runtime.records import record_line
 
     lost = [missed for missed in pipeline.undelivered if missed.sink is records]
     others = len(pipeline.undelivered) - len(lost)
@@ -238,24 +305,7 @@ def _report_undelivered(pipeline: "Pipeline", records: "Sink") -> None:
     for missed in lost:
         print(record_line(missed.frame, missed.result), file=sys.stderr)
     if others:
-        print(f"{PROGRAM}: {others} verdicts did not reach a picture folder or plug-in", file=sys.stderr)
-
-
-@contextlib.contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Make a service manager's stop end the run as Ctrl-C does: what is under way is delivered and the summary printed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+        print(f"{PROGRAM}: {others} verdicts did not reach a plug-in", file=sys.stderr)
 
 
 def _whole_number(text: str) -> int:

@@ -1,7 +1,9 @@
 """A video file as a frame source."""
 
+import contextlib
 import logging
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from snl_runtime.handoff import OverflowPolicy
 from snl_runtime.opencv import load_opencv
 from snl_runtime.sources.base import FrameStamper, SourceCounters, quiet_opencv
 from snl_runtime.sources.container import count_missing_bytes
+from snl_runtime.text import printable
 from snl_runtime.types import Frame
 
 MISSING_FRAMES_TOLERATED = 1
@@ -60,8 +63,8 @@ class VideoSource:
             raise SourceOpenError(f"cannot read {self._path}: {error.strerror or error}; check the path") from error
         cv2 = load_opencv()
         # An absolute path, because FFmpeg takes what stands before a colon for a protocol; a named backend, so that no other one guesses.
-        with quiet_opencv(cv2):
-            self._capture = cv2.VideoCapture(str(self._path.resolve()), cv2.CAP_FFMPEG)
+        with quiet_opencv(cv2), _utf8_path(self._path.resolve()) as path:
+            self._capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
         if not self._capture.isOpened():
             self._capture.release()
             raise SourceOpenError(f"{self._path} is not a video that FFmpeg can decode, or its end is missing; copy it again or convert it")
@@ -123,3 +126,15 @@ class VideoSource:
             )
         if self._missing:
             logger.warning("%s gave %d of %d announced frames", self._path, delivered, self._announced)
+
+
+@contextlib.contextmanager
+def _utf8_path(path: Path) -> Iterator[Path]:
+    """Yield a name of the file that OpenCV takes; it takes none that is not UTF-8."""
+    if printable(str(path)) == str(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        alias = Path(folder) / f"video{path.suffix}"
+        alias.symlink_to(path)
+        yield alias

@@ -2,8 +2,6 @@
 
 import argparse
 import contextlib
-import importlib.util
-import json
 import platform
 import shlex
 import sys
@@ -14,10 +12,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snl_runtime.commandline import EXIT_OK, CommandParser, run_command
-from snl_runtime.errors import BackendUnavailableError, ConfigError, DataError, SinkError
+from snl_runtime.commandline import EXIT_OK, CommandParser, need_packages, run_command
+from snl_runtime.errors import ConfigError, DataError, SinkError
 from snl_runtime.files import atomic_write_text, sha256_file
 from snl_runtime.progress import Progress
+from snl_runtime.text import to_json
 
 if TYPE_CHECKING:
     from snl_train.data.samples import DatasetIndex, Sample
@@ -29,8 +28,7 @@ _PACKAGES = ("snl-edge", "numpy", "opencv-python-headless", "opencv-python", "to
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``snl-eval`` and return its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    options = _parser().parse_args(arguments)
-    return run_command(lambda: _run(options, arguments), program="snl-eval")
+    return run_command(lambda: _run(_parser().parse_args(arguments), arguments), program="snl-eval")
 
 
 def _parser() -> CommandParser:
@@ -80,7 +78,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     if options.report is not None:
         _write_report(options.report, evaluation, provenance)
     if options.json:
-        print(json.dumps({"provenance": provenance, **evaluation.to_plain(relative_to=index.root)}, allow_nan=False))
+        print(to_json({"provenance": provenance, **evaluation.to_plain(relative_to=index.root)}))
         return EXIT_OK
     for path, reason in evaluation.left_out:
         print(f"left out: {path}: {reason}", file=sys.stderr)
@@ -106,7 +104,7 @@ def _open_model(options: argparse.Namespace, opened: contextlib.ExitStack) -> _M
 def _open_checkpoint(options: argparse.Namespace) -> _Model:
     if options.backend is not None:
         raise ConfigError(f"--backend {options.backend} belongs to --engine; a checkpoint always runs in PyTorch")
-    _need_packages("torch", "torchvision")
+    need_packages(("torch", "torchvision"), what="--ckpt", extra="train")
     from snl_train.checkpoint import load_checkpoint
     from snl_train.config import to_plain
     from snl_train.evaluation import CheckpointScorer
@@ -168,14 +166,6 @@ def _refuse_trained_images(samples: Sequence["Sample"], model: _Model) -> None:
         raise DataError(
             f"{len(trained)} of {len(samples)} test images were trained on by {model.path}, the first is {trained[0]}; "
             "measure on images that training never saw"
-        )
-
-
-def _need_packages(*names: str) -> None:
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
-    if missing:
-        raise BackendUnavailableError(
-            f"--ckpt needs the package {missing[0]}: pip install 'snl-edge[train]'; an exported model runs without: --engine x.onnx"
         )
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import json
 import math
 import signal
 import sys
@@ -12,10 +11,11 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from snl_runtime.commandline import CommandParser, run_command
+from snl_runtime.commandline import CommandParser, need_packages, run_command
 from snl_runtime.config import parse_override
 from snl_runtime.errors import ConfigError, SinkError
 from snl_runtime.progress import Progress, format_duration
+from snl_runtime.text import to_json
 from snl_train.config import TrainConfig, load_config
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ snl-train --data parts/ --out parts.pt --teacher resnet18 --teacher-weights resn
 snl-train --data parts/ --out parts.pt --resume
 snl-train --fetch-teacher resnet18 --out resnet18.safetensors
 """
+_PACKAGES = ("torch", "torchvision", "safetensors", "cv2")
 _DOTTED = {
     "method": "model.method",
     "teacher": "model.teacher",
@@ -48,8 +49,7 @@ _DOTTED = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``snl-train`` and return its exit status."""
-    arguments = build_parser().parse_args(argv)
-    return run_command(lambda: _run(arguments), program=PROGRAM)
+    return run_command(lambda: _run(build_parser().parse_args(argv)), program=PROGRAM)
 
 
 def build_parser() -> CommandParser:
@@ -89,6 +89,7 @@ def _image_size(text: str) -> list[int]:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    need_packages(_PACKAGES, what=PROGRAM, extra="train")
     if arguments.fetch_teacher is not None:
         return _fetch_teacher(arguments)
     if arguments.data is None:
@@ -222,7 +223,7 @@ def _report(result: "TrainingResult", data: "TrainingData", *, as_json: bool) ->
 
 
 def _print(facts: dict[str, Any], text: str, *, as_json: bool) -> None:
-    print(json.dumps(facts, allow_nan=False) if as_json else text)
+    print(to_json(facts) if as_json else text)
 
 
 def _say(message: str) -> None:

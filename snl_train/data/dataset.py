@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from snl_runtime.images import read_image
 from snl_runtime.preprocess import resize
+from snl_runtime.text import printable
 from snl_runtime.types import Image
 from snl_train.config import DataConfig
 from snl_train.data.checks import check_dataset
@@ -94,7 +95,7 @@ class TrainingData:
         """Return a hash of the training images and their classes in their order; it does not depend on where the folder lies."""
         digest = hashlib.sha256()
         for sample in self.samples:
-            digest.update(f"{sample.class_name}\0{sample.pixel_sha256}\n".encode())
+            digest.update(printable(f"{sample.class_name}\0{sample.pixel_sha256}\n").encode())
         return digest.hexdigest()
 
 

@@ -67,7 +67,7 @@ def test_record_holds_figures_settings_images_and_origin(finished: Path):
     assert facts["config"]["model"]["method"] == "fd"
     assert facts["config"]["epochs"] == facts["training"]["epochs_done"] == 2
     assert facts["data"]["training_images"] == {"cap": 4, "nut": 4}
-    assert {"commit", "source_sha256", "device", "versions", "command", "threads"} <= facts["provenance"].keys()
+    assert {"commit", "device", "versions", "command", "threads", "finished_at"} <= facts["provenance"].keys()
     assert [piece["to_step"] for piece in facts["slices"]] == [4]  # 8 images in batches of 4, twice
 
 
@@ -224,7 +224,7 @@ def test_a_pattern_chooses_by_the_whole_name(only: str, expected: list[str]):
     from benchmarks.accuracy.protocol import expand, load_protocol
 
     protocol = load_protocol("long")
-    runs = expand(protocol, [*protocol.choose, *protocol.confirm])
+    runs = expand(protocol, [*protocol.development, *protocol.held_out])
     assert [run.name for run in chosen_runs(runs, [only], [0])] == expected
 
 
@@ -310,30 +310,19 @@ def test_record_from_before_a_setting_stands_for_its_default_alone(value, status
     assert json.loads((again / "tiny" / f"{ONE}.json").read_text()) == plain  # neither trained nor measured again
 
 
-def test_kept_results_hold_no_image_and_give_the_same_tables(finished: Path, tmp_path: Path, command):
-    from benchmarks.accuracy.render import render
+def test_exported_rows_are_the_figures_of_the_run(finished: Path, tmp_path: Path, command):
+    from benchmarks.accuracy.results import ACCURACY
+    from benchmarks.accuracy.tables import read_rows
 
-    figure2 = finished / "tiny" / "figure2" / "interference.json"
-    figure2.parent.mkdir()
-    origin = {"device": "CPU", "commit": "abc", "source_sha256": "1" * 64, "command": "python x"}
-    figure2.write_text(json.dumps({"per_pair": 20, "models": [], "provenance": origin}))
-    try:
-        status, out, _ = command("--out", finished, "--keep", tmp_path / "kept")
-        expected = render(finished, only="tiny")
-    finally:
-        shutil.rmtree(figure2.parent)
-    names = sorted(path.relative_to(tmp_path / "kept").as_posix() for path in (tmp_path / "kept").rglob("*") if path.is_file())
-    records = sorted(path.name for path in (finished / "tiny").glob("*.json") if not path.name.endswith(".slices.json"))
-    assert names == sorted(["tiny/figure2/interference.json", *(f"tiny/{name}" for name in records)])
-    assert (status, f"kept: {len(records)} results" in out) == (0, True)
-    assert all("images" not in record(tmp_path / "kept", name.removesuffix(".json"))["evaluation"] for name in records)
-    assert render(tmp_path / "kept", only="tiny") == expected
-
-
-def test_keeping_results_that_are_not_there_is_an_error(tmp_path: Path, command):
-    status, _, err = command("--out", tmp_path / "none", "--keep", tmp_path / "kept")
-    assert status == 2
-    assert "there are no results in" in err
+    status, _, err = command("--out", finished, "--export", "--results", tmp_path)
+    assert (status, err) == (0, "")
+    facts = record(finished, ONE)
+    rows = {row["class"]: row for row in read_rows(tmp_path / "tiny.csv", ACCURACY) if (row["variant"], row["seed"]) == ("FD", "0")}
+    assert rows.keys() == facts["evaluation"]["classes"].keys()
+    for name, group in facts["evaluation"]["classes"].items():
+        assert float(rows[name]["image_auroc"]) == pytest.approx(group["metrics"]["image_auroc"]["value"], abs=1e-8)
+        assert (rows[name]["pixel_auroc"] == "") == (group["metrics"]["pixel_auroc"]["value"] is None)
+        assert (rows[name]["commit"], rows[name]["date"]) == (facts["provenance"]["commit"], facts["provenance"]["finished_at"][:10])
 
 
 def test_half_written_record_is_named(tmp_path: Path):
@@ -365,11 +354,11 @@ def test_diverged_training_is_a_result(two_classes: Path, tmp_path: Path, monkey
     assert "no longer finite" in record(tmp_path, ONE)["failure"]
 
 
-def test_records_of_peers_do_not_disturb_the_own_runs(finished: Path, two_classes: Path, tmp_path: Path, quick_files: None):
-    peer = record(finished, ONE) | {"source": "anomalib 2.7.0", "variant": "PatchCore"}
-    del peer["evaluation_s"]
+def test_records_of_baselines_do_not_disturb_the_own_runs(finished: Path, two_classes: Path, tmp_path: Path, quick_files: None):
+    baseline = record(finished, ONE) | {"source": "anomalib 2.7.0", "variant": "PatchCore"}
+    del baseline["evaluation_s"]
     (tmp_path / "tiny").mkdir()
-    (tmp_path / "tiny" / "peer-x.json").write_text(json.dumps(peer))
+    (tmp_path / "tiny" / "baseline-x.json").write_text(json.dumps(baseline))
     assert session_for(two_classes, tmp_path).perform(run_named(ONE)) == "finished"
 
 

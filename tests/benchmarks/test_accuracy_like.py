@@ -19,8 +19,8 @@ LOWER = {
     "seeds": [3, 5],
     "variants": RD | FD,
     "tables": {"Both": ["RD", "FD"]},
-    "choose": ["cap"],
-    "confirm": ["nut"],
+    "development": ["cap"],
+    "held_out": ["nut"],
 }
 
 
@@ -37,15 +37,15 @@ def test_what_a_file_does_not_say_is_as_in_the_other(tmp_path: Path):
     lower = loaded(tmp_path, lower=LOWER)
     upper = loaded(tmp_path, lower=LOWER, upper={"like": "lower.yaml", "reduction": "Two epochs, 128 px.", "image_sizes": [128]})
     assert (upper.name, upper.image_sizes, upper.reduction) == ("upper", (128,), "Two epochs, 128 px.")
-    for name in ("preset", "base", "variants", "settings", "seeds", "class_sets", "choose", "confirm", "tables", "quoted", "resamples", "batch_size"):
+    for name in ("preset", "base", "variants", "settings", "seeds", "class_sets", "development", "held_out", "tables", "resamples", "batch_size"):
         assert getattr(upper, name) == getattr(lower, name), name
 
 
 def test_base_goes_section_by_section_and_every_other_key_as_a_whole(tmp_path: Path):
-    own = {"base": {"epochs": 7, "model": {"teacher": "resnet34"}}, "seeds": [1], "variants": FD, "choose": ["nut"], "confirm": ["cap"]}
+    own = {"base": {"epochs": 7, "model": {"teacher": "resnet34"}}, "seeds": [1], "variants": FD, "development": ["nut"], "held_out": ["cap"]}
     upper = loaded(tmp_path, lower=LOWER, upper={"like": "lower.yaml", "reduction": "", **own})
     assert upper.base == {"epochs": 7, "model": {"teacher": "resnet34", "teacher_weights": "random"}, "optim": {"schedule": "constant"}}
-    assert (upper.seeds, upper.choose, upper.confirm) == ((1,), ("nut",), ("cap",))
+    assert (upper.seeds, upper.development, upper.held_out) == ((1,), ("nut",), ("cap",))
     assert list(upper.variants) == ["FD"]
 
 
@@ -69,7 +69,7 @@ def test_like_goes_through_several_files_and_names_the_shipped_ones(tmp_path: Pa
     upper = loaded(tmp_path, middle=middle, upper={"like": "middle.yaml", "reduction": "Upper.", "seeds": [9]})
     shipped = load_protocol("reduced")
     assert upper.base == {**shipped.base, "epochs": 3}
-    assert (upper.variants, upper.confirm, upper.seeds, upper.reduction) == (shipped.variants, shipped.confirm, (9,), "Upper.")
+    assert (upper.variants, upper.held_out, upper.seeds, upper.reduction) == (shipped.variants, shipped.held_out, (9,), "Upper.")
 
 
 def test_a_file_is_looked_for_beside_the_one_that_names_it(tmp_path: Path):

@@ -5,7 +5,7 @@ import pytest
 from snl_runtime.errors import ConfigError
 
 PROTOCOLS = (
-    *("ablation", "ablation256", "all256", "choices", "constant256", "forward256", "full", "full384", "long", "long256", "mvtec_paper", "parts"),
+    *("ablation", "ablation256", "all256", "choices", "constant256", "forward256", "full", "long", "long256", "mvtec_paper", "parts"),
     *("reduced", "reduced256", "reduced384", "tiny", "visa_paper"),
 )
 TINY = {"base": {"model": {"teacher": "resnet18"}}, "variants": {"RD": {"overrides": {"model.method": "rd"}}}}
@@ -40,7 +40,6 @@ def loaded(name: str):
         ("ablation256", 8 * 3),
         ("choices", 14 * 3),
         ("full", 31 * 3 + 4 * 2),
-        ("full384", 3 * 3),
         ("mvtec_paper", 4 * 16 * 3 + 6 * 3),
         ("visa_paper", 4 * 13 * 3),
     ],
@@ -55,27 +54,26 @@ def test_shipped_protocols_stand_for_so_many_runs(name: str, count: int):
     assert [run.seed for run in runs] == sorted(run.seed for run in runs)  # whole seeds first
 
 
-def test_realmix_protocols_choose_and_confirm_on_the_agreed_classes():
+def test_realmix_protocols_have_the_agreed_development_and_held_out_classes():
     for name in set(PROTOCOLS) - {"tiny", "mvtec_paper", "visa_paper"}:
-        assert loaded(name).choose == ("bottle", "juice_bottle", "magnetic_tile")
-        assert loaded(name).confirm == ("cookie", "hazelnut", "pcb", "solar_cell")
-        assert loaded(name).quoted == "none"  # no figure on realmix may stand beside a published one
+        assert loaded(name).development == ("bottle", "juice_bottle", "magnetic_tile")
+        assert loaded(name).held_out == ("cookie", "hazelnut", "pcb", "solar_cell")
 
 
 @pytest.mark.parametrize(
-    ("protocol", "variant", "expected"),  # spatial, intra, inter, centres: the ticks of the paper's Table 5 and its Table 6
+    ("protocol", "variant", "expected"),  # spatial, intra, inter, centers: the ticks of the paper's Table 5 and its Table 6
     [
         ("ablation", "cd", (0, 0, 0, 0)),
         ("ablation", "cd + sd", (1, 0, 0, 0)),
         ("ablation", "cd + sd + intra", (1, 1, 0, 0)),
         ("ablation", "cd + sd + intra + inter", (1, 1, 1, 0)),
         ("ablation", "cd + sd, CRAM", (1, 0, 0, 50)),
-        ("ablation", "all, 50 centres", (1, 1, 1, 50)),
-        ("ablation", "all, 25 centres", (1, 1, 1, 25)),
-        ("ablation", "all, 75 centres", (1, 1, 1, 75)),
+        ("ablation", "all, 50 centers", (1, 1, 1, 50)),
+        ("ablation", "all, 25 centers", (1, 1, 1, 25)),
+        ("ablation", "all, 75 centers", (1, 1, 1, 75)),
         ("ablation256", "cd", (0, 0, 0, 0)),
         ("ablation256", "cd + sd, CRAM", (1, 0, 0, 50)),
-        ("ablation256", "all, 50 centres", (1, 1, 1, 50)),
+        ("ablation256", "all, 50 centers", (1, 1, 1, 50)),
         ("mvtec_paper", "cd + sd", (1, 0, 0, 0)),
         ("mvtec_paper", "cd + sd + intra", (1, 1, 0, 0)),
         ("mvtec_paper", "cd + sd + intra + inter", (1, 1, 1, 0)),
@@ -113,10 +111,9 @@ def test_paper_protocols_keep_the_paper_s_settings():
         ({"settings": ["two-class"]}, "must be one of multi-class, one-class"),
         ({"seeds": []}, "seeds must be not empty"),
         ({"seeds": [1, 1]}, "seeds must be not empty and without repetitions"),
-        ({"choose": ["a"], "confirm": ["a", "b"]}, "class 'a' is in choose and in confirm"),
+        ({"development": ["a"], "held_out": ["a", "b"]}, "class 'a' is in development and in held_out"),
         ({"tables": {"T": ["FD"]}}, "table 'T' shows variant 'FD'"),
         ({"image_sizes": [100]}, "multiples of 32"),
-        ({"quoted": "btad"}, "must be one of none, mvtec, visa"),
     ],
 )
 def test_wrong_protocol_is_refused_with_its_reason(changes: dict, message: str):

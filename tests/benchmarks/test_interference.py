@@ -1,6 +1,5 @@
 """Mixtures of classes are made as said, from images that no model has seen, and separation is an AUROC that a known scorer gives by hand."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -79,10 +78,11 @@ def test_one_class_alone_cannot_interfere():
         separation(BrightnessScorer(), {"dark": images(0)}, per_pair=5, seed=0)
 
 
-def test_command_writes_figures_and_a_table_with_one_row_per_method(two_classes: Path, tmp_path: Path, quick_files: None, capsys):
+def test_command_adds_figures_of_every_model_to_the_table(two_classes: Path, tmp_path: Path, quick_files: None, capsys):
     from benchmarks.accuracy import interference, overlays
     from benchmarks.accuracy.protocol import expand, load_protocol
     from benchmarks.accuracy.session import Job, Session
+    from benchmarks.accuracy.tables import MIXTURES, read_rows
 
     protocol = load_protocol("tiny")
     session = Session(Job(protocol=protocol, data=two_classes, out=tmp_path, classes=("cap", "nut")))
@@ -91,11 +91,13 @@ def test_command_writes_figures_and_a_table_with_one_row_per_method(two_classes:
             assert session.perform(run) == "finished"
     checkpoints = [str(tmp_path / "tiny" / f"{name}_32_all_multi_s0.pt") for name in ("fd", "snl-fd")]
     arguments = ["--data", str(two_classes), "--checkpoints", *checkpoints, "--device", "cpu"]
-    assert interference.main([*arguments, "--out", str(tmp_path / "new" / "a.json"), "--per-pair", "3"]) == 0
-    written = json.loads((tmp_path / "new" / "a.json").read_text())
-    assert [model["method"] for model in written["models"]] == ["fd_32_all_multi", "snl-fd_32_all_multi"]
-    assert all(0 <= model["separation"][kind]["mean"] <= 1 for model in written["models"] for kind in ("mixup", "paste", "paste_pixel"))
-    assert "| snl-fd_32_all_multi | 1 | " in capsys.readouterr().out
+    table = tmp_path / "new" / "mixtures.csv"
+    assert interference.main([*arguments, "--out", str(table), "--per-pair", "3", "--commit", "abc"]) == 0
+    written = read_rows(table, MIXTURES)
+    assert {row["model"] for row in written} == {"fd_32_all_multi", "snl-fd_32_all_multi"}
+    assert all(0 <= float(row["auroc"]) <= 1 and row["commit"] == "abc" for row in written)
+    assert len(written) == 2 * (1 + 2 + 2)  # a pair of classes, pastes on two classes and their pixels, for each model
+    assert f"{table}: 10 rows, 0 in place of other figures" in capsys.readouterr().out
     page, picture = tmp_path / "a.html", tmp_path / "a.png"
     status = overlays.main([*arguments, "--classes", "nut", "--per-class", "2", "--out", str(page), "--png", str(picture)])
     assert status == 0

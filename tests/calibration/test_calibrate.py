@@ -11,11 +11,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from snl_calibration.calibrate import CalibrationOptions, append_decision, calibrate
-from snl_calibration.sample import ProductSample
 from snl_runtime import scorer as scorer_module
 from snl_runtime.backends import open_backend
 from snl_runtime.detector import SnlDetector
-from snl_runtime.manifest import EngineEntry, write_manifest
+from snl_runtime.manifest import EngineEntry, update_manifest
 from snl_runtime.signing import sign_manifest
 from snl_runtime.types import Verdict
 
@@ -82,7 +81,7 @@ def test_decisions_appended_while_fitting_are_kept(station, monkeypatch):
     real = calibrate.__globals__["fit_frame_range"]
 
     def fit_while_another_run_writes(statistics):
-        write_manifest(station.root / "line.json", station.manifest().with_decision(other))
+        update_manifest(station.root / "line.json", lambda manifest: manifest.with_decision(other))
         return real(statistics)
 
     monkeypatch.setitem(calibrate.__globals__, "fit_frame_range", fit_while_another_run_writes)
@@ -93,10 +92,7 @@ def test_decisions_appended_while_fitting_are_kept(station, monkeypatch):
 def test_decisions_of_runs_at_the_same_time_are_all_kept(station):
     station.write_good(count=30)
     decision = station.fit_one().decision
-    sample = ProductSample(product="disk", parts=())
-    threads = [
-        threading.Thread(target=append_decision, args=(station.model, dataclasses.replace(decision, product=f"p{i}"), sample)) for i in range(8)
-    ]
+    threads = [threading.Thread(target=append_decision, args=(station.model, dataclasses.replace(decision, product=f"p{i}"))) for i in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -104,13 +100,15 @@ def test_decisions_of_runs_at_the_same_time_are_all_kept(station):
     assert {written.product for written in station.manifest().decisions} == {"disk", *(f"p{i}" for i in range(8))}
 
 
-def test_signed_manifest_is_fitted_with_the_warning_to_sign_again(station):
+def test_signed_manifest_is_fitted_with_the_warning_to_sign_again(station, caplog):
     key = Ed25519PrivateKey.generate()
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     sign_manifest(station.root / "line.json", pem)
     station.write_good(count=30)
-    fit = station.fit_one()
-    assert any("sign it again" in warning for warning in fit.warnings)
+    station.fit_one()
+    (warning,) = [record.getMessage() for record in caplog.records if "signature" in record.getMessage()]
+    assert warning.startswith("line.json loses its signature")
+    assert warning.endswith("sign it again: snl-sign --engine line.onnx --key key.pem")
     assert station.manifest().signature is None
 
 
@@ -139,7 +137,7 @@ def test_decision_fitted_on_an_engine_belongs_to_the_engine_and_not_to_its_onnx(
         built_at="2026-01-02T03:04:05+00:00",
         parity=None,
     )
-    write_manifest(station.root / "line.json", station.manifest().with_engine(entry))
+    update_manifest(station.root / "line.json", lambda manifest: manifest.with_engine(entry))
     monkeypatch.setattr(
         scorer_module, "open_backend", lambda bundle, name, **options: open_backend(bundle.path.with_suffix(".onnx"), name, **options)
     )

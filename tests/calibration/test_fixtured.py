@@ -9,7 +9,6 @@ import pytest
 from snl_calibration.calibrate import CalibrationOptions, append_decision, calibrate
 from snl_calibration.cli import main
 from snl_calibration.gain import MIN_GAIN_SAMPLE, GainFit, note_on_gain
-from snl_calibration.sample import ProductSample
 from snl_calibration.thresholds import fit_threshold
 from snl_runtime.detector import SnlDetector
 from snl_runtime.errors import SinkError
@@ -124,10 +123,10 @@ def test_no_manifest_names_a_gain_map_that_could_not_be_written(station, parts, 
 def test_gain_map_is_on_disk_before_the_manifest_names_it(station, parts, monkeypatch):
     seen = []
 
-    def write(path, manifest):
-        seen.append([(station.root / each.gain.file).is_file() for each in manifest.decisions])
+    def write(path, change):
+        seen.append([(station.root / each.gain.file).is_file() for each in change(station.manifest()).decisions])
 
-    monkeypatch.setattr("snl_calibration.calibrate.write_manifest", write)
+    monkeypatch.setattr("snl_calibration.calibrate.update_manifest", write)
     station.fit_one(fixtured=True)
     assert seen == [[True]]
 
@@ -203,7 +202,7 @@ def test_parts_in_any_pose_get_the_note(station, tools):
 
 def test_appended_decision_without_a_gain_map_writes_none(station, parts):
     decision = station.fit_one().decision
-    append_decision(station.model, decision, ProductSample(product="disk", parts=()))
+    append_decision(station.model, decision)
     assert list(station.root.glob("*.gain.*")) == []
 
 

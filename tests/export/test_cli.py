@@ -54,7 +54,7 @@ def test_engine_is_built_beside_the_bundle_and_listed_as_unverified(
     checkpoint_path: Path, tmp_path: Path, ready_made: Install, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs the package tensorrt-rtx, which builds without a GPU")
-    monkeypatch.setattr("snl_runtime.engine_builder.default_cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr("snl_runtime.cache.default_cache_folder", lambda: tmp_path / "cache")
     ready_made()
     arguments = ["--ckpt", str(checkpoint_path), "--out", str(tmp_path / "line.onnx"), "--engine", "tensorrt-rtx", "--sm", "86"]
     assert main(arguments) == 0

@@ -1,8 +1,10 @@
 """A reader finds the earlier export or the new one, whatever happens while files are replaced."""
 
+import dataclasses
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,14 +12,15 @@ import pytest
 from snl_export import publishing
 from snl_runtime.errors import ManifestError, SinkError
 from snl_runtime.files import sha256_file
-from snl_runtime.manifest import Manifest, write_manifest
+from snl_runtime.manifest import Decision, EngineEntry, Manifest, read_manifest, update_manifest, write_manifest
 
-NAMES = ("x.onnx", "x.golden.npz", "x.json")
+NAMES = ("x.onnx", "x.golden.npz")
 
 KILLED_PUBLISH = """
 import os, sys
 from pathlib import Path
 from snl_export import publishing
+from snl_runtime.manifest import read_manifest
 calls, last = 0, int(sys.argv[2])
 plain = Path.replace
 def counted(self, target):
@@ -28,15 +31,16 @@ def counted(self, target):
     return plain(self, target)
 Path.replace = counted
 folder = Path(sys.argv[1])
-publishing.publish([folder / ".x.export" / name for name in ("x.onnx", "x.golden.npz", "x.json")], folder, stem="x")
+staged = folder / ".x.export"
+publishing.publish([staged / name for name in ("x.onnx", "x.golden.npz")], read_manifest(staged / "x.json"), folder, stem="x")
 """
 
 
 def write_bundle(folder: Path, content: str) -> dict[str, bytes]:
     folder.mkdir(exist_ok=True)
-    for name in NAMES[:2]:
+    for name in NAMES:
         (folder / name).write_text(f"{content} {name}")
-    hashes = {name: sha256_file(folder / name) for name in NAMES[:2]}
+    hashes = {name: sha256_file(folder / name) for name in NAMES}
     manifest = Manifest(
         model_file="x.onnx",
         model_sha256=hashes["x.onnx"],
@@ -55,7 +59,7 @@ def write_bundle(folder: Path, content: str) -> dict[str, bytes]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")}
 
 
 def is_refused(folder: Path) -> bool:
@@ -73,18 +77,51 @@ def staged(tmp_path: Path) -> dict[str, bytes]:
     return write_bundle(tmp_path / ".x.export", "new")
 
 
-def staged_paths(folder: Path) -> list[Path]:
-    return [folder / ".x.export" / name for name in NAMES]
+def publish(folder: Path) -> Manifest:
+    staged = folder / ".x.export"
+    return publishing.publish([staged / name for name in NAMES], read_manifest(staged / "x.json"), folder, stem="x")
 
 
 def test_new_bundle_replaces_the_earlier_one_whole(tmp_path: Path, staged: dict[str, bytes]) -> None:
     write_bundle(tmp_path, "old")
-    publishing.publish(staged_paths(tmp_path), tmp_path, stem="x")
+    publish(tmp_path)
     assert contents(tmp_path) == staged
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [".x.export"]
 
 
-@pytest.mark.parametrize("failing", NAMES)
+@pytest.mark.parametrize("killed_at", [None, 2])
+def test_what_others_add_to_the_earlier_manifest_survives(
+    tmp_path: Path, staged: dict[str, bytes], killed_at: int | None, make_decision: Callable[..., Decision]
+) -> None:
+    """Added while the export ran, or between an export that was killed and the next one."""
+    write_bundle(tmp_path, "old")
+    if killed_at is not None:
+        subprocess.run([sys.executable, "-c", KILLED_PUBLISH, str(tmp_path), str(killed_at)], check=False)
+    model_sha256 = read_manifest(tmp_path / ".x.export" / "x.json").model_sha256
+    decision = make_decision(product="bolt")
+    fits = EngineEntry(
+        file="x.trt",
+        sha256="a" * 64,
+        library="tensorrt",
+        library_version="10.3.0",
+        compute_capability=["8.9"],
+        precision="fp32",
+        built_at="2026-01-01T00:00:00+00:00",
+        parity=None,
+        onnx_sha256=model_sha256,
+    )
+    stale = dataclasses.replace(fits, file="y.trt", onnx_sha256="b" * 64)
+    update_manifest(tmp_path / "x.json", lambda manifest: manifest.with_decision(decision).with_engine(fits).with_engine(stale))
+    if killed_at is not None:
+        assert publishing.restore_interrupted(tmp_path, stem="x")
+        assert read_manifest(tmp_path / "x.json").decisions == [decision]
+        write_bundle(tmp_path / ".x.export", "new")
+    written = publish(tmp_path)
+    assert written == read_manifest(tmp_path / "x.json")
+    assert (written.model_sha256, written.decisions, written.engines) == (model_sha256, [decision], [fits])
+
+
+@pytest.mark.parametrize("failing", ["x.onnx", "x.golden.npz", "x.json"])
 @pytest.mark.parametrize("has_earlier", [True, False])
 def test_error_at_any_file_brings_the_earlier_files_back(
     failing: str, has_earlier: bool, tmp_path: Path, staged: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
@@ -93,13 +130,13 @@ def test_error_at_any_file_brings_the_earlier_files_back(
     plain = Path.replace
 
     def replace(self: Path, target: Path) -> Path:
-        if self.parent.name == ".x.export" and self.name == failing:
+        if Path(target).name == failing and self.parent.name != ".x.replaced":
             raise OSError(28, "No space left on device")
         return plain(self, target)
 
     monkeypatch.setattr(Path, "replace", replace)
     with pytest.raises(SinkError, match="No space left"):
-        publishing.publish(staged_paths(tmp_path), tmp_path, stem="x")
+        publish(tmp_path)
     assert contents(tmp_path) == before
     assert not (tmp_path / ".x.replaced").exists()
 

@@ -18,7 +18,7 @@ def run_example(folder: Path, *arguments: str) -> subprocess.CompletedProcess[st
 def test_embedded_detector_prints_a_verdict_per_part_and_stops_bad_ones(demo_folder: Path) -> None:
     images = "demo/data/images/washer/test"
     paths = [f"{images}/good/000.png", f"{images}/foreign_body/000.png", f"{images}/good/missing.png"]
-    done = run_example(demo_folder, "examples/embed_detector.py", "demo/line.onnx", "washer", *paths)
+    done = run_example(demo_folder, "examples/embed_in_python.py", "demo/line.onnx", "washer", *paths)
     assert done.returncode == 4, done.stderr
     verdicts = re.findall(r"^\S+\.png: (\w+)", done.stdout, re.MULTILINE)
     assert verdicts[1] in ("REJECT", "REVIEW", "ERROR")

@@ -42,6 +42,7 @@ COMMANDS = {
     "snl-calibrate": "snl_calibration.cli",
     "snl-run": "snl_runtime.cli.run",
     "snl-bench": "snl_runtime.cli.bench",
+    "snl-sign": "snl_runtime.cli.sign",
 }
 
 

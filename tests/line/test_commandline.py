@@ -1,14 +1,16 @@
 """Commands end with the documented exit status and at most one line on stderr, bugs with their traceback."""
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
 
-from snl_runtime.commandline import CommandParser, run_command
+from snl_runtime.commandline import CommandParser, run_command, stop_signals
 from snl_runtime.errors import CalibrationRefusedError, ConfigError, SnlError
 
 
@@ -70,6 +72,96 @@ def test_reader_that_closes_the_pipe_gives_one_line():
     process.stderr.close()
     assert process.wait(60) == 2
     assert error == "snl-x: error: cannot write the output: the reader closed the pipe\n"
+
+
+def in_shell(body, redirect, **environment):
+    script = "from snl_runtime.commandline import run_command\nimport sys\n" + textwrap.dedent(body)
+    command = ["bash", "-c", f'exec "$0" -c "$1" {redirect}', sys.executable, script]
+    return subprocess.run(command, capture_output=True, timeout=60, env={**os.environ, **environment})
+
+
+@pytest.mark.parametrize("redirect", [">&-", "1</dev/null"])
+def test_missing_standard_output_is_one_line_before_the_work(redirect):
+    done = in_shell("sys.exit(run_command(lambda: sys.stderr.write('worked') * 0, program='snl-x'))", redirect)
+    assert done.returncode == 2
+    assert done.stderr == b"snl-x: error: there is no standard output to write the results to; send it to a file, a pipe or /dev/null\n"
+
+
+def test_missing_standard_output_is_no_matter_where_nothing_is_printed():
+    done = in_shell("sys.exit(run_command(lambda: 0, program='snl-x', prints_results=False))", ">&-")
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("redirect", ["2>&-", "2>/dev/full", "2</dev/null"])
+def test_missing_or_full_stderr_leaves_the_work_and_its_results_alone(redirect):
+    body = """
+    import logging
+    def main_fn():
+        print("progress", file=sys.stderr, flush=True)
+        logging.getLogger("x").warning("a warning")
+        print("result")
+        return 0
+    sys.exit(run_command(main_fn, program='snl-x'))
+    """
+    done = in_shell(body, redirect)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"result\n", b"")
+
+
+def test_a_file_opened_by_the_work_never_becomes_standard_output(tmp_path):
+    body = f"""
+    import os
+    def main_fn():
+        with open({str(tmp_path / "file")!r}, "w") as file:
+            assert file.fileno() > 2
+        os.system("echo printed by a library")
+        return 0
+    sys.exit(run_command(main_fn, program='snl-x', prints_results=False))
+    """
+    assert in_shell(body, ">&- <&-").returncode == 0
+    assert (tmp_path / "file").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("encoding", "expected"),
+    [
+        ("ascii", rb"part_\xff \u87ba\xfc"),
+        ("cp1252", rb"part_\xff \u87ba" + "ü".encode("cp1252")),
+        ("utf-8", rb"part_\xff " + "螺ü".encode()),
+    ],
+)
+def test_any_text_can_be_printed_whatever_the_code_page(encoding, expected):
+    body = r"""
+    def main_fn():
+        print("part_\udcff \u87ba\xfc")
+        print("part_\udcff \u87ba\xfc", file=sys.stderr)
+        return 0
+    sys.exit(run_command(main_fn, program='snl-x'))
+    """
+    done = in_shell(body, "", PYTHONIOENCODING=encoding)
+    assert (done.returncode, done.stdout, done.stderr) == (0, expected + b"\n", expected + b"\n")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_stop_signal_is_reported_by_its_name_and_the_handler_is_put_back(name):
+    number = getattr(signal, name)
+    before, heard = signal.getsignal(number), []
+    with stop_signals(heard.append):
+        os.kill(os.getpid(), number)
+    assert heard == [name]
+    assert signal.getsignal(number) is before
+
+
+def test_signals_of_a_host_program_are_left_alone():
+    before, seen = signal.getsignal(signal.SIGTERM), []
+
+    def work():
+        with stop_signals(seen.append):
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(60)
+    assert seen == [before]
 
 
 def test_parser_error_is_one_line_with_status_2(capsys):

@@ -11,7 +11,7 @@ from snl_runtime.errors import ConfigError, SnlError
 from snl_runtime.plugins import find_source, open_sink
 
 MODULE = """
-import pathlib
+import os, pathlib, signal
 from snl_runtime.sources import ImageFolderSource
 
 def source(address, *, product):
@@ -28,6 +28,11 @@ class PlcSink:
     def emit(self, frame, result):
         self.lines.write(f"{frame.index} {result.verdict.value}\\n")
 
+class Impatient(PlcSink):
+    def __init__(self, argument):
+        super().__init__(argument)
+        os.kill(os.getpid(), signal.SIGTERM)
+
 def broken(*args, **kwargs):
     raise RuntimeError("no licence")
 """
@@ -38,6 +43,7 @@ broken = line_plugin_for_tests:broken
 absent = line_plugin_for_tests:missing_name
 [snl_edge.sinks]
 plc = line_plugin_for_tests:PlcSink
+impatient = line_plugin_for_tests:Impatient
 broken = line_plugin_for_tests:broken
 """
 
@@ -63,6 +69,13 @@ def test_source_and_sink_of_a_plug_in_run_a_line(plug_in, engine, parts, tmp_pat
     assert told.read_text().splitlines() == [f"{record['frame_index']} {record['verdict']}" for record in records]
 
 
+def test_stop_before_the_model_is_open_ends_the_run_before_its_first_frame(plug_in, engine, parts, tmp_path, capsys):
+    assert main(["--engine", str(engine), "--images", str(parts), "--sink", f"impatient:{tmp_path / 'told.txt'}"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines()[-1] == "snl-run: stopped by SIGTERM after 0 frames; all records are written"
+
+
 def test_address_without_a_plug_in_is_left_to_the_camera(plug_in):
     assert find_source("rtsp://host/stream", product=None) is None
     assert find_source("0", product=None) is None
@@ -81,5 +94,5 @@ def test_sink_plug_in_that_fails_is_named(plug_in):
 
 
 def test_unknown_sink_lists_what_is_installed(plug_in):
-    with pytest.raises(ConfigError, match=r"no plug-in provides the sink 'mqtt'; installed: broken, plc"):
+    with pytest.raises(ConfigError, match=r"no plug-in provides the sink 'mqtt'; installed: broken, impatient, plc"):
         open_sink("mqtt:host")

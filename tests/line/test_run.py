@@ -1,10 +1,6 @@
 """snl-run gives one record per frame, a summary, and the documented exit status, whatever the source and the outputs do."""
 
-import contextlib
 import json
-import signal
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -78,15 +74,17 @@ def test_fail_on_reject_exits_0_when_every_part_passed(engine, parts, capsys):
 def test_pictures_are_saved_beside_the_records(engine, parts, tmp_path, capsys):
     rejects, overlays = tmp_path / "rejects", tmp_path / "overlays"
     assert run("--engine", engine, "--images", parts, "--save-rejects", rejects, "--overlay", overlays) == 0
-    assert sorted(path.name for path in rejects.iterdir()) == ["000006_REJECT_b_bad0.png", "000007_REJECT_b_bad1.png"]
+    first, second = sorted(rejects.iterdir())
+    assert first.name.endswith("Z_b_bad0_000006_REJECT.png")
+    assert second.name.endswith("Z_b_bad1_000007_REJECT.png")
     assert len(list(overlays.iterdir())) == 8
-    assert (cv2.imread(str(rejects / "000006_REJECT_b_bad0.png")) == cv2.imread(str(parts / "b_bad0.png"))).all()
+    assert (cv2.imread(str(first)) == cv2.imread(str(parts / "b_bad0.png"))).all()
 
 
 def test_overlays_of_parts_that_did_not_pass_alone(engine, parts, tmp_path, capsys):
     overlays = tmp_path / "overlays"
     assert run("--engine", engine, "--images", parts, "--overlay", overlays, "--overlay-of", "not-passed") == 0
-    assert sorted(path.name for path in overlays.iterdir()) == ["000006_REJECT_b_bad0.jpg", "000007_REJECT_b_bad1.jpg"]
+    assert [path.name.partition("Z_")[2] for path in sorted(overlays.iterdir())] == ["b_bad0_000006_REJECT.jpg", "b_bad1_000007_REJECT.jpg"]
 
 
 def test_choice_of_overlays_without_a_folder_for_them_is_refused(engine, parts, capsys):
@@ -177,69 +175,34 @@ def test_records_that_a_full_disk_refused_are_printed_and_not_lost(engine, parts
     assert "cannot write records to /dev/full: No space left on device" in error.splitlines()[-1]
 
 
-def command(*arguments):
-    return [sys.executable, "-m", "snl_runtime.cli.run", *map(str, arguments)]
+def test_pictures_that_do_not_fit_are_counted_and_every_record_is_written(engine, parts, tmp_path, capsys):
+    rejects, overlays = tmp_path / "rejects", tmp_path / "overlays"
+    rejects.mkdir()
+    with (rejects / "earlier.png").open("wb") as file:
+        file.truncate(1 << 20)
+    flags = ["--save-rejects", rejects, "--overlay", overlays, "--pictures-max-mib", 1, "--jsonl", tmp_path / "out.jsonl", "--json"]
+    assert run("--engine", engine, "--images", parts, *flags) == 0
+    captured = capsys.readouterr()
+    pictures = summary_of(captured)["pictures"]
+    assert (pictures[str(rejects)]["saved"], pictures[str(rejects)]["lost"]) == (0, 2)
+    assert pictures[str(overlays)] == {"saved": 8, "lost": 0, "why_lost": None}
+    assert f"pictures in {rejects}: 0 saved, 2 LOST, the first because: it holds 1 MiB of at most 1" in captured.err
+    assert len(lines_of((tmp_path / "out.jsonl").read_text())) == 9
 
 
-def test_full_standard_output_exits_2(engine, parts):
-    with Path("/dev/full").open("w") as full:
-        done = subprocess.run(command("--engine", engine, "--images", parts), stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert "cannot write records to standard output" in done.stderr.splitlines()[-1]
+def test_size_limit_without_a_file_of_records_is_refused(engine, parts, capsys):
+    assert run("--engine", engine, "--images", parts, "--jsonl-max-mib", 1) == 2
+    assert "add --jsonl FILE" in capsys.readouterr().err
 
 
-LONG = 4000
-
-
-@pytest.fixture(scope="session")
-def long_video(model, tmp_path_factory):
-    """A video that still runs when the test strikes: seconds of work, milliseconds into it."""
-    path = tmp_path_factory.mktemp("long") / "line.avi"
-    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*"MJPG"), 25, (160, 160))
-    frames = [model.good_frame(seed, 160) for seed in range(10)]
-    for index in range(LONG):
-        writer.write(frames[index % 10])
-    writer.release()
-    return path
-
-
-def start_and_wait_for_records(engine, video, path, *flags):
-    """Start a run and return when its file has grown; the wait ends with the process at the latest."""
-    process = subprocess.Popen(
-        command("--engine", engine, "--video", video, "--jsonl", path, *flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    while not (path.exists() and path.stat().st_size > 2000):
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            pytest.fail(f"the run ended with {process.wait(0.01)} before it wrote records")
-    return process
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_or_a_service_stop_delivers_what_is_under_way_and_exits_130(engine, long_video, tmp_path, number):
-    path = tmp_path / "out.jsonl"
-    process = start_and_wait_for_records(engine, long_video, path, "--json")
-    process.send_signal(number)
-    out, error = process.communicate(timeout=60)
-    assert process.returncode == 130, error
-    summary = json.loads(out)
-    indices = [record["frame_index"] for record in lines_of(path.read_text())]
-    assert indices == list(range(summary["captured"]))
-    assert summary["waiting"] == summary["dropped"] == 0
-    assert summary["captured"] < LONG
-    assert error.splitlines()[-1] == "snl-run: interrupted"
-
-
-def test_kill_in_the_middle_leaves_whole_records(engine, long_video, tmp_path):
-    path = tmp_path / "out.jsonl"
-    process = start_and_wait_for_records(engine, long_video, path)
-    process.kill()
-    process.communicate(timeout=60)
-    content = path.read_text()
-    assert content.endswith("\n")
-    indices = [record["frame_index"] for record in lines_of(content)]
-    assert indices == list(range(len(indices)))
-    assert 0 < len(indices) < LONG
+def test_several_products_and_no_name_is_said_before_the_first_frame(model, parts, tmp_path, capsys):
+    (tmp_path / "two").mkdir()
+    two = model.ModelFolder(tmp_path / "two").write(decisions=[{"product": "bottle"}, {"product": "cap"}])
+    assert run("--engine", two, "--images", parts) == 0
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first == "snl-run: no --product: the strictest rule of bottle, cap applies, PASS only where each of them would pass"
+    assert run("--engine", two, "--images", parts, "--product", "cap") == 0
+    assert "strictest" not in capsys.readouterr().err
 
 
 def test_help_ends_with_a_worked_example(capsys):

@@ -5,6 +5,8 @@ score its maximum.
 """
 
 import importlib.metadata
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -332,3 +334,15 @@ def test_exception_of_a_third_party_becomes_a_backend_error(model, monkeypatch):
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [EntryPoint(broken)])
     with pytest.raises(BackendUnavailableError, match="backend 'fpga' from vendor.snl:open_fpga cannot be imported"):
         open_backend(model, "fpga")
+
+
+def test_opening_a_model_writes_nothing_below_the_users_home(model_folder, tmp_path):
+    """ONNX Runtime 1.32 and later collect telemetry on Linux unless the environment forbids it before the import."""
+    model = model_folder.write()
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name not in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")}
+    program = f"from snl_runtime import open_backend; open_backend({str(model)!r}).close()"
+    done = subprocess.run([sys.executable, "-c", program], env={**environment, "HOME": str(home)}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert list(home.rglob("*")) == []

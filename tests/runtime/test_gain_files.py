@@ -105,7 +105,7 @@ def test_missing_or_altered_file_is_an_error_that_says_what_to_run(written, fixt
 def test_whole_file_that_holds_no_gain_map_of_the_model_is_refused(tmp_path, fixtures, arrays):
     path = tmp_path / "line.gain.bottle.npz"
     np.savez(path, **arrays)
-    file = GainFile(file=path.name, sha256=sha256_file(path))
+    file = GainFile(file=path.name, sha256=sha256_file(path), highest=1.0)
     with pytest.raises(ManifestError):
         open_gains(tmp_path / "line.onnx", [decided(fixtures.make_decision, file)], SHAPE)
 
@@ -113,13 +113,26 @@ def test_whole_file_that_holds_no_gain_map_of_the_model_is_refused(tmp_path, fix
 @pytest.mark.parametrize("name", ["", "../x.npz", "/etc/passwd", "a\\b.npz", "a\n.npz"])
 def test_gain_file_is_a_plain_name_with_a_whole_hash(name):
     with pytest.raises(ManifestError, match="plain file name"):
-        GainFile(file=name, sha256="a" * 64)
+        GainFile(file=name, sha256="a" * 64, highest=1.0)
     with pytest.raises(ManifestError, match="hexadecimal"):
-        GainFile(file="x.npz", sha256="A" * 64)
+        GainFile(file="x.npz", sha256="A" * 64, highest=1.0)
+
+
+@pytest.mark.parametrize("highest", [0.0, -1.0, float("nan")])
+def test_gain_file_names_a_largest_gain_above_0(highest):
+    with pytest.raises(ManifestError, match="largest gain"):
+        GainFile(file="x.npz", sha256="a" * 64, highest=highest)
+
+
+def test_largest_gain_that_is_not_the_files_is_refused(written, fixtures):
+    """It bounds the guard band of an engine: too small a value would let an engine pass what its model would not."""
+    model, file, _ = written
+    with pytest.raises(ManifestError, match="largest gain"):
+        open_gains(model, [decided(fixtures.make_decision, dataclasses.replace(file, highest=file.highest / 2))], SHAPE)
 
 
 def test_manifest_with_a_gain_map_is_read_as_it_was_written(model_folder):
-    file = GainFile(file="line.gain.bottle.0123456789ab.npz", sha256="ab" * 32)
+    file = GainFile(file="line.gain.bottle.0123456789ab.npz", sha256="ab" * 32, highest=1.0)
     model_folder.write(decisions=[{}, {"gain": file}])
     plain, gained = read_manifest(model_folder.manifest).decisions
     assert (plain.gain, gained.gain) == (None, file)
@@ -134,7 +147,14 @@ def test_decision_without_a_gain_map_is_written_as_before_there_were_any(model_f
 
 
 @pytest.mark.parametrize(
-    "value", ["a.npz", {"file": "a.npz"}, {"file": "../a.npz", "sha256": "a" * 64}, {"file": "a.npz", "sha256": "a" * 64, "x": 1}, 3]
+    "value",
+    [
+        "a.npz",
+        {"file": "a.npz"},
+        {"file": "../a.npz", "sha256": "a" * 64, "highest": 1.0},
+        {"file": "a.npz", "sha256": "a" * 64, "highest": 1.0, "x": 1},
+        3,
+    ],
 )
 def test_gain_entry_of_another_form_is_refused(model_folder, value):
     model_folder.write()
@@ -146,7 +166,7 @@ def test_gain_entry_of_another_form_is_refused(model_folder, value):
 
 
 def test_hash_and_signature_cover_the_gain_entry(model_folder):
-    model_folder.write(decisions=[{"gain": GainFile(file="a.npz", sha256="a" * 64)}])
+    model_folder.write(decisions=[{"gain": GainFile(file="a.npz", sha256="a" * 64, highest=1.0)}])
     text = model_folder.manifest.read_text()
     for altered in (text.replace('"a.npz"', '"b.npz"'), text.replace("a" * 64, "b" * 64)):
         assert altered != text

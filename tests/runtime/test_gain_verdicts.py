@@ -165,7 +165,7 @@ def test_strictest_ruling_counts_with_any_mixture_of_gains(fixtures, seed, count
 
 def make_book(decisions, gains):
     """A book of decisions as of an opened file, without the file."""
-    manifest = SimpleNamespace(decisions=list(decisions.values()), decisions_for=lambda sha256: decisions, engine_for=lambda sha256: None)
+    manifest = SimpleNamespace(decisions=list(decisions.values()), decisions_for=lambda sha256: decisions, products_without_room=lambda sha256: [])
     return DecisionBook(manifest, "a" * 64, gains)
 
 

@@ -99,6 +99,10 @@ def make_parity(subject_sha256=ENGINE, **changes):
         "tolerance": 2e-2,
         "auroc_drift": None,
         "flips": 0,
+        "guard_band": 0.0,
+        "more_lenient": 0,
+        "passed_by_reference": 0,
+        "refused_by_guard_band": 0,
         "passed": True,
         "failures": [],
         "verified_on": "not verified on a device",
@@ -349,12 +353,14 @@ def test_decision_of_another_hash_never_applies():
     [
         (make_parity(), True),
         (make_parity(passed=False), False),
-        (make_parity(flips=1), False),
+        (make_parity(flips=1), True),
+        (make_parity(more_lenient=1), False),
+        (make_parity(guard_band=None), False),
         (make_parity(subject_sha256=OTHER), False),
         (None, False),
     ],
 )
-def test_engine_uses_its_onnx_decision_only_with_a_passed_parity_report_without_flips(parity, applies):
+def test_engine_uses_its_onnx_decision_only_with_a_passed_parity_report_of_its_own(parity, applies):
     manifest = make_manifest().with_decision(make_decision()).with_engine(make_engine(parity=parity))
     assert (manifest.decisions_for(ENGINE) != {}) == applies
 

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from snl_runtime.errors import GoldenSampleError, InferenceError, ManifestError, SnlError
-from snl_runtime.preprocess import FrameError
+from snl_runtime.errors import FrameError, GoldenSampleError, InferenceError, ManifestError, SnlError
 from snl_runtime.scorer import Scorer
 
 TOLERANCE = 1e-4  # float32 sums of 25 values up to 255 against float64 loops

@@ -1,4 +1,4 @@
-"""A decision applies to the file it was fitted on, and to an engine of it that passed parity without a flip; nothing else."""
+"""A decision applies to the file it was fitted on, and, tightened by the guard band, to an engine of it that passed parity; nothing else."""
 
 import dataclasses
 import math
@@ -26,6 +26,10 @@ def parity_report(**changes):
         "tolerance": 0.02,
         "auroc_drift": None,
         "flips": 0,
+        "guard_band": 0.0,
+        "more_lenient": 0,
+        "passed_by_reference": 0,
+        "refused_by_guard_band": 0,
         "passed": True,
         "failures": [],
         "verified_on": "a device",
@@ -60,17 +64,52 @@ def test_the_onnx_uses_its_own_decisions(manifest):
     assert (selection.product, selection.threshold, selection.reject_threshold) == ("cap", 9.0, 9.5)
 
 
-def test_an_engine_with_passed_parity_and_no_flip_uses_the_decisions_of_its_onnx(manifest):
-    book = DecisionBook(with_engine(manifest, parity_report()), ENGINE_SHA256)
+def test_an_engine_with_passed_parity_uses_the_decisions_of_its_onnx_tightened_by_the_guard_band(manifest):
+    book = DecisionBook(with_engine(manifest, parity_report(guard_band=0.25, flips=3)), ENGINE_SHA256)
     selection = book.select("cap")
     assert selection.fault is None
-    assert manifest.model_sha256 in selection.accepted_sha256
+    assert selection.accepted_sha256 == {ENGINE_SHA256}
+    assert (selection.threshold, selection.reject_threshold) == pytest.approx((8.75, 9.25), rel=1e-12)
+    assert selection.decisions["cap"].floor == pytest.approx(1.25, rel=1e-12)
+    assert selection.decisions["cap"].model_sha256 == ENGINE_SHA256
+
+
+def test_an_engine_that_answers_like_its_onnx_to_the_bit_uses_the_thresholds_as_they_are(manifest):
+    selection = DecisionBook(with_engine(manifest, parity_report()), ENGINE_SHA256).select("cap")
+    assert (selection.threshold, selection.reject_threshold) == (9.0, 9.5)
+
+
+def test_product_whose_thresholds_leave_no_room_for_the_guard_band_is_a_fault_also_where_none_is_named(manifest):
+    """cap has 1 to 9 and a band of 4.5 needs 9; bottle, with 10 times that room, is judged."""
+    wide = manifest.with_decision(dataclasses.replace(manifest.decisions[0], pass_threshold=90.0, reject_threshold=90.0))
+    book = DecisionBook(with_engine(wide, parity_report(guard_band=4.5)), ENGINE_SHA256)
+    assert set(book.decisions) == {"bottle"}
+    assert book.select("bottle").fault is None
+    for product in ("cap", None):
+        fault = book.select(product).fault
+        assert fault.reason_code == "guard_band_too_wide"
+        assert "'cap'" in fault.reason
+
+
+def test_a_decision_fitted_on_the_engine_itself_is_not_tightened(manifest):
+    own = dataclasses.replace(manifest.decisions[1], model_sha256=ENGINE_SHA256)
+    listed = with_engine(manifest, parity_report(guard_band=4.5)).with_decision(own)
+    assert listed.decisions_for(ENGINE_SHA256)["cap"] == own
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_an_onnx_file_of_another_precision_inherits_nothing(manifest, precision):
+    """It has a hash of its own, and its parity report with the checkpoint lends no threshold."""
+    report = parity_report(subject_file="line.onnx", subject_sha256="d" * 64, guard_band=None)
+    exported = dataclasses.replace(manifest, model_sha256="d" * 64, graph={"precision": precision}, parity=[report])
+    assert exported.decisions_for("d" * 64) == {}
+    assert exported.products_without_room("d" * 64) == []
 
 
 @pytest.mark.parametrize(
     "parity",
-    [None, parity_report(passed=False), parity_report(flips=1), parity_report(subject_sha256="f" * 64)],
-    ids=["none", "failed", "flip", "other"],
+    [None, parity_report(passed=False), parity_report(more_lenient=1), parity_report(guard_band=None), parity_report(subject_sha256="f" * 64)],
+    ids=["none", "failed", "more lenient", "no guard band", "other"],
 )
 def test_an_engine_without_passed_parity_has_no_threshold(manifest, parity):
     book = DecisionBook(with_engine(manifest, parity), ENGINE_SHA256)

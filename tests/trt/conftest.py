@@ -35,6 +35,12 @@ def gpu():
 
 
 @pytest.fixture(scope="session")
+def dlpack_producer():
+    """Makes DLPack capsules as another package would."""
+    return _load(Path(__file__).with_name("dlpack_producer.py"))
+
+
+@pytest.fixture(scope="session")
 def model_fixtures():
     """The tiny calibrated model and its NumPy twin."""
     return _load(Path(__file__).parents[1] / "runtime" / "detector_fixtures.py")
@@ -97,6 +103,10 @@ def passed_report(path, **changes):
         tolerance=0.02,
         auroc_drift=None,
         flips=0,
+        guard_band=0.0,
+        more_lenient=0,
+        passed_by_reference=0,
+        refused_by_guard_band=0,
         passed=True,
         failures=[],
         verified_on="a fake",

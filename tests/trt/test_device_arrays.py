@@ -1,4 +1,4 @@
-"""Arrays of other packages come in from the GPU with their stream and owner respected, ours go out and live as long as they are used."""
+"""Arrays of other packages come in from the GPU with their stream and owner respected."""
 
 import gc
 import weakref
@@ -10,9 +10,8 @@ from snl_runtime import dlpack
 from snl_runtime.backends.tensorrt_backend import TensorRtBackend
 from snl_runtime.cuda_resources import CudaStream, DeviceBuffer
 from snl_runtime.detector import SnlDetector
-from snl_runtime.device_arrays import DeviceFrameReader, OwnedDeviceArray, is_device_array, view_of
-from snl_runtime.errors import InferenceError
-from snl_runtime.preprocess import FrameError
+from snl_runtime.device_arrays import DeviceFrameReader, is_device_array, view_of
+from snl_runtime.errors import FrameError, InferenceError
 from snl_runtime.types import Verdict
 
 
@@ -47,6 +46,8 @@ class CupyLike:
 class DlpackLike(CupyLike):
     """The same behind DLPack."""
 
+    make_capsule = None
+
     def __init__(self, cuda, array, *, device_type=dlpack.DEVICE_CUDA, **options):
         super().__init__(cuda, array, **options)
         del self.__cuda_array_interface__
@@ -61,12 +62,13 @@ class DlpackLike(CupyLike):
         def release():
             self.released += 1
 
-        return dlpack.make_capsule(self._buffer.handle, self.array.shape, self.array.dtype, device_type=self.device_type, device=0, release=release)
+        return self.make_capsule(self._buffer.handle, self.array.shape, self.array.dtype, device_type=self.device_type, device=0, release=release)
 
 
 @pytest.fixture
-def make(cuda):
+def make(cuda, dlpack_producer):
     made = []
+    DlpackLike.make_capsule = staticmethod(dlpack_producer.make_capsule)
 
     def make_it(kind, array, **options):
         made.append(kind(cuda, array, **options))
@@ -196,109 +198,7 @@ def test_capsule_can_be_taken_once():
         dlpack.take_capsule(capsule)
 
 
-def owned(cuda, array):
-    buffer = DeviceBuffer(cuda, array.nbytes)
-    cuda.view(buffer.handle, array.nbytes, "device")[...] = array.reshape(-1).view(np.uint8)
-    return OwnedDeviceArray(buffer, array.shape, array.dtype, device=0)
-
-
-class Host(OwnedDeviceArray):
-    """Says that the fake's memory is on the host, as it is, so that NumPy and torch take it."""
-
-    def __init__(self, inner):
-        super().__init__(inner._buffer, inner.shape, inner.dtype, device=0)
-        self._device_type = dlpack.DEVICE_CPU
-
-
-@pytest.mark.parametrize("package", ["numpy", "torch"])
-def test_our_array_is_read_by_other_packages_and_freed_when_the_last_one_lets_go(cuda, package):
-    from_dlpack = pytest.importorskip(package).from_dlpack
-    values = np.arange(6, dtype=np.float32).reshape(2, 3)
-    ours = Host(owned(cuda, values))
-    theirs = from_dlpack(ours)
-    assert np.array_equal(np.asarray(theirs), values)
-    ours.close()
-    assert cuda.live["device"] != {}  # still in use
-    del theirs
-    gc.collect()
-    assert cuda.leaks == {}
-
-
-def test_capsule_that_nobody_took_lets_go_when_it_dies(cuda):
-    ours = Host(owned(cuda, np.zeros(3, np.float32)))
-    capsule = ours.__dlpack__()
-    ours.close()
-    assert cuda.live["device"] != {}
-    del capsule
-    gc.collect()
-    assert cuda.leaks == {}
-
-
-def test_our_array_shows_the_third_version_of_the_interface_and_is_complete(cuda):
-    values = np.arange(6, dtype=np.float32).reshape(1, 1, 2, 3)
-    with owned(cuda, values) as ours:
-        interface = ours.__cuda_array_interface__
-        assert (interface["shape"], interface["typestr"], interface["version"], interface["stream"]) == ((1, 1, 2, 3), "<f4", 3, None)
-        assert interface["data"] == (next(iter(cuda.live["device"])), False)
-        assert ours.__dlpack_device__() == (2, 0)
-        assert np.array_equal(ours.to_host(), values)
-    with pytest.raises(InferenceError, match="after it was closed"):
-        _ = ours.__cuda_array_interface__
-    assert cuda.leaks == {}
-
-
-# ---- in the backend and the detector ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def backend(write_engine, cuda, library):
-    with TensorRtBackend(write_engine(), cuda=cuda, find_library=lambda name: library) as backend:
-        yield backend
-
-
-@pytest.mark.parametrize("kind", [CupyLike, DlpackLike])
-def test_backend_takes_and_gives_device_arrays(backend, cuda, make, model_fixtures, kind):
-    images = np.stack([model_fixtures.good_frame(seed) for seed in range(3)])
-    for _ in range(3):  # plain, recorded, replayed
-        maps, scores = backend.infer_device(make(kind, images))
-        with maps, scores:
-            expected = np.stack([model_fixtures.twin_map(image) for image in images])
-            assert np.array_equal(maps.to_host()[:, 0], expected)
-            assert np.array_equal(scores.to_host(), expected.max(axis=(1, 2)))
-    backend.close()
-    for kind_of_handle in ("stream", "pinned", "event", "graph"):
-        assert cuda.live[kind_of_handle] == {}
-
-
-def test_backend_waits_for_the_producers_stream(backend, cuda, make, model_fixtures):
-    images = model_fixtures.good_frame(1)[None]
-    with CudaStream(cuda) as producer:
-        maps, scores = backend.infer_device(make(CupyLike, images, stream=producer.handle, pending=producer.handle))
-        with maps, scores:
-            assert np.array_equal(maps.to_host()[0, 0], model_fixtures.twin_map(images[0]))
-
-
-@pytest.mark.parametrize("shape", [(32, 32, 3), (5, 32, 32, 3), (1, 32, 31, 3), (1, 32, 32, 1)])
-def test_device_array_that_does_not_fit_is_refused_and_the_backend_goes_on(backend, make, model_fixtures, shape):
-    with pytest.raises(FrameError, match=r"must be uint8 \(1 to 4, 32, 32, 3\)"):
-        backend.infer_device(make(CupyLike, np.zeros(shape, np.uint8)))
-    for array in backend.infer_device(make(CupyLike, model_fixtures.good_frame(1)[None])):
-        array.close()
-
-
-@pytest.mark.parametrize("nth", range(4))
-def test_failing_copy_on_the_device_leaks_nothing(backend, cuda, make, model_fixtures, nth):
-    frame = make(CupyLike, model_fixtures.good_frame(1)[None])
-    cuda.failing["copy_async"] = nth
-    if nth < 3:
-        with pytest.raises(InferenceError, match="copy_async"):
-            backend.infer_device(frame)
-    else:
-        for array in backend.infer_device(frame):
-            array.close()
-    backend.close()
-    frame.close()
-    assert cuda.leaks == {}
+# ---- in the detector ---------------------------------------------------------------------------------------------------------
 
 
 def test_detector_gives_the_same_verdict_for_a_frame_on_the_gpu(write_engine, cuda, library, make, model_fixtures, monkeypatch):

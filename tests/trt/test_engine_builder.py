@@ -8,9 +8,9 @@ from onnx import TensorProto, helper
 
 from snl_runtime import engine_builder
 from snl_runtime.engine_builder import EngineOptions, EngineTarget, build_engine, cache_key, choose_target
-from snl_runtime.errors import BackendUnavailableError, ConfigError, EngineBuildError
+from snl_runtime.errors import BackendUnavailableError, BuildCanceledError, ConfigError, EngineBuildError
 from snl_runtime.files import sha256_file
-from snl_runtime.trt_api import BuildCanceledError, TensorRtLibrary, load_library
+from snl_runtime.trt_api import TensorRtLibrary, load_library
 
 
 @pytest.fixture(scope="module")

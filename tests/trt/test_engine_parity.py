@@ -5,17 +5,24 @@ import json
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from snl_calibration.calibrate import append_decision
+from snl_runtime import engine_builder, engine_parity
 from snl_runtime.backends.tensorrt_backend import TensorRtBackend
 from snl_runtime.cli.run import main as run_main
 from snl_runtime.detector import SnlDetector
+from snl_runtime.engine_builder import rebuild_engine
 from snl_runtime.engine_parity import ENGINE_LIMITS, verify_engine, verify_if_possible
 from snl_runtime.errors import BackendUnavailableError, ConfigError, EngineMismatchError, GoldenSampleError, ManifestError
 from snl_runtime.files import sha256_file
 from snl_runtime.golden import TOLERANCES, GoldenSamples, golden_path, write_golden
+from snl_runtime.guard_band import guard_text
 from snl_runtime.images import write_image
-from snl_runtime.manifest import manifest_path, read_manifest, write_manifest
-from snl_runtime.parity import LIMITS
+from snl_runtime.manifest import manifest_path, read_manifest, update_manifest, write_manifest
+from snl_runtime.parity import LIMITS, figures
+from snl_runtime.signing import sign_manifest
 from snl_runtime.trt_api import load_library
 from snl_runtime.types import Verdict
 
@@ -83,22 +90,64 @@ def test_failed_report_is_recorded_and_lends_no_threshold(engine_path, installed
     assert manifest.decisions_for(sha256_file(engine_path)) == {}
 
 
-def test_flip_between_pass_and_reject_is_refused_and_within_the_review_band_is_not(engine_path, installed, shifted, model_fixtures):
-    """A golden sample scores s; the engine gives 1.01 s, inside the numeric limit. With a threshold between the two the verdict flips."""
+def test_engine_that_differs_inherits_tightened_thresholds_and_the_report_says_what_they_cost(engine_path, installed, shifted, model_fixtures):
+    """A golden sample scores s, the highest of three; the engine gives 1.01 s, inside the numeric limit. A threshold between the two flips.
+
+    The model passes all three. Under the band of 0.01 s the engine passes those that score, times 1.01, at most 1.005 s - 0.01 s.
+    """
     path = manifest_path(engine_path)
     scores = [float(model_fixtures.twin_map(image).max()) for image in model_fixtures.ModelFolder(engine_path.parent).golden_images]
     shifted(lambda maps: maps * 1.01)
     manifest = read_manifest(path)
-    threshold = max(scores) * 1.005
+    threshold, band = max(scores) * 1.005, max(scores) * 0.01
+    refused = sum(score * 1.01 > threshold - band for score in scores)
     for reject_threshold, flips in ((threshold, 1), (threshold * 1.1, 0)):
         decision = dataclasses.replace(manifest.decisions[0], pass_threshold=threshold, reject_threshold=reject_threshold)
         write_manifest(path, dataclasses.replace(manifest, decisions=[decision]))
         report = verify_engine(engine_path, _golden_only())
-        assert report.flips == flips
-        assert report.passed is (flips == 0)
+        assert report.guard_band == pytest.approx(band, rel=1e-3)
+        assert (report.passed, report.flips, report.more_lenient) == (True, flips, 0)
+        assert (report.refused_by_guard_band, report.passed_by_reference) == (refused, 3)
+        assert f"the guard band is {report.guard_band:.3g}, {refused} of 3 verdicts PASS of the model are not PASS under it" in figures(report)
+        inherited = read_manifest(path).decisions_for(sha256_file(engine_path))["bottle"]
+        assert inherited.pass_threshold == pytest.approx(threshold - band, rel=1e-5)
+        assert inherited.reject_threshold == pytest.approx(reject_threshold - band, rel=1e-5)
+        assert inherited.floor == pytest.approx(decision.floor + band, rel=1e-5)
+    with SnlDetector(engine_path) as detector:
+        assert detector.detect(model_fixtures.good_frame(1)).threshold == inherited.pass_threshold
+        assert detector.notes == (f"line.trt passes nothing that its ONNX file would not{guard_text(report)}",)
 
 
-def test_flip_under_the_gain_map_of_a_decision_is_refused(engine_path, installed, shifted, model_fixtures):
+def test_engine_that_is_kinder_than_its_model_passes_nothing_that_the_model_reviews(engine_path, installed, shifted, model_fixtures):
+    """The engine gives 0.99 s, the model s above its pass threshold: REVIEW, which was PASS on the engine and counted as no flip."""
+    path = manifest_path(engine_path)
+    score = float(model_fixtures.twin_map(model_fixtures.good_frame(1)[:, :, ::-1]).max())
+    manifest = read_manifest(path)
+    decision = dataclasses.replace(manifest.decisions[0], pass_threshold=score * 0.995, reject_threshold=score * 1.5)
+    write_manifest(path, dataclasses.replace(manifest, decisions=[decision]))
+    shifted(lambda maps: maps * np.float32(0.99))
+    assert verify_engine(engine_path).passed
+    for model in (engine_path.with_name("line.onnx"), engine_path):
+        with SnlDetector(model) as detector:
+            assert detector.detect(model_fixtures.good_frame(1)).verdict is Verdict.REVIEW
+
+
+def test_broken_guard_band_fails_the_gate(engine_path, installed, shifted, model_fixtures, monkeypatch):
+    """The same engine, and thresholds that nobody tightened."""
+    monkeypatch.setattr("snl_runtime.parity_verdicts.tightened", lambda decision, **_: decision)
+    path = manifest_path(engine_path)
+    scores = [float(model_fixtures.twin_map(image).max()) for image in model_fixtures.ModelFolder(engine_path.parent).golden_images]
+    manifest = read_manifest(path)
+    decision = dataclasses.replace(manifest.decisions[0], pass_threshold=max(scores) * 0.995, reject_threshold=max(scores) * 1.5)
+    write_manifest(path, dataclasses.replace(manifest, decisions=[decision]))
+    shifted(lambda maps: maps * np.float32(0.99))
+    report = verify_engine(engine_path, _golden_only())
+    assert (report.more_lenient, report.passed) == (1, False)
+    assert report.failures == ["1 verdicts are more lenient than the reference's in spite of the guard band, allowed are none"]
+    assert read_manifest(path).decisions_for(sha256_file(engine_path)) == {}
+
+
+def test_flip_under_the_gain_map_of_a_decision_is_counted_and_its_map_needed(engine_path, installed, shifted, model_fixtures):
     """As above with a gain of 0.5: the raw score is above the threshold on both sides, the gained one crosses it."""
     folder = model_fixtures.ModelFolder(engine_path.parent)
     scores = [float(model_fixtures.twin_map(image).max()) for image in folder.golden_images]
@@ -151,8 +200,8 @@ def test_precision_without_limits_is_refused(write_engine, installed):
         verify_engine(write_engine(parity=False, precision="fp4"))
 
 
-def test_every_precision_allows_no_flip_and_at_most_two_tenths_of_a_point():
-    assert {(limits.flips, limits.auroc_drift) for limits in ENGINE_LIMITS.values()} == {(0, 0.002)}
+def test_every_precision_has_a_guard_band_in_place_of_flips_and_allows_at_most_two_tenths_of_a_point():
+    assert {(limits.flips, limits.auroc_drift) for limits in ENGINE_LIMITS.values()} == {(None, 0.002)}
 
 
 @pytest.mark.parametrize("precision", TOLERANCES)
@@ -221,14 +270,10 @@ def test_unverified_engine_is_verified_at_first_load_when_asked_and_then_passes_
 
 
 def test_engine_that_fails_its_verification_opens_and_passes_nothing(engine_path, installed, shifted, model_fixtures, caplog):
-    """Off by 1.5 %: inside the golden tolerance of fp16, so only the gate can see it, here as a flip of a part near the threshold."""
-    path = manifest_path(engine_path)
-    manifest = read_manifest(path)
-    scores = [float(model_fixtures.twin_map(image).max()) for image in model_fixtures.ModelFolder(engine_path.parent).golden_images]
-    threshold = max(scores) * 1.005
-    decision = dataclasses.replace(manifest.decisions[0], pass_threshold=threshold, reject_threshold=threshold)
-    write_manifest(path, dataclasses.replace(manifest, decisions=[decision]))
-    shifted(lambda maps: maps * 1.015)
+    """Honest on the golden samples, which the self-test at load asks for, and off by 3 % where a frame was cropped, flipped or noisy."""
+    golden = model_fixtures.ModelFolder(engine_path.parent).golden_images
+    known = [model_fixtures.twin_map(image) for image in golden]
+    shifted(lambda maps: np.stack([each if any(np.array_equal(each, one) for one in known) else each * np.float32(1.03) for each in maps]))
     with caplog.at_level("WARNING"), SnlDetector(engine_path, rebuild=True) as detector:
         assert detector.detect(model_fixtures.good_frame(120)).verdict is Verdict.ERROR
         assert "does not score like its ONNX file" in detector.notes[0]
@@ -302,6 +347,47 @@ def test_missing_engine_is_built_from_its_onnx(write_engine, rtx, model_fixtures
     with SnlDetector(path, rebuild=True) as detector:
         assert detector.detect(model_fixtures.good_frame(120)).verdict is Verdict.PASS
     assert path.is_file()
+
+
+def test_decision_appended_while_an_engine_is_built_or_compared_survives(write_engine, rtx, monkeypatch, caplog):
+    """The manifest is signed too: that it loses the signature is said."""
+    path = write_engine(parity=False, precision="fp32", library="tensorrt-rtx", library_version=rtx.version)
+    manifest = manifest_path(path)
+    pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+    def appending(product, real):
+        def run(*arguments, **options):
+            result = real(*arguments, **options)
+            append_decision(path.with_name("line.onnx"), dataclasses.replace(read_manifest(manifest).decisions[0], product=product))
+            sign_manifest(manifest, pem)
+            return result
+
+        return run
+
+    monkeypatch.setattr("snl_runtime.engine_builder.build_engine", appending("built", engine_builder.build_engine))
+    monkeypatch.setattr("snl_runtime.engine_parity.compare", appending("compared", engine_parity.compare))
+    rebuilt = rebuild_engine(path)
+    verify_engine(path)
+    written = read_manifest(manifest)
+    assert [decision.product for decision in written.decisions] == ["bottle", "built", "compared"]
+    assert [(entry.sha256, entry.parity.passed) for entry in written.engines] == [(rebuilt.entry.sha256, True)]
+    assert written.signature is None
+    assert [record.getMessage() for record in caplog.records if "loses its signature" in record.getMessage()] == [
+        "line.json loses its signature, which does not cover the change; sign it again: snl-sign --engine line.onnx --key key.pem"
+    ] * 2  # by the new engine and by the report
+
+
+def test_report_about_an_engine_that_was_replaced_meanwhile_is_refused(engine_path, installed, monkeypatch):
+    def replace_engine(*arguments, **options):
+        real(*arguments, **options)
+        update_manifest(manifest_path(engine_path), lambda listed: listed.with_engine(dataclasses.replace(listed.engines[0], sha256="f" * 64)))
+
+    real = engine_parity.compare
+    monkeypatch.setattr("snl_runtime.engine_parity.compare", replace_engine)
+    with pytest.raises(ManifestError, match="replaced while they were compared"):
+        verify_engine(engine_path)
+    (entry,) = read_manifest(manifest_path(engine_path)).engines
+    assert (entry.sha256, entry.parity) == ("f" * 64, None)
 
 
 def test_rebuild_where_there_is_no_gpu_builds_and_says_that_it_cannot_run(write_engine, rtx, cuda):

@@ -11,8 +11,8 @@ import pytest
 
 from snl_runtime import engine_builder, trt_api
 from snl_runtime.engine_builder import EngineTarget, build_engine
-from snl_runtime.errors import BackendUnavailableError, EngineBuildError, EngineMismatchError, InferenceError
-from snl_runtime.trt_api import BuildCanceledError, BuildRequest, TensorRtLibrary, build_plan
+from snl_runtime.errors import BackendUnavailableError, BuildCanceledError, EngineBuildError, EngineMismatchError, InferenceError
+from snl_runtime.trt_api import BuildRequest, TensorRtLibrary, build_plan
 from snl_runtime.trt_engine import InstalledLibrary
 
 REQUEST = BuildRequest(onnx=b"graph", batches=(1, 2, 4))
@@ -55,7 +55,7 @@ def test_build_is_strongly_typed_without_tf32_and_hidden_streams_and_keeps_its_t
     assert trt.calls[-1] == ("build", 0)
 
 
-@pytest.mark.parametrize("step", ["builder", "network", "parser", "config", "create_timing_cache", "set_timing_cache", "profile"])
+@pytest.mark.parametrize("step", ["builder", "network", "parser", "config", "profile"])
 def test_step_that_the_library_refuses_is_an_error_in_its_own_words(trt, library, step):
     trt.refusing.add(step)
     with pytest.raises(EngineBuildError, match=f"Error Code 4: {step} refused"):

@@ -11,8 +11,8 @@ from onnx import TensorProto, helper
 
 from snl_runtime import trt_api, trt_engine
 from snl_runtime.cuda_api import describe_device
-from snl_runtime.errors import BackendUnavailableError, EngineBuildError, EngineMismatchError
-from snl_runtime.trt_api import BuildCanceledError, BuildRequest, TensorRtLibrary, build_plan, load_library
+from snl_runtime.errors import BackendUnavailableError, BuildCanceledError, EngineBuildError, EngineMismatchError
+from snl_runtime.trt_api import BuildRequest, TensorRtLibrary, build_plan, load_library
 from snl_runtime.trt_engine import open_library
 
 DUMPS = Path(__file__).parents[3] / "shared" / "trt_api"
@@ -61,7 +61,7 @@ OWN_OR_PYTHON = set(
     pop Lock ERROR WARNING INFO DEBUG
     info error items close load_engine create_context input_shape batch_range captures_itself set_batch set_addresses enqueue
     _library _runtime _engine _file_name _cache_path _configuration _cache _known_cache _context _size_hw
-    _check_tensors _read_batch_range _configure_rtx _save_cache parent mkdir read_bytes
+    _check_tensors _read_batch_range _configure_rtx _save_cache parent read write fromkeys warning
     """.split()
 )
 

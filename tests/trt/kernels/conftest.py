@@ -15,7 +15,6 @@ from snl_runtime.backends import onnxruntime_backend
 from snl_runtime.backends.onnxruntime_lane import OnnxRuntimeLane
 from snl_runtime.cuda_resources import CudaModule, DeviceBuffer
 from snl_runtime.detector import SnlDetector
-from snl_runtime.device_arrays import OwnedDeviceArray
 from snl_runtime.kernels import KERNEL_NAMES
 
 
@@ -85,7 +84,7 @@ def fake(kernels, make_gpu, monkeypatch, model_fixtures, gpu, device_detector):
     monkeypatch.setattr("snl_runtime.backends.tensorrt_backend.open_library", lambda name: library)
     names = {name: getattr(onnxruntime, name) for name in ("SessionOptions", "ExecutionMode", "GraphOptimizationLevel")}
     provided = SimpleNamespace(InferenceSession=device_detector.CudaSession, get_available_providers=lambda: ["CUDAExecutionProvider"], **names)
-    monkeypatch.setattr(onnxruntime_backend, "_load_library", lambda: provided)
+    monkeypatch.setattr(onnxruntime_backend, "load_onnxruntime", lambda: provided)
     monkeypatch.setattr(onnxruntime_backend, "OnnxRuntimeLane", functools.partial(OnnxRuntimeLane, device_type="cpu"))
     monkeypatch.setattr(onnxruntime_backend, "open_cuda_session", lambda path, stream, device_index: session(cuda, path, stream))
     monkeypatch.setattr(session, "spoil", staticmethod(session.spoil))  # put back after the test
@@ -112,7 +111,7 @@ def open_on(fake, tmp_path, model_fixtures, write_engine, monkeypatch):
             if where == "onnxruntime":
                 return opened.enter_context(SnlDetector(path.with_suffix(".onnx"), device="cuda", **options))
             with monkeypatch.context() as real:
-                real.setattr(onnxruntime_backend, "_load_library", lambda: onnxruntime)
+                real.setattr(onnxruntime_backend, "load_onnxruntime", lambda: onnxruntime)
                 return opened.enter_context(SnlDetector(path.with_suffix(".onnx"), **options))
 
         yield open_detector
@@ -128,7 +127,16 @@ def on_gpu(fake):
             array = np.ascontiguousarray(array)
             buffer = DeviceBuffer(fake, max(1, array.nbytes))
             fake.view(buffer.handle, array.nbytes, "device")[...] = array.reshape(-1).view(np.uint8)
-            return opened.enter_context(OwnedDeviceArray(buffer, array.shape, array.dtype, device=0))
+            opened.callback(buffer.close)
+            interface = {
+                "shape": array.shape,
+                "typestr": array.dtype.str,
+                "data": (buffer.handle, False),
+                "strides": None,
+                "stream": None,
+                "version": 3,
+            }
+            return SimpleNamespace(shape=array.shape, dtype=array.dtype, __cuda_array_interface__=interface)
 
         yield put
 

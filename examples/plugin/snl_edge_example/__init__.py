@@ -1,0 +1,1 @@
+"""A frame source and a sink of a third party."""
