@@ -26,6 +26,7 @@ __all__ = [
     "EngineEntry",
     "Evidence",
     "FrameRange",
+    "FrameSizes",
     "GainFile",
     "Manifest",
     "ParityReport",

@@ -306,7 +306,7 @@ def test_snl_run_draws_on_the_gpu_exactly_the_frames_that_it_saves(fake, line, m
     overlays = tmp_path / "overlays"
     arguments = ["--engine", engine, "--images", folder, "--overlay", overlays, "--overlay-of", which]
     assert run.main([str(argument) for argument in arguments]) == 0
-    assert [path.name.split("_")[1] for path in sorted(overlays.iterdir())] == saved
+    assert [path.stem.split("_")[-1] for path in sorted(overlays.iterdir())] == saved
     assert fake.ran.count("map_to_frame") == len(saved)
     assert moved["host_to_device"] == [77 * 91 * 3] * 3
     overlay_bytes = picture_bytes(OutputRequest(overlay=True), (77, 91))
