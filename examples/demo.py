@@ -116,7 +116,11 @@ def run_demo(out: Path, plan: Plan) -> Tally:
     """Run every step into ``out`` and return what the line said."""
     demo = Demo(out)
     data, model, verdicts = out / "data", out / "line.onnx", out / "verdicts.jsonl"
-    for made_before in (verdicts, *out.glob("line.*")):  # the folder is the demo's own, and a manifest of another version would stop the export
+    for made_before in (
+        verdicts,
+        *out.glob("line.*"),
+        *out.glob("overlays/*/*.jpg"),
+    ):  # the folder is the demo's own; another version may have made them
         made_before.unlink(missing_ok=True)
     print("== Draw three products with natural variation and five kinds of defects", file=sys.stderr)
     write_products(data, Amounts(train=plan.train_parts), plan.seed)
