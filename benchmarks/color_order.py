@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from snl_runtime.frame_range import FrameRange, check_frame, fit_frame_range, frame_statistics
+from snl_runtime.frame_checks import check_frame, fit_frame_range, frame_statistics
+from snl_runtime.frame_range import FrameRange
 from snl_runtime.images import read_image
 from snl_runtime.listing import list_images
 from snl_runtime.preprocess import InputSpec, prepare

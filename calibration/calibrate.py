@@ -10,7 +10,8 @@ from pathlib import Path
 
 from snl_runtime.errors import CalibrationRefusedError, ConfigError, DataError, FrameError, ManifestError
 from snl_runtime.files import check_writable
-from snl_runtime.frame_range import MIN_DEVIATION, FrameRange, FrameStatistics, check_frame, fit_frame_range
+from snl_runtime.frame_checks import MIN_DEVIATION, FrameStatistics, check_frame, fit_frame_range
+from snl_runtime.frame_range import FrameRange
 from snl_runtime.gain import GainMap
 from snl_runtime.gain_files import encode_gain, write_gain
 from snl_runtime.images import read_image

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from snl_runtime.errors import CalibrationRefusedError, ConfigError, DataError
-from snl_runtime.frame_range import FrameFormat, FrameSizes
+from snl_runtime.frame_checks import FrameFormat
+from snl_runtime.frame_range import FrameSizes
 from snl_runtime.images import check_range, pixel_sha256, read_frame, to_image
 from snl_runtime.labels import find_not_good
 from snl_runtime.listing import Listing, is_junk, list_images

@@ -12,7 +12,7 @@ from snl_runtime.cuda_resources import CudaStream, DeviceBuffer, PinnedBuffer
 from snl_runtime.device_buffers import drain
 from snl_runtime.device_pipeline import DevicePostprocess, DevicePreprocess, Roi, Wanted
 from snl_runtime.errors import BackendError
-from snl_runtime.frame_range import frame_statistics
+from snl_runtime.frame_checks import frame_statistics
 from snl_runtime.gain import GainMap
 from snl_runtime.kernels.launches import DeviceFrame
 from snl_runtime.pictures import draw_pictures

@@ -24,7 +24,7 @@ from snl_runtime.device_buffers import drain
 from snl_runtime.device_checks import check_stages
 from snl_runtime.device_pipeline import DeviceOutput, DevicePostprocess, DevicePreprocess, Roi, Wanted, inspect_on_device
 from snl_runtime.errors import BackendError, FrameError, InferenceError
-from snl_runtime.frame_range import FrameFormat, FrameStatistics
+from snl_runtime.frame_checks import FrameFormat, FrameStatistics
 from snl_runtime.gain import GainMap
 from snl_runtime.kernels import load_kernels
 from snl_runtime.kernels.launches import DeviceFrame

@@ -22,7 +22,7 @@ from snl_runtime.device_buffers import GrowingBuffer, drain
 from snl_runtime.device_gain import DeviceGain
 from snl_runtime.device_render import DeviceRenderer
 from snl_runtime.errors import InferenceError
-from snl_runtime.frame_range import FrameStatistics
+from snl_runtime.frame_checks import FrameStatistics
 from snl_runtime.gain import GainMap
 from snl_runtime.kernels.launches import (
     REPORT_WORDS,

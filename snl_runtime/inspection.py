@@ -13,7 +13,7 @@ from snl_runtime.decision import MapSummary, summarise_map
 from snl_runtime.device_arrays import DeviceFrameReader, is_device_array
 from snl_runtime.device_path import DeviceInspection
 from snl_runtime.errors import FrameError
-from snl_runtime.frame_range import FrameFormat, FrameStatistics, frame_statistics
+from snl_runtime.frame_checks import FrameFormat, FrameStatistics, frame_statistics
 from snl_runtime.pictures import Pictures, draw_pictures, wants_any
 from snl_runtime.preprocess import crop_frame, stored_bits, to_8_bit
 from snl_runtime.regions import find_regions

@@ -6,7 +6,8 @@ from typing import Any, cast
 
 from snl_runtime.errors import ConfigError, SnlError
 from snl_runtime.sinks import Sink
-from snl_runtime.sources.base import FrameSource, redact_credentials
+from snl_runtime.sources.base import FrameSource
+from snl_runtime.text import redact_credentials
 
 SOURCE_GROUP = "snl_edge.sources"
 """Entry points of this group name a callable ``(address, *, product) -> FrameSource``; the name is the scheme of the address: ``pylon://0``."""

@@ -19,7 +19,7 @@ from snl_runtime.bundle import ModelBundle, open_bundle
 from snl_runtime.decision import check_output
 from snl_runtime.device_path import ChoosePictures, DeviceInspection, DevicePath, map_of, offers_lane, open_device_path
 from snl_runtime.errors import BackendError, BackendTimeoutError, FrameError, GoldenSampleError, InferenceError, ManifestError
-from snl_runtime.frame_range import FrameStatistics, frame_statistics
+from snl_runtime.frame_checks import FrameStatistics, frame_statistics
 from snl_runtime.gain import GainMap
 from snl_runtime.golden import check_golden, golden_path
 from snl_runtime.preprocess import InputSpec, prepare

@@ -9,7 +9,7 @@ from datetime import datetime
 import numpy as np
 
 from snl_runtime.decision import MapSummary, decide, strictest, summarise_map
-from snl_runtime.frame_range import FrameFormat, FrameStatistics
+from snl_runtime.frame_checks import FrameFormat, FrameStatistics
 from snl_runtime.gain import GainMap
 from snl_runtime.gain_files import Gains, gain_of
 from snl_runtime.manifest import Decision, Manifest

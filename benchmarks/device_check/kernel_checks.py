@@ -14,7 +14,7 @@ from table import CheckFailedError
 from snl_runtime.cuda_api import CudaApi, describe_device, device_scope, load_cuda
 from snl_runtime.cuda_resources import CudaModule, CudaStream, DeviceBuffer, PinnedBuffer
 from snl_runtime.device_pipeline import DeviceOutput, DevicePostprocess, DevicePreprocess, Wanted
-from snl_runtime.frame_range import frame_statistics
+from snl_runtime.frame_checks import frame_statistics
 from snl_runtime.gain import GainMap
 from snl_runtime.kernels import load_kernels
 from snl_runtime.kernels.launches import DeviceFrame

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from snl_runtime.cuda_api import KernelArgument, Size3
 from snl_runtime.cuda_resources import CudaStream
-from snl_runtime.frame_range import BLACK_LEVEL, COLOR_LEVEL, TINT_LEVEL, WHITE_LEVEL, FrameStatistics
+from snl_runtime.frame_checks import BLACK_LEVEL, COLOR_LEVEL, TINT_LEVEL, WHITE_LEVEL, FrameStatistics
 from snl_runtime.overlay import HEAT_STEPS, heat_table
 from snl_runtime.preprocess import ROUNDING
 from snl_runtime.regions import rank_regions

@@ -1,6 +1,6 @@
 """Where frames come from: a folder of pictures, a video file, a camera."""
 
-from snl_runtime.sources.base import FrameSource, FrameStamper, SourceCounters, redact_credentials
+from snl_runtime.sources.base import FrameSource, FrameStamper, SourceCounters
 from snl_runtime.sources.camera import CameraSource, parse_camera
 from snl_runtime.sources.folder import ImageFolderSource
 from snl_runtime.sources.video import VideoSource
@@ -13,5 +13,4 @@ __all__ = [
     "SourceCounters",
     "VideoSource",
     "parse_camera",
-    "redact_credentials",
 ]

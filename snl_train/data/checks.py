@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from snl_runtime.errors import DataError
-from snl_runtime.frame_range import MIN_DEVIATION, size_text
+from snl_runtime.frame_checks import MIN_DEVIATION
+from snl_runtime.frame_range import size_text
 from snl_runtime.images import check_range, pixel_sha256, read_frame, to_image
 from snl_runtime.listing import display_name
 from snl_runtime.opencv import load_opencv

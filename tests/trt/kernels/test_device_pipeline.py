@@ -14,7 +14,7 @@ from snl_runtime.backends.onnxruntime_lane import OnnxRuntimeLane, open_cuda_ses
 from snl_runtime.cuda_resources import CudaModule, CudaStream, DeviceBuffer
 from snl_runtime.device_pipeline import DevicePostprocess, DevicePreprocess, Wanted, inspect_on_device
 from snl_runtime.errors import BackendError, BackendUnavailableError, FrameError, InferenceError
-from snl_runtime.frame_range import frame_statistics
+from snl_runtime.frame_checks import frame_statistics
 from snl_runtime.kernels import load_kernels, loader
 from snl_runtime.overlay import blend_heat
 from snl_runtime.preprocess import InputSpec, prepare, to_rgb

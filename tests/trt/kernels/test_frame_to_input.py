@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snl_runtime.frame_range import frame_statistics
+from snl_runtime.frame_checks import frame_statistics
 from snl_runtime.kernels.launches import SUMS_COUNT, DeviceFrame, launch_frame_to_input, launch_input_sums, read_frame_statistics, rows_bytes
 from snl_runtime.preprocess import InputSpec, axis_weights, prepare
 
