@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from snl_runtime.frame_range import FrameRange, check_frame, fit_frame_range, frame_statistics
-from snl_runtime.images import list_images, read_image
+from snl_runtime.images import read_image
+from snl_runtime.listing import list_images
 from snl_runtime.preprocess import InputSpec, prepare
 from snl_runtime.types import Image
 
@@ -46,7 +47,7 @@ def _row(name: str, product: Path, spec: InputSpec) -> str:
 
 
 def _inputs(folder: Path, spec: InputSpec) -> Iterator[Image]:
-    for path in list_images(folder):
+    for path in list_images(folder).taken:
         yield prepare(read_image(path), "rgb", spec)
 
 

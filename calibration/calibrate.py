@@ -14,6 +14,7 @@ from snl_runtime.frame_range import MIN_DEVIATION, FrameRange, FrameStatistics, 
 from snl_runtime.gain import GainMap
 from snl_runtime.gain_files import encode_gain, write_gain
 from snl_runtime.images import read_image
+from snl_runtime.listing import Listing
 from snl_runtime.manifest import Decision, Evidence, Manifest, manifest_path, update_manifest
 from snl_runtime.progress import Progress
 from snl_runtime.scorer import Scored, Scorer
@@ -122,6 +123,7 @@ def calibrate(
     good: Path,
     options: CalibrationOptions,
     *,
+    on_listed: Callable[[Listing], None] = lambda _: None,
     before_writing: Callable[[Sequence[ProductFit]], None] = lambda _: None,
 ) -> list[ProductFit]:
     """Fit one decision per product and then append all of them to the manifest at once; a refused product does not stop the others.
@@ -130,6 +132,7 @@ def calibrate(
         model_path: ``x.onnx`` or ``x.trt`` with its manifest beside it. The decisions belong to this file's hash.
         good: Folder of good images, of product folders, or with ``options.held_out`` the training data's root.
         options: Promise and evidence.
+        on_listed: Is given what was found in each folder of images, before any is read.
         before_writing: Is given the fits while nothing is written yet; where it raises, nothing is.
 
     Raises:
@@ -143,10 +146,10 @@ def calibrate(
         if manifest is None:
             raise ManifestError(f"{model_path} has no manifest beside it; export it with snl-export, which writes {manifest_path(model_path).name}")
         check_writable(manifest_path(model_path))
-        samples = find_samples(good, manifest, options.product, held_out=options.held_out)
+        samples = find_samples(good, manifest, options.product, held_out=options.held_out, on_listed=on_listed)
         options = dataclasses.replace(options, accept_outliers=find_accepted(samples, options.accept_outliers))
         samples[0].warnings.extend(scorer.bundle.notes)
-        bad_parts = {sample.product: _bad_parts(sample, options, is_only=len(samples) == 1) for sample in samples}
+        bad_parts = {sample.product: _bad_parts(sample, options, on_listed, is_only=len(samples) == 1) for sample in samples}
         fits = [_fit_product(scorer, manifest, sample, bad_parts[sample.product], options) for sample in samples]
     before_writing(fits)
     append_decisions(model_path, [(fit.decision, None if fit.gain is None else fit.gain.gain) for fit in fits if fit.decision is not None])
@@ -346,13 +349,13 @@ def _require_no_unknown_outlier(record: _Record, accept: tuple[str, ...]) -> lis
     return accepted
 
 
-def _bad_parts(sample: ProductSample, options: CalibrationOptions, *, is_only: bool) -> list[BadPart] | None:
+def _bad_parts(sample: ProductSample, options: CalibrationOptions, on_listed: Callable[[Listing], None], *, is_only: bool) -> list[BadPart] | None:
     if options.bad is None:
         return None
     if not is_only and options.bad.is_dir() and not (options.bad / sample.product).is_dir():
         sample.warnings.append(f"{options.bad} has no folder {sample.product!r}: synthetic defects were used instead")
         return None
-    return find_bad_parts(options.bad, sample.product)
+    return find_bad_parts(options.bad, sample.product, on_listed)
 
 
 def append_decisions(model_path: Path, fitted: Sequence[tuple[Decision, GainMap | None]]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snl_runtime.commandline import EXIT_OK, EXIT_REFUSED, CommandParser, run_command
+from snl_runtime.commandline import EXIT_OK, EXIT_REFUSED, CommandParser, add_listing_flag, report_listing, run_command
 from snl_runtime.files import atomic_write_text, check_writable
 from snl_runtime.opencv import load_opencv
 from snl_runtime.text import to_json
@@ -36,7 +36,11 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument("--engine", type=Path, required=True, metavar="FILE", help="x.onnx or x.trt, with its manifest x.json beside it")
     parser.add_argument(
-        "--good", type=Path, required=True, metavar="DIR", help="folder of good images, or of one such folder per product; one picture per part"
+        "--good",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of good images, or of one such folder per product, folders in them included; one picture per part",
     )
     parser.add_argument("--product", metavar="NAME", help="product to fit (default: the folder's name, or every product folder)")
     parser.add_argument(
@@ -81,6 +85,7 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--report", type=Path, metavar="FILE", help="page with score histograms, the highest-scoring good parts and the hardest defects"
     )
+    add_listing_flag(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     return parser
 
@@ -114,7 +119,13 @@ def _run(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         seed=arguments.seed,
     )
-    fits = calibrate(arguments.engine, arguments.good, options, before_writing=lambda fits: _deliver(arguments, fits))
+    fits = calibrate(
+        arguments.engine,
+        arguments.good,
+        options,
+        on_listed=lambda listing: report_listing("snl-calibrate", listing, list_left_out=arguments.list_left_out),
+        before_writing=lambda fits: _deliver(arguments, fits),
+    )
     for fit in fits:
         if fit.decision is not None:
             print(f"snl-calibrate: {fit.product}: decision written to {arguments.engine.with_suffix('.json')}", file=sys.stderr)

@@ -105,10 +105,12 @@ def export_bundle(
     if model_path.suffix != ".onnx":
         raise ConfigError(f"--out must end in .onnx, got {model_path.name}")
     _check_targets(model_path)
-    frames = None if options.frames is None else folder_frames(options.frames)
+    if options.frames is not None:
+        folder_frames(options.frames)  # a wrong folder shows before the checkpoint is loaded
     notes = []
     on_stage("load the checkpoint")
     checkpoint = load_checkpoint(checkpoint_path)
+    frames = None if options.frames is None else folder_frames(options.frames, checkpoint.config.data.bit_depth)
     if checkpoint.unfinished:
         notes.append(f"{checkpoint_path}: {checkpoint.unfinished}")
     with _staging_folder(model_path) as staging:
@@ -171,7 +173,7 @@ class _Export:
             self._quantize(self._options.int8)
 
     def _quantize(self, options: Int8Options) -> None:
-        model, described = quantize_file(self.path, options)
+        model, described = quantize_file(self.path, options, self._checkpoint.config.data.bit_depth)
         self._portable["graph"].update(described)
         onnx_export.write_model(model, self.path, size_hw=self._reference.size_hw, batch=self._options.batch, metadata=canonical_json(self._portable))
 

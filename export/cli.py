@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snl_runtime.commandline import EXIT_OK, CommandParser, need_packages, run_command
+from snl_runtime.commandline import EXIT_OK, CommandParser, add_listing_flag, need_packages, report_listing, run_command
 from snl_runtime.text import to_json
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument("--sm", metavar="A,B", help="compute capabilities of the engine (tensorrt-rtx; default: 86,89,120)")
     parser.add_argument("--device", default="cpu", metavar="NAME", help="where the checkpoint runs: cpu, cuda, cuda:N or auto (default: cpu)")
+    add_listing_flag(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     return parser
 
@@ -108,6 +109,7 @@ def _run(options: argparse.Namespace) -> int:
         device=options.device,
         int8=_int8_options(options),
     )
+    _report_pictures(options)
     model_path = options.out if options.out is not None else options.ckpt.with_suffix(".onnx")
     bundle = export_bundle(options.ckpt, model_path, export_options, on_stage=_say)
     engine = None
@@ -134,6 +136,14 @@ def _naming_what_stands(model_path: Path) -> Iterator[None]:
         engine = model_path.with_suffix(".trt")
         _say(f"{model_path}, its manifest and golden samples are in place and whole; build the engine again: snl-run --engine {engine} --rebuild")
         raise
+
+
+def _report_pictures(options: argparse.Namespace) -> None:
+    from snl_runtime.listing import list_images
+
+    for folder in (options.frames, options.calib_data):
+        if folder is not None:
+            report_listing(PROGRAM, list_images(folder), list_left_out=options.list_left_out)
 
 
 def _with_engine(bundle: "ExportedBundle", path: Path, sha256: str) -> dict[Path, str]:

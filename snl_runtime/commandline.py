@@ -15,11 +15,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TextIO, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
 from snl_runtime.errors import BackendUnavailableError, SinkError, SnlError
 from snl_runtime.mixups import find_mix_up
 from snl_runtime.text import printable
+
+if TYPE_CHECKING:
+    from snl_runtime.listing import Listing
 
 EXIT_OK = 0
 EXIT_USER_ERROR = 2
@@ -128,6 +131,19 @@ def need_packages(packages: Sequence[str], *, what: str, extra: str) -> None:
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise BackendUnavailableError(f"{what} needs {', '.join(missing)}: pip install 'snl-edge[{extra}]'")
+
+
+def add_listing_flag(parser: argparse._ActionsContainer) -> None:
+    """Add the flag that :func:`report_listing` goes by."""
+    parser.add_argument("--list-left-out", action="store_true", help="name on standard error every file that was not taken as an image, and why")
+
+
+def report_listing(program: str, listing: "Listing", *, list_left_out: bool) -> None:
+    """Print on standard error how many files were taken, rejected and left out, and on request which and why."""
+    hint = "; --list-left-out names them" if (listing.rejected or listing.left_out) and not list_left_out else ""
+    print(f"{program}: {listing.summary()}{hint}", file=sys.stderr)  # noqa: T201 - the one place where commands report what they read
+    for one in (*listing.rejected, *listing.left_out) if list_left_out else ():
+        print(f"{program}: left out: {one}", file=sys.stderr)  # noqa: T201
 
 
 def one_line(error: BaseException) -> str:

@@ -50,7 +50,7 @@ def verify_engine(engine_path: Path, frames: FrameSet | Path | None = None, *, b
         # Its own golden check would stop at the first difference and hide the figures; it follows below.
         subject = opened.enter_context(Scorer(engine_path, backend=backend, golden_check=False))
         golden = _golden_of(reference, subject)
-        chosen = _choose_frames(frames, golden, engine_path)
+        chosen = _choose_frames(frames, manifest.training_bit_depth, golden, engine_path)
         decisions = list(manifest.decisions_for(manifest.model_sha256).values())
         meter = ParityMeter(_limits(entry), decisions, open_gains(engine_path, decisions, manifest.size_hw))
         _self_test(subject, meter)
@@ -117,9 +117,9 @@ def _self_test(subject: Scorer, meter: ParityMeter) -> None:
         meter.fail(f"the self-test at load would refuse it: {fault}")
 
 
-def _choose_frames(frames: FrameSet | Path | None, golden: GoldenSamples | None, engine_path: Path) -> FrameSet:
+def _choose_frames(frames: FrameSet | Path | None, bit_depth: int | None, golden: GoldenSamples | None, engine_path: Path) -> FrameSet:
     if isinstance(frames, Path):
-        return folder_frames(frames)
+        return folder_frames(frames, bit_depth)
     if frames is not None:
         return frames
     if golden is None:

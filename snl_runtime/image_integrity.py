@@ -4,36 +4,34 @@ import re
 import struct
 import zlib
 
-_JPEG_START = b"\xff\xd8"
+from snl_runtime.picture_containers import Part, TiffFile, gif_blocks, iso_boxes, jpeg_segments, png_chunks
+from snl_runtime.picture_formats import find_format
+from snl_runtime.picture_pages import pnm_end
+
 _JPEG_END_MARKER = 0xD9
 _JPEG_SCAN_MARKER = 0xDA
 # In the entropy-coded part FF is followed by 00 (a stuffed byte), by D0 to D7 (a restart) or by FF (filling); anything else ends the scan.
 _JPEG_SCAN_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
-_PNG_START = b"\x89PNG\r\n\x1a\n"
-_TIFF_STARTS = {b"II*\0": "<", b"MM\0*": ">"}
-_TIFF_VALUE_FORMATS = {3: "H", 4: "I"}
 _TIFF_OFFSET_TAGS = {273: 279, 324: 325}
 """Tag that lists where strips or tiles start -> tag that lists their sizes."""
+_PIXEL_CHUNKS = (b"fcTL", b"fdAT")
+"""Chunks of an animated PNG that hold pixels although their names say that a decoder may pass them over."""
 
 
 def find_damage(data: bytes) -> str | None:
     """Return what is wrong with a file's bytes as the end of a sentence about the file, None if nothing was found.
 
-    Truncation of JPEG, PNG, BMP, TIFF and WebP is found, and any change of a PNG. A JPEG whose middle was altered is not: the format has no checksum.
+    Truncation is found in every format but AVIF where its pixels reach to the end by declaration, and any change of a PNG. A JPEG whose middle was
+    altered is not: the format has no checksum. Of a file of several pictures the first is looked at, see :mod:`snl_runtime.picture_pages`.
     """
     if not data:
         return "is empty (0 bytes)"
-    if data.startswith(_JPEG_START):
+    if data[:2] == b"\xff\xd8":
         return _find_jpeg_damage(data)
-    if data.startswith(_PNG_START):
-        return _find_png_damage(data)
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return _missing_bytes(data, 8 + int.from_bytes(data[4:8], "little"))
     if data[:2] == b"BM":
         return _find_bmp_damage(data)
-    if data[:4] in _TIFF_STARTS:
-        return _find_tiff_damage(data, _TIFF_STARTS[data[:4]])
-    return None
+    find = _FINDERS.get(find_format(data) or "")
+    return None if find is None else find(data)
 
 
 def _missing_bytes(data: bytes, expected: int) -> str | None:
@@ -71,57 +69,116 @@ def _find_jpeg_damage(data: bytes) -> str | None:
 
 
 def _find_png_damage(data: bytes) -> str | None:
-    position = len(_PNG_START)
-    while position + 12 <= len(data):
-        length = int.from_bytes(data[position : position + 4], "big")
-        kind = data[position + 4 : position + 8]
-        end = position + 8 + length
-        if end + 4 > len(data):
+    for chunk in png_chunks(data):
+        if chunk.end + 4 > len(data):
             break
-        is_critical = kind[:1].isupper()
-        if is_critical and zlib.crc32(memoryview(data)[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-            return f"is damaged: the checksum of its PNG chunk at byte {position} is wrong"
-        if kind == b"IEND":
+        has_pixels = chunk.kind[:1].isupper() or chunk.kind in _PIXEL_CHUNKS
+        checksum = int.from_bytes(data[chunk.end : chunk.end + 4], "big")
+        if has_pixels and zlib.crc32(memoryview(data)[chunk.start - 4 : chunk.end]) != checksum:
+            return f"is damaged: the checksum of its PNG chunk at byte {chunk.start - 8} is wrong"
+        if chunk.kind == b"IEND":
             return None
-        position = end + 4
     return f"is truncated: the PNG of {len(data)} bytes has no end chunk"
 
 
 def _find_bmp_damage(data: bytes) -> str | None:
-    if len(data) < 54:
+    if len(data) < 26:
         return _missing_bytes(data, 54)
     pixel_offset, header_bytes = struct.unpack_from("<II", data, 10)
+    if header_bytes == 12:
+        width, height, _, bits = struct.unpack_from("<HHHH", data, 18)
+        return _missing_bytes(data, pixel_offset + (width * bits + 31) // 32 * 4 * height)
     if header_bytes < 40:
         return None
-    width, height, _, bits, compression = struct.unpack_from("<iiHHI", data, 18)
-    if compression not in (0, 3):  # run lengths: the size is not known beforehand
-        return None
-    row_bytes = (abs(width) * bits + 31) // 32 * 4
-    return _missing_bytes(data, pixel_offset + row_bytes * abs(height))
+    if len(data) < 54:
+        return _missing_bytes(data, 54)
+    width, height, _, bits, compression, pixel_bytes = struct.unpack_from("<iiHHII", data, 18)
+    if compression in (0, 3):  # run lengths: the size is not known beforehand
+        pixel_bytes = (abs(width) * bits + 31) // 32 * 4 * abs(height)
+    return _missing_bytes(data, pixel_offset + pixel_bytes)
 
 
-def _find_tiff_damage(data: bytes, order: str) -> str | None:
-    """Check that the first picture's strips or tiles lie inside the file."""
-    try:
-        (directory,) = struct.unpack_from(f"{order}I", data, 4)
-        (count,) = struct.unpack_from(f"{order}H", data, directory)
-        entries: dict[int, tuple[int, ...]] = {}
-        for index in range(count):
-            tag, kind, length = struct.unpack_from(f"{order}HHI", data, directory + 2 + 12 * index)
-            if kind in _TIFF_VALUE_FORMATS and tag in {*_TIFF_OFFSET_TAGS, *_TIFF_OFFSET_TAGS.values()}:
-                entries[tag] = _tiff_values(data, order, directory + 10 + 12 * index, _TIFF_VALUE_FORMATS[kind], length)
-    except struct.error:
+def _find_tiff_damage(data: bytes) -> str | None:
+    """Check that the strips or tiles of the first directory lie inside the file."""
+    directories = TiffFile(data).directories()
+    values = directories[0].values if directories else None
+    if values is None:
         return f"is truncated: the TIFF of {len(data)} bytes ends inside its directory"
     for offsets_tag, sizes_tag in _TIFF_OFFSET_TAGS.items():
-        ends = [start + size for start, size in zip(entries.get(offsets_tag, ()), entries.get(sizes_tag, ()), strict=False)]
+        offsets = values.get(offsets_tag, ())
+        sizes = values.get(sizes_tag, (1,) * len(offsets))
+        ends = [start + size for start, size in zip(offsets, sizes, strict=False)]
         if ends and max(ends) > len(data):
             return _missing_bytes(data, max(ends))
     return None
 
 
-def _tiff_values(data: bytes, order: str, position: int, value_format: str, count: int) -> tuple[int, ...]:
-    if count * struct.calcsize(value_format) > 4:
-        (position,) = struct.unpack_from(f"{order}I", data, position)
-    if count > len(data):
-        raise struct.error("more values than bytes")
-    return struct.unpack_from(f"{order}{count}{value_format}", data, position)
+def _find_webp_damage(data: bytes) -> str | None:
+    return _missing_bytes(data, 8 + int.from_bytes(data[4:8], "little"))
+
+
+def _find_gif_damage(data: bytes) -> str | None:
+    end = Part(b"", 0, 0)
+    for block in gif_blocks(data):
+        end = block
+    return None if end.kind == b";" else f"is truncated: the GIF of {len(data)} bytes has no end"
+
+
+def _find_avif_damage(data: bytes) -> str | None:
+    return _missing_bytes(data, max((box.end for box in iso_boxes(data)), default=16))
+
+
+def _find_jpeg_2000_damage(data: bytes) -> str | None:
+    if data[:4] == b"\xff\x4f\xff\x51":
+        return _find_codestream_damage(data, 0, len(data))
+    boxes = list(iso_boxes(data))
+    stream = next((box for box in boxes if box.kind == b"jp2c"), None)
+    if stream is None or max(box.end for box in boxes) > len(data):
+        return f"is truncated: the JPEG 2000 of {len(data)} bytes lacks a part of its pixels"
+    return _find_codestream_damage(data, stream.start, stream.end)
+
+
+def _find_codestream_damage(data: bytes, start: int, end: int) -> str | None:
+    """Go from tile to tile; the last one is followed by an end marker."""
+    tile = next((segment for segment in jpeg_segments(data, start + 2) if segment.kind == b"\x90"), None)
+    position = len(data) if tile is None else tile.start - 4
+    while data[position : position + 2] == b"\xff\x90" and position + 12 <= len(data):
+        length = int.from_bytes(data[position + 6 : position + 10], "big")
+        position = position + length if length >= 12 else end - 2  # 0: up to the end
+    return None if data[position : position + 2] == b"\xff\xd9" else f"is truncated: the JPEG 2000 of {len(data)} bytes has no end marker"
+
+
+def _find_pnm_damage(data: bytes) -> str | None:
+    if data[:2] in (b"P1", b"P2", b"P3"):
+        return None if data[-1:].isspace() else "is truncated: its last number is not followed by a line end"
+    if data[:2] == b"P7":
+        header, found, _ = data.partition(b"\nENDHDR\n")
+        fields = {name: value for name, _, value in (line.partition(b" ") for line in header.splitlines())}
+        try:
+            width, height, depth, highest = (int(fields[name]) for name in (b"WIDTH", b"HEIGHT", b"DEPTH", b"MAXVAL"))
+        except (KeyError, ValueError):
+            return "is damaged or truncated: its header lacks a size"
+        return _missing_bytes(data, len(header) + len(found) + width * height * depth * (2 if highest > 255 else 1))
+    end = pnm_end(data)
+    return "is damaged or truncated: its header lacks a size" if end is None else _missing_bytes(data, end)
+
+
+def _find_sun_raster_damage(data: bytes) -> str | None:
+    if len(data) < 32:
+        return _missing_bytes(data, 32)
+    width, height, depth, length, kind, _, map_length = struct.unpack_from(">7I", data, 4)
+    if kind != 2:  # not run lengths
+        length = max(length, (width * depth + 15) // 16 * 2 * height)
+    return _missing_bytes(data, 32 + map_length + length)
+
+
+_FINDERS = {
+    "PNG": _find_png_damage,
+    "TIFF": _find_tiff_damage,
+    "WebP": _find_webp_damage,
+    "GIF": _find_gif_damage,
+    "AVIF": _find_avif_damage,
+    "JPEG 2000": _find_jpeg_2000_damage,
+    "PNM": _find_pnm_damage,
+    "Sun raster": _find_sun_raster_damage,
+}

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,71 +13,120 @@ import numpy.typing as npt
 from snl_runtime.errors import DataError, FrameError
 from snl_runtime.files import atomic_path
 from snl_runtime.image_integrity import find_damage
+from snl_runtime.listing import display_name
 from snl_runtime.opencv import load_opencv
+from snl_runtime.picture_pages import find_pictures
 from snl_runtime.preprocess import in_rgb_order, to_8_bit
 from snl_runtime.types import Image
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm"})
-"""File name endings, lower case, that ``list_images`` takes for pictures."""
+WRITABLE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm"})
+"""File name endings, lower case, of the formats that ``write_image`` writes."""
+LEAST_16_BIT_VALUE = 1 << 14
+"""Images of 16 bits to learn from reach at least this somewhere; a camera of 10 to 14 bits in files of 16 does not."""
 
 _MASK_THRESHOLD = 128
 
 
 def read_image(path: str | os.PathLike[str], bit_depth: int | None = None) -> Image:
-    """Return the stored pixels of a file as (H, W, 3) uint8 RGB.
+    """Return the picture of a file as (H, W, 3) uint8 RGB.
 
-    An EXIF orientation is ignored, because a camera on a line sends none and a mask has none. Grey is replicated, alpha dropped, 16 bits become
-    round(v * 255 / (2**bits - 1)). A TIFF or PNG with several pictures gives its first.
+    It stands as its EXIF orientation says, as ``cv2.imread`` shows it. Grey is replicated, alpha dropped, 16 bits become
+    round(v * 255 / (2**bits - 1)). Thumbnails beside the picture are passed over.
 
     Args:
         path: The file.
         bit_depth: Bits that a value uses, see :func:`snl_runtime.preprocess.to_rgb`; None for 8 or 16, whichever the file has.
 
     Raises:
-        DataError: If the file cannot be read, is truncated, is no picture of 8 or 16 bits or not of that bit depth; the message names it.
+        DataError: If the file cannot be read, is truncated, holds several pictures, is no picture of 8 or 16 bits, or not of that bit depth; the
+            message names it.
     """
-    pixels = read_frame(path)
-    try:
-        return to_8_bit(pixels, bit_depth)
-    except FrameError as error:
-        raise DataError(f"{path}: {error}") from error
+    return to_image(read_frame(path), path, bit_depth)
 
 
 def read_frame(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
-    """Return the stored pixels of a file as (H, W, 3) RGB, uint8 or uint16 as they are; otherwise as :func:`read_image`.
+    """Return the picture of a file as (H, W, 3) RGB, uint8 or uint16 as it is stored; otherwise as :func:`read_image`.
 
     Raises:
-        DataError: If the file cannot be read, is truncated or is no picture of 8 or 16 bits; the message names it.
+        DataError: As there.
     """
-    pixels = _decode(Path(path))
-    if pixels.ndim == 2:
-        return in_rgb_order(pixels, "gray")
-    return in_rgb_order(pixels, "bgra" if pixels.shape[2] == 4 else "bgr")
+    (page,) = _read_pages(Path(path), expect_one=True)
+    if page.frame is None:
+        raise DataError(page.fault or "")
+    return page.frame
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Page:
+    """One of the pictures that a file holds.
+
+    Attributes:
+        number: Counted from 1.
+        count: How many the file holds.
+        frame: (H, W, 3) RGB, uint8 or uint16 as it is stored; None if it cannot be read.
+        fault: Why, naming the file; None if it can.
+    """
+
+    number: int
+    count: int
+    frame: npt.NDArray[Any] | None = None
+    fault: str | None = None
+
+
+def read_pages(path: str | os.PathLike[str]) -> Iterator[Page]:
+    """Yield every picture of a file (TIFF, GIF, MPO, animations), each whole or with what is wrong with it.
+
+    Raises:
+        DataError: If the file cannot be read.
+    """
+    return _read_pages(Path(path), expect_one=False)
+
+
+def to_image(frame: npt.NDArray[Any], path: str | os.PathLike[str], bit_depth: int | None = None) -> Image:
+    """Return what :func:`read_frame` gave in 8 bits, as :func:`read_image` does.
+
+    Raises:
+        DataError: If it is not of that bit depth; the message names the file.
+    """
+    try:
+        return to_8_bit(frame, bit_depth)
+    except FrameError as error:
+        raise DataError(f"{display_name(path)}: {error}") from error
+
+
+def check_range(frame: npt.NDArray[Any], path: str | os.PathLike[str], bit_depth: int | None) -> None:
+    """Refuse stored values that look like fewer bits than the file has: scaled as 16 bits such pictures are nearly black.
+
+    Raises:
+        DataError: Naming the file, its highest value and the option.
+    """
+    if bit_depth is not None or frame.dtype != np.uint16:
+        return
+    highest = int(frame.max())
+    if highest < LEAST_16_BIT_VALUE:
+        bits = next(bits for bits in (10, 12, 14) if highest < 1 << bits)
+        raise DataError(
+            f"{display_name(path)} has 16 bits and no value above {highest}; say how many bits the camera uses: --bit-depth {bits}, "
+            "or --bit-depth 16 if the image really is that dark"
+        )
 
 
 def read_mask(path: str | os.PathLike[str]) -> npt.NDArray[np.bool_]:
     """Return (H, W) bool, True where the stored value is at least 128 (of 255; 16 bits are scaled first); of colour, the largest channel counts.
 
     Raises:
-        DataError: As ``read_image``.
+        DataError: As ``read_image``, or if the mask was drawn into the alpha channel.
     """
-    return np.asarray(read_image(path).max(axis=2) >= _MASK_THRESHOLD)
-
-
-def list_images(folder: str | os.PathLike[str], recursive: bool = False) -> list[Path]:
-    """Return the pictures of a folder, sorted by path; hidden files and folders are left out.
-
-    Raises:
-        DataError: If ``folder`` is no folder that can be listed.
-    """
-    root = Path(folder)
-    if not root.is_dir():
-        raise DataError(f"{root} is not a folder; name a folder that holds images")
-    try:
-        found = list(root.rglob("*") if recursive else root.iterdir())
-    except OSError as error:
-        raise DataError(f"cannot list {root}: {error.strerror or error}") from error
-    return sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and _is_visible(path.relative_to(root)) and path.is_file())
+    mask = np.asarray(read_image(path).max(axis=2) >= _MASK_THRESHOLD)
+    stored = load_opencv().imdecode(np.frombuffer(_read_bytes(Path(path)), np.uint8), load_opencv().IMREAD_UNCHANGED)
+    if stored is not None and stored.ndim == 3 and stored.shape[2] == 4:
+        planes, alpha = stored[:, :, :3], stored[:, :, 3]
+        if (planes == planes[0, 0]).all() and (alpha != alpha[0, 0]).any():
+            raise DataError(
+                f"mask {display_name(path)} looks like an alpha mask: its colors are the same everywhere and its alpha channel is not; "
+                "save it in gray, white where the defect is"
+            )
+    return mask
 
 
 def write_image(path: str | os.PathLike[str], image_rgb: Image) -> None:
@@ -86,8 +137,8 @@ def write_image(path: str | os.PathLike[str], image_rgb: Image) -> None:
         SinkError: If the file cannot be written.
     """
     target = Path(path)
-    if target.suffix.lower() not in IMAGE_SUFFIXES:
-        raise DataError(f"cannot write {target}: its name must end in one of {', '.join(sorted(IMAGE_SUFFIXES))}")
+    if target.suffix.lower() not in WRITABLE_SUFFIXES:
+        raise DataError(f"cannot write {display_name(target)}: its name must end in one of {', '.join(sorted(WRITABLE_SUFFIXES))}")
     _, encoded = load_opencv().imencode(target.suffix.lower(), np.ascontiguousarray(image_rgb[:, :, ::-1]))
     with atomic_path(target) as temporary:
         temporary.write_bytes(encoded.tobytes())
@@ -101,26 +152,70 @@ def pixel_sha256(image_rgb: Image) -> str:
     return digest.hexdigest()
 
 
-def _is_visible(relative: Path) -> bool:
-    return not any(part.startswith(".") for part in relative.parts)
+def _read_pages(path: Path, *, expect_one: bool) -> Iterator[Page]:
+    data = _read_bytes(path)
+    pictures = find_pictures(data)
+    if pictures.count == 0:
+        raise DataError(f"{display_name(path)} holds a thumbnail only; save its picture as PNG or TIFF of 8 or 16 bits")
+    if expect_one and pictures.count > 1:
+        raise DataError(
+            f"{display_name(path)} holds {pictures.count} pictures; inspect each of them with snl-run --pages all, or save each as a file of its own"
+        )
+    # A decoder has to go through an animation from its start.
+    frames = _decode_all(data, path) if pictures.cut is None and pictures.count > 1 else None
+    for number in range(pictures.count):
+        name = f"{display_name(path)}, picture {number + 1} of {pictures.count}," if pictures.count > 1 else display_name(path)
+        try:
+            if frames is not None:
+                frame = _in_rgb_order(frames, number, name)
+            else:
+                frame = _decode(data if pictures.cut is None else pictures.cut(number), name)
+            yield Page(number=number + 1, count=pictures.count, frame=frame)
+        except DataError as error:
+            yield Page(number=number + 1, count=pictures.count, fault=str(error))
 
 
-def _decode(path: Path) -> npt.NDArray[Any]:
+def _read_bytes(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    damage = find_damage(data)
-    if damage is not None:
-        raise DataError(f"{path} {damage}; copy it again or remove it")
+        raise DataError(f"cannot read {display_name(path)}: {error.strerror or error}") from error
+
+
+def _decode(data: bytes, name: str) -> npt.NDArray[Any]:
+    _require_whole(data, name)
     cv2 = load_opencv()
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        raise DataError(f"{path} cannot be decoded ({' '.join(str(error).split())}); copy it again or remove it") from error
-    if pixels is None:
-        raise DataError(f"{path} is not a picture that can be decoded, or it is truncated; copy it again or remove it")
-    if pixels.dtype not in (np.uint8, np.uint16) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4)):
-        raise DataError(f"{path} holds {pixels.dtype} values of shape {pixels.shape}; expected 8 or 16 bits with 1, 3 or 4 channels")
-    pixels = np.asarray(pixels)
-    return pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+        # As stored, but for palettes and the orientation; IMREAD_UNCHANGED would ignore the latter.
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
+    except (cv2.error, MemoryError) as error:
+        raise DataError(f"{name} cannot be decoded ({' '.join(str(error).split())}); copy it again or remove it") from error
+    return _in_rgb_order([] if pixels is None else [pixels], 0, name)
+
+
+def _decode_all(data: bytes, path: Path) -> Sequence[npt.NDArray[Any]]:
+    _require_whole(data, display_name(path))
+    cv2 = load_opencv()
+    try:
+        _, frames = cv2.imdecodemulti(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
+    except (cv2.error, MemoryError) as error:
+        raise DataError(f"{display_name(path)} cannot be decoded ({' '.join(str(error).split())}); copy it again or remove it") from error
+    return list(frames)
+
+
+def _require_whole(data: bytes, name: str) -> None:
+    damage = find_damage(data)
+    if damage is not None:
+        raise DataError(f"{name} {damage}; copy it again or remove it")
+
+
+def _in_rgb_order(frames: Sequence[npt.NDArray[Any]], number: int, name: str) -> npt.NDArray[Any]:
+    if number >= len(frames):
+        raise DataError(f"{name} is not a picture that can be decoded, or it is truncated; copy it again or remove it")
+    pixels = frames[number]
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise DataError(f"{name} holds {pixels.dtype} values; save it as PNG or TIFF of 8 or 16 bits")
+    try:
+        return in_rgb_order(pixels, "gray" if pixels.ndim == 2 or pixels.shape[2] == 1 else "bgr")
+    except FrameError as error:
+        raise DataError(f"{name}: {error}") from error

@@ -160,6 +160,12 @@ class Manifest:
         height, width = self.input["size_hw"]
         return height, width
 
+    @property
+    def training_bit_depth(self) -> int | None:
+        """Bits that a value of the training images' files used; None for 8 or 16, whichever they had."""
+        depth = self.training.get("config", {}).get("data", {}).get("bit_depth")
+        return depth if isinstance(depth, int) else None
+
     def decisions_for(self, sha256: str) -> dict[str, Decision]:
         """Return product -> newest decision that applies to the file with this hash, as it holds there.
 

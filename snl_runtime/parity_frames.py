@@ -8,7 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from snl_runtime.errors import DataError
-from snl_runtime.images import list_images, read_image
+from snl_runtime.images import read_image
+from snl_runtime.labels import is_good_name, is_ground_truth
+from snl_runtime.listing import list_images
 from snl_runtime.types import Image
 
 DERIVED_SOURCE = "golden crops, flips and noise"
@@ -49,24 +51,28 @@ class FrameSet:
         return self.make()
 
 
-def folder_frames(folder: Path) -> FrameSet:
+def folder_frames(folder: Path, bit_depth: int | None = None) -> FrameSet:
     """Return every image below ``folder``.
 
-    If some lie in a folder called ``good``, that folder's frames are good and all others bad (the layout of MVTec AD's ``test``), and the gate looks
-    at AUROC too. Folders called ``ground_truth`` hold masks and are left out.
+    If some lie in a folder called ``good`` (or ``ok``, ``normal``, ...), these frames are good and all others bad (as in MVTec AD's ``test``), and
+    the gate looks at AUROC too. Folders called ``ground_truth`` hold masks and are left out.
+
+    Args:
+        folder: Where they are.
+        bit_depth: Bits that a value of the files uses, as for ``read_image``.
 
     Raises:
-        DataError: If there is no image, or, while iterating, if one cannot be read.
+        DataError: If there is no image or one cannot be taken, or, while iterating, if one cannot be read.
     """
-    paths = [path for path in list_images(folder, recursive=True) if "ground_truth" not in path.relative_to(folder).parts]
+    paths = [path for path in list_images(folder).require_all().taken if not is_ground_truth(path.relative_to(folder))]
     if not paths:
         raise DataError(f"--frames {folder} holds no image; name a folder of pictures from the line")
-    labelled = any(path.parent.name == "good" for path in paths)
+    good = {path for path in paths if any(is_good_name(part) for part in path.relative_to(folder).parts[:-1])}
 
     def read() -> Iterator[GateFrame]:
         for path in paths:
-            is_anomalous = path.parent.name != "good" if labelled else None
-            yield GateFrame(name=path.relative_to(folder).as_posix(), image_rgb=read_image(path), is_anomalous=is_anomalous)
+            is_anomalous = path not in good if good else None
+            yield GateFrame(name=path.relative_to(folder).as_posix(), image_rgb=read_image(path, bit_depth), is_anomalous=is_anomalous)
 
     return FrameSet(source=f"--frames {folder.name}", count=len(paths), make=read)
 

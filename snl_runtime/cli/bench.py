@@ -99,10 +99,11 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 def _frames(arguments: argparse.Namespace) -> "list[npt.NDArray[Any]]":
     from snl_runtime.bundle import open_bundle
-    from snl_runtime.images import list_images, read_frame
+    from snl_runtime.images import read_frame
+    from snl_runtime.listing import list_images
 
     if arguments.frames is not None:
-        paths = list_images(arguments.frames, recursive=True)
+        paths = list_images(arguments.frames).taken
         if not paths:
             raise DataError(f"{arguments.frames} holds no images")
         step = max(1, len(paths) / MOST_FRAMES)

@@ -9,7 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from snl_runtime.commandline import EXIT_NOT_ALL_PASSED, EXIT_OK, CommandParser, need_stdout, one_line, run_command, stop_signals
+from snl_runtime.commandline import (
+    EXIT_NOT_ALL_PASSED,
+    EXIT_OK,
+    CommandParser,
+    add_listing_flag,
+    need_stdout,
+    one_line,
+    report_listing,
+    run_command,
+    stop_signals,
+)
 from snl_runtime.errors import ConfigError
 from snl_runtime.files import check_writable
 from snl_runtime.progress import Progress
@@ -30,6 +40,7 @@ _Number = TypeVar("_Number", int, float)
 PROGRAM = "snl-run"
 EXAMPLE = """
 snl-run --engine line.onnx --images parts/ --product bottle --jsonl verdicts.jsonl --save-rejects rejects/
+snl-run --engine line.onnx --images "parts/**/cam1_*.png" --product bottle
 snl-run --camera 0 --engine line.trt
 """
 
@@ -47,10 +58,18 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("--engine", metavar="FILE", required=True, help="model: x.onnx or x.trt; x.json and x.golden.npz are found beside it")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--images", metavar="DIR", help="every image in a folder and the folders below it, sorted by path")
+    source.add_argument(
+        "--images",
+        metavar="DIR|FILE|PATTERN",
+        help="every image in a folder and the folders below it, one image, or those that match a pattern in quotes",
+    )
     source.add_argument("--video", metavar="FILE", help="every frame of a video file")
     source.add_argument("--camera", metavar="N_OR_URL", help="number of a local camera, or an address (rtsp://..., http://..., or a plug-in's)")
     parser.add_argument("--product", metavar="P", help="product on the line (default: the strictest rule of all calibrated products)")
+    parser.add_argument(
+        "--pages", choices=("one", "all"), default="one", help="a file of several pictures is an ERROR, or one frame for each (default: one)"
+    )
+    add_listing_flag(parser)
     outputs = parser.add_argument_group("outputs")
     outputs.add_argument("--jsonl", metavar="FILE", help="append the records to this file instead of writing them to standard output")
     outputs.add_argument(
@@ -226,6 +245,8 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
         raise ConfigError("--json puts the summary on standard output, so the records need a file: add --jsonl FILE")
     if arguments.jsonl_max_mib is not None and not arguments.jsonl:
         raise ConfigError("--jsonl-max-mib limits the file that --jsonl writes: add --jsonl FILE")
+    if arguments.images is None and (arguments.pages != "one" or arguments.list_left_out):
+        raise ConfigError("--pages and --list-left-out belong to --images; leave them out")
     if arguments.overlay_of != "all" and not arguments.overlay:
         raise ConfigError("--overlay-of chooses among the frames that --overlay saves: add --overlay DIR")
     if arguments.json or not arguments.jsonl:
@@ -239,7 +260,13 @@ def _source(arguments: argparse.Namespace) -> "FrameSource":
     from snl_runtime.sources import CameraSource, ImageFolderSource, VideoSource, parse_camera
 
     if arguments.images is not None:
-        return ImageFolderSource(arguments.images, product=arguments.product)
+        return ImageFolderSource(
+            arguments.images,
+            product=arguments.product,
+            pages=arguments.pages,
+            exclude=[Path(folder) for folder in (arguments.overlay, arguments.save_rejects) if folder],
+            on_listed=lambda listing: report_listing(PROGRAM, listing, list_left_out=arguments.list_left_out),
+        )
     if arguments.video is not None:
         return VideoSource(arguments.video, product=arguments.product)
     plug_in = find_source(arguments.camera, product=arguments.product)

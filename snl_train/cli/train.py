@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snl_runtime.commandline import CommandParser, need_packages, run_command
+from snl_runtime.commandline import CommandParser, add_listing_flag, need_packages, report_listing, run_command
 from snl_runtime.config import parse_override
 from snl_runtime.errors import ConfigError
 from snl_runtime.files import check_writable
@@ -19,6 +19,7 @@ from snl_train.stopping import StoppedBySignalError, StopRequest, stop_on_signal
 
 if TYPE_CHECKING:
     from snl_train.data.dataset import TrainingData
+    from snl_train.data.samples import DatasetIndex
     from snl_train.training import TrainingResult
 
 PROGRAM = "snl-train"
@@ -42,6 +43,7 @@ _DOTTED = {
     "device": "device",
     "hold_out": "data.hold_out",
     "skip_unreadable": "data.skip_unreadable",
+    "bit_depth": "data.bit_depth",
     "preset": "preset",
 }
 
@@ -62,6 +64,13 @@ def build_parser() -> CommandParser:
     existing.add_argument("--overwrite", action="store_true", help="replace the training that lies at --out, once the new one has saved")
     files.add_argument("--hold-out", type=float, metavar="P", help="share of each class's training images kept for calibration, 0 to 1 (default: 0)")
     files.add_argument("--skip-unreadable", action="store_true", default=None, help="leave unreadable images out and list them, instead of stopping")
+    files.add_argument(
+        "--bit-depth",
+        type=int,
+        choices=(10, 12, 14, 16),
+        help="bits that the camera uses of 16-bit images (default: 8 or 16, as the files are stored, and dark ones refused)",
+    )
+    add_listing_flag(files)
     files.add_argument("--fetch-teacher", choices=ARCHITECTURES, metavar="ARCH", help="download ImageNet weights to --out (.safetensors) and stop")
     what = parser.add_argument_group("method")
     what.add_argument("--method", choices=("snl-rd", "snl-fd", "rd", "fd"), help="reverse or forward distillation, SNL or plain (default: snl-rd)")
@@ -173,8 +182,10 @@ def _load_data(arguments: argparse.Namespace, config: TrainConfig) -> "TrainingD
 
     with contextlib.ExitStack() as opened:
 
-        def on_listed(count: int) -> Callable[[], None]:
-            return opened.enter_context(Progress(count, unit="images", label="read")).advance
+        def on_listed(index: "DatasetIndex") -> Callable[[], None]:
+            if index.listing is not None:
+                report_listing(PROGRAM, index.listing, list_left_out=arguments.list_left_out)
+            return opened.enter_context(Progress(len(index.train) + len(index.test), unit="images", label="read")).advance
 
         data = load_training_data(
             arguments.data, config.image_size, config=config.data, seed=config.seed, threads=arguments.threads, on_listed=on_listed

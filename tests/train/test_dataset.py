@@ -82,8 +82,8 @@ def test_every_image_is_reported_once_while_reading(mvtec_root):
     announced: list[int] = []
     reported: list[None] = []
 
-    def on_listed(count):
-        announced.append(count)
+    def on_listed(index):
+        announced.append(len(index.train) + len(index.test))
         return lambda: reported.append(None)
 
     load_training_data(mvtec_root, SIZE_HW, config=DataConfig(), on_listed=on_listed)
