@@ -10,8 +10,8 @@ from types import TracebackType
 
 from snl_runtime.backends.base import Backend
 from snl_runtime.bundle import ModelBundle
+from snl_runtime.cuda.arrays import DeviceFrameReader
 from snl_runtime.decision import check_output
-from snl_runtime.device_arrays import DeviceFrameReader
 from snl_runtime.errors import (
     BackendError,
     BackendTimeoutError,

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from snl_runtime.cuda_api import CudaApi
-from snl_runtime.cuda_resources import CudaStream, DeviceBuffer, PinnedBuffer
-from snl_runtime.device_buffers import drain
+from snl_runtime.cuda.api import CudaApi
+from snl_runtime.cuda.buffers import drain
+from snl_runtime.cuda.resources import CudaStream, DeviceBuffer, PinnedBuffer
 from snl_runtime.device_pipeline import DevicePostprocess, DevicePreprocess, Roi, Wanted
 from snl_runtime.errors import BackendError
 from snl_runtime.frame_checks import frame_statistics

@@ -6,10 +6,10 @@ from types import TracebackType
 
 import numpy as np
 
-from snl_runtime.cuda_api import CudaApi
-from snl_runtime.cuda_resources import CudaStream, DeviceBuffer, PinnedBuffer
+from snl_runtime.cuda.api import CudaApi
+from snl_runtime.cuda.buffers import drain
+from snl_runtime.cuda.resources import CudaStream, DeviceBuffer, PinnedBuffer
 from snl_runtime.decision import MapSummary
-from snl_runtime.device_buffers import drain
 from snl_runtime.errors import InferenceError
 from snl_runtime.gain import GainMap
 from snl_runtime.kernels.launches import STATISTICS_WORDS, Launcher, launch_gain, launch_map_statistics, read_map_statistics

@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from snl_runtime.backends.base import Backend, DeviceBackend, DeviceLane, one_line
-from snl_runtime.cuda_api import CudaApi, device_scope
-from snl_runtime.cuda_resources import CudaModule, CudaStream
+from snl_runtime.cuda.api import CudaApi, device_scope
+from snl_runtime.cuda.arrays import DeviceView, is_device_array, view_of, wait_for_producer
+from snl_runtime.cuda.buffers import drain
+from snl_runtime.cuda.resources import CudaModule, CudaStream
 from snl_runtime.decision import MapSummary, summarise_map
-from snl_runtime.device_arrays import DeviceView, is_device_array, view_of, wait_for_producer
-from snl_runtime.device_buffers import drain
 from snl_runtime.device_checks import check_stages
 from snl_runtime.device_pipeline import DeviceOutput, DevicePostprocess, DevicePreprocess, Roi, Wanted, inspect_on_device
 from snl_runtime.errors import BackendError, FrameError, InferenceError
@@ -153,7 +153,7 @@ class DevicePath:
         """Inspect one frame, from host or device memory, with one wait at the end, and a second one for pictures.
 
         Args:
-            image: Frame as captured, or an array on the GPU, see :mod:`snl_runtime.device_arrays`.
+            image: Frame as captured, or an array on the GPU, see :mod:`snl_runtime.cuda.arrays`.
             color: Meaning of its last axis.
             roi_xyxy: Part of the frame to look at; only that is uploaded. None for all of it.
             threshold: Pass threshold; NaN if no decision applies.

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from snl_runtime.backends.base import DeviceLane
-from snl_runtime.cuda_api import CudaApi
-from snl_runtime.cuda_resources import CudaStream, DeviceBuffer, PinnedBuffer
+from snl_runtime.cuda.api import CudaApi
+from snl_runtime.cuda.buffers import GrowingBuffer, drain
+from snl_runtime.cuda.resources import CudaStream, DeviceBuffer, PinnedBuffer
 from snl_runtime.decision import MapSummary
-from snl_runtime.device_buffers import GrowingBuffer, drain
 from snl_runtime.device_gain import DeviceGain
 from snl_runtime.device_render import DeviceRenderer
 from snl_runtime.errors import InferenceError

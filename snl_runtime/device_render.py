@@ -6,9 +6,9 @@ from types import TracebackType
 
 import numpy as np
 
-from snl_runtime.cuda_api import CudaApi
-from snl_runtime.cuda_resources import CudaStream, DeviceBuffer, PinnedBuffer
-from snl_runtime.device_buffers import DownloadBuffer
+from snl_runtime.cuda.api import CudaApi
+from snl_runtime.cuda.buffers import DownloadBuffer
+from snl_runtime.cuda.resources import CudaStream, DeviceBuffer, PinnedBuffer
 from snl_runtime.errors import InferenceError
 from snl_runtime.kernels.launches import DeviceFrame, FrameOutputs, Launcher, frame_blocks, heat_values, launch_map_to_frame, mask_words, unpack_mask
 from snl_runtime.pictures import PictureFlags, Pictures

@@ -136,7 +136,7 @@ def target_at_hand(library: LibraryName | None = None) -> EngineTarget:
     libraries = installed_libraries() if library is None else [load_library(library)]
     if not libraries:
         raise BackendUnavailableError(f"no usable TensorRT is installed: pip install {' or '.join(LIBRARY_NAMES)}")
-    from snl_runtime.cuda_api import describe_device
+    from snl_runtime.cuda.api import describe_device
 
     gpu = describe_device()
     if not libraries[0].is_rtx:
@@ -258,7 +258,7 @@ def _rtx_target(library: TensorRtLibrary, compute_capabilities: Sequence[int]) -
 
 
 def _target_of_this_gpu(library: TensorRtLibrary, compute_capabilities: Sequence[int]) -> EngineTarget:
-    from snl_runtime.cuda_api import describe_device
+    from snl_runtime.cuda.api import describe_device
 
     gpu = describe_device()  # raises BackendUnavailableError where there is none
     if compute_capabilities and tuple(compute_capabilities) != (gpu.compute_capability,):

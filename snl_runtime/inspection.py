@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from snl_runtime.cuda.arrays import DeviceFrameReader, is_device_array
 from snl_runtime.decision import MapSummary, summarise_map
-from snl_runtime.device_arrays import DeviceFrameReader, is_device_array
 from snl_runtime.device_path import DeviceInspection
 from snl_runtime.errors import FrameError
 from snl_runtime.frame_checks import FrameFormat, FrameStatistics, frame_statistics

@@ -11,8 +11,8 @@ import numpy as np
 from machine import peak_bytes_per_s
 from table import CheckFailedError
 
-from snl_runtime.cuda_api import CudaApi, describe_device, device_scope, load_cuda
-from snl_runtime.cuda_resources import CudaModule, CudaStream, DeviceBuffer, PinnedBuffer
+from snl_runtime.cuda.api import CudaApi, describe_device, device_scope, load_cuda
+from snl_runtime.cuda.resources import CudaModule, CudaStream, DeviceBuffer, PinnedBuffer
 from snl_runtime.device_pipeline import DeviceOutput, DevicePostprocess, DevicePreprocess, Wanted
 from snl_runtime.frame_checks import frame_statistics
 from snl_runtime.gain import GainMap

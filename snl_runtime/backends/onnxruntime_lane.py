@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from snl_runtime.backends.base import INPUT_NAME, MAP_NAME, SCORE_NAME, one_line, path_or_bytes
-from snl_runtime.cuda_api import CudaApi
-from snl_runtime.cuda_resources import CudaStream, DeviceBuffer
+from snl_runtime.cuda.api import CudaApi
+from snl_runtime.cuda.resources import CudaStream, DeviceBuffer
 from snl_runtime.errors import BackendError, BackendUnavailableError, InferenceError
 
 _NAN_BYTE = 0xFF  # four of them are a float32 NaN

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from snl_runtime import cuda_api
 from snl_runtime.backends.base import check_arrays
 from snl_runtime.backends.tensorrt_lane import EngineLane
 from snl_runtime.cache import default_cache_folder
-from snl_runtime.cuda_api import CudaApi, DeviceDescription, describe_device, device_scope
+from snl_runtime.cuda import api as cuda_api
+from snl_runtime.cuda.api import CudaApi, DeviceDescription, describe_device, device_scope
 from snl_runtime.errors import BackendError, ConfigError, EngineMismatchError, InferenceError, ManifestError
 from snl_runtime.files import sha256_bytes
 from snl_runtime.manifest import EngineEntry, manifest_path, read_manifest

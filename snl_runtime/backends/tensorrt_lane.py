@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from snl_runtime.cuda_api import CudaApi
-from snl_runtime.cuda_resources import CudaEvent, CudaGraph, CudaStream, DeviceBuffer, PinnedBuffer
+from snl_runtime.cuda.api import CudaApi
+from snl_runtime.cuda.resources import CudaEvent, CudaGraph, CudaStream, DeviceBuffer, PinnedBuffer
 from snl_runtime.errors import BackendError, InferenceError
 from snl_runtime.trt_engine import Engine, EngineContext
 

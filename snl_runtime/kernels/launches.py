@@ -12,8 +12,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from snl_runtime.cuda_api import KernelArgument, Size3
-from snl_runtime.cuda_resources import CudaStream
+from snl_runtime.cuda.api import KernelArgument, Size3
+from snl_runtime.cuda.resources import CudaStream
 from snl_runtime.frame_checks import BLACK_LEVEL, COLOR_LEVEL, TINT_LEVEL, WHITE_LEVEL, FrameStatistics
 from snl_runtime.overlay import HEAT_STEPS, heat_table
 from snl_runtime.preprocess import ROUNDING
@@ -37,10 +37,10 @@ _MOST_BLOCKS = 256
 
 
 class Launcher(Protocol):
-    """What launches kernels: :class:`snl_runtime.cuda_resources.CudaModule`, or a stand-in on the CPU."""
+    """What launches kernels: :class:`snl_runtime.cuda.resources.CudaModule`, or a stand-in on the CPU."""
 
     def launch(self, name: str, *, grid: Size3, block: Size3, stream: CudaStream, arguments: Sequence[KernelArgument]) -> None:
-        """Run a kernel in stream order; see :meth:`snl_runtime.cuda_resources.CudaModule.launch`."""
+        """Run a kernel in stream order; see :meth:`snl_runtime.cuda.resources.CudaModule.launch`."""
         ...
 
 

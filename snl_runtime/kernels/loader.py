@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from snl_runtime.cache import Cache
-from snl_runtime.cuda_api import CudaApi
-from snl_runtime.cuda_resources import CudaModule
+from snl_runtime.cuda.api import CudaApi
+from snl_runtime.cuda.resources import CudaModule
 from snl_runtime.files import sha256_bytes
 from snl_runtime.kernels.compiler import COMPILE_OPTIONS, compile_kernels, kernel_source, nvrtc_version
 

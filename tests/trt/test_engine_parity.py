@@ -37,7 +37,7 @@ def engine_path(write_engine):
 @pytest.fixture
 def installed(monkeypatch, cuda, library):
     """The fakes in place of CUDA and TensorRT for everything that opens a backend by suffix."""
-    monkeypatch.setattr("snl_runtime.cuda_api.load_cuda", lambda: cuda)
+    monkeypatch.setattr("snl_runtime.cuda.api.load_cuda", lambda: cuda)
     monkeypatch.setattr("snl_runtime.backends.tensorrt_backend.open_library", lambda name: library)
     return library
 

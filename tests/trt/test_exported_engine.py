@@ -7,7 +7,7 @@ import pytest
 
 from snl_export.cli import _parity_line
 from snl_export.engines import build_planned_engine, engine_lines, plan_engine
-from snl_runtime.cuda_api import DeviceDescription
+from snl_runtime.cuda.api import DeviceDescription
 from snl_runtime.engine_builder import target_at_hand
 from snl_runtime.errors import BackendUnavailableError, ConfigError, ParityRefusedError
 from snl_runtime.files import sha256_file
@@ -29,7 +29,7 @@ def station(monkeypatch, cuda, library, cache_folder):
     rtx = load_library("tensorrt-rtx")
     library.name, library.version = "tensorrt-rtx", rtx.version
     monkeypatch.setenv("SNL_EDGE_CACHE", str(cache_folder))
-    monkeypatch.setattr("snl_runtime.cuda_api.load_cuda", lambda: cuda)
+    monkeypatch.setattr("snl_runtime.cuda.api.load_cuda", lambda: cuda)
     monkeypatch.setattr("snl_runtime.backends.tensorrt_backend.open_library", lambda name: library)
     monkeypatch.setattr("snl_runtime.engine_builder.installed_libraries", lambda: [rtx])
     return library

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from snl_runtime import trt_api, trt_engine
-from snl_runtime.cuda_api import describe_device
+from snl_runtime.cuda.api import describe_device
 from snl_runtime.errors import BackendUnavailableError, BuildCanceledError, EngineBuildError, EngineMismatchError
 from snl_runtime.trt_api import BuildRequest, TensorRtLibrary, build_plan, load_library
 from snl_runtime.trt_engine import open_library

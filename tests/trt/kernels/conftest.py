@@ -10,10 +10,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from snl_runtime import cuda_api
 from snl_runtime.backends import onnxruntime_backend
 from snl_runtime.backends.onnxruntime_lane import OnnxRuntimeLane
-from snl_runtime.cuda_resources import CudaModule, DeviceBuffer
+from snl_runtime.cuda import api as cuda_api
+from snl_runtime.cuda.resources import CudaModule, DeviceBuffer
 from snl_runtime.detector import SnlDetector
 from snl_runtime.kernels import KERNEL_NAMES
 

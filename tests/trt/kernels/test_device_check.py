@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from snl_runtime import cuda_api
-from snl_runtime.cuda_resources import CudaModule
+from snl_runtime.cuda import api as cuda_api
+from snl_runtime.cuda.resources import CudaModule
 from snl_runtime.kernels import KERNEL_NAMES
 
 FOLDER = Path(__file__).parents[3] / "benchmarks" / "device_check"

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 
 from snl_runtime.backends.onnxruntime_lane import OnnxRuntimeLane, open_cuda_session
-from snl_runtime.cuda_resources import CudaModule, CudaStream, DeviceBuffer
+from snl_runtime.cuda.resources import CudaModule, CudaStream, DeviceBuffer
 from snl_runtime.device_pipeline import DevicePostprocess, DevicePreprocess, Wanted, inspect_on_device
 from snl_runtime.errors import BackendError, BackendUnavailableError, FrameError, InferenceError
 from snl_runtime.frame_checks import frame_statistics

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from snl_calibration.calibrate import CalibrationOptions, calibrate
-from snl_runtime.cuda_resources import CudaModule
+from snl_runtime.cuda.resources import CudaModule
 from snl_runtime.detector import SnlDetector
 from snl_runtime.errors import InferenceError
 from snl_runtime.images import write_image
@@ -39,7 +39,7 @@ def fake(kernels, make_gpu, gpu, model_fixtures, monkeypatch):
         launch(kernel, arguments=arguments, **rest)
 
     cuda.launch_kernel = round_down
-    monkeypatch.setattr("snl_runtime.cuda_api.load_cuda", lambda: cuda)
+    monkeypatch.setattr("snl_runtime.cuda.api.load_cuda", lambda: cuda)
     monkeypatch.setattr("snl_runtime.device_path.load_kernels", lambda api: CudaModule(api, b"code"))
     monkeypatch.setattr("snl_runtime.backends.tensorrt_backend.open_library", lambda name: library)
     cuda.library = library

@@ -7,8 +7,8 @@ from typing import Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from snl_runtime.cuda_api import CudaApi
-from snl_runtime.cuda_resources import CudaStream, DeviceBuffer, PinnedBuffer
+from snl_runtime.cuda.api import CudaApi
+from snl_runtime.cuda.resources import CudaStream, DeviceBuffer, PinnedBuffer
 from snl_runtime.errors import InferenceError
 
 _Buffer = TypeVar("_Buffer", DeviceBuffer, PinnedBuffer)

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from snl_runtime import cuda_api, dlpack
-from snl_runtime.cuda_api import CudaApi, device_scope
-from snl_runtime.cuda_resources import CudaEvent, CudaStream, PinnedBuffer
+from snl_runtime.cuda import api as cuda_api
+from snl_runtime.cuda import dlpack
+from snl_runtime.cuda.api import CudaApi, device_scope
+from snl_runtime.cuda.resources import CudaEvent, CudaStream, PinnedBuffer
 from snl_runtime.errors import FrameError
 
 _INTERFACE = "__cuda_array_interface__"

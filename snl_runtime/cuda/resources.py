@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from snl_runtime.cuda_api import CudaApi, KernelArgument, Size3, device_scope
+from snl_runtime.cuda.api import CudaApi, KernelArgument, Size3, device_scope
 from snl_runtime.errors import InferenceError
 
 _Self = TypeVar("_Self", bound="CudaResource")
