@@ -14,8 +14,8 @@ from snl_runtime.frame_checks import MIN_DEVIATION, FrameStatistics, check_frame
 from snl_runtime.frame_range import FrameRange
 from snl_runtime.gain import GainMap
 from snl_runtime.gain_files import encode_gain, write_gain
-from snl_runtime.images import read_image
-from snl_runtime.listing import Listing
+from snl_runtime.images.files import read_image
+from snl_runtime.images.listing import Listing
 from snl_runtime.manifest import Decision, Evidence, Manifest, manifest_path, update_manifest
 from snl_runtime.progress import Progress
 from snl_runtime.scorer import Scored, Scorer

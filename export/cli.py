@@ -139,7 +139,7 @@ def _naming_what_stands(model_path: Path) -> Iterator[None]:
 
 
 def _report_pictures(options: argparse.Namespace) -> None:
-    from snl_runtime.listing import list_images
+    from snl_runtime.images.listing import list_images
 
     for folder in (options.frames, options.calib_data):
         if folder is not None:

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from snl_runtime.bundle import ModelBundle, open_bundle
     from snl_runtime.detector import SnlDetector
     from snl_runtime.errors import SnlError
-    from snl_runtime.images import read_image
+    from snl_runtime.images.files import read_image
+    from snl_runtime.images.overlay import render_overlay
     from snl_runtime.manifest import Decision, Manifest, read_manifest
-    from snl_runtime.overlay import render_overlay
     from snl_runtime.scorer import Scorer
     from snl_runtime.types import AnomalyRegion, AnomalyResult, Frame, OutputRequest, StageTimings, Verdict
 
@@ -59,9 +59,9 @@ _MODULES = {
     "available_backends": "backends",
     "open_backend": "backends",
     "open_bundle": "bundle",
-    "read_image": "images",
+    "read_image": "images.files",
     "read_manifest": "manifest",
-    "render_overlay": "overlay",
+    "render_overlay": "images.overlay",
 }
 
 

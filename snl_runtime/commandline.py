@@ -22,7 +22,7 @@ from snl_runtime.mixups import find_mix_up
 from snl_runtime.text import printable
 
 if TYPE_CHECKING:
-    from snl_runtime.listing import Listing
+    from snl_runtime.images.listing import Listing
 
 EXIT_OK = 0
 EXIT_USER_ERROR = 2

@@ -14,14 +14,14 @@ from snl_runtime.device_pipeline import DevicePostprocess, DevicePreprocess, Roi
 from snl_runtime.errors import BackendError
 from snl_runtime.frame_checks import frame_statistics
 from snl_runtime.gain import GainMap
+from snl_runtime.images.frame_outputs import draw_pictures
+from snl_runtime.images.preprocess import InputSpec, crop_frame, prepare
 from snl_runtime.kernels.launches import DeviceFrame
-from snl_runtime.pictures import draw_pictures
-from snl_runtime.preprocess import InputSpec, crop_frame, prepare
 from snl_runtime.regions import find_regions
 from snl_runtime.types import AnomalyMap, ColorOrder, OutputRequest
 
 INPUT_TOLERANCE = 1
-"""Grey levels by which the device's network input may differ from that of :mod:`snl_runtime.preprocess`."""
+"""Grey levels by which the device's network input may differ from that of :mod:`snl_runtime.images.preprocess`."""
 _MAP_TOLERANCE = 1e-5  # share of a value of the map at frame resolution
 _OVERLAY_TOLERANCE = 1  # grey levels
 _STATISTICS_TOLERANCE = 1e-3  # both are exact up to float64 rounding, on the same pixels

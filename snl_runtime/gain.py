@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from snl_runtime.errors import GainError
-from snl_runtime.opencv import load_opencv
+from snl_runtime.images.opencv import load_opencv
 from snl_runtime.types import AnomalyMap
 
 OFFSET = 1.0

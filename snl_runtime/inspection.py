@@ -14,8 +14,8 @@ from snl_runtime.decision import MapSummary, summarise_map
 from snl_runtime.device_path import DeviceInspection
 from snl_runtime.errors import FrameError
 from snl_runtime.frame_checks import FrameFormat, FrameStatistics, frame_statistics
-from snl_runtime.pictures import Pictures, draw_pictures, wants_any
-from snl_runtime.preprocess import crop_frame, stored_bits, to_8_bit
+from snl_runtime.images.frame_outputs import Pictures, draw_pictures, wants_any
+from snl_runtime.images.preprocess import crop_frame, stored_bits, to_8_bit
 from snl_runtime.regions import find_regions
 from snl_runtime.ruling import Ruling, error
 from snl_runtime.scorer import Scorer

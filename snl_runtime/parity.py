@@ -17,10 +17,10 @@ from snl_runtime.errors import InferenceError, ParityRefusedError
 from snl_runtime.gain_files import Gains
 from snl_runtime.golden import TOLERANCES, GoldenSamples
 from snl_runtime.guard_band import guard_text
+from snl_runtime.images.preprocess import InputSpec, prepare
 from snl_runtime.manifest import Decision, ParityReport
 from snl_runtime.parity_frames import FrameSet
 from snl_runtime.parity_verdicts import Guard, VerdictPairs
-from snl_runtime.preprocess import InputSpec, prepare
 
 if TYPE_CHECKING:
     from snl_runtime.scorer import Scorer

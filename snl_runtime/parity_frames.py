@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from snl_runtime.errors import DataError
-from snl_runtime.images import read_image
-from snl_runtime.labels import is_good_name, is_ground_truth
-from snl_runtime.listing import list_images
+from snl_runtime.images.files import read_image
+from snl_runtime.images.labels import is_good_name, is_ground_truth
+from snl_runtime.images.listing import list_images
 from snl_runtime.types import Image
 
 DERIVED_SOURCE = "golden crops, flips and noise"

@@ -18,9 +18,9 @@ import numpy as np
 
 from snl_runtime.errors import FrameError, SinkError
 from snl_runtime.files import atomic_path
-from snl_runtime.opencv import load_opencv
-from snl_runtime.overlay import render_overlay
-from snl_runtime.preprocess import to_rgb
+from snl_runtime.images.opencv import load_opencv
+from snl_runtime.images.overlay import render_overlay
+from snl_runtime.images.preprocess import to_rgb
 from snl_runtime.types import AnomalyResult, Frame, Image, OutputRequest, Verdict
 
 DEFAULT_MAX_BYTES = 10 << 30

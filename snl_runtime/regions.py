@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from snl_runtime.opencv import load_opencv
+from snl_runtime.images.opencv import load_opencv
 from snl_runtime.types import AnomalyMap, AnomalyRegion
 
 MAX_REGIONS = 256

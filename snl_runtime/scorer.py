@@ -22,7 +22,7 @@ from snl_runtime.errors import BackendError, BackendTimeoutError, FrameError, Go
 from snl_runtime.frame_checks import FrameStatistics, frame_statistics
 from snl_runtime.gain import GainMap
 from snl_runtime.golden import check_golden, golden_path
-from snl_runtime.preprocess import InputSpec, prepare
+from snl_runtime.images.preprocess import InputSpec, prepare
 from snl_runtime.signing import PublicKey
 from snl_runtime.types import AnomalyMap, ColorOrder, Image, StageTimings
 

@@ -20,8 +20,8 @@ import numpy.typing as npt
 from benchmarks.accuracy import provenance
 from benchmarks.accuracy.tables import RESULTS, SCORING, merge_rows, number_text, read_rows
 from snl_runtime.commandline import EXIT_OK, CommandParser, run_command
-from snl_runtime.images import read_image, read_mask
-from snl_runtime.preprocess import InputSpec, prepare, resize_mask
+from snl_runtime.images.files import read_image, read_mask
+from snl_runtime.images.preprocess import InputSpec, prepare, resize_mask
 from snl_runtime.progress import Progress
 from snl_train import metrics
 from snl_train.config import Alignment
@@ -219,7 +219,7 @@ def _is_known(scoring: Scoring, model: Any) -> bool:
 
 def _images(root: Path, classes: Sequence[str], size_hw: tuple[int, int], trained: set[str]) -> dict[str, _Group]:
     """Return test images, training images, labels and masks of each class; a good image has an empty mask, a bad one without a file None."""
-    from snl_runtime.images import pixel_sha256
+    from snl_runtime.images.files import pixel_sha256
     from snl_train.data.layouts import list_dataset
 
     spec = InputSpec(size_hw=size_hw)

@@ -1,4 +1,4 @@
-// Frame -> network input. Twin: snl_runtime.preprocess.prepare, first axis first as there.
+// Frame -> network input. Twin: snl_runtime.images.preprocess.prepare, first axis first as there.
 
 // Resizes the first axis: frame (height, width, channels) uint8 or uint16 -> rows (out_height, width, 1 or 3) float32, alpha left out.
 // One thread per column and output row: neighbouring threads read neighbouring pixels.

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from snl_runtime.cuda.api import KernelArgument, Size3
 from snl_runtime.cuda.resources import CudaStream
 from snl_runtime.frame_checks import BLACK_LEVEL, COLOR_LEVEL, TINT_LEVEL, WHITE_LEVEL, FrameStatistics
-from snl_runtime.overlay import HEAT_STEPS, heat_table
-from snl_runtime.preprocess import ROUNDING
+from snl_runtime.images.overlay import HEAT_STEPS, heat_table
+from snl_runtime.images.preprocess import ROUNDING
 from snl_runtime.regions import rank_regions
 from snl_runtime.types import AnomalyRegion, ColorOrder
 
@@ -129,7 +129,7 @@ def rows_bytes(frame_hw: tuple[int, int], planes: int, size_hw: tuple[int, int])
 
 
 def launch_frame_to_input(kernels: Launcher, frame: DeviceFrame, *, rows: int, target: int, size_hw: tuple[int, int], stream: CudaStream) -> None:
-    """Make the network's input of a frame, by the definition of :mod:`snl_runtime.preprocess`.
+    """Make the network's input of a frame, by the definition of :mod:`snl_runtime.images.preprocess`.
 
     Args:
         kernels: What launches.

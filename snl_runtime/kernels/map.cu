@@ -6,7 +6,7 @@ extern "C" __global__ void gain_cells(const float* __restrict__ map, const float
   }
 }
 
-// Anomaly map -> frame (or ROI) resolution. Twins: snl_runtime.upsampling.upsample_map and snl_runtime.overlay.blend_heat.
+// Anomaly map -> frame (or ROI) resolution. Twins: snl_runtime.images.upsampling.upsample_map and snl_runtime.images.overlay.blend_heat.
 
 __device__ inline float resized_value(const float* map, int map_width, const Window& rows, const Window& columns) {
   float value = 0.0f;

@@ -9,8 +9,8 @@ from typing import Literal, TypeAlias
 
 from snl_runtime.errors import DataError, SourceOpenError
 from snl_runtime.handoff import OverflowPolicy
-from snl_runtime.images import read_frame, read_pages
-from snl_runtime.listing import LeftOut, Listing, list_pattern
+from snl_runtime.images.files import read_frame, read_pages
+from snl_runtime.images.listing import LeftOut, Listing, list_pattern
 from snl_runtime.sources.base import FrameStamper, SourceCounters
 from snl_runtime.types import Frame
 
@@ -24,7 +24,7 @@ class ImageFolderSource:
     ``source_id`` is the file's path, with ``#page=2`` behind it for one of several pictures in a file.
 
     Args:
-        folder: Where the pictures are, see :func:`snl_runtime.listing.list_pattern`.
+        folder: Where the pictures are, see :func:`snl_runtime.images.listing.list_pattern`.
         product: Product of all of them; None if unknown.
         pages: Whether a file of several pictures is a fault (``one``) or gives one frame for each (``all``).
         exclude: Folders that the caller writes pictures to.

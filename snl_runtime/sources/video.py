@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from snl_runtime.errors import SourceEndedError, SourceOpenError
 from snl_runtime.handoff import OverflowPolicy
-from snl_runtime.opencv import load_opencv
+from snl_runtime.images.opencv import load_opencv
 from snl_runtime.sources.base import FrameStamper, SourceCounters, quiet_opencv
 from snl_runtime.sources.container import count_missing_bytes
 from snl_runtime.text import printable

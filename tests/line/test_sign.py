@@ -11,7 +11,7 @@ import pytest
 from snl_runtime.cli.run import main as run_main
 from snl_runtime.cli.sign import main
 from snl_runtime.files import sha256_file
-from snl_runtime.images import write_image
+from snl_runtime.images.files import write_image
 from snl_runtime.manifest import EngineEntry, read_manifest, update_manifest, write_manifest
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from snl_runtime.detector import SnlDetector
 from snl_runtime.errors import ConfigError
-from snl_runtime.preprocess import resize
+from snl_runtime.images.preprocess import resize
 from snl_runtime.types import OutputRequest, Verdict
 
 NAMES = ("frame_map", "mask", "overlay")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from snl_runtime.errors import DataError
-from snl_runtime.images import check_range, read_frame, read_image, read_mask, read_pages, to_image
+from snl_runtime.images.files import check_range, read_frame, read_image, read_mask, read_pages, to_image
 
 _spec = importlib.util.spec_from_file_location("snl_tests_picture_files", Path(__file__).with_name("picture_files.py"))
 files = importlib.util.module_from_spec(_spec)

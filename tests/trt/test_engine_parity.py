@@ -19,7 +19,7 @@ from snl_runtime.errors import BackendUnavailableError, ConfigError, EngineMisma
 from snl_runtime.files import sha256_file
 from snl_runtime.golden import TOLERANCES, GoldenSamples, golden_path, write_golden
 from snl_runtime.guard_band import guard_text
-from snl_runtime.images import write_image
+from snl_runtime.images.files import write_image
 from snl_runtime.manifest import manifest_path, read_manifest, update_manifest, write_manifest
 from snl_runtime.parity import LIMITS, figures
 from snl_runtime.signing import sign_manifest

@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from snl_runtime.errors import DataError, FrameError
 from snl_runtime.files import atomic_path
-from snl_runtime.image_integrity import find_damage
-from snl_runtime.listing import display_name
-from snl_runtime.opencv import load_opencv
-from snl_runtime.picture_pages import find_pictures
-from snl_runtime.preprocess import in_rgb_order, to_8_bit
+from snl_runtime.images.integrity import find_damage
+from snl_runtime.images.listing import display_name
+from snl_runtime.images.opencv import load_opencv
+from snl_runtime.images.pages import find_pictures
+from snl_runtime.images.preprocess import in_rgb_order, to_8_bit
 from snl_runtime.types import Image
 
 WRITABLE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm"})
@@ -35,7 +35,7 @@ def read_image(path: str | os.PathLike[str], bit_depth: int | None = None) -> Im
 
     Args:
         path: The file.
-        bit_depth: Bits that a value uses, see :func:`snl_runtime.preprocess.to_rgb`; None for 8 or 16, whichever the file has.
+        bit_depth: Bits that a value uses, see :func:`snl_runtime.images.preprocess.to_rgb`; None for 8 or 16, whichever the file has.
 
     Raises:
         DataError: If the file cannot be read, is truncated, holds several pictures, is no picture of 8 or 16 bits, or not of that bit depth; the

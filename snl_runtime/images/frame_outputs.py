@@ -6,10 +6,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from snl_runtime.overlay import blend_frame_map
-from snl_runtime.preprocess import to_rgb
+from snl_runtime.images.overlay import blend_frame_map
+from snl_runtime.images.preprocess import to_rgb
+from snl_runtime.images.upsampling import upsample_map
 from snl_runtime.types import AnomalyMap, ColorOrder, Image, Mask
-from snl_runtime.upsampling import upsample_map
 
 
 class PictureFlags(Protocol):
@@ -55,7 +55,7 @@ def draw_pictures(crop: npt.NDArray[Any], color: ColorOrder, anomaly_map: Anomal
     """Return what is wanted of one frame.
 
     Args:
-        crop: The inspected part, see :func:`snl_runtime.preprocess.crop_frame`.
+        crop: The inspected part, see :func:`snl_runtime.images.preprocess.crop_frame`.
         color: Meaning of its last axis.
         anomaly_map: (h, w) float32.
         threshold: Of the mask, and what becomes yellow in the overlay.

@@ -11,7 +11,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from snl_runtime.errors import DataError
-from snl_runtime.picture_formats import HEAD_BYTES, READABLE_FORMATS, claims_to_be_picture, find_format
+from snl_runtime.images.formats import HEAD_BYTES, READABLE_FORMATS, claims_to_be_picture, find_format
 from snl_runtime.text import printable
 
 _JUNK = frozenset(

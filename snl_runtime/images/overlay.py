@@ -6,9 +6,9 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from snl_runtime.opencv import load_opencv
+from snl_runtime.images.opencv import load_opencv
+from snl_runtime.images.upsampling import upsample_map
 from snl_runtime.types import AnomalyMap, AnomalyResult, Image, Verdict
-from snl_runtime.upsampling import upsample_map
 
 MAX_OPACITY = 0.6
 """Share of the colour in the blend at twice the threshold and above."""
@@ -61,7 +61,7 @@ def blend_heat(image_rgb: Image, anomaly_map: AnomalyMap, threshold: float) -> I
 
     Args:
         image_rgb: (H, W, 3) uint8, the part of the frame that the map covers.
-        anomaly_map: (h, w) float32, resized to (H, W) by :func:`snl_runtime.upsampling.upsample_map`.
+        anomaly_map: (h, w) float32, resized to (H, W) by :func:`snl_runtime.images.upsampling.upsample_map`.
         threshold: Value that becomes yellow; the picture stays as it is unless it is positive and finite.
     """
     return blend_frame_map(image_rgb, upsample_map(anomaly_map, (image_rgb.shape[0], image_rgb.shape[1])), threshold)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from snl_runtime.preprocess import axis_weights
+from snl_runtime.images.preprocess import axis_weights
 from snl_runtime.types import AnomalyMap
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from snl_runtime.errors import ConfigError, FrameError
-from snl_runtime.opencv import load_opencv
+from snl_runtime.images.opencv import load_opencv
 from snl_runtime.types import BIT_DEPTHS, ColorOrder, Image
 
 _CHANNELS: dict[str, int] = {"rgb": 3, "bgr": 3, "rgba": 4, "bgra": 4, "gray": 1}

@@ -4,9 +4,9 @@ import re
 import struct
 import zlib
 
-from snl_runtime.picture_containers import Part, TiffFile, gif_blocks, iso_boxes, jpeg_segments, png_chunks
-from snl_runtime.picture_formats import find_format
-from snl_runtime.picture_pages import pnm_end
+from snl_runtime.images.containers import Part, TiffFile, gif_blocks, iso_boxes, jpeg_segments, png_chunks
+from snl_runtime.images.formats import find_format
+from snl_runtime.images.pages import pnm_end
 
 _JPEG_END_MARKER = 0xD9
 _JPEG_SCAN_MARKER = 0xDA
@@ -22,7 +22,7 @@ def find_damage(data: bytes) -> str | None:
     """Return what is wrong with a file's bytes as the end of a sentence about the file, None if nothing was found.
 
     Truncation is found in every format but AVIF where its pixels reach to the end by declaration, and any change of a PNG. A JPEG whose middle was
-    altered is not: the format has no checksum. Of a file of several pictures the first is looked at, see :mod:`snl_runtime.picture_pages`.
+    altered is not: the format has no checksum. Of a file of several pictures the first is looked at, see :mod:`snl_runtime.images.pages`.
     """
     if not data:
         return "is empty (0 bytes)"

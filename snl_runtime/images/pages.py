@@ -5,8 +5,8 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from snl_runtime.picture_containers import TiffFile, gif_blocks, iso_boxes, jpeg_segments, png_chunks, riff_chunks
-from snl_runtime.picture_formats import find_format
+from snl_runtime.images.containers import TiffFile, gif_blocks, iso_boxes, jpeg_segments, png_chunks, riff_chunks
+from snl_runtime.images.formats import find_format
 
 _PNM_NUMBER = rb"\s+(?:#[^\n]*\n\s*)*(\d{1,9})"
 _PNM_HEADER = re.compile(rb"(P4)" + 2 * _PNM_NUMBER + rb"\s|(P[56])" + 3 * _PNM_NUMBER + rb"\s")
