@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from snl_runtime.errors import BackendUnavailableError, ConfigError
-from snl_runtime.manifest import NOT_VERIFIED, EngineEntry, Manifest, manifest_path, read_manifest, update_manifest
+from snl_runtime.model.manifest import NOT_VERIFIED, EngineEntry, Manifest, manifest_path, read_manifest, update_manifest
 from snl_runtime.parity import refuse_unless_passed
 
 if TYPE_CHECKING:

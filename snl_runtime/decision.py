@@ -11,8 +11,8 @@ from datetime import datetime, timezone
 import numpy as np
 
 from snl_runtime.frame_checks import FrameFormat, FrameStatistics, check_format, check_frame
-from snl_runtime.gain import GainMap
-from snl_runtime.manifest import Decision
+from snl_runtime.model.gain import GainMap
+from snl_runtime.model.manifest import Decision
 from snl_runtime.ruling import NAME_THE_PRODUCT, Ruling, error
 from snl_runtime.types import AnomalyMap, Verdict
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from types import TracebackType
 
 from snl_runtime.backends.base import Backend
-from snl_runtime.bundle import ModelBundle
 from snl_runtime.cuda.arrays import DeviceFrameReader
 from snl_runtime.decision import check_output
 from snl_runtime.errors import (
@@ -24,13 +23,14 @@ from snl_runtime.errors import (
     ManifestError,
     SignatureError,
 )
-from snl_runtime.gain_files import open_gains
 from snl_runtime.inspection import Inspection, Output, Prepared, Request, answer
-from snl_runtime.manifest import Manifest
+from snl_runtime.model.bundle import ModelBundle
+from snl_runtime.model.gain_files import open_gains
+from snl_runtime.model.manifest import Manifest
+from snl_runtime.model.signing import PublicKey
 from snl_runtime.ruling import Ruling, error
 from snl_runtime.scorer import Scorer
 from snl_runtime.selection import DecisionBook
-from snl_runtime.signing import PublicKey
 from snl_runtime.types import AnomalyResult, ColorOrder, OutputRequest
 from snl_runtime.worker import BackendWorker
 

@@ -11,8 +11,8 @@ from snl_runtime.cuda.buffers import drain
 from snl_runtime.cuda.resources import CudaStream, DeviceBuffer, PinnedBuffer
 from snl_runtime.decision import MapSummary
 from snl_runtime.errors import InferenceError
-from snl_runtime.gain import GainMap
 from snl_runtime.kernels.launches import STATISTICS_WORDS, Launcher, launch_gain, launch_map_statistics, read_map_statistics
+from snl_runtime.model.gain import GainMap
 
 _NAN_BYTE = 0xFF
 """Four of them are a float32 NaN."""

@@ -25,11 +25,11 @@ from snl_runtime.device_checks import check_stages
 from snl_runtime.device_pipeline import DeviceOutput, DevicePostprocess, DevicePreprocess, Roi, Wanted, inspect_on_device
 from snl_runtime.errors import BackendError, FrameError, InferenceError
 from snl_runtime.frame_checks import FrameFormat, FrameStatistics
-from snl_runtime.gain import GainMap
 from snl_runtime.images.frame_outputs import PictureFlags, Pictures
 from snl_runtime.images.preprocess import crop_frame, stored_bits
 from snl_runtime.kernels import load_kernels
 from snl_runtime.kernels.launches import DeviceFrame
+from snl_runtime.model.gain import GainMap
 from snl_runtime.types import AnomalyMap, AnomalyRegion, ColorOrder
 
 logger = logging.getLogger(__name__)

@@ -23,7 +23,6 @@ from snl_runtime.device_gain import DeviceGain
 from snl_runtime.device_render import DeviceRenderer
 from snl_runtime.errors import InferenceError
 from snl_runtime.frame_checks import FrameStatistics
-from snl_runtime.gain import GainMap
 from snl_runtime.images.frame_outputs import PictureFlags, Pictures
 from snl_runtime.images.preprocess import crop_frame
 from snl_runtime.kernels.launches import (
@@ -40,6 +39,7 @@ from snl_runtime.kernels.launches import (
     read_map_report,
     rows_bytes,
 )
+from snl_runtime.model.gain import GainMap
 from snl_runtime.regions import find_regions
 from snl_runtime.types import AnomalyMap, AnomalyRegion, ColorOrder
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from snl_runtime.cache import Cache
 from snl_runtime.errors import BackendUnavailableError, ConfigError, EngineBuildError, ManifestError
 from snl_runtime.files import atomic_write_bytes, sha256_bytes, sha256_file
-from snl_runtime.manifest import NOT_VERIFIED, EngineEntry, manifest_path, read_manifest, update_manifest
+from snl_runtime.model.manifest import NOT_VERIFIED, EngineEntry, manifest_path, read_manifest, update_manifest
 from snl_runtime.progress import Progress
 from snl_runtime.trt_api import (
     LIBRARY_NAMES,

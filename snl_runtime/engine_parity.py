@@ -10,9 +10,9 @@ from pathlib import Path
 
 from snl_runtime.backends.base import Backend
 from snl_runtime.errors import BackendUnavailableError, ConfigError, EngineMismatchError, GoldenSampleError, InferenceError, ManifestError
-from snl_runtime.gain_files import open_gains
-from snl_runtime.golden import TOLERANCES, GoldenSamples
-from snl_runtime.manifest import EngineEntry, Manifest, ParityReport, manifest_path, read_manifest, update_manifest
+from snl_runtime.model.gain_files import open_gains
+from snl_runtime.model.golden import TOLERANCES, GoldenSamples
+from snl_runtime.model.manifest import EngineEntry, Manifest, ParityReport, manifest_path, read_manifest, update_manifest
 from snl_runtime.parity import LIMITS, ParityLimits, ParityMeter, compare
 from snl_runtime.parity_frames import FrameSet, derived_frames, folder_frames
 from snl_runtime.progress import Progress

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from snl_runtime.errors import CalibrationRefusedError
-from snl_runtime.frame_range import FrameRange, FrameSizes, size_text
 from snl_runtime.images.opencv import load_opencv
+from snl_runtime.model.frame_range import FrameRange, FrameSizes, size_text
 from snl_runtime.ruling import Ruling, error
 from snl_runtime.types import Image
 

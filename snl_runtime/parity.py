@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from snl_runtime.errors import InferenceError, ParityRefusedError
-from snl_runtime.gain_files import Gains
-from snl_runtime.golden import TOLERANCES, GoldenSamples
-from snl_runtime.guard_band import guard_text
 from snl_runtime.images.preprocess import InputSpec, prepare
-from snl_runtime.manifest import Decision, ParityReport
+from snl_runtime.model.gain_files import Gains
+from snl_runtime.model.golden import TOLERANCES, GoldenSamples
+from snl_runtime.model.guard_band import guard_text
+from snl_runtime.model.manifest import Decision, ParityReport
 from snl_runtime.parity_frames import FrameSet
 from snl_runtime.parity_verdicts import Guard, VerdictPairs
 

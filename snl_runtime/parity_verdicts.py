@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from snl_runtime.decision import compare_with_thresholds
-from snl_runtime.gain_files import Gains, gain_of
-from snl_runtime.guard_band import tightened
-from snl_runtime.manifest import Decision
+from snl_runtime.model.gain_files import Gains, gain_of
+from snl_runtime.model.guard_band import tightened
+from snl_runtime.model.manifest import Decision
 from snl_runtime.types import AnomalyMap, Verdict
 
 _STRICTNESS = (Verdict.PASS, Verdict.REVIEW, Verdict.REJECT, Verdict.ERROR)
 
 
 class Guard(NamedTuple):
-    """What a parity report says of the guard band, see :class:`snl_runtime.manifest_records.ParityReport`."""
+    """What a parity report says of the guard band, see :class:`snl_runtime.model.manifest_records.ParityReport`."""
 
     band: float | None
     more_lenient: int = 0

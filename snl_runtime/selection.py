@@ -10,9 +10,9 @@ import numpy as np
 
 from snl_runtime.decision import MapSummary, decide, strictest, summarise_map
 from snl_runtime.frame_checks import FrameFormat, FrameStatistics
-from snl_runtime.gain import GainMap
-from snl_runtime.gain_files import Gains, gain_of
-from snl_runtime.manifest import Decision, Manifest
+from snl_runtime.model.gain import GainMap
+from snl_runtime.model.gain_files import Gains, gain_of
+from snl_runtime.model.manifest import Decision, Manifest
 from snl_runtime.ruling import NAME_THE_PRODUCT, Ruling, error
 from snl_runtime.types import AnomalyMap
 

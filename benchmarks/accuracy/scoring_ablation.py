@@ -156,7 +156,7 @@ def measure(
     scoring: Scoring, test: Cells, good: Cells, labels: npt.NDArray[np.bool_], masks: Sequence[npt.NDArray[np.bool_] | None]
 ) -> dict[str, float | None]:
     """Return the image AUROC and, where there are masks, the pixel AUROC of one class; images with an unknown mask count for the first only."""
-    from snl_runtime.gain import fit_gain
+    from snl_runtime.model.gain import fit_gain
 
     size_hw = next((mask.shape[0], mask.shape[1]) for mask in masks if mask is not None)
     maps = test.maps(scoring, size_hw)

@@ -12,7 +12,7 @@ from snl_runtime.backends.base import Backend, one_line
 from snl_runtime.errors import BackendError, BackendUnavailableError, ConfigError, SnlError
 
 if TYPE_CHECKING:
-    from snl_runtime.bundle import ModelBundle
+    from snl_runtime.model.bundle import ModelBundle
 
 ENTRY_POINT_GROUP = "snl_edge.backends"
 """Entry points of this group name a callable ``(model_path, *, device, threads) -> Backend``."""

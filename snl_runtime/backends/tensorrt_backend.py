@@ -22,7 +22,7 @@ from snl_runtime.cuda import api as cuda_api
 from snl_runtime.cuda.api import CudaApi, DeviceDescription, describe_device, device_scope
 from snl_runtime.errors import BackendError, ConfigError, EngineMismatchError, InferenceError, ManifestError
 from snl_runtime.files import sha256_bytes
-from snl_runtime.manifest import EngineEntry, manifest_path, read_manifest
+from snl_runtime.model.manifest import EngineEntry, manifest_path, read_manifest
 from snl_runtime.trt_engine import EngineLibrary, open_library, rebuild_advice
 
 

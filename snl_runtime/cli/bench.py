@@ -98,9 +98,9 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _frames(arguments: argparse.Namespace) -> "list[npt.NDArray[Any]]":
-    from snl_runtime.bundle import open_bundle
     from snl_runtime.images.files import read_frame
     from snl_runtime.images.listing import list_images
+    from snl_runtime.model.bundle import open_bundle
 
     if arguments.frames is not None:
         paths = list_images(arguments.frames).taken

@@ -1,4 +1,4 @@
-// Gained map: one product per cell, rounded once as on the host. Twin: snl_runtime.gain.GainMap.apply.
+// Gained map: one product per cell, rounded once as on the host. Twin: snl_runtime.model.gain.GainMap.apply.
 extern "C" __global__ void gain_cells(const float* __restrict__ map, const float* __restrict__ gain, int cells, float* __restrict__ gained) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i < cells) {

@@ -18,7 +18,7 @@ from snl_export.cli import main
 from snl_export.graph import SnlGraph
 from snl_export.onnx_export import BatchSize, export_onnx
 from snl_runtime.files import sha256_file
-from snl_runtime.manifest import read_manifest
+from snl_runtime.model.manifest import read_manifest
 from snl_runtime.scorer import Scorer
 from snl_train.config import ModelConfig, TrainConfig
 from snl_train.models import build_model

@@ -323,7 +323,7 @@ def test_an_onnx_is_never_rebuilt(model_folder, rebuilt):
 
 def test_a_signed_manifest_is_not_rewritten_by_a_rebuild(fixtures, model_folder, rebuilt, monkeypatch):
     """The key is checked before the engine, so an engine that does not fit is met with a valid signature only."""
-    monkeypatch.setattr("snl_runtime.bundle.verify_manifest", lambda manifest, key: None)
+    monkeypatch.setattr("snl_runtime.model.bundle.verify_manifest", lambda manifest, key: None)
     engine = model_folder.write().with_suffix(".trt")
     engine.write_bytes(b"an engine of another export")
     with pytest.raises(SignatureError, match="sign it where the private key is"):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from snl_runtime.errors import CalibrationRefusedError, ManifestError
 from snl_runtime.frame_checks import FrameFormat, check_format, check_frame, fit_frame_range, frame_statistics
-from snl_runtime.frame_range import FrameSizes
+from snl_runtime.model.frame_range import FrameSizes
 
 
 def test_statistics_equal_sums_by_hand():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from snl_runtime.detector import SnlDetector
-from snl_runtime.frame_range import FrameSizes
+from snl_runtime.model.frame_range import FrameSizes
 from snl_runtime.ruling import REASON_CODES
 from snl_runtime.types import Verdict
 

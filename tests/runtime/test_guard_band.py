@@ -10,9 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from snl_runtime.decision import compare_with_thresholds
-from snl_runtime.gain import GainMap
-from snl_runtime.guard_band import tightened
-from snl_runtime.manifest import GainFile
+from snl_runtime.model.gain import GainMap
+from snl_runtime.model.guard_band import tightened
+from snl_runtime.model.manifest import GainFile
 from snl_runtime.types import Verdict
 
 STRICTNESS = {Verdict.PASS: 0, Verdict.REVIEW: 1, Verdict.REJECT: 2, Verdict.ERROR: 3}

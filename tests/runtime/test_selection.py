@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from snl_runtime.manifest import EngineEntry, ParityReport, read_manifest
+from snl_runtime.model.manifest import EngineEntry, ParityReport, read_manifest
 from snl_runtime.selection import DecisionBook
 
 ENGINE_SHA256 = "e" * 64

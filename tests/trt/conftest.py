@@ -8,7 +8,7 @@ import pytest
 
 from snl_runtime.errors import BackendUnavailableError
 from snl_runtime.files import sha256_file
-from snl_runtime.manifest import EngineEntry, ParityReport, read_manifest, write_manifest
+from snl_runtime.model.manifest import EngineEntry, ParityReport, read_manifest, write_manifest
 
 
 def _load(path):

@@ -17,12 +17,12 @@ from snl_runtime.engine_builder import rebuild_engine
 from snl_runtime.engine_parity import ENGINE_LIMITS, verify_engine, verify_if_possible
 from snl_runtime.errors import BackendUnavailableError, ConfigError, EngineMismatchError, GoldenSampleError, ManifestError
 from snl_runtime.files import sha256_file
-from snl_runtime.golden import TOLERANCES, GoldenSamples, golden_path, write_golden
-from snl_runtime.guard_band import guard_text
 from snl_runtime.images.files import write_image
-from snl_runtime.manifest import manifest_path, read_manifest, update_manifest, write_manifest
+from snl_runtime.model.golden import TOLERANCES, GoldenSamples, golden_path, write_golden
+from snl_runtime.model.guard_band import guard_text
+from snl_runtime.model.manifest import manifest_path, read_manifest, update_manifest, write_manifest
+from snl_runtime.model.signing import sign_manifest
 from snl_runtime.parity import LIMITS, figures
-from snl_runtime.signing import sign_manifest
 from snl_runtime.trt_api import load_library
 from snl_runtime.types import Verdict
 

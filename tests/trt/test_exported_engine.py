@@ -11,7 +11,7 @@ from snl_runtime.cuda.api import DeviceDescription
 from snl_runtime.engine_builder import target_at_hand
 from snl_runtime.errors import BackendUnavailableError, ConfigError, ParityRefusedError
 from snl_runtime.files import sha256_file
-from snl_runtime.manifest import manifest_path, read_manifest, write_manifest
+from snl_runtime.model.manifest import manifest_path, read_manifest, write_manifest
 from snl_runtime.trt_api import load_library
 
 pytest.importorskip("onnxruntime")

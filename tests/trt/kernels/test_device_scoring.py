@@ -17,7 +17,7 @@ from snl_runtime.errors import InferenceError
 from snl_runtime.images.files import write_image
 from snl_runtime.images.preprocess import resize
 from snl_runtime.kernels import KERNEL_NAMES
-from snl_runtime.manifest import manifest_path, read_manifest, write_manifest
+from snl_runtime.model.manifest import manifest_path, read_manifest, write_manifest
 from snl_runtime.scorer import Scorer
 from snl_runtime.types import Verdict
 

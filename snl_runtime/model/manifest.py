@@ -10,10 +10,10 @@ from typing import Any
 
 from snl_runtime.errors import ManifestError
 from snl_runtime.files import atomic_write_text, exclusive_lock, sha256_bytes
-from snl_runtime.frame_range import FrameRange, FrameSizes
-from snl_runtime.guard_band import tightened
-from snl_runtime.manifest_codec import ADDED_LATER, canonical_json, from_plain, parse_json, to_plain
-from snl_runtime.manifest_records import NOT_VERIFIED, EngineEntry, Evidence, GainFile, ParityReport, check_input, check_listed_file
+from snl_runtime.model.frame_range import FrameRange, FrameSizes
+from snl_runtime.model.guard_band import tightened
+from snl_runtime.model.manifest_codec import ADDED_LATER, canonical_json, from_plain, parse_json, to_plain
+from snl_runtime.model.manifest_records import NOT_VERIFIED, EngineEntry, Evidence, GainFile, ParityReport, check_input, check_listed_file
 from snl_runtime.types import BIT_DEPTHS
 
 SCHEMA = 1
@@ -170,7 +170,7 @@ class Manifest:
         """Return product -> newest decision that applies to the file with this hash, as it holds there.
 
         A decision applies to the file it was fitted on. An engine whose parity report passed inherits those of its ONNX file, tightened by the guard
-        band (:func:`snl_runtime.guard_band.tightened`) and with its own hash in place of the ONNX file's.
+        band (:func:`snl_runtime.model.guard_band.tightened`) and with its own hash in place of the ONNX file's.
         """
         return {product: decision for product, decision in self._applying(sha256).items() if decision is not None}
 

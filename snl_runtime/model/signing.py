@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from snl_runtime.errors import ManifestError, SignatureError, SinkError
 from snl_runtime.files import write_new_file
-from snl_runtime.manifest import Manifest, canonical_text, update_manifest
+from snl_runtime.model.manifest import Manifest, canonical_text, update_manifest
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey

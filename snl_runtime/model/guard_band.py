@@ -9,8 +9,8 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from snl_runtime.manifest import Decision
-    from snl_runtime.manifest_records import ParityReport
+    from snl_runtime.model.manifest import Decision
+    from snl_runtime.model.manifest_records import ParityReport
 
 _GAIN_ROUNDING = 2.0**-22
 """Bound, relative to the score, on what the two products of a gained score round off: 2^-24 each in float32, doubled to be safe."""

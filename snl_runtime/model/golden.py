@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from snl_runtime.errors import GoldenSampleError
 from snl_runtime.files import atomic_path
-from snl_runtime.npz import FOREIGN_ERRORS, read_arrays
+from snl_runtime.model.npz import FOREIGN_ERRORS, read_arrays
 
 Scores: TypeAlias = npt.NDArray[np.float32]
 Infer: TypeAlias = Callable[[npt.NDArray[np.uint8]], tuple[Scores, npt.NDArray[np.float32]]]

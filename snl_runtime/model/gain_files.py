@@ -11,9 +11,9 @@ import numpy as np
 
 from snl_runtime.errors import GainError, ManifestError
 from snl_runtime.files import atomic_write_bytes, sha256_bytes
-from snl_runtime.gain import GainMap
-from snl_runtime.manifest import Decision, GainFile
-from snl_runtime.npz import FOREIGN_ERRORS, read_arrays
+from snl_runtime.model.gain import GainMap
+from snl_runtime.model.manifest import Decision, GainFile
+from snl_runtime.model.npz import FOREIGN_ERRORS, read_arrays
 
 _LONGEST_NAME = 60
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from snl_runtime.errors import ManifestError
-from snl_runtime.manifest_codec import ADDED_LATER
+from snl_runtime.model.manifest_codec import ADDED_LATER
 from snl_runtime.text import printable
 
 NOT_VERIFIED = "not verified on a device"

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from snl_runtime.errors import GoldenSampleError, ManifestError
 from snl_runtime.files import sha256_file
-from snl_runtime.golden import GoldenSamples, golden_path, golden_tolerance, read_golden
-from snl_runtime.guard_band import guard_text
 from snl_runtime.images.preprocess import InputSpec
-from snl_runtime.manifest import NOT_VERIFIED, EngineEntry, Manifest, manifest_path, read_manifest
 from snl_runtime.mixups import find_mix_up
-from snl_runtime.signing import PublicKey, verify_manifest
+from snl_runtime.model.golden import GoldenSamples, golden_path, golden_tolerance, read_golden
+from snl_runtime.model.guard_band import guard_text
+from snl_runtime.model.manifest import NOT_VERIFIED, EngineEntry, Manifest, manifest_path, read_manifest
+from snl_runtime.model.signing import PublicKey, verify_manifest
 
 _GOLDEN_SUFFIX = ".golden.npz"
 
