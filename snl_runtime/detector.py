@@ -10,7 +10,6 @@ from types import TracebackType
 
 from snl_runtime.backends.base import Backend
 from snl_runtime.cuda.arrays import DeviceFrameReader
-from snl_runtime.decision import check_output
 from snl_runtime.errors import (
     BackendError,
     BackendTimeoutError,
@@ -28,10 +27,11 @@ from snl_runtime.model.bundle import ModelBundle
 from snl_runtime.model.gain_files import open_gains
 from snl_runtime.model.manifest import Manifest
 from snl_runtime.model.signing import PublicKey
-from snl_runtime.ruling import Ruling, error
 from snl_runtime.scorer import Scorer
-from snl_runtime.selection import DecisionBook
 from snl_runtime.types import AnomalyResult, ColorOrder, OutputRequest
+from snl_runtime.verdict.decision import check_output
+from snl_runtime.verdict.ruling import Ruling, error
+from snl_runtime.verdict.selection import DecisionBook
 from snl_runtime.worker import BackendWorker
 
 logger = logging.getLogger(__name__)

@@ -12,13 +12,13 @@ from snl_runtime.cuda.buffers import drain
 from snl_runtime.cuda.resources import CudaStream, DeviceBuffer, PinnedBuffer
 from snl_runtime.device_pipeline import DevicePostprocess, DevicePreprocess, Roi, Wanted
 from snl_runtime.errors import BackendError
-from snl_runtime.frame_checks import frame_statistics
 from snl_runtime.images.frame_outputs import draw_pictures
 from snl_runtime.images.preprocess import InputSpec, crop_frame, prepare
 from snl_runtime.kernels.launches import DeviceFrame
 from snl_runtime.model.gain import GainMap
-from snl_runtime.regions import find_regions
 from snl_runtime.types import AnomalyMap, ColorOrder, OutputRequest
+from snl_runtime.verdict.frame_checks import frame_statistics
+from snl_runtime.verdict.regions import find_regions
 
 INPUT_TOLERANCE = 1
 """Grey levels by which the device's network input may differ from that of :mod:`snl_runtime.images.preprocess`."""

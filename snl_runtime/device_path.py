@@ -20,17 +20,17 @@ from snl_runtime.cuda.api import CudaApi, device_scope
 from snl_runtime.cuda.arrays import DeviceView, is_device_array, view_of, wait_for_producer
 from snl_runtime.cuda.buffers import drain
 from snl_runtime.cuda.resources import CudaModule, CudaStream
-from snl_runtime.decision import MapSummary, summarise_map
 from snl_runtime.device_checks import check_stages
 from snl_runtime.device_pipeline import DeviceOutput, DevicePostprocess, DevicePreprocess, Roi, Wanted, inspect_on_device
 from snl_runtime.errors import BackendError, FrameError, InferenceError
-from snl_runtime.frame_checks import FrameFormat, FrameStatistics
 from snl_runtime.images.frame_outputs import PictureFlags, Pictures
 from snl_runtime.images.preprocess import crop_frame, stored_bits
 from snl_runtime.kernels import load_kernels
 from snl_runtime.kernels.launches import DeviceFrame
 from snl_runtime.model.gain import GainMap
 from snl_runtime.types import AnomalyMap, AnomalyRegion, ColorOrder
+from snl_runtime.verdict.decision import MapSummary, summarise_map
+from snl_runtime.verdict.frame_checks import FrameFormat, FrameStatistics
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class DeviceInspection:
         summary: Of the raw map, and the peak of the gained one, counted on the device.
         anomaly_map: (h, w) float32 raw map, if it was asked for.
         statistics: Of the network input, from the device's exact sums.
-        regions: As :func:`snl_runtime.regions.find_regions` gives them.
+        regions: As :func:`snl_runtime.verdict.regions.find_regions` gives them.
         roi_xyxy: Part of the frame that was inspected, frame pixels.
         frame: Size and bit depth of the whole frame as it came here.
         pictures: What was chosen of map, mask and overlay at the resolution of that part.

@@ -18,11 +18,9 @@ from snl_runtime.backends.base import DeviceLane
 from snl_runtime.cuda.api import CudaApi
 from snl_runtime.cuda.buffers import GrowingBuffer, drain
 from snl_runtime.cuda.resources import CudaStream, DeviceBuffer, PinnedBuffer
-from snl_runtime.decision import MapSummary
 from snl_runtime.device_gain import DeviceGain
 from snl_runtime.device_render import DeviceRenderer
 from snl_runtime.errors import InferenceError
-from snl_runtime.frame_checks import FrameStatistics
 from snl_runtime.images.frame_outputs import PictureFlags, Pictures
 from snl_runtime.images.preprocess import crop_frame
 from snl_runtime.kernels.launches import (
@@ -40,8 +38,10 @@ from snl_runtime.kernels.launches import (
     rows_bytes,
 )
 from snl_runtime.model.gain import GainMap
-from snl_runtime.regions import find_regions
 from snl_runtime.types import AnomalyMap, AnomalyRegion, ColorOrder
+from snl_runtime.verdict.decision import MapSummary
+from snl_runtime.verdict.frame_checks import FrameStatistics
+from snl_runtime.verdict.regions import find_regions
 
 Roi = tuple[int, int, int, int]
 
@@ -64,7 +64,7 @@ class DeviceOutput:
         score: The graph's score, unchecked.
         peak: Largest finite value of the map; NaN if there is none.
         is_finite: Whether every cell of the map is finite.
-        regions: As :func:`snl_runtime.regions.find_regions` gives them.
+        regions: As :func:`snl_runtime.verdict.regions.find_regions` gives them.
         gained_peak: Largest value of the gained map, NaN if one of them is not finite; None without a gain.
         anomaly_map: (h, w) float32 raw map, if wanted.
     """

@@ -10,17 +10,17 @@ import numpy as np
 import numpy.typing as npt
 
 from snl_runtime.cuda.arrays import DeviceFrameReader, is_device_array
-from snl_runtime.decision import MapSummary, summarise_map
 from snl_runtime.device_path import DeviceInspection
 from snl_runtime.errors import FrameError
-from snl_runtime.frame_checks import FrameFormat, FrameStatistics, frame_statistics
 from snl_runtime.images.frame_outputs import Pictures, draw_pictures, wants_any
 from snl_runtime.images.preprocess import crop_frame, stored_bits, to_8_bit
-from snl_runtime.regions import find_regions
-from snl_runtime.ruling import Ruling, error
 from snl_runtime.scorer import Scorer
-from snl_runtime.selection import Selection
 from snl_runtime.types import AnomalyMap, AnomalyRegion, AnomalyResult, ColorOrder, Image, OutputRequest, StageTimings, Verdict
+from snl_runtime.verdict.decision import MapSummary, summarise_map
+from snl_runtime.verdict.frame_checks import FrameFormat, FrameStatistics, frame_statistics
+from snl_runtime.verdict.regions import find_regions
+from snl_runtime.verdict.ruling import Ruling, error
+from snl_runtime.verdict.selection import Selection
 
 _Roi = tuple[int, int, int, int]
 

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from snl_runtime.decision import compare_with_thresholds
 from snl_runtime.model.gain_files import Gains, gain_of
 from snl_runtime.model.guard_band import tightened
 from snl_runtime.model.manifest import Decision
 from snl_runtime.types import AnomalyMap, Verdict
+from snl_runtime.verdict.decision import compare_with_thresholds
 
 _STRICTNESS = (Verdict.PASS, Verdict.REVIEW, Verdict.REJECT, Verdict.ERROR)
 

@@ -14,11 +14,11 @@ import numpy.typing as npt
 
 from snl_runtime.cuda.api import KernelArgument, Size3
 from snl_runtime.cuda.resources import CudaStream
-from snl_runtime.frame_checks import BLACK_LEVEL, COLOR_LEVEL, TINT_LEVEL, WHITE_LEVEL, FrameStatistics
 from snl_runtime.images.overlay import HEAT_STEPS, heat_table
 from snl_runtime.images.preprocess import ROUNDING
-from snl_runtime.regions import rank_regions
 from snl_runtime.types import AnomalyRegion, ColorOrder
+from snl_runtime.verdict.frame_checks import BLACK_LEVEL, COLOR_LEVEL, TINT_LEVEL, WHITE_LEVEL, FrameStatistics
+from snl_runtime.verdict.regions import rank_regions
 
 MAX_COMPONENTS = 1024
 """Components that the device measures; a map with more is noise, and its regions are found on the host."""
@@ -113,7 +113,7 @@ class MapReport:
         cells: How many cells were looked at.
         non_finite: How many of them are NaN or infinite.
         above: How many are above the threshold.
-        regions: As :func:`snl_runtime.regions.find_regions` gives them; None if there are more than :data:`MAX_COMPONENTS`.
+        regions: As :func:`snl_runtime.verdict.regions.find_regions` gives them; None if there are more than :data:`MAX_COMPONENTS`.
     """
 
     peak: float

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snl_runtime.errors import CalibrationRefusedError, ManifestError
-from snl_runtime.frame_checks import FrameFormat, check_format, check_frame, fit_frame_range, frame_statistics
 from snl_runtime.model.frame_range import FrameSizes
+from snl_runtime.verdict.frame_checks import FrameFormat, check_format, check_frame, fit_frame_range, frame_statistics
 
 
 def test_statistics_equal_sums_by_hand():

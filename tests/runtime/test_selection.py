@@ -6,7 +6,7 @@ import math
 import pytest
 
 from snl_runtime.model.manifest import EngineEntry, ParityReport, read_manifest
-from snl_runtime.selection import DecisionBook
+from snl_runtime.verdict.selection import DecisionBook
 
 ENGINE_SHA256 = "e" * 64
 

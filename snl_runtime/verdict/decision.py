@@ -10,11 +10,11 @@ from datetime import datetime, timezone
 
 import numpy as np
 
-from snl_runtime.frame_checks import FrameFormat, FrameStatistics, check_format, check_frame
 from snl_runtime.model.gain import GainMap
 from snl_runtime.model.manifest import Decision
-from snl_runtime.ruling import NAME_THE_PRODUCT, Ruling, error
 from snl_runtime.types import AnomalyMap, Verdict
+from snl_runtime.verdict.frame_checks import FrameFormat, FrameStatistics, check_format, check_frame
+from snl_runtime.verdict.ruling import NAME_THE_PRODUCT, Ruling, error
 
 SCORE_TOLERANCE = 1e-5
 """Largest relative difference between the score and the maximum of the map; both come from one graph in float32."""
@@ -58,7 +58,7 @@ def decide(  # noqa: PLR0913  # all evidence on one frame
             :func:`summarise_map` makes with it: floor and thresholds are compared with the gained peak.
         decision: None if the file has none.
         frame: Size and bit depth of the whole frame, before the ROI.
-        statistics: Of the network input, from :func:`snl_runtime.frame_checks.frame_statistics`.
+        statistics: Of the network input, from :func:`snl_runtime.verdict.frame_checks.frame_statistics`.
         golden_checked: Whether the golden samples were scored in this process on this backend and agreed.
         accepted_sha256: Hashes of the files whose decisions hold for the file that scored.
         now: Current time with a time zone.

@@ -8,8 +8,8 @@ import numpy as np
 from snl_runtime.errors import CalibrationRefusedError
 from snl_runtime.images.opencv import load_opencv
 from snl_runtime.model.frame_range import FrameRange, FrameSizes, size_text
-from snl_runtime.ruling import Ruling, error
 from snl_runtime.types import Image
+from snl_runtime.verdict.ruling import Ruling, error
 
 MIN_DEVIATION = 2.0
 """Grey levels; a frame that varies less shows nothing (covered lens, light off, saturated sensor)."""

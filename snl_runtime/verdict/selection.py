@@ -8,13 +8,13 @@ from datetime import datetime
 
 import numpy as np
 
-from snl_runtime.decision import MapSummary, decide, strictest, summarise_map
-from snl_runtime.frame_checks import FrameFormat, FrameStatistics
 from snl_runtime.model.gain import GainMap
 from snl_runtime.model.gain_files import Gains, gain_of
 from snl_runtime.model.manifest import Decision, Manifest
-from snl_runtime.ruling import NAME_THE_PRODUCT, Ruling, error
 from snl_runtime.types import AnomalyMap
+from snl_runtime.verdict.decision import MapSummary, decide, strictest, summarise_map
+from snl_runtime.verdict.frame_checks import FrameFormat, FrameStatistics
+from snl_runtime.verdict.ruling import NAME_THE_PRODUCT, Ruling, error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +72,7 @@ class Selection:
         golden_checked: bool,
         now: datetime,
     ) -> Ruling:
-        """Return the verdict on a scored frame, each decision with its own gain map, see :func:`snl_runtime.decision.decide`.
+        """Return the verdict on a scored frame, each decision with its own gain map, see :func:`snl_runtime.verdict.decision.decide`.
 
         Args:
             score: The graph's score.
@@ -186,7 +186,7 @@ def merge_gains(decisions: Mapping[str, Decision], gains: Mapping[str, GainMap |
         gains: The gain map of each; None for a decision on raw maps.
 
     Returns:
-        None if no decision has a gain map, or a threshold is not positive, which :func:`snl_runtime.decision.decide` refuses.
+        None if no decision has a gain map, or a threshold is not positive, which :func:`snl_runtime.verdict.decision.decide` refuses.
     """
     thresholds = {product: decision.pass_threshold for product, decision in decisions.items()}
     if not any(gains.values()) or not all(0 < threshold < math.inf for threshold in thresholds.values()):
