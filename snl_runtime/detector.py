@@ -289,7 +289,7 @@ def _rebuild(model: Path, mismatch: EngineMismatchError | ManifestError, *, is_s
         raise mismatch
     if is_signed:
         raise SignatureError(f"{mismatch}; rebuilding changes the signed manifest, so rebuild and snl-sign it where the private key is") from mismatch
-    from snl_runtime.engine_builder import rebuild_engine
+    from snl_runtime.backends.tensorrt.builder import rebuild_engine
 
     logger.info("rebuilding %s: %s", model.name, mismatch)
     rebuild_engine(model)

@@ -84,7 +84,7 @@ def verify_if_possible(engine_path: Path, frames: FrameSet | Path | None = None)
 
 
 def _listed_engine(engine_path: Path) -> tuple[Manifest, EngineEntry]:
-    from snl_runtime.backends.tensorrt_backend import read_engine
+    from snl_runtime.backends.tensorrt.backend import read_engine
 
     _, entry = read_engine(engine_path)
     manifest = read_manifest(manifest_path(engine_path))

@@ -300,7 +300,7 @@ def rebuilt(monkeypatch):
         asked.append(engine_path.name)
         raise EngineBuildError("no GPU in this test")
 
-    monkeypatch.setattr("snl_runtime.engine_builder.rebuild_engine", rebuild_engine)
+    monkeypatch.setattr("snl_runtime.backends.tensorrt.builder.rebuild_engine", rebuild_engine)
     return asked
 
 

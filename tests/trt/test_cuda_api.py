@@ -82,7 +82,7 @@ def test_missing_package_names_the_extra(monkeypatch):
 
 def test_import_touches_no_cuda_package():
     program = (
-        "import sys, snl_runtime.cuda.api, snl_runtime.cuda.resources, snl_runtime.backends.tensorrt_backend, snl_runtime.cuda.arrays;"
+        "import sys, snl_runtime.cuda.api, snl_runtime.cuda.resources, snl_runtime.backends.tensorrt.backend, snl_runtime.cuda.arrays;"
         "print([name for name in sys.modules if name.split('.')[0] in ('cuda', 'tensorrt', 'tensorrt_rtx', 'pycuda', 'cupy', 'torch')])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)

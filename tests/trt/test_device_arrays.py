@@ -6,7 +6,7 @@ import weakref
 import numpy as np
 import pytest
 
-from snl_runtime.backends.tensorrt_backend import TensorRtBackend
+from snl_runtime.backends.tensorrt.backend import TensorRtBackend
 from snl_runtime.cuda import dlpack
 from snl_runtime.cuda.arrays import DeviceFrameReader, is_device_array, view_of
 from snl_runtime.cuda.resources import CudaStream, DeviceBuffer

@@ -9,11 +9,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from snl_calibration.calibrate import append_decisions
-from snl_runtime import engine_builder, engine_parity
-from snl_runtime.backends.tensorrt_backend import TensorRtBackend
+from snl_runtime import engine_parity
+from snl_runtime.backends.tensorrt import builder as engine_builder
+from snl_runtime.backends.tensorrt.backend import TensorRtBackend
+from snl_runtime.backends.tensorrt.builder import rebuild_engine
+from snl_runtime.backends.tensorrt.library import load_library
 from snl_runtime.cli.run import main as run_main
 from snl_runtime.detector import SnlDetector
-from snl_runtime.engine_builder import rebuild_engine
 from snl_runtime.engine_parity import ENGINE_LIMITS, verify_engine, verify_if_possible
 from snl_runtime.errors import BackendUnavailableError, ConfigError, EngineMismatchError, GoldenSampleError, ManifestError
 from snl_runtime.files import sha256_file
@@ -23,7 +25,6 @@ from snl_runtime.model.guard_band import guard_text
 from snl_runtime.model.manifest import manifest_path, read_manifest, update_manifest, write_manifest
 from snl_runtime.model.signing import sign_manifest
 from snl_runtime.parity import LIMITS, figures
-from snl_runtime.trt_api import load_library
 from snl_runtime.types import Verdict
 
 pytest.importorskip("onnxruntime")
@@ -38,7 +39,7 @@ def engine_path(write_engine):
 def installed(monkeypatch, cuda, library):
     """The fakes in place of CUDA and TensorRT for everything that opens a backend by suffix."""
     monkeypatch.setattr("snl_runtime.cuda.api.load_cuda", lambda: cuda)
-    monkeypatch.setattr("snl_runtime.backends.tensorrt_backend.open_library", lambda name: library)
+    monkeypatch.setattr("snl_runtime.backends.tensorrt.backend.open_library", lambda name: library)
     return library
 
 
@@ -364,7 +365,7 @@ def test_decision_appended_while_an_engine_is_built_or_compared_survives(write_e
 
         return run
 
-    monkeypatch.setattr("snl_runtime.engine_builder.build_engine", appending("built", engine_builder.build_engine))
+    monkeypatch.setattr("snl_runtime.backends.tensorrt.builder.build_engine", appending("built", engine_builder.build_engine))
     monkeypatch.setattr("snl_runtime.engine_parity.compare", appending("compared", engine_parity.compare))
     rebuilt = rebuild_engine(path)
     verify_engine(path)

@@ -73,7 +73,7 @@ def kernel_checks(device_check, fake_gpu, monkeypatch):
 def engine_checks(device_check, cuda, library, monkeypatch):
     module = device_check("engine_checks")
     monkeypatch.setattr(cuda_api, "load_cuda", lambda: cuda)
-    monkeypatch.setattr("snl_runtime.backends.tensorrt_backend.open_library", lambda name: library)
+    monkeypatch.setattr("snl_runtime.backends.tensorrt.backend.open_library", lambda name: library)
     monkeypatch.setattr(module, "_RUNS", 20)
     return module
 

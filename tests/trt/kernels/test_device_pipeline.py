@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from snl_runtime.backends.onnxruntime_lane import OnnxRuntimeLane, open_cuda_session
+from snl_runtime.backends.onnxruntime.context import OnnxRuntimeLane, open_cuda_session
 from snl_runtime.cuda.resources import CudaModule, CudaStream, DeviceBuffer
 from snl_runtime.device_pipeline import DevicePostprocess, DevicePreprocess, Wanted, inspect_on_device
 from snl_runtime.errors import BackendError, BackendUnavailableError, FrameError, InferenceError
@@ -308,7 +308,7 @@ def test_kernels_are_loaded_for_the_gpu_at_hand(make_gpu, monkeypatch, tmp_path)
 
 
 def test_a_tensorrt_lane_takes_the_same_stages(kernels, make_gpu, gpu, model_fixtures):
-    from snl_runtime.backends.tensorrt_lane import EngineLane
+    from snl_runtime.backends.tensorrt.context import EngineLane
 
     cuda = make_gpu(kernels)
     size_hw = (model_fixtures.SIZE, model_fixtures.SIZE)

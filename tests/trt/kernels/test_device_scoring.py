@@ -41,7 +41,7 @@ def fake(kernels, make_gpu, gpu, model_fixtures, monkeypatch):
     cuda.launch_kernel = round_down
     monkeypatch.setattr("snl_runtime.cuda.api.load_cuda", lambda: cuda)
     monkeypatch.setattr("snl_runtime.device_path.load_kernels", lambda api: CudaModule(api, b"code"))
-    monkeypatch.setattr("snl_runtime.backends.tensorrt_backend.open_library", lambda name: library)
+    monkeypatch.setattr("snl_runtime.backends.tensorrt.backend.open_library", lambda name: library)
     cuda.library = library
     return cuda
 

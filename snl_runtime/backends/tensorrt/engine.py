@@ -1,4 +1,4 @@
-"""Running engines of TensorRT 10.3 to 11.x and TensorRT-RTX: the half of :mod:`snl_runtime.trt_api` that needs a GPU.
+"""Running engines of TensorRT 10.3 to 11.x and TensorRT-RTX: the half of :mod:`snl_runtime.backends.tensorrt.library` that needs a GPU.
 
 The backend sees three small protocols and no TensorRT, so that a fake can prove its order of calls. What differs between the libraries is decided
 here: RTX can judge an engine by its header, keeps a cache of compiled kernels and captures CUDA graphs itself.
@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from snl_runtime.backends.base import INPUT_NAME, MAP_NAME, SCORE_NAME, check_signature
+from snl_runtime.backends.tensorrt.library import LIBRARY_NAMES, TensorRtLibrary, library_logger, load_library, recorded_log
 from snl_runtime.cache import Cache
 from snl_runtime.errors import BackendUnavailableError, EngineMismatchError, InferenceError
-from snl_runtime.trt_api import LIBRARY_NAMES, TensorRtLibrary, library_logger, load_library, recorded_log
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from snl_runtime.backends.base import INPUT_NAME, MAP_NAME, SCORE_NAME, check_arrays, check_signature, one_line, path_or_bytes, store_outputs
-from snl_runtime.backends.onnxruntime_lane import OnnxRuntimeLane, load_onnxruntime, open_cuda_session
+from snl_runtime.backends.onnxruntime.context import OnnxRuntimeLane, load_onnxruntime, open_cuda_session
 from snl_runtime.cuda import api as cuda_api
 from snl_runtime.cuda.api import device_scope
 from snl_runtime.errors import BackendError, BackendUnavailableError, ConfigError, InferenceError

@@ -16,14 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from snl_runtime.backends.base import check_arrays
-from snl_runtime.backends.tensorrt_lane import EngineLane
+from snl_runtime.backends.tensorrt.context import EngineLane
+from snl_runtime.backends.tensorrt.engine import EngineLibrary, open_library, rebuild_advice
 from snl_runtime.cache import default_cache_folder
 from snl_runtime.cuda import api as cuda_api
 from snl_runtime.cuda.api import CudaApi, DeviceDescription, describe_device, device_scope
 from snl_runtime.errors import BackendError, ConfigError, EngineMismatchError, InferenceError, ManifestError
 from snl_runtime.files import sha256_bytes
 from snl_runtime.model.manifest import EngineEntry, manifest_path, read_manifest
-from snl_runtime.trt_engine import EngineLibrary, open_library, rebuild_advice
 
 
 class TensorRtBackend:

@@ -14,12 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
-from snl_runtime.cache import Cache
-from snl_runtime.errors import BackendUnavailableError, ConfigError, EngineBuildError, ManifestError
-from snl_runtime.files import atomic_write_bytes, sha256_bytes, sha256_file
-from snl_runtime.model.manifest import NOT_VERIFIED, EngineEntry, manifest_path, read_manifest, update_manifest
-from snl_runtime.progress import Progress
-from snl_runtime.trt_api import (
+from snl_runtime.backends.tensorrt.library import (
     LIBRARY_NAMES,
     BuildRequest,
     BuiltPlan,
@@ -30,13 +25,18 @@ from snl_runtime.trt_api import (
     known_compute_capabilities,
     load_library,
 )
+from snl_runtime.cache import Cache
+from snl_runtime.errors import BackendUnavailableError, ConfigError, EngineBuildError, ManifestError
+from snl_runtime.files import atomic_write_bytes, sha256_bytes, sha256_file
+from snl_runtime.model.manifest import NOT_VERIFIED, EngineEntry, manifest_path, read_manifest, update_manifest
+from snl_runtime.progress import Progress
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_RTX_TARGETS = (86, 89, 120)
 """Compute capabilities of an RTX engine when nobody says otherwise: RTX 30, 40 and 50 series."""
 BUILD_RECIPE = 1
-"""Raised when :mod:`snl_runtime.trt_api` sets other flags for the same request, so that no engine of an earlier release comes out of the cache."""
+"""Raised when :mod:`snl_runtime.backends.tensorrt.library` sets other flags for the same request, so that no engine of an earlier release comes out of the cache."""
 CACHE_LIMIT_BYTES = 4 << 30
 """The build cache drops its oldest engines beyond this size."""
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from snl_runtime.backends.tensorrt.engine import Engine, EngineContext
 from snl_runtime.cuda.api import CudaApi
 from snl_runtime.cuda.resources import CudaEvent, CudaGraph, CudaStream, DeviceBuffer, PinnedBuffer
 from snl_runtime.errors import BackendError, InferenceError
-from snl_runtime.trt_engine import Engine, EngineContext
 
 logger = logging.getLogger(__name__)
 
