@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from snl_runtime.cuda.arrays import DeviceFrameReader, is_device_array
-from snl_runtime.device_path import DeviceInspection
 from snl_runtime.errors import FrameError
+from snl_runtime.gpu.path import DeviceInspection
 from snl_runtime.images.frame_outputs import Pictures, draw_pictures, wants_any
 from snl_runtime.images.preprocess import crop_frame, stored_bits, to_8_bit
 from snl_runtime.scorer import Scorer

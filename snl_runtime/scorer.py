@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from snl_runtime.backends import open_backend
 from snl_runtime.backends.base import Backend
-from snl_runtime.device_path import ChoosePictures, DeviceInspection, DevicePath, map_of, offers_lane, open_device_path
 from snl_runtime.errors import BackendError, BackendTimeoutError, FrameError, GoldenSampleError, InferenceError, ManifestError
+from snl_runtime.gpu.path import ChoosePictures, DeviceInspection, DevicePath, map_of, offers_lane, open_device_path
 from snl_runtime.images.preprocess import InputSpec, prepare
 from snl_runtime.model.bundle import ModelBundle, open_bundle
 from snl_runtime.model.gain import GainMap

@@ -25,7 +25,7 @@ def no_kernels(monkeypatch):
     def refuse(api):
         raise BackendUnavailableError("these tests have no kernels")
 
-    monkeypatch.setattr("snl_runtime.device_path.load_kernels", refuse)
+    monkeypatch.setattr("snl_runtime.gpu.path.load_kernels", refuse)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from snl_runtime.backends.tensorrt.engine import _LoadedEngine
 from snl_runtime.backends.tensorrt.library import TensorRtLibrary
 from snl_runtime.cache import Cache, default_cache_folder
 from snl_runtime.errors import SinkError
-from snl_runtime.kernels import compiler, loader
+from snl_runtime.gpu.kernels import compiler, loader
 
 CODE = b"\x7fELF code for SM86"
 

@@ -1,6 +1,6 @@
 """ONNX Runtime on an NVIDIA GPU with input and outputs in this SDK's own device memory, so that the CUDA kernels work around it without a copy.
 
-Runs on a stream that the kernels share; used like :class:`snl_runtime.backends.tensorrt.context.EngineLane` by :mod:`snl_runtime.device_pipeline`.
+Runs on a stream that the kernels share; used like :class:`snl_runtime.backends.tensorrt.context.EngineLane` by :mod:`snl_runtime.gpu.pipeline`.
 """
 
 import contextlib

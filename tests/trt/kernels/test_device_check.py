@@ -10,7 +10,7 @@ import pytest
 
 from snl_runtime.cuda import api as cuda_api
 from snl_runtime.cuda.resources import CudaModule
-from snl_runtime.kernels import KERNEL_NAMES
+from snl_runtime.gpu.kernels import KERNEL_NAMES
 
 FOLDER = Path(__file__).parents[3] / "benchmarks" / "device_check"
 MODULES = ("table", "machine", "kernel_checks", "engine_checks", "run")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from snl_runtime.cli import run
-from snl_runtime.device_pipeline import DevicePostprocess
+from snl_runtime.gpu.pipeline import DevicePostprocess
 from snl_runtime.images.overlay import blend_heat
 from snl_runtime.images.preprocess import to_rgb
 from snl_runtime.images.upsampling import upsample_map

@@ -12,12 +12,12 @@ import pytest
 
 from snl_runtime.backends.onnxruntime.context import OnnxRuntimeLane, open_cuda_session
 from snl_runtime.cuda.resources import CudaModule, CudaStream, DeviceBuffer
-from snl_runtime.device_pipeline import DevicePostprocess, DevicePreprocess, Wanted, inspect_on_device
 from snl_runtime.errors import BackendError, BackendUnavailableError, FrameError, InferenceError
+from snl_runtime.gpu.kernels import load_kernels, loader
+from snl_runtime.gpu.pipeline import DevicePostprocess, DevicePreprocess, Wanted, inspect_on_device
 from snl_runtime.images.overlay import blend_heat
 from snl_runtime.images.preprocess import InputSpec, prepare, to_rgb
 from snl_runtime.images.upsampling import upsample_map
-from snl_runtime.kernels import load_kernels, loader
 from snl_runtime.scorer import Scorer
 from snl_runtime.types import OutputRequest
 from snl_runtime.verdict.frame_checks import frame_statistics

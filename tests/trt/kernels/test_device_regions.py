@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from snl_runtime.kernels.launches import (
+from snl_runtime.gpu.kernels.launches import (
     MAX_COMPONENTS,
     REPORT_WORDS,
     RegionScratch,

@@ -14,9 +14,9 @@ from snl_calibration.calibrate import CalibrationOptions, calibrate
 from snl_runtime.cuda.resources import CudaModule
 from snl_runtime.detector import SnlDetector
 from snl_runtime.errors import InferenceError
+from snl_runtime.gpu.kernels import KERNEL_NAMES
 from snl_runtime.images.files import write_image
 from snl_runtime.images.preprocess import resize
-from snl_runtime.kernels import KERNEL_NAMES
 from snl_runtime.model.manifest import manifest_path, read_manifest, write_manifest
 from snl_runtime.scorer import Scorer
 from snl_runtime.types import Verdict
@@ -40,7 +40,7 @@ def fake(kernels, make_gpu, gpu, model_fixtures, monkeypatch):
 
     cuda.launch_kernel = round_down
     monkeypatch.setattr("snl_runtime.cuda.api.load_cuda", lambda: cuda)
-    monkeypatch.setattr("snl_runtime.device_path.load_kernels", lambda api: CudaModule(api, b"code"))
+    monkeypatch.setattr("snl_runtime.gpu.path.load_kernels", lambda api: CudaModule(api, b"code"))
     monkeypatch.setattr("snl_runtime.backends.tensorrt.backend.open_library", lambda name: library)
     cuda.library = library
     return cuda

@@ -10,8 +10,17 @@ from snl_runtime.cuda.api import CudaApi
 from snl_runtime.cuda.buffers import DownloadBuffer
 from snl_runtime.cuda.resources import CudaStream, DeviceBuffer, PinnedBuffer
 from snl_runtime.errors import InferenceError
+from snl_runtime.gpu.kernels.launches import (
+    DeviceFrame,
+    FrameOutputs,
+    Launcher,
+    frame_blocks,
+    heat_values,
+    launch_map_to_frame,
+    mask_words,
+    unpack_mask,
+)
 from snl_runtime.images.frame_outputs import PictureFlags, Pictures
-from snl_runtime.kernels.launches import DeviceFrame, FrameOutputs, Launcher, frame_blocks, heat_values, launch_map_to_frame, mask_words, unpack_mask
 
 _COUNTER_BYTES = 4
 

@@ -6,7 +6,7 @@ from snl_runtime.cache import Cache
 from snl_runtime.cuda.api import CudaApi
 from snl_runtime.cuda.resources import CudaModule
 from snl_runtime.files import sha256_bytes
-from snl_runtime.kernels.compiler import COMPILE_OPTIONS, compile_kernels, kernel_source, nvrtc_version
+from snl_runtime.gpu.kernels.compiler import COMPILE_OPTIONS, compile_kernels, kernel_source, nvrtc_version
 
 
 def load_kernels(api: CudaApi, *, cache_folder: Path | None = None) -> CudaModule:

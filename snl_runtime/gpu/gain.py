@@ -10,7 +10,7 @@ from snl_runtime.cuda.api import CudaApi
 from snl_runtime.cuda.buffers import drain
 from snl_runtime.cuda.resources import CudaStream, DeviceBuffer, PinnedBuffer
 from snl_runtime.errors import InferenceError
-from snl_runtime.kernels.launches import STATISTICS_WORDS, Launcher, launch_gain, launch_map_statistics, read_map_statistics
+from snl_runtime.gpu.kernels.launches import STATISTICS_WORDS, Launcher, launch_gain, launch_map_statistics, read_map_statistics
 from snl_runtime.model.gain import GainMap
 from snl_runtime.verdict.decision import MapSummary
 

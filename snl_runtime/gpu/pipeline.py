@@ -18,12 +18,9 @@ from snl_runtime.backends.base import DeviceLane
 from snl_runtime.cuda.api import CudaApi
 from snl_runtime.cuda.buffers import GrowingBuffer, drain
 from snl_runtime.cuda.resources import CudaStream, DeviceBuffer, PinnedBuffer
-from snl_runtime.device_gain import DeviceGain
-from snl_runtime.device_render import DeviceRenderer
 from snl_runtime.errors import InferenceError
-from snl_runtime.images.frame_outputs import PictureFlags, Pictures
-from snl_runtime.images.preprocess import crop_frame
-from snl_runtime.kernels.launches import (
+from snl_runtime.gpu.gain import DeviceGain
+from snl_runtime.gpu.kernels.launches import (
     REPORT_WORDS,
     SUMS_COUNT,
     DeviceFrame,
@@ -37,6 +34,9 @@ from snl_runtime.kernels.launches import (
     read_map_report,
     rows_bytes,
 )
+from snl_runtime.gpu.render import DeviceRenderer
+from snl_runtime.images.frame_outputs import PictureFlags, Pictures
+from snl_runtime.images.preprocess import crop_frame
 from snl_runtime.model.gain import GainMap
 from snl_runtime.types import AnomalyMap, AnomalyRegion, ColorOrder
 from snl_runtime.verdict.decision import MapSummary

@@ -10,11 +10,11 @@ import numpy.typing as npt
 from snl_runtime.cuda.api import CudaApi
 from snl_runtime.cuda.buffers import drain
 from snl_runtime.cuda.resources import CudaStream, DeviceBuffer, PinnedBuffer
-from snl_runtime.device_pipeline import DevicePostprocess, DevicePreprocess, Roi, Wanted
 from snl_runtime.errors import BackendError
+from snl_runtime.gpu.kernels.launches import DeviceFrame
+from snl_runtime.gpu.pipeline import DevicePostprocess, DevicePreprocess, Roi, Wanted
 from snl_runtime.images.frame_outputs import draw_pictures
 from snl_runtime.images.preprocess import InputSpec, crop_frame, prepare
-from snl_runtime.kernels.launches import DeviceFrame
 from snl_runtime.model.gain import GainMap
 from snl_runtime.types import AnomalyMap, ColorOrder, OutputRequest
 from snl_runtime.verdict.frame_checks import frame_statistics

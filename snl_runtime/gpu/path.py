@@ -20,13 +20,13 @@ from snl_runtime.cuda.api import CudaApi, device_scope
 from snl_runtime.cuda.arrays import DeviceView, is_device_array, view_of, wait_for_producer
 from snl_runtime.cuda.buffers import drain
 from snl_runtime.cuda.resources import CudaModule, CudaStream
-from snl_runtime.device_checks import check_stages
-from snl_runtime.device_pipeline import DeviceOutput, DevicePostprocess, DevicePreprocess, Roi, Wanted, inspect_on_device
 from snl_runtime.errors import BackendError, FrameError, InferenceError
+from snl_runtime.gpu.checks import check_stages
+from snl_runtime.gpu.kernels import load_kernels
+from snl_runtime.gpu.kernels.launches import DeviceFrame
+from snl_runtime.gpu.pipeline import DeviceOutput, DevicePostprocess, DevicePreprocess, Roi, Wanted, inspect_on_device
 from snl_runtime.images.frame_outputs import PictureFlags, Pictures
 from snl_runtime.images.preprocess import crop_frame, stored_bits
-from snl_runtime.kernels import load_kernels
-from snl_runtime.kernels.launches import DeviceFrame
 from snl_runtime.model.gain import GainMap
 from snl_runtime.types import AnomalyMap, AnomalyRegion, ColorOrder
 from snl_runtime.verdict.decision import MapSummary, summarise_map
@@ -182,7 +182,7 @@ class DevicePath:
         return inspection.score, map_of(inspection)
 
     def check(self, lane: DeviceLane) -> None:
-        """Compare every stage with its definition, see :func:`snl_runtime.device_checks.check_stages`.
+        """Compare every stage with its definition, see :func:`snl_runtime.gpu.checks.check_stages`.
 
         Raises:
             BackendError: If the device gives anything else than the host would, or CUDA fails.
