@@ -173,7 +173,7 @@ def _print_text(bundle: "ExportedBundle", engine: "ExportedEngine | None", why_n
 
 def _parity_line(report: "ParityReport") -> str:
     from snl_runtime.model.guard_band import guard_text
-    from snl_runtime.parity import correlation_text
+    from snl_runtime.parity.meter import correlation_text
 
     figures = [
         f"map {report.map_max_abs:.2g} (p99 {report.map_p99_abs:.2g})",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from snl_runtime.errors import BackendUnavailableError, ConfigError
 from snl_runtime.model.manifest import NOT_VERIFIED, EngineEntry, Manifest, manifest_path, read_manifest, update_manifest
-from snl_runtime.parity import refuse_unless_passed
+from snl_runtime.parity.meter import refuse_unless_passed
 
 if TYPE_CHECKING:
     from snl_runtime.backends.tensorrt.builder import EngineTarget
@@ -90,7 +90,7 @@ def build_planned_engine(model_path: Path, manifest: Manifest, target: "EngineTa
         SinkError: If a file cannot be written.
     """
     from snl_runtime.backends.tensorrt.builder import EngineOptions, build_engine
-    from snl_runtime.engine_parity import verify_if_possible
+    from snl_runtime.parity.engine import verify_if_possible
 
     largest = int(manifest.input["max_batch"])
     options = EngineOptions(batches=(1, 1, largest), precision=str(manifest.graph["precision"]))

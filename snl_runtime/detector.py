@@ -300,7 +300,7 @@ def _verify(model: Path, *, is_signed: bool) -> None:
     if is_signed:
         logger.warning("%s is not verified: the report would change the signed manifest; verify and snl-sign it where the private key is", model.name)
         return
-    from snl_runtime.engine_parity import verify_engine
+    from snl_runtime.parity.engine import verify_engine
 
     logger.info("verifying %s against its ONNX file", model.name)
     try:

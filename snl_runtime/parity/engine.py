@@ -13,8 +13,8 @@ from snl_runtime.errors import BackendUnavailableError, ConfigError, EngineMisma
 from snl_runtime.model.gain_files import open_gains
 from snl_runtime.model.golden import TOLERANCES, GoldenSamples
 from snl_runtime.model.manifest import EngineEntry, Manifest, ParityReport, manifest_path, read_manifest, update_manifest
-from snl_runtime.parity import LIMITS, ParityLimits, ParityMeter, compare
-from snl_runtime.parity_frames import FrameSet, derived_frames, folder_frames
+from snl_runtime.parity.frames import FrameSet, derived_frames, folder_frames
+from snl_runtime.parity.meter import LIMITS, ParityLimits, ParityMeter, compare
 from snl_runtime.progress import Progress
 from snl_runtime.scorer import Scorer
 

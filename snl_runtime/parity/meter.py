@@ -19,8 +19,8 @@ from snl_runtime.model.gain_files import Gains
 from snl_runtime.model.golden import TOLERANCES, GoldenSamples
 from snl_runtime.model.guard_band import guard_text
 from snl_runtime.model.manifest import Decision, ParityReport
-from snl_runtime.parity_frames import FrameSet
-from snl_runtime.parity_verdicts import Guard, VerdictPairs
+from snl_runtime.parity.frames import FrameSet
+from snl_runtime.parity.verdicts import Guard, VerdictPairs
 
 if TYPE_CHECKING:
     from snl_runtime.scorer import Scorer
