@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from snl_runtime.backends import available_backends, open_backend
     from snl_runtime.backends.base import Backend
-    from snl_runtime.detector import SnlDetector
+    from snl_runtime.detector.detector import SnlDetector
     from snl_runtime.errors import SnlError
     from snl_runtime.images.files import read_image
     from snl_runtime.images.overlay import render_overlay
@@ -52,7 +52,7 @@ _MODULES = {
     "ModelBundle": "model.bundle",
     "OutputRequest": "types",
     "Scorer": "scorer",
-    "SnlDetector": "detector",
+    "SnlDetector": "detector.detector",
     "SnlError": "errors",
     "StageTimings": "types",
     "Verdict": "types",

@@ -21,7 +21,7 @@ from snl_runtime.text import to_json
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from snl_runtime.detector import SnlDetector
+    from snl_runtime.detector.detector import SnlDetector
 
 
 PROGRAM = "snl-bench"

@@ -26,7 +26,7 @@ from snl_runtime.progress import Progress
 from snl_runtime.text import to_json
 
 if TYPE_CHECKING:
-    from snl_runtime.detector import SnlDetector
+    from snl_runtime.detector.detector import SnlDetector
     from snl_runtime.jsonl import JsonlSink
     from snl_runtime.picture_folders import OverlaySaver, PictureFolder, RejectSaver
     from snl_runtime.pipeline import Pipeline
@@ -118,7 +118,7 @@ def open_detector(arguments: argparse.Namespace, engine: str, *, keep_maps: bool
     Raises:
         SnlError: If the model, its backend or the public key cannot be opened.
     """
-    from snl_runtime.detector import SnlDetector
+    from snl_runtime.detector.detector import SnlDetector
 
     public_key = None
     if arguments.public_key is not None:

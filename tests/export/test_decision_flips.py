@@ -10,7 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 from snl_export.cli import main
-from snl_runtime.detector import SnlDetector
+from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.files import sha256_file
 from snl_runtime.images.files import read_image, write_image
 from snl_runtime.images.listing import list_images

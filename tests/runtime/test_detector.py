@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from snl_runtime.detector import SnlDetector
+from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.errors import DetectorClosedError, EngineBuildError, GoldenSampleError, ManifestError, SignatureError
 from snl_runtime.types import Verdict
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from snl_runtime.detector import SnlDetector
+from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.files import sha256_file
 from snl_runtime.model.manifest import EngineEntry, ParityReport, update_manifest
 from snl_runtime.types import Verdict

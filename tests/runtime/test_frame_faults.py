@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from snl_runtime.detector import SnlDetector
+from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.model.frame_range import FrameSizes
 from snl_runtime.types import Verdict
 from snl_runtime.verdict.ruling import REASON_CODES

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snl_runtime.detector import SnlDetector
+from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.errors import ManifestError
 from snl_runtime.model.gain import GainMap
 from snl_runtime.model.gain_files import encode_gain, open_gains

@@ -10,7 +10,7 @@ from snl_runtime.backends.tensorrt.backend import TensorRtBackend
 from snl_runtime.cuda import dlpack
 from snl_runtime.cuda.arrays import DeviceFrameReader, is_device_array, view_of
 from snl_runtime.cuda.resources import CudaStream, DeviceBuffer
-from snl_runtime.detector import SnlDetector
+from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.errors import FrameError, InferenceError
 from snl_runtime.types import Verdict
 

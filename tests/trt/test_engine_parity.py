@@ -14,7 +14,7 @@ from snl_runtime.backends.tensorrt.backend import TensorRtBackend
 from snl_runtime.backends.tensorrt.builder import rebuild_engine
 from snl_runtime.backends.tensorrt.library import load_library
 from snl_runtime.cli.run import main as run_main
-from snl_runtime.detector import SnlDetector
+from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.errors import BackendUnavailableError, ConfigError, EngineMismatchError, GoldenSampleError, ManifestError
 from snl_runtime.files import sha256_file
 from snl_runtime.images.files import write_image

@@ -14,7 +14,7 @@ from snl_runtime.backends.onnxruntime import backend as onnxruntime_backend
 from snl_runtime.backends.onnxruntime.context import OnnxRuntimeLane
 from snl_runtime.cuda import api as cuda_api
 from snl_runtime.cuda.resources import CudaModule, DeviceBuffer
-from snl_runtime.detector import SnlDetector
+from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.gpu.kernels import KERNEL_NAMES
 
 

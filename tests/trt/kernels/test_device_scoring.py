@@ -12,7 +12,7 @@ import pytest
 
 from snl_calibration.calibrate import CalibrationOptions, calibrate
 from snl_runtime.cuda.resources import CudaModule
-from snl_runtime.detector import SnlDetector
+from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.errors import InferenceError
 from snl_runtime.gpu.kernels import KERNEL_NAMES
 from snl_runtime.images.files import write_image

@@ -10,6 +10,8 @@ from types import TracebackType
 
 from snl_runtime.backends.base import Backend
 from snl_runtime.cuda.arrays import DeviceFrameReader
+from snl_runtime.detector.inspection import Inspection, Output, Prepared, Request, answer
+from snl_runtime.detector.worker import BackendWorker
 from snl_runtime.errors import (
     BackendError,
     BackendTimeoutError,
@@ -22,7 +24,6 @@ from snl_runtime.errors import (
     ManifestError,
     SignatureError,
 )
-from snl_runtime.inspection import Inspection, Output, Prepared, Request, answer
 from snl_runtime.model.bundle import ModelBundle
 from snl_runtime.model.gain_files import open_gains
 from snl_runtime.model.manifest import Manifest
@@ -32,7 +33,6 @@ from snl_runtime.types import AnomalyResult, ColorOrder, OutputRequest
 from snl_runtime.verdict.decision import check_output
 from snl_runtime.verdict.ruling import Ruling, error
 from snl_runtime.verdict.selection import DecisionBook
-from snl_runtime.worker import BackendWorker
 
 logger = logging.getLogger(__name__)
 
