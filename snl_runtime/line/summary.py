@@ -8,11 +8,11 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
-from snl_runtime.histogram import LatencyHistogram
-from snl_runtime.picture_folders import PictureFolder
-from snl_runtime.pipeline import PipelineCounts
+from snl_runtime.line.histogram import LatencyHistogram
+from snl_runtime.line.picture_folders import PictureFolder
+from snl_runtime.line.pipeline import PipelineCounts
+from snl_runtime.line.sources.base import FrameSource
 from snl_runtime.progress import Progress
-from snl_runtime.sources.base import FrameSource
 from snl_runtime.types import AnomalyResult, Frame, Verdict
 
 STAGES = ("preprocess", "infer", "decide", "total")

@@ -8,10 +8,10 @@ from types import TracebackType
 from typing import Literal, TypeAlias
 
 from snl_runtime.errors import DataError, SourceOpenError
-from snl_runtime.handoff import OverflowPolicy
 from snl_runtime.images.files import read_frame, read_pages
 from snl_runtime.images.listing import LeftOut, Listing, list_pattern
-from snl_runtime.sources.base import FrameStamper, SourceCounters
+from snl_runtime.line.handoff import OverflowPolicy
+from snl_runtime.line.sources.base import FrameStamper, SourceCounters
 from snl_runtime.types import Frame
 
 Pages: TypeAlias = Literal["one", "all"]

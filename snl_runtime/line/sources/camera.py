@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from snl_runtime.errors import ConfigError, SourceOpenError, SourceStalledError
-from snl_runtime.handoff import OverflowPolicy
 from snl_runtime.images.opencv import load_opencv
-from snl_runtime.sources.base import FrameStamper, SourceCounters, quiet_opencv
+from snl_runtime.line.handoff import OverflowPolicy
+from snl_runtime.line.sources.base import FrameStamper, SourceCounters, quiet_opencv
 from snl_runtime.text import redact_credentials
 from snl_runtime.types import Frame
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from snl_runtime.handoff import OverflowPolicy
+from snl_runtime.line.handoff import OverflowPolicy
 from snl_runtime.types import ColorOrder, Frame
 
 

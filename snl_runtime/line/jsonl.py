@@ -13,7 +13,7 @@ from types import TracebackType
 
 from snl_runtime.errors import ConfigError, SinkError
 from snl_runtime.files import exclusive_lock
-from snl_runtime.records import record_line
+from snl_runtime.line.records import record_line
 from snl_runtime.types import AnomalyResult, Frame
 
 SYNC_INTERVAL_S = 1.0

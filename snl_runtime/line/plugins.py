@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from snl_runtime.errors import ConfigError, SnlError
-from snl_runtime.sinks import Sink
-from snl_runtime.sources.base import FrameSource
+from snl_runtime.line.sinks import Sink
+from snl_runtime.line.sources.base import FrameSource
 from snl_runtime.text import redact_credentials
 
 SOURCE_GROUP = "snl_edge.sources"

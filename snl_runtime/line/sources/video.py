@@ -13,10 +13,10 @@ from typing import Any
 import numpy.typing as npt
 
 from snl_runtime.errors import SourceEndedError, SourceOpenError
-from snl_runtime.handoff import OverflowPolicy
 from snl_runtime.images.opencv import load_opencv
-from snl_runtime.sources.base import FrameStamper, SourceCounters, quiet_opencv
-from snl_runtime.sources.container import count_missing_bytes
+from snl_runtime.line.handoff import OverflowPolicy
+from snl_runtime.line.sources.base import FrameStamper, SourceCounters, quiet_opencv
+from snl_runtime.line.sources.container import count_missing_bytes
 from snl_runtime.text import printable
 from snl_runtime.types import Frame
 

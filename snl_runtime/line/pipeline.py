@@ -15,9 +15,9 @@ import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Protocol
 
-from snl_runtime.handoff import Handoff, OverflowPolicy
-from snl_runtime.sinks import Sink
-from snl_runtime.sources.base import FrameSource
+from snl_runtime.line.handoff import Handoff, OverflowPolicy
+from snl_runtime.line.sinks import Sink
+from snl_runtime.line.sources.base import FrameSource
 from snl_runtime.types import AnomalyResult, ColorOrder, Frame, StageTimings, Verdict
 
 JOIN_INTERVAL_S = 0.5
