@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from benchmarks.accuracy import provenance
 from benchmarks.accuracy.tables import KINDS, MIXTURES, RESULTS, merge_rows, number_text, read_rows
-from snl_runtime.commandline import EXIT_OK, CommandParser, run_command
+from snl_runtime.cli.command import EXIT_OK, CommandParser, run_command
 from snl_runtime.errors import ConfigError, DataError
 from snl_runtime.images.files import read_image
 from snl_runtime.images.preprocess import InputSpec, prepare

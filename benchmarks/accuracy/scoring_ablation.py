@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from benchmarks.accuracy import provenance
 from benchmarks.accuracy.tables import RESULTS, SCORING, merge_rows, number_text, read_rows
-from snl_runtime.commandline import EXIT_OK, CommandParser, run_command
+from snl_runtime.cli.command import EXIT_OK, CommandParser, run_command
 from snl_runtime.images.files import read_image, read_mask
 from snl_runtime.images.preprocess import InputSpec, prepare, resize_mask
 from snl_runtime.progress import Progress

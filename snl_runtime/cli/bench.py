@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from snl_runtime.cli.command import EXIT_OK, CommandParser, run_command
 from snl_runtime.cli.run import add_detector_flags, open_detector, positive
-from snl_runtime.commandline import EXIT_OK, CommandParser, run_command
 from snl_runtime.errors import ConfigError, DataError
 from snl_runtime.progress import Progress
 from snl_runtime.text import to_json

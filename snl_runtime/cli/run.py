@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from snl_runtime.commandline import (
+from snl_runtime.cli.command import (
     EXIT_NOT_ALL_PASSED,
     EXIT_OK,
     CommandParser,
