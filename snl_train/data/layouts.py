@@ -7,7 +7,8 @@ plain          ``<product>/*.png`` or ``<product>/good`` with good images only, 
 =============  ==========================================================================================
 
 Masks and bad images are optional everywhere, file numbers may have gaps. ``ok``, ``normal`` and the like mean ``good``, and folders inside ``good``,
-``<defect>`` and their masks count, see :mod:`snl_runtime.images.labels` and :mod:`snl_runtime.images.listing`. What lies elsewhere is listed as left out.
+``<defect>`` and their masks count, see :mod:`snl_runtime.images.labels` and :mod:`snl_runtime.images.listing`. What lies elsewhere is listed as left
+out.
 """
 
 from collections.abc import Sequence

@@ -36,7 +36,8 @@ logger = logging.getLogger(__name__)
 DEFAULT_RTX_TARGETS = (86, 89, 120)
 """Compute capabilities of an RTX engine when nobody says otherwise: RTX 30, 40 and 50 series."""
 BUILD_RECIPE = 1
-"""Raised when :mod:`snl_runtime.backends.tensorrt.library` sets other flags for the same request, so that no engine of an earlier release comes out of the cache."""
+"""Raised when :mod:`snl_runtime.backends.tensorrt.library` sets other flags for the same request, so that no engine of an earlier release comes out
+of the cache."""
 CACHE_LIMIT_BYTES = 4 << 30
 """The build cache drops its oldest engines beyond this size."""
 
