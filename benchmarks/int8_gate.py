@@ -22,10 +22,10 @@ import onnx
 
 from snl_calibration.quantize import DEFAULT_PARTS, PARTS, calibration_images, quantize_backbone
 from snl_runtime.files import sha256_file
-from snl_runtime.images import read_image
-from snl_runtime.listing import list_images
-from snl_runtime.manifest import manifest_path, read_manifest
-from snl_runtime.parity import correlation_of, correlation_text
+from snl_runtime.images.files import read_image
+from snl_runtime.images.listing import list_images
+from snl_runtime.model.manifest import manifest_path, read_manifest
+from snl_runtime.parity.meter import correlation_of, correlation_text
 from snl_runtime.progress import Progress
 from snl_runtime.scorer import Scorer
 from snl_train.metrics import roc_auc

@@ -10,15 +10,16 @@ from pathlib import Path
 
 from snl_runtime.errors import CalibrationRefusedError, ConfigError, DataError, FrameError, ManifestError
 from snl_runtime.files import check_writable
-from snl_runtime.frame_range import MIN_DEVIATION, FrameRange, FrameStatistics, check_frame, fit_frame_range
-from snl_runtime.gain import GainMap
-from snl_runtime.gain_files import encode_gain, write_gain
-from snl_runtime.images import read_image
-from snl_runtime.listing import Listing
-from snl_runtime.manifest import Decision, Evidence, Manifest, manifest_path, update_manifest
+from snl_runtime.images.files import read_image
+from snl_runtime.images.listing import Listing
+from snl_runtime.model.frame_range import FrameRange
+from snl_runtime.model.gain import GainMap
+from snl_runtime.model.gain_files import encode_gain, write_gain
+from snl_runtime.model.manifest import Decision, Evidence, Manifest, manifest_path, update_manifest
 from snl_runtime.progress import Progress
 from snl_runtime.scorer import Scored, Scorer
 from snl_runtime.types import BIT_DEPTHS, AnomalyMap, Image
+from snl_runtime.verdict.frame_checks import MIN_DEVIATION, FrameStatistics, check_frame, fit_frame_range
 
 from .evidence import BadPart, Detection, Hardest, collect_from_bad_images, collect_from_synthetic_defects, find_bad_parts, require_detection
 from .gain import GainFit, check_gain_sample, fit_product_gain, note_on_gain

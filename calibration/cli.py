@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snl_runtime.commandline import EXIT_OK, EXIT_REFUSED, CommandParser, add_listing_flag, report_listing, run_command
+from snl_runtime.cli.command import EXIT_OK, EXIT_REFUSED, CommandParser, add_listing_flag, report_listing, run_command
 from snl_runtime.files import atomic_write_text, check_writable
-from snl_runtime.opencv import load_opencv
+from snl_runtime.images.opencv import load_opencv
 from snl_runtime.text import to_json
 from snl_runtime.types import BIT_DEPTHS
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from snl_runtime.errors import CalibrationRefusedError, DataError
-from snl_runtime.images import pixel_sha256, read_image
-from snl_runtime.labels import is_good_name
-from snl_runtime.listing import Listing, list_images
-from snl_runtime.manifest import Evidence, Manifest
-from snl_runtime.preprocess import resize
+from snl_runtime.images.files import pixel_sha256, read_image
+from snl_runtime.images.labels import is_good_name
+from snl_runtime.images.listing import Listing, list_images
+from snl_runtime.images.preprocess import resize
+from snl_runtime.model.manifest import Evidence, Manifest
 from snl_runtime.progress import Progress
 from snl_runtime.types import Image
 

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from snl_runtime.backends.onnxruntime_lane import load_onnxruntime
+from snl_runtime.backends.onnxruntime.context import load_onnxruntime
 from snl_runtime.errors import BackendUnavailableError, ConfigError, DataError
-from snl_runtime.images import pixel_sha256, read_image
-from snl_runtime.labels import is_good_name, is_ground_truth
-from snl_runtime.listing import list_images
-from snl_runtime.preprocess import InputSpec, prepare
+from snl_runtime.images.files import pixel_sha256, read_image
+from snl_runtime.images.labels import is_good_name, is_ground_truth
+from snl_runtime.images.listing import list_images
+from snl_runtime.images.preprocess import InputSpec, prepare
 from snl_runtime.progress import Progress
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from snl_runtime.images import read_image
+from snl_runtime.images.files import read_image
 from snl_runtime.types import Image
 
 from .calibrate import ProductFit

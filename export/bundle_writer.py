@@ -12,12 +12,12 @@ import numpy as np
 
 from snl_runtime.errors import CheckpointError, ConfigError, GoldenSampleError, ManifestError, ParityRefusedError, SinkError
 from snl_runtime.files import check_writable, exclusive_lock, sha256_file
-from snl_runtime.gain_files import open_gains
-from snl_runtime.golden import GoldenSamples, golden_path, write_golden
-from snl_runtime.manifest import Decision, Manifest, ParityReport, manifest_path, read_manifest, write_manifest
-from snl_runtime.manifest_codec import canonical_json
-from snl_runtime.parity import LIMITS, ParityMeter
-from snl_runtime.parity_frames import FrameSet, derived_frames, folder_frames
+from snl_runtime.model.gain_files import open_gains
+from snl_runtime.model.golden import GoldenSamples, golden_path, write_golden
+from snl_runtime.model.manifest import Decision, Manifest, ParityReport, manifest_path, read_manifest, write_manifest
+from snl_runtime.model.manifest_codec import canonical_json
+from snl_runtime.parity.frames import FrameSet, derived_frames, folder_frames
+from snl_runtime.parity.meter import LIMITS, ParityMeter
 from snl_runtime.scorer import Scorer
 from snl_train.checkpoint import Checkpoint, load_checkpoint
 from snl_train.evaluation import CheckpointScorer

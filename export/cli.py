@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snl_runtime.commandline import EXIT_OK, CommandParser, add_listing_flag, need_packages, report_listing, run_command
+from snl_runtime.cli.command import EXIT_OK, CommandParser, add_listing_flag, need_packages, report_listing, run_command
 from snl_runtime.text import to_json
 
 if TYPE_CHECKING:
-    from snl_runtime.manifest import ParityReport
+    from snl_runtime.model.manifest import ParityReport
 
     from .bundle_writer import ExportedBundle
     from .engines import ExportedEngine
@@ -139,7 +139,7 @@ def _naming_what_stands(model_path: Path) -> Iterator[None]:
 
 
 def _report_pictures(options: argparse.Namespace) -> None:
-    from snl_runtime.listing import list_images
+    from snl_runtime.images.listing import list_images
 
     for folder in (options.frames, options.calib_data):
         if folder is not None:
@@ -148,7 +148,7 @@ def _report_pictures(options: argparse.Namespace) -> None:
 
 def _with_engine(bundle: "ExportedBundle", path: Path, sha256: str) -> dict[Path, str]:
     from snl_runtime.files import sha256_file
-    from snl_runtime.manifest import manifest_path
+    from snl_runtime.model.manifest import manifest_path
 
     changed = manifest_path(bundle.model_path)
     return {**bundle.files, changed: sha256_file(changed), path: sha256}
@@ -172,8 +172,8 @@ def _print_text(bundle: "ExportedBundle", engine: "ExportedEngine | None", why_n
 
 
 def _parity_line(report: "ParityReport") -> str:
-    from snl_runtime.guard_band import guard_text
-    from snl_runtime.parity import correlation_text
+    from snl_runtime.model.guard_band import guard_text
+    from snl_runtime.parity.meter import correlation_text
 
     figures = [
         f"map {report.map_max_abs:.2g} (p99 {report.map_p99_abs:.2g})",
@@ -192,7 +192,7 @@ def _parity_line(report: "ParityReport") -> str:
 
 
 def _as_plain(bundle: "ExportedBundle", engine: "ExportedEngine | None", why_not: str | None) -> dict[str, Any]:
-    from snl_runtime.manifest_codec import to_plain
+    from snl_runtime.model.manifest_codec import to_plain
 
     return {
         "model": str(bundle.model_path),

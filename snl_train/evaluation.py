@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from snl_runtime.errors import BackendUnavailableError, DataError, InferenceError
-from snl_runtime.preprocess import InputSpec, prepare, resize_mask
+from snl_runtime.images.preprocess import InputSpec, prepare, resize_mask
 from snl_runtime.scorer import Scorer
 from snl_runtime.types import AnomalyMap, Image
 from snl_train.data.samples import Sample

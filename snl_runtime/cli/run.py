@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from snl_runtime.commandline import (
+from snl_runtime.cli.command import (
     EXIT_NOT_ALL_PASSED,
     EXIT_OK,
     CommandParser,
@@ -26,13 +26,13 @@ from snl_runtime.progress import Progress
 from snl_runtime.text import to_json
 
 if TYPE_CHECKING:
-    from snl_runtime.detector import SnlDetector
-    from snl_runtime.jsonl import JsonlSink
-    from snl_runtime.picture_folders import OverlaySaver, PictureFolder, RejectSaver
-    from snl_runtime.pipeline import Pipeline
-    from snl_runtime.records import StreamSink
-    from snl_runtime.sinks import Sink
-    from snl_runtime.sources import FrameSource
+    from snl_runtime.detector.detector import SnlDetector
+    from snl_runtime.line.jsonl import JsonlSink
+    from snl_runtime.line.picture_folders import OverlaySaver, PictureFolder, RejectSaver
+    from snl_runtime.line.pipeline import Pipeline
+    from snl_runtime.line.records import StreamSink
+    from snl_runtime.line.sinks import Sink
+    from snl_runtime.line.sources import FrameSource
     from snl_runtime.types import OutputRequest
 
 _Number = TypeVar("_Number", int, float)
@@ -118,7 +118,7 @@ def open_detector(arguments: argparse.Namespace, engine: str, *, keep_maps: bool
     Raises:
         SnlError: If the model, its backend or the public key cannot be opened.
     """
-    from snl_runtime.detector import SnlDetector
+    from snl_runtime.detector.detector import SnlDetector
 
     public_key = None
     if arguments.public_key is not None:
@@ -169,8 +169,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _inspect(arguments: argparse.Namespace, request: "_StopRequest") -> int:
-    from snl_runtime.pipeline import Pipeline
-    from snl_runtime.summary import RunTally
+    from snl_runtime.line.pipeline import Pipeline
+    from snl_runtime.line.summary import RunTally
 
     _check_outputs(arguments)
     source = _source(arguments)
@@ -256,8 +256,8 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
 
 
 def _source(arguments: argparse.Namespace) -> "FrameSource":
-    from snl_runtime.plugins import find_source
-    from snl_runtime.sources import CameraSource, ImageFolderSource, VideoSource, parse_camera
+    from snl_runtime.line.plugins import find_source
+    from snl_runtime.line.sources import CameraSource, ImageFolderSource, VideoSource, parse_camera
 
     if arguments.images is not None:
         return ImageFolderSource(
@@ -274,10 +274,10 @@ def _source(arguments: argparse.Namespace) -> "FrameSource":
 
 
 def _outputs(arguments: argparse.Namespace) -> _Outputs:
-    from snl_runtime.jsonl import JsonlSink
-    from snl_runtime.picture_folders import OverlaySaver, RejectSaver
-    from snl_runtime.plugins import open_sink
-    from snl_runtime.records import StreamSink
+    from snl_runtime.line.jsonl import JsonlSink
+    from snl_runtime.line.picture_folders import OverlaySaver, RejectSaver
+    from snl_runtime.line.plugins import open_sink
+    from snl_runtime.line.records import StreamSink
     from snl_runtime.types import Verdict
 
     jsonl_bytes = None if arguments.jsonl_max_mib is None else arguments.jsonl_max_mib << 20
@@ -311,7 +311,7 @@ def _progress(arguments: argparse.Namespace) -> Progress | None:
 
 
 def _report(arguments: argparse.Namespace, summary: dict[str, Any], detector: "SnlDetector", failure: BaseException | None) -> None:
-    from snl_runtime.summary import summary_lines
+    from snl_runtime.line.summary import summary_lines
 
     if failure is None or summary["captured"]:
         for line in (*summary_lines(summary), *detector.notes):
@@ -326,7 +326,7 @@ def _report(arguments: argparse.Namespace, summary: dict[str, Any], detector: "S
 
 def _report_undelivered(pipeline: "Pipeline", records: "Sink") -> None:
     """Print the records that found no place, so that they are not lost with the process, and count what other sinks missed."""
-    from snl_runtime.records import record_line
+    from snl_runtime.line.records import record_line
 
     lost = [missed for missed in pipeline.undelivered if missed.sink is records]
     others = len(pipeline.undelivered) - len(lost)

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snl_runtime.commandline import EXIT_OK, CommandParser, add_listing_flag, need_packages, report_listing, run_command
+from snl_runtime.cli.command import EXIT_OK, CommandParser, add_listing_flag, need_packages, report_listing, run_command
 from snl_runtime.errors import ConfigError, DataError
 from snl_runtime.files import atomic_write_text, check_writable, sha256_file
 from snl_runtime.progress import Progress

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snl_runtime.commandline import CommandParser, add_listing_flag, need_packages, report_listing, run_command
+from snl_runtime.cli.command import CommandParser, add_listing_flag, need_packages, report_listing, run_command
 from snl_runtime.config import parse_override
 from snl_runtime.errors import ConfigError
 from snl_runtime.files import check_writable

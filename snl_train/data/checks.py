@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from snl_runtime.errors import DataError
-from snl_runtime.frame_range import MIN_DEVIATION, size_text
-from snl_runtime.images import check_range, pixel_sha256, read_frame, to_image
-from snl_runtime.listing import display_name
-from snl_runtime.opencv import load_opencv
+from snl_runtime.images.files import check_range, pixel_sha256, read_frame, to_image
+from snl_runtime.images.listing import display_name
+from snl_runtime.images.opencv import load_opencv
+from snl_runtime.model.frame_range import size_text
 from snl_runtime.types import Image
+from snl_runtime.verdict.frame_checks import MIN_DEVIATION
 from snl_train.data.samples import DatasetIndex, Sample
 
 INVERTED_MASK_SHARE = 0.9

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from snl_runtime.preprocess import resize
+from snl_runtime.images.preprocess import resize
 from snl_runtime.text import printable
 from snl_runtime.types import Image
 from snl_train.config import DataConfig

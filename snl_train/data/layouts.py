@@ -7,7 +7,7 @@ plain          ``<product>/*.png`` or ``<product>/good`` with good images only, 
 =============  ==========================================================================================
 
 Masks and bad images are optional everywhere, file numbers may have gaps. ``ok``, ``normal`` and the like mean ``good``, and folders inside ``good``,
-``<defect>`` and their masks count, see :mod:`snl_runtime.labels` and :mod:`snl_runtime.listing`. What lies elsewhere is listed as left out.
+``<defect>`` and their masks count, see :mod:`snl_runtime.images.labels` and :mod:`snl_runtime.images.listing`. What lies elsewhere is listed as left out.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from snl_runtime.errors import DataError
-from snl_runtime.labels import find_not_good, is_good_name, is_split_name
-from snl_runtime.listing import LeftOut, Listing, display_name, is_junk, list_images
+from snl_runtime.images.labels import find_not_good, is_good_name, is_split_name
+from snl_runtime.images.listing import LeftOut, Listing, display_name, is_junk, list_images
 from snl_train.data.checks import check_dataset
 from snl_train.data.masks import assign_masks
 from snl_train.data.samples import DatasetIndex, Sample

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 
 from snl_runtime.errors import DataError
-from snl_runtime.listing import display_name
+from snl_runtime.images.listing import display_name
 from snl_train.data.samples import Sample
 
 _MASK_ENDING = re.compile(r"[ ._-](mask|gt|label)$", re.IGNORECASE)

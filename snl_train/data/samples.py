@@ -8,8 +8,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from snl_runtime.images import read_image, read_mask
-from snl_runtime.listing import Listing
+from snl_runtime.images.files import read_image, read_mask
+from snl_runtime.images.listing import Listing
 from snl_runtime.types import Image
 
 Split: TypeAlias = Literal["train", "test"]
@@ -29,7 +29,7 @@ class Sample:
         mask_holds_labels: Whether the mask may hold label numbers (VisA) rather than 0 and 255.
         pixel_sha256: Hash of the decoded pixels; empty until the image was read.
         size_hw: Height and width of the image; None until it was read.
-        bit_depth: Bits that a value of the file uses, as for ``snl_runtime.images.read_image``.
+        bit_depth: Bits that a value of the file uses, as for ``snl_runtime.images.files.read_image``.
     """
 
     path: Path

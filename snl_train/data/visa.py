@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from snl_runtime.errors import DataError
-from snl_runtime.labels import is_good_name
+from snl_runtime.images.labels import is_good_name
 from snl_train.data.samples import Sample, Split
 
 SPLIT_FILE = Path("split_csv") / "1cls.csv"

@@ -25,7 +25,10 @@ def test_links_keep_training_and_test_images_apart(data, tmp_path):
 
     for _ in range(2):  # a second run finds them
         link_images(data, tmp_path / "work")
-    read = {path.relative_to(tmp_path / "work").as_posix(): path.read_bytes().removeprefix(PNG_START).decode() for path in (tmp_path / "work").rglob("*.png")}
+    read = {
+        path.relative_to(tmp_path / "work").as_posix(): path.read_bytes().removeprefix(PNG_START).decode()
+        for path in (tmp_path / "work").rglob("*.png")
+    }
     assert {name.split("/")[0]: text.split()[1] for name, text in read.items() if name.startswith("ranges")} == {"ranges": "train/good"}
     assert all(text.split()[1].startswith("test/") for name, text in read.items() if not name.startswith("ranges"))
     assert sorted(name for name in read if name.startswith("bad")) == ["bad/bolt/scratch/0.png", "bad/nut/scratch/0.png"]

@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from snl_calibration.calibrate import CalibrationOptions, calibrate
-from snl_runtime.golden import GoldenSamples, write_golden
-from snl_runtime.manifest import Manifest, read_manifest, write_manifest
+from snl_runtime.model.golden import GoldenSamples, write_golden
+from snl_runtime.model.manifest import Manifest, read_manifest, write_manifest
 
 SIDE = 48
 BASE = 0.02  # what the graph answers where a frame equals the template: a score of 0 is no evidence

@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from snl_calibration.calibrate import CalibrationOptions, append_decisions, calibrate
 from snl_runtime import scorer as scorer_module
 from snl_runtime.backends import open_backend
-from snl_runtime.detector import SnlDetector
-from snl_runtime.manifest import EngineEntry, update_manifest
-from snl_runtime.signing import sign_manifest
+from snl_runtime.detector.detector import SnlDetector
+from snl_runtime.model.manifest import EngineEntry, update_manifest
+from snl_runtime.model.signing import sign_manifest
 from snl_runtime.types import Verdict
 
 

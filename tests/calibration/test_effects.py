@@ -9,7 +9,7 @@ import pytest
 from snl_calibration.calibrate import CalibrationOptions, append_decisions, calibrate
 from snl_calibration.cli import main
 from snl_runtime.errors import SinkError
-from snl_runtime.gain import GainMap
+from snl_runtime.model.gain import GainMap
 
 PROBED_BYTES = 5000
 """More than what is probed, less than any page."""

@@ -10,11 +10,11 @@ from snl_calibration.calibrate import CalibrationOptions, append_decisions, cali
 from snl_calibration.cli import main
 from snl_calibration.gain import MIN_GAIN_SAMPLE, GainFit, note_on_gain
 from snl_calibration.thresholds import fit_threshold
-from snl_runtime.detector import SnlDetector
+from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.errors import SinkError
 from snl_runtime.files import sha256_file
-from snl_runtime.gain import GainMap, fit_gain
-from snl_runtime.gain_files import gain_of, open_gains
+from snl_runtime.model.gain import GainMap, fit_gain
+from snl_runtime.model.gain_files import gain_of, open_gains
 from snl_runtime.types import Verdict
 
 SIDE, BASE = 48, 0.02

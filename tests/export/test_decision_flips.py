@@ -10,13 +10,13 @@ import pytest
 from onnx import numpy_helper
 
 from snl_export.cli import main
-from snl_runtime.detector import SnlDetector
+from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.files import sha256_file
-from snl_runtime.gain import GainMap
-from snl_runtime.gain_files import encode_gain, write_gain
-from snl_runtime.images import read_image, write_image
-from snl_runtime.listing import list_images
-from snl_runtime.manifest import Decision, manifest_path, read_manifest, write_manifest
+from snl_runtime.images.files import read_image, write_image
+from snl_runtime.images.listing import list_images
+from snl_runtime.model.gain import GainMap
+from snl_runtime.model.gain_files import encode_gain, write_gain
+from snl_runtime.model.manifest import Decision, manifest_path, read_manifest, write_manifest
 from snl_runtime.scorer import Scorer
 
 DEVIATION = 5e-5

@@ -12,7 +12,7 @@ import pytest
 from snl_export import publishing
 from snl_runtime.errors import ManifestError, SinkError
 from snl_runtime.files import sha256_file
-from snl_runtime.manifest import Decision, EngineEntry, Manifest, read_manifest, update_manifest, write_manifest
+from snl_runtime.model.manifest import Decision, EngineEntry, Manifest, read_manifest, update_manifest, write_manifest
 
 NAMES = ("x.onnx", "x.golden.npz")
 
@@ -20,7 +20,7 @@ KILLED_PUBLISH = """
 import os, sys
 from pathlib import Path
 from snl_export import publishing
-from snl_runtime.manifest import read_manifest
+from snl_runtime.model.manifest import read_manifest
 calls, last = 0, int(sys.argv[2])
 plain = Path.replace
 def counted(self, target):
@@ -63,7 +63,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def is_refused(folder: Path) -> bool:
-    from snl_runtime.bundle import open_bundle
+    from snl_runtime.model.bundle import open_bundle
 
     try:
         open_bundle(folder / "x.onnx")

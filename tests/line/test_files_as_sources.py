@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from snl_runtime.errors import SourceEndedError, SourceOpenError
-from snl_runtime.handoff import OverflowPolicy
-from snl_runtime.sources import ImageFolderSource, VideoSource
-from snl_runtime.sources.container import count_missing_bytes
+from snl_runtime.line.handoff import OverflowPolicy
+from snl_runtime.line.sources import ImageFolderSource, VideoSource
+from snl_runtime.line.sources.container import count_missing_bytes
 
 
 def read_all(source):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from snl_runtime.errors import DataError, SinkError
-from snl_runtime.images import WRITABLE_SUFFIXES, pixel_sha256, read_image, read_mask, write_image
+from snl_runtime.images.files import WRITABLE_SUFFIXES, pixel_sha256, read_image, read_mask, write_image
 
 LOSSLESS = [".png", ".bmp", ".tif", ".ppm", ".webp"]
 

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snl_runtime.errors import DataError
-from snl_runtime.listing import LeftOut, display_name, list_images, list_pattern
-from snl_runtime.sources import ImageFolderSource
+from snl_runtime.images.listing import LeftOut, display_name, list_images, list_pattern
+from snl_runtime.line.sources import ImageFolderSource
 
 PIXELS = np.add.outer(np.arange(48), np.arange(64))[:, :, None].repeat(3, axis=2).astype(np.uint8)
 PNG = cv2.imencode(".png", PIXELS)[1].tobytes()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from snl_runtime.errors import DataError
-from snl_runtime.parity_frames import folder_frames
+from snl_runtime.parity.frames import folder_frames
 
 
 def write(path, value=0, dtype=np.uint8):

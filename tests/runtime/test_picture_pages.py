@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snl_runtime.errors import DataError
-from snl_runtime.image_integrity import find_damage
-from snl_runtime.images import check_range, read_frame, read_image, read_mask, read_pages, to_image
-from snl_runtime.picture_pages import find_pictures
+from snl_runtime.images.files import check_range, read_frame, read_image, read_mask, read_pages, to_image
+from snl_runtime.images.integrity import find_damage
+from snl_runtime.images.pages import find_pictures
 
 _spec = importlib.util.spec_from_file_location("snl_tests_picture_files", Path(__file__).with_name("picture_files.py"))
 files = importlib.util.module_from_spec(_spec)

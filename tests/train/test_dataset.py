@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from snl_runtime.errors import DataError
-from snl_runtime.preprocess import resize
+from snl_runtime.images.preprocess import resize
 from snl_train.config import DataConfig
 from snl_train.data.dataset import load_training_data
 
