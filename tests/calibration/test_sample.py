@@ -180,6 +180,14 @@ def test_folder_of_good_parts_that_says_something_else_is_refused(station, tools
         station.fit_all()
 
 
+def test_whole_dataset_is_no_folder_of_bad_images(station, tools):
+    station.write_good(count=30)
+    for name in ("test/scratch/0.png", "ground_truth/scratch/0_mask.png"):
+        tools.save(station.root / "bad" / name, tools.bad_frame(0))
+    with pytest.raises(DataError, match="holds ground_truth and test of a dataset"):
+        station.fit_all(bad=station.root / "bad")
+
+
 def test_images_beside_product_folders_are_refused(station, tools):
     station.write_good(count=30)
     tools.save(station.good / "0.png", tools.good_frame(0))
