@@ -76,6 +76,9 @@ def find_bad_parts(bad: Path, product: str, on_listed: Callable[[Listing], None]
     listing = list_images(folder)
     on_listed(listing)
     parts = [BadPart(kind=_kind(path.relative_to(folder)), path=path) for path in listing.require_all().taken]
+    splits = sorted({part.kind for part in parts if part.kind.lower() in ("train", "test", "ground_truth")})
+    if splits:
+        raise DataError(f"{folder} holds {' and '.join(splits)} of a dataset; name the folder of its bad images, e.g. {folder / 'test'}")
     parts = [part for part in parts if not is_good_name(part.kind)]
     if not parts:
         raise DataError(f"{folder} holds no image of a bad part, neither directly nor in a sub-folder per kind")

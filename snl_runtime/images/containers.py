@@ -110,7 +110,7 @@ class TiffDirectory:
     def is_reduced(self) -> bool:
         """Whether it describes a thumbnail or a transparency mask and no picture of its own."""
         values = self.values or {}
-        return bool(values.get(254, (0,))[0] & 0b101) or values.get(255, (1,))[0] == 2
+        return bool((values.get(254) or (0,))[0] & 0b101) or (values.get(255) or (1,))[0] == 2
 
 
 class TiffFile:
@@ -128,11 +128,13 @@ class TiffFile:
     def directories(self) -> list[TiffDirectory]:
         """Return the directories in their order; one that is cut off, or leads back to an earlier one, is the last."""
         found: list[TiffDirectory] = []
+        seen: set[int] = set()
         try:
             position = self._offset_at(8 if self._is_big else 4)
             while position:
-                if any(position == directory.offset for directory in found):
+                if position in seen:
                     return [*found, TiffDirectory(position, None)]
+                seen.add(position)
                 found.append(TiffDirectory(position, None))
                 values, after = self._read(position)
                 found[-1] = TiffDirectory(position, values)
@@ -150,6 +152,8 @@ class TiffFile:
 
     def _offset_at(self, position: int) -> int:
         (offset,) = struct.unpack_from(self._order + ("Q" if self._is_big else "I"), self._data, self._base + position)
+        if offset > len(self._data):  # of 8 bytes, it may be more than any index
+            raise struct.error("an offset beyond the file")
         return int(offset)
 
     def _read(self, position: int) -> tuple[dict[int, tuple[int, ...]], int]:

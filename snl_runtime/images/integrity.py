@@ -14,7 +14,7 @@ _JPEG_SCAN_MARKER = 0xDA
 _JPEG_SCAN_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _TIFF_OFFSET_TAGS = {273: 279, 324: 325}
 """Tag that lists where strips or tiles start -> tag that lists their sizes."""
-_PIXEL_CHUNKS = (b"fcTL", b"fdAT")
+_PIXEL_CHUNKS = (b"acTL", b"fcTL", b"fdAT")
 """Chunks of an animated PNG that hold pixels although their names say that a decoder may pass them over."""
 
 

@@ -63,7 +63,8 @@ def _in_jpeg(data: bytes) -> Pictures:
 def _in_index(data: bytes, base: int) -> Pictures:
     directories = TiffFile(data, base).directories()
     values = (directories[0].values if directories else None) or {}
-    entries = bytes(values.get(0xB002, ()))
+    listed_bytes = values.get(0xB002, ())
+    entries = bytes(listed_bytes) if max(listed_bytes, default=0) < 256 else b""
     order = "<" if data[base : base + 2] == b"II" else ">"
     listed = [struct.unpack_from(f"{order}III", entries, at) for at in range(0, len(entries) - 15, 16)]
     # The offset of the first picture is 0 and counts from the file's start, those of the others from the index. Kind 1 is a thumbnail.
@@ -74,12 +75,9 @@ def _in_index(data: bytes, base: int) -> Pictures:
 
 
 def _in_png(data: bytes) -> Pictures:
-    for chunk in png_chunks(data):
-        if chunk.kind == b"acTL" and chunk.start + 4 <= len(data):
-            return Pictures(max(1, int.from_bytes(data[chunk.start : chunk.start + 4], "big")))
-        if chunk.kind == b"IDAT":
-            break
-    return Pictures(1)
+    """Return the frames that are there, not the number that the animation's header gives: that may be damaged."""
+    kinds = [chunk.kind for chunk in png_chunks(data)]
+    return Pictures(max(1, kinds.count(b"fcTL")) if b"acTL" in kinds else 1)
 
 
 def _in_gif(data: bytes) -> Pictures:
@@ -97,7 +95,7 @@ def _in_avif(data: bytes) -> Pictures:
         if movie.kind == b"moov":
             tracks = [part for part in iso_boxes(data, movie.start, movie.end) if part.kind == b"trak"]
             counts += [_sample_count(data, track.start, track.end) for track in tracks]
-    return Pictures(max(counts))
+    return Pictures(min(max(counts), len(data)))  # a sample has a byte at least
 
 
 def _sample_count(data: bytes, start: int, end: int) -> int:

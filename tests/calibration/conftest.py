@@ -145,9 +145,9 @@ class Station:
     def manifest(self):
         return read_manifest(self.root / "line.json")
 
-    def fit_all(self, good=None, **changes):
+    def fit_all(self, good=None, *, on_listed=lambda _: None, **changes):
         """Calibrate with a promise that 29 good parts carry."""
-        return calibrate(self.model, good or self.good, CalibrationOptions(**{"max_frr": 0.1, **changes}))
+        return calibrate(self.model, good or self.good, CalibrationOptions(**{"max_frr": 0.1, **changes}), on_listed=on_listed)
 
     def fit_one(self, good=None, **changes):
         (fit,) = self.fit_all(good, **changes)

@@ -118,7 +118,20 @@ def test_float_tiff_is_refused_by_its_type(tmp_path):
 
 def test_random_bytes_after_every_magic_never_raise_anything_but_data_errors(tmp_path):
     rng = np.random.default_rng(0)
-    for magic in (b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*", b"RIFF\x20\0\0\0WEBP", b"P5\n", b""):
+    for magic in (
+        b"\xff\xd8\xff\xe0",
+        b"\x89PNG\r\n\x1a\n",
+        b"BM",
+        b"II*\0",
+        b"MM\0*",
+        b"RIFF\x20\0\0\0WEBP",
+        b"P5\n",
+        b"GIF89a",
+        b"\xff\x4f\xff\x51",
+        b"II+\0\x08\0\0\0",
+        b"P7\n",
+        b"",
+    ):
         for _ in range(20):
             (tmp_path / "x.bin").write_bytes(magic + rng.bytes(int(rng.integers(0, 200))))
             with contextlib.suppress(DataError):

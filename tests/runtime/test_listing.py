@@ -1,8 +1,8 @@
 """Every file below a folder is exactly one of taken, rejected and left out; what is or claims to be a picture is never left out."""
 
+import contextlib
 import os
 import socket
-import stat
 import tempfile
 import threading
 from collections import Counter
@@ -165,16 +165,35 @@ def test_pipes_and_sockets_are_left_out_without_being_opened(tmp_path, monkeypat
         assert names(tmp_path, list_images(tmp_path).left_out) == ["pipe.png", "socket.png"]
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
-def test_what_may_not_be_read_is_rejected(tmp_path):
-    put(tmp_path / "a.png").chmod(0)
-    put(tmp_path / "closed" / "b.png")
-    (tmp_path / "closed").chmod(0)
+@contextlib.contextmanager
+def without_root():
+    """Root may read everything: be nobody for a while."""
+    if not hasattr(os, "geteuid"):
+        pytest.skip("this system has no permissions of that kind")
+    was = os.geteuid()
+    if was == 0:
+        os.seteuid(65534)
     try:
-        listing = list_images(tmp_path)
+        yield
     finally:
-        (tmp_path / "closed").chmod(stat.S_IRWXU)
-    assert names(tmp_path, listing.rejected) == ["a.png", "closed"]
+        os.seteuid(was)
+
+
+def test_what_may_not_be_read_is_rejected():
+    with tempfile.TemporaryDirectory() as folder:  # not in tmp_path, whose parents are closed to others
+        root = Path(folder)
+        root.chmod(0o755)
+        put(root / "a.png").chmod(0)
+        put(root / "b.png").chmod(0o644)
+        put(root / "closed" / "c.png")
+        (root / "closed").chmod(0)
+        try:
+            with without_root():
+                listing = list_images(root)
+        finally:
+            (root / "closed").chmod(0o755)
+    assert names(root, listing.taken) == ["b.png"]
+    assert names(root, listing.rejected) == ["a.png", "closed"]
 
 
 def test_own_output_folders_are_left_out_by_their_real_path(tmp_path):
