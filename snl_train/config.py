@@ -289,7 +289,7 @@ def preset_config(name: str) -> TrainConfig:
     ``best``: what measured best in ``benchmarks/accuracy``: Muon, L_cd weighted by the distance itself, flaws painted into the student's input,
     residual whitening levelled by peaks, CRAM on directions with a positive alpha, a map smoothed by 4 pixels as RD4AD's, and no affinity error in
     it. The affinity losses stay with a tenth of the paper's weight, on at most 256 positions drawn per scale; L_sd is left out.
-    ``docs/decisions.md`` says why.
+    ``docs/decisions`` says why.
 
     Raises:
         ConfigError: If there is no preset of that name.
