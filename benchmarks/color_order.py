@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from snl_runtime.frame_range import FrameRange, check_frame, fit_frame_range, frame_statistics
-from snl_runtime.images import list_images, read_image
-from snl_runtime.preprocess import InputSpec, prepare
+from snl_runtime.images.files import read_image
+from snl_runtime.images.listing import list_images
+from snl_runtime.images.preprocess import InputSpec, prepare
+from snl_runtime.model.frame_range import FrameRange
 from snl_runtime.types import Image
+from snl_runtime.verdict.frame_checks import check_frame, fit_frame_range, frame_statistics
 
 HEADER = "| product | fitted on | good parts | swapped: ERROR color order | good: ERROR color order | bad: ERROR color order | good: any | bad: any |"
 
@@ -46,7 +48,7 @@ def _row(name: str, product: Path, spec: InputSpec) -> str:
 
 
 def _inputs(folder: Path, spec: InputSpec) -> Iterator[Image]:
-    for path in list_images(folder):
+    for path in list_images(folder).taken:
         yield prepare(read_image(path), "rgb", spec)
 
 

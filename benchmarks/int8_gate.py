@@ -22,9 +22,10 @@ import onnx
 
 from snl_calibration.quantize import DEFAULT_PARTS, PARTS, calibration_images, quantize_backbone
 from snl_runtime.files import sha256_file
-from snl_runtime.images import list_images, read_image
-from snl_runtime.manifest import manifest_path, read_manifest
-from snl_runtime.parity import correlation_of, correlation_text
+from snl_runtime.images.files import read_image
+from snl_runtime.images.listing import list_images
+from snl_runtime.model.manifest import manifest_path, read_manifest
+from snl_runtime.parity.meter import correlation_of, correlation_text
 from snl_runtime.progress import Progress
 from snl_runtime.scorer import Scorer
 from snl_train.metrics import roc_auc
@@ -56,7 +57,7 @@ class TestImages:
 
 def read_test_images(data: Path) -> TestImages:
     """Return the test images of every product below a data set in MVTec AD's layout."""
-    paths = [path for folder in sorted(data.glob("*/test")) for path in list_images(folder, recursive=True)]
+    paths = [path for folder in sorted(data.glob("*/test")) for path in list_images(folder).taken]
     products = np.array([path.relative_to(data).parts[0] for path in paths])
     return TestImages(paths, products, np.array([path.parent.name != "good" for path in paths]))
 
@@ -70,7 +71,7 @@ def link_images(data: Path, work: Path) -> None:
         folders |= {f"bad/{product}/{kind}": data / product / "test" / kind for kind in kinds if kind != "good"}
         for name, source in folders.items():
             (work / name).mkdir(parents=True, exist_ok=True)
-            for image in list_images(source):
+            for image in list_images(source).taken:
                 link = work / name / image.name
                 if not link.is_symlink():
                     link.symlink_to(image.resolve())

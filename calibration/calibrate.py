@@ -2,23 +2,28 @@
 
 import dataclasses
 import importlib.metadata
+import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from snl_runtime.errors import CalibrationRefusedError, ConfigError, DataError, FrameError, ManifestError
-from snl_runtime.frame_range import MIN_DEVIATION, FrameRange, FrameStatistics, check_frame, fit_frame_range
-from snl_runtime.gain import GainMap
-from snl_runtime.gain_files import encode_gain, write_gain
-from snl_runtime.images import read_image
-from snl_runtime.manifest import Decision, Evidence, Manifest, manifest_path, update_manifest
+from snl_runtime.files import check_writable
+from snl_runtime.images.files import read_image
+from snl_runtime.images.listing import Listing
+from snl_runtime.model.frame_range import FrameRange
+from snl_runtime.model.gain import GainMap
+from snl_runtime.model.gain_files import encode_gain, write_gain
+from snl_runtime.model.manifest import Decision, Evidence, Manifest, manifest_path, update_manifest
 from snl_runtime.progress import Progress
 from snl_runtime.scorer import Scored, Scorer
 from snl_runtime.types import BIT_DEPTHS, AnomalyMap, Image
+from snl_runtime.verdict.frame_checks import MIN_DEVIATION, FrameStatistics, check_frame, fit_frame_range
 
 from .evidence import BadPart, Detection, Hardest, collect_from_bad_images, collect_from_synthetic_defects, find_bad_parts, require_detection
 from .gain import GainFit, check_gain_sample, fit_product_gain, note_on_gain
-from .outliers import find_outliers
+from .outliers import find_accepted, find_outliers
 from .sample import ProductSample, find_samples, listed, notes_on_sizes, read_parts, require_independent
 from .thresholds import ThresholdFit, check_sample_size, fit_threshold
 
@@ -85,7 +90,7 @@ class ProductFit:
 
     Attributes:
         product: Its name.
-        decision: What was appended to the manifest; None if the fit was refused.
+        decision: What is appended to the manifest; None if the fit was refused.
         refusal: Why it was refused, one sentence; None if it was not.
         fit: Threshold and bound; None if the refusal came before.
         evidence: Detection counts; None if the refusal came before.
@@ -114,28 +119,42 @@ class ProductFit:
     warnings: list[str]
 
 
-def calibrate(model_path: Path, good: Path, options: CalibrationOptions) -> list[ProductFit]:
-    """Fit one decision per product and append each to the manifest as soon as it stands; a refused product does not stop the others.
+def calibrate(
+    model_path: Path,
+    good: Path,
+    options: CalibrationOptions,
+    *,
+    on_listed: Callable[[Listing], None] = lambda _: None,
+    before_writing: Callable[[Sequence[ProductFit]], None] = lambda _: None,
+) -> list[ProductFit]:
+    """Fit one decision per product and then append all of them to the manifest at once; a refused product does not stop the others.
 
     Args:
         model_path: ``x.onnx`` or ``x.trt`` with its manifest beside it. The decisions belong to this file's hash.
         good: Folder of good images, of product folders, or with ``options.held_out`` the training data's root.
         options: Promise and evidence.
+        on_listed: Is given what was found in each folder of images, before any is read.
+        before_writing: Is given the fits while nothing is written yet; where it raises, nothing is.
 
     Raises:
-        ConfigError: If the product cannot be told, or an accepted outlier is no image of the sample.
-        DataError: If a folder or image cannot be used. Decisions of earlier products stay.
+        ConfigError: If the product cannot be told, or an accepted outlier is no image of the sample or more than one.
+        DataError: If a folder or image cannot be used; nothing is written then.
         ManifestError: If the model has no manifest or does not match it.
+        SinkError: If the manifest cannot be written, which shows before the first image is read.
     """
     with Scorer(model_path, backend=options.backend, device=options.device) as scorer:
         manifest = scorer.bundle.manifest
         if manifest is None:
             raise ManifestError(f"{model_path} has no manifest beside it; export it with snl-export, which writes {manifest_path(model_path).name}")
-        samples = find_samples(good, manifest, options.product, held_out=options.held_out)
-        _require_known_names(samples, options.accept_outliers)
+        check_writable(manifest_path(model_path))
+        samples = find_samples(good, manifest, options.product, held_out=options.held_out, on_listed=on_listed)
+        options = dataclasses.replace(options, accept_outliers=find_accepted(samples, options.accept_outliers))
         samples[0].warnings.extend(scorer.bundle.notes)
-        bad_parts = {sample.product: _bad_parts(sample, options, is_only=len(samples) == 1) for sample in samples}
-        return [_fit_product(scorer, manifest, sample, bad_parts[sample.product], options) for sample in samples]
+        bad_parts = {sample.product: _bad_parts(sample, options, on_listed, is_only=len(samples) == 1) for sample in samples}
+        fits = [_fit_product(scorer, manifest, sample, bad_parts[sample.product], options) for sample in samples]
+    before_writing(fits)
+    append_decisions(model_path, [(fit.decision, None if fit.gain is None else fit.gain.gain) for fit in fits if fit.decision is not None])
+    return fits
 
 
 @dataclass(slots=True)
@@ -176,7 +195,6 @@ def _fit_product(
         decision = _decide(scorer, manifest, record, bad_parts, options)
     except CalibrationRefusedError as refusal:
         return record.result(refusal=str(refusal))
-    append_decision(scorer.bundle.path, decision, None if record.gain is None else record.gain.gain)
     return record.result(decision=decision)
 
 
@@ -320,11 +338,11 @@ def _peak(scored: Scored) -> float:
 def _require_no_unknown_outlier(record: _Record, accept: tuple[str, ...]) -> list[str]:
     report = find_outliers(record.scores)
     record.outliers = report.scores
-    accepted = [name for name in report.scores if name in accept or Path(name).name in accept]
+    accepted = [name for name in report.scores if name in accept]
     unknown = {name: score for name, score in report.scores.items() if name not in accepted}
     if unknown:
         names = listed([f"{name} ({score:.6g})" for name, score in unknown.items()], shown=20)
-        flags = " ".join(f"--accept-outlier {name}" for name in unknown) if len(unknown) <= 20 else "--accept-outlier NAME for each"
+        flags = " ".join(f"--accept-outlier {shlex.quote(name)}" for name in unknown) if len(unknown) <= 20 else "--accept-outlier NAME for each"
         raise CalibrationRefusedError(
             f"{len(unknown)} good images score beyond median + 6 MAD = {report.limit:.6g}: {names}; "
             f"look at each: take bad parts out of the folder, accept good ones with {flags}"
@@ -332,37 +350,40 @@ def _require_no_unknown_outlier(record: _Record, accept: tuple[str, ...]) -> lis
     return accepted
 
 
-def _require_known_names(samples: list[ProductSample], accept: tuple[str, ...]) -> None:
-    names = {part.name for sample in samples for part in sample.parts}
-    known = names | {Path(name).name for name in names}
-    unknown = [name for name in accept if name not in known]
-    if unknown:
-        raise ConfigError(f"--accept-outlier {unknown[0]}: no such good image; expected a file name or a path relative to the --good folder")
-
-
-def _bad_parts(sample: ProductSample, options: CalibrationOptions, *, is_only: bool) -> list[BadPart] | None:
+def _bad_parts(sample: ProductSample, options: CalibrationOptions, on_listed: Callable[[Listing], None], *, is_only: bool) -> list[BadPart] | None:
     if options.bad is None:
         return None
     if not is_only and options.bad.is_dir() and not (options.bad / sample.product).is_dir():
         sample.warnings.append(f"{options.bad} has no folder {sample.product!r}: synthetic defects were used instead")
         return None
-    return find_bad_parts(options.bad, sample.product)
+    return find_bad_parts(options.bad, sample.product, on_listed)
 
 
-def append_decision(model_path: Path, decision: Decision, gain: GainMap | None = None) -> None:
-    """Add a decision to the model's manifest, its gain map beside it first; what others added since it was opened is kept.
+def append_decisions(model_path: Path, fitted: Sequence[tuple[Decision, GainMap | None]]) -> None:
+    """Add decisions to the model's manifest, all or none, their gain maps beside it first; what others added since it was opened is kept.
 
     Raises:
         ManifestError: If the manifest was altered meanwhile.
-        SinkError: If it cannot be written; then it is as it was.
+        SinkError: If a file cannot be written; then all are as they were.
     """
+    if not fitted:
+        return
+    gains = [encode_gain(model_path, decision.product, gain) for decision, gain in fitted if gain is not None]
+    new = [path for path in (model_path.with_name(file.file) for file, _ in gains) if not path.exists()]
+    try:
+        for file, data in gains:
+            write_gain(model_path, file, data)
+        update_manifest(manifest_path(model_path), lambda manifest: _with_decisions(manifest, [decision for decision, _ in fitted]))
+    except BaseException:  # Ctrl-C included
+        for path in new:
+            path.unlink(missing_ok=True)
+        raise
 
-    def append(manifest: Manifest) -> Manifest:
-        if gain is not None:
-            write_gain(model_path, *encode_gain(model_path, decision.product, gain))
-        return manifest.with_decision(decision)
 
-    update_manifest(manifest_path(model_path), append)
+def _with_decisions(manifest: Manifest, decisions: Sequence[Decision]) -> Manifest:
+    for decision in decisions:
+        manifest = manifest.with_decision(decision)
+    return manifest
 
 
 def _is_box(roi_xyxy: tuple[int, int, int, int] | None) -> bool:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snl_runtime.commandline import EXIT_OK, EXIT_REFUSED, CommandParser, run_command
-from snl_runtime.files import atomic_write_text
-from snl_runtime.opencv import load_opencv
+from snl_runtime.cli.command import EXIT_OK, EXIT_REFUSED, CommandParser, add_listing_flag, report_listing, run_command
+from snl_runtime.files import atomic_write_text, check_writable
+from snl_runtime.images.opencv import load_opencv
 from snl_runtime.text import to_json
 from snl_runtime.types import BIT_DEPTHS
 
@@ -36,7 +36,11 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument("--engine", type=Path, required=True, metavar="FILE", help="x.onnx or x.trt, with its manifest x.json beside it")
     parser.add_argument(
-        "--good", type=Path, required=True, metavar="DIR", help="folder of good images, or of one such folder per product; one picture per part"
+        "--good",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of good images, or of one such folder per product, folders in them included; one picture per part",
     )
     parser.add_argument("--product", metavar="NAME", help="product to fit (default: the folder's name, or every product folder)")
     parser.add_argument(
@@ -81,6 +85,7 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--report", type=Path, metavar="FILE", help="page with score histograms, the highest-scoring good parts and the hardest defects"
     )
+    add_listing_flag(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     return parser
 
@@ -93,8 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     load_opencv()  # the import below needs it; without it this is one line that names the extra
     from .calibrate import CalibrationOptions, calibrate
-    from .report import render_report
 
+    if arguments.report is not None:
+        check_writable(arguments.report)
     options = CalibrationOptions(
         max_frr=arguments.max_frr,
         confidence=arguments.confidence,
@@ -113,26 +119,40 @@ def _run(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         seed=arguments.seed,
     )
-    fits = calibrate(arguments.engine, arguments.good, options)
+    fits = calibrate(
+        arguments.engine,
+        arguments.good,
+        options,
+        on_listed=lambda listing: report_listing("snl-calibrate", listing, list_left_out=arguments.list_left_out),
+        before_writing=lambda fits: _deliver(arguments, fits),
+    )
+    for fit in fits:
+        if fit.decision is not None:
+            print(f"snl-calibrate: {fit.product}: decision written to {arguments.engine.with_suffix('.json')}", file=sys.stderr)
+    return EXIT_OK if all(fit.decision is not None for fit in fits) else EXIT_REFUSED
+
+
+def _deliver(arguments: argparse.Namespace, fits: "Sequence[ProductFit]") -> None:
+    """Report and print what was fitted; the decisions are written last, so that a full disk or a closed pipe leaves none of them."""
+    from .report import render_report
+
     if arguments.report is not None:
         atomic_write_text(arguments.report, render_report(str(arguments.engine), fits))
     if arguments.json:
-        print(to_json({"engine": str(arguments.engine), "products": [_plain(fit) for fit in fits]}))
+        print(to_json({"engine": str(arguments.engine), "products": [_plain(fit) for fit in fits]}), flush=True)
     else:
-        for fit in fits:
-            print(describe(fit))
+        print("\n".join(describe(fit) for fit in fits), flush=True)
     for fit in fits:
         for warning in fit.warnings:
             print(f"snl-calibrate: {fit.product}: {warning}", file=sys.stderr)
         if fit.refusal is not None:
             print(f"snl-calibrate: {fit.product}: refused: {fit.refusal}", file=sys.stderr)
-    return EXIT_OK if all(fit.decision is not None for fit in fits) else EXIT_REFUSED
 
 
 def describe(fit: "ProductFit") -> str:
     """Return the tables of one product: the promise, the scores of its good parts, and what was detected."""
     lines = [
-        f"{fit.product}: {'decision written' if fit.decision is not None else 'REFUSED, nothing written'}",
+        f"{fit.product}: {'fitted' if fit.decision is not None else 'REFUSED, nothing written'}",
         f"  good parts        {fit.sample_count}",
     ]
     if fit.refusal is not None:

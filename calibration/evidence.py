@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from snl_runtime.errors import CalibrationRefusedError, DataError
-from snl_runtime.images import list_images, pixel_sha256, read_image
-from snl_runtime.manifest import Evidence, Manifest
-from snl_runtime.preprocess import resize
+from snl_runtime.images.files import pixel_sha256, read_image
+from snl_runtime.images.labels import is_good_name
+from snl_runtime.images.listing import Listing, list_images
+from snl_runtime.images.preprocess import resize
+from snl_runtime.model.manifest import Evidence, Manifest
 from snl_runtime.progress import Progress
 from snl_runtime.types import Image
 
@@ -60,23 +62,28 @@ class BadPart:
     path: Path
 
 
-def find_bad_parts(bad: Path, product: str) -> list[BadPart]:
+def find_bad_parts(bad: Path, product: str, on_listed: Callable[[Listing], None] = lambda _: None) -> list[BadPart]:
     """Return the bad parts of a product: ``bad/<product>`` if there is such a folder, else ``bad`` itself; one sub-folder per kind.
 
-    A sub-folder ``good`` is left out, so that the ``test`` folder of a data set can be given as it is.
+    A sub-folder ``good`` (or ``ok``, ``normal``, ...) is left out, so that the ``test`` folder of a data set can be given as it is.
 
     Raises:
-        DataError: If there is no folder or no image in it.
+        DataError: If there is no folder or no image in it, or one cannot be taken.
     """
     folder = bad / product if (bad / product).is_dir() else bad
     if not folder.is_dir():
         raise DataError(f"{bad} is not a folder; --bad needs a folder of bad images, one sub-folder per kind")
-    parts = [BadPart(kind="bad", path=path) for path in list_images(folder)]
-    for kind in sorted(child for child in folder.iterdir() if child.is_dir() and child.name != "good" and not child.name.startswith(".")):
-        parts += [BadPart(kind=kind.name, path=path) for path in list_images(kind)]
+    listing = list_images(folder)
+    on_listed(listing)
+    parts = [BadPart(kind=_kind(path.relative_to(folder)), path=path) for path in listing.require_all().taken]
+    parts = [part for part in parts if not is_good_name(part.kind)]
     if not parts:
-        raise DataError(f"{folder} holds no image, neither directly nor in a sub-folder per kind")
-    return parts
+        raise DataError(f"{folder} holds no image of a bad part, neither directly nor in a sub-folder per kind")
+    return sorted(parts, key=lambda part: part.path.parent != folder)  # those without a kind first
+
+
+def _kind(relative: Path) -> str:
+    return relative.parts[0] if len(relative.parts) > 1 else "bad"
 
 
 def collect_from_bad_images(

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from snl_runtime.errors import CalibrationRefusedError, GainError
-from snl_runtime.gain import GainMap, fit_gain, leave_one_out_gains
+from snl_runtime.model.gain import GainMap, fit_gain, leave_one_out_gains
 from snl_runtime.types import AnomalyMap, Image
 
 from .thresholds import ThresholdFit, fit_threshold

@@ -1,8 +1,13 @@
 """Scores among the "good" that look like bad parts: they stop a fit until a person accepts them by name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
+
+from snl_runtime.errors import ConfigError
+
+from .sample import GoodPart, ProductSample, listed
 
 OUTLIER_FACTOR = 6.0
 """How many median absolute deviations above the median a good part may score."""
@@ -42,3 +47,33 @@ def find_outliers(scores: Mapping[str, float]) -> OutlierReport:
     limit = centre + OUTLIER_FACTOR * NORMAL_CONSISTENCY * deviation
     above = sorted(((name, score) for name, score in scores.items() if score > limit), key=lambda item: (-item[1], item[0]))
     return OutlierReport(limit=limit, scores=dict(above))
+
+
+def find_accepted(samples: Sequence[ProductSample], names: Sequence[str]) -> tuple[str, ...]:
+    """Return the full names of the good images that a person accepts as outliers.
+
+    Args:
+        samples: The good parts of every product that is fitted.
+        names: Each a path relative to the folder of good images, a file name, or a product and a file name, e.g. ``bottle/012.png``.
+
+    Raises:
+        ConfigError: If a name fits no image, or more than one: a person looked at one of them.
+    """
+    accepted = []
+    for name in names:
+        fitting = [(sample, part) for sample in samples for part in sample.parts if name in _names(sample, part)]
+        exact = [part.name for _, part in fitting if part.name == name]
+        found = exact or [part.name for _, part in fitting]
+        if not found:
+            raise ConfigError(
+                f"--accept-outlier {name}: no such good image; expected a file name, PRODUCT/NAME or a path relative to the --good folder"
+            )
+        if len(found) > 1:
+            raise ConfigError(f"--accept-outlier {name} fits {len(found)} good images: {listed(found)}; give the one that was looked at by its path")
+        accepted += found
+    return tuple(accepted)
+
+
+def _names(sample: ProductSample, part: GoodPart) -> set[str]:
+    file_name = Path(part.name).name
+    return {part.name, file_name, f"{sample.product}/{part.name}", f"{sample.product}/{file_name}"}

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from snl_runtime.backends.onnxruntime_lane import load_onnxruntime
+from snl_runtime.backends.onnxruntime.context import load_onnxruntime
 from snl_runtime.errors import BackendUnavailableError, ConfigError, DataError
-from snl_runtime.images import list_images, pixel_sha256, read_image
-from snl_runtime.preprocess import InputSpec, prepare
+from snl_runtime.images.files import pixel_sha256, read_image
+from snl_runtime.images.labels import is_good_name, is_ground_truth
+from snl_runtime.images.listing import list_images
+from snl_runtime.images.preprocess import InputSpec, prepare
 from snl_runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -75,7 +77,12 @@ class QuantizedBackbone:
 
 
 def quantize_backbone(
-    model: "onnx.ModelProto", images: Sequence[Path], *, parts: Sequence[BackbonePart] = DEFAULT_PARTS, threads: int | None = None
+    model: "onnx.ModelProto",
+    images: Sequence[Path],
+    *,
+    parts: Sequence[BackbonePart] = DEFAULT_PARTS,
+    threads: int | None = None,
+    bit_depth: int | None = None,
 ) -> QuantizedBackbone:
     """Return an fp32 graph with the convolutions of its backbone in INT8; the same graph and pictures give the same bytes.
 
@@ -84,6 +91,7 @@ def quantize_backbone(
         images: Good pictures.
         parts: Networks whose convolutions are quantized.
         threads: CPU threads of ONNX Runtime; None for its default.
+        bit_depth: Bits that a value of the files uses, as for ``read_image``.
 
     Raises:
         ConfigError: If there is no such convolution.
@@ -91,10 +99,10 @@ def quantize_backbone(
     """
     convolutions = find_convolutions(model, parts)
     names = list(dict.fromkeys(convolution.activation for convolution in convolutions))
-    ranges = collect_activation_ranges(model, names, images, threads=threads)
+    ranges = collect_activation_ranges(model, names, images, threads=threads, bit_depth=bit_depth)
     # No clipping: least squares would cut the rarest, largest activations, and those are what an anomaly score is made of.
     scales = {name: largest / LARGEST if largest > 0 else 1.0 for name, largest in ranges.items()}
-    hashes = sorted(pixel_sha256(read_image(path)) for path in images)
+    hashes = sorted(pixel_sha256(read_image(path, bit_depth)) for path in images)
     return QuantizedBackbone(
         model=insert_pairs(model, convolutions, scales),
         convolution_count=len(convolutions),
@@ -129,15 +137,16 @@ def find_convolutions(model: "onnx.ModelProto", parts: Sequence[BackbonePart] = 
 def calibration_images(folder: Path, *, most: int = DEFAULT_IMAGES) -> list[Path]:
     """Return good images below a folder, spread evenly over the sorted names.
 
-    If some lie in a folder called ``good``, only those are taken, so that a data set's root does not bring its defects along.
+    If some lie in a folder called ``good`` (or ``ok``, ``normal``, ...), only those are taken, so that a data set's root does not bring its defects
+    along.
 
     Raises:
-        DataError: If there is none.
+        DataError: If there is none, or one cannot be taken.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; --calib-data needs a folder of good images")
-    paths = [path for path in list_images(folder, recursive=True) if "ground_truth" not in path.relative_to(folder).parts]
-    good = [path for path in paths if "good" in path.relative_to(folder).parts[:-1]]
+    paths = [path for path in list_images(folder).require_all().taken if not is_ground_truth(path.relative_to(folder))]
+    good = [path for path in paths if any(is_good_name(part) for part in path.relative_to(folder).parts[:-1])]
     paths = good or paths
     if not paths:
         raise DataError(f"{folder} holds no image; --calib-data needs a folder of good images")
@@ -146,7 +155,7 @@ def calibration_images(folder: Path, *, most: int = DEFAULT_IMAGES) -> list[Path
 
 
 def collect_activation_ranges(
-    model: "onnx.ModelProto", names: Sequence[str], images: Sequence[Path], *, threads: int | None = None
+    model: "onnx.ModelProto", names: Sequence[str], images: Sequence[Path], *, threads: int | None = None, bit_depth: int | None = None
 ) -> dict[str, float]:
     """Return the largest absolute value of each named tensor over good images, one image at a time.
 
@@ -155,6 +164,7 @@ def collect_activation_ranges(
         names: Tensors inside it.
         images: Pictures, which pass the preprocessing of the line.
         threads: CPU threads of ONNX Runtime; None for its default.
+        bit_depth: Bits that a value of the files uses, as for ``read_image``.
 
     Raises:
         DataError: If a picture cannot be read or gives values that are not finite.
@@ -175,7 +185,7 @@ def collect_activation_ranges(
     spec = InputSpec(size_hw=(height, width))
     with Progress(len(images), unit="images", label="activation ranges") as progress:
         for path in images:
-            pixels = prepare(read_image(path), "rgb", spec)[None]
+            pixels = prepare(read_image(path, bit_depth), "rgb", spec)[None]
             pixels = pixels.repeat(batch, axis=0) if isinstance(batch, int) else pixels
             for name, values in zip(names, session.run(list(names), {session.get_inputs()[0].name: pixels})):
                 magnitude = float(np.abs(values).max())  # NaN if there is one

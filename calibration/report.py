@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from snl_runtime.images import read_image
+from snl_runtime.images.files import read_image
 from snl_runtime.types import Image
 
 from .calibrate import ProductFit
@@ -23,7 +23,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 table { border-collapse: collapse; } td, th { padding: .2rem .8rem .2rem 0; text-align: left; }
 figure { display: inline-block; margin: .4rem .8rem .4rem 0; vertical-align: top; }
 figcaption { font-size: 12px; max-width: 192px; overflow-wrap: anywhere; }
-.refused { color: #a00; } .written { color: #070; } img { display: block; }
+.refused { color: #a00; } .fitted { color: #070; } img { display: block; }
 """
 
 
@@ -36,7 +36,7 @@ def render_report(engine: str, fits: Sequence[ProductFit]) -> str:
 
 
 def _product(fit: ProductFit) -> str:
-    state = '<span class="written">decision written</span>' if fit.decision is not None else '<span class="refused">refused, nothing written</span>'
+    state = '<span class="fitted">fitted</span>' if fit.decision is not None else '<span class="refused">refused, nothing written</span>'
     parts = [f"<h2>{html.escape(fit.product)}: {state}</h2>"]
     parts += [f'<p class="refused">{html.escape(text)}</p>' for text in (fit.refusal, *fit.warnings) if text]
     if fit.fit is not None:

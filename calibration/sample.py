@@ -1,16 +1,19 @@
 """Which good parts are fitted on: found in folders or in the manifest's held-out list, independent, and never trained on."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from snl_runtime.errors import CalibrationRefusedError, ConfigError, DataError, FrameError
-from snl_runtime.frame_range import FrameFormat, FrameSizes
-from snl_runtime.images import list_images, pixel_sha256, read_frame
-from snl_runtime.manifest import Manifest
-from snl_runtime.preprocess import stored_bits, to_8_bit
+from snl_runtime.errors import CalibrationRefusedError, ConfigError, DataError
+from snl_runtime.images.files import check_range, pixel_sha256, read_frame, to_image
+from snl_runtime.images.labels import find_not_good
+from snl_runtime.images.listing import Listing, is_junk, list_images
+from snl_runtime.images.preprocess import stored_bits
+from snl_runtime.model.frame_range import FrameSizes
+from snl_runtime.model.manifest import Manifest
 from snl_runtime.progress import Progress
+from snl_runtime.verdict.frame_checks import FrameFormat
 
 MANY_SIZES = 4
 """Sizes of one product above which they are no camera's settings but those of parts that were cut out."""
@@ -61,18 +64,22 @@ class ProductSample:
         return FrameSizes(seen_hw=sorted({part.format.size_hw for part in self.parts if part.format is not None}), any_size=any_size)
 
 
-def find_samples(good: Path, manifest: Manifest, product: str | None, *, held_out: bool) -> list[ProductSample]:
+def find_samples(
+    good: Path, manifest: Manifest, product: str | None, *, held_out: bool, on_listed: Callable[[Listing], None] = lambda _: None
+) -> list[ProductSample]:
     """Return one sample per product, hashes and formats not yet filled.
 
-    ``good`` is a folder of images (one product), a folder of product folders, or with ``held_out`` the training data's root.
+    ``good`` is a folder of images (one product), a folder of product folders, or with ``held_out`` the training data's root. Folders inside those,
+    e.g. one per day, belong to them. ``on_listed`` is given what was found, unless with ``held_out``, where the manifest says what there is.
 
     Raises:
         ConfigError: If the product's name cannot be told from the folder, or there is no such product.
-        DataError: If a folder is missing or holds no image, or a held-out image is missing.
+        DataError: If a folder is missing, holds no image, one that cannot be taken, or folders that say that parts are not good; or a held-out image
+            is missing.
     """
     if not good.is_dir():
         raise DataError(f"{good} is not a folder; --good needs a folder of images or of product folders")
-    samples = _from_held_out(good, manifest, product) if held_out else _from_folders(good, manifest, product)
+    samples = _from_held_out(good, manifest, product) if held_out else _from_folders(good, manifest, product, on_listed)
     for sample in samples:
         if sample.product not in manifest.classes:
             sample.warnings.append(f"product {sample.product!r} was not trained on (this model knows {listed(manifest.classes)})")
@@ -87,7 +94,7 @@ def read_parts(sample: ProductSample, bit_depth: int | None) -> ProductSample:
         bit_depth: Bits that a value uses; None for 8 or 16, whichever the files have.
 
     Raises:
-        DataError: If a file cannot be read, or is not of that bit depth.
+        DataError: If a file cannot be read, is not of that bit depth, or uses a small part of 16 bits although none was declared.
         CalibrationRefusedError: If some files have 8 bits and others 16: a line sends one of them.
     """
     parts = []
@@ -104,10 +111,8 @@ def read_parts(sample: ProductSample, bit_depth: int | None) -> ProductSample:
 
 def _read_part(part: GoodPart, bit_depth: int | None) -> GoodPart:
     frame = read_frame(part.path)
-    try:
-        image = to_8_bit(frame, bit_depth)
-    except FrameError as error:
-        raise DataError(f"{part.path}: {error}") from error
+    check_range(frame, part.path, bit_depth)
+    image = to_image(frame, part.path, bit_depth)
     size_hw = (frame.shape[0], frame.shape[1])
     return replace(part, sha256=pixel_sha256(image), format=FrameFormat(size_hw=size_hw, bit_depth=bit_depth or stored_bits(frame.dtype)))
 
@@ -189,32 +194,44 @@ def _from_held_out(root: Path, manifest: Manifest, product: str | None) -> list[
     ]
 
 
-def _from_folders(good: Path, manifest: Manifest, product: str | None) -> list[ProductSample]:
-    if list_images(good):
-        name = product or good.resolve().name
+def _from_folders(good: Path, manifest: Manifest, product: str | None, on_listed: Callable[[Listing], None]) -> list[ProductSample]:
+    listing = list_images(good)
+    on_listed(listing)
+    listing.require_all()
+    folders = {folder.name: folder for folder in sorted(good.iterdir()) if folder.is_dir() and not is_junk(folder.name)}
+    known = [name for name in folders if name in manifest.classes]
+    direct = listing.inside(good)
+    if direct and known:
+        raise DataError(f"{good} holds images and folders of products ({listed(known)}); give the images of one product, or one folder per product")
+    own_name = good.resolve().name
+    if direct or (not known and product not in folders and own_name in ((product,) if product else manifest.classes)):
+        name = product or own_name
         if product is None and name not in manifest.classes:
             raise ConfigError(f"which product is {good}? its name is none of {listed(manifest.classes)}; say --product NAME")
-        return [_from_folder(name, good, good)]
-    folders = {folder.name: folder for folder in sorted(good.iterdir()) if folder.is_dir() and not folder.name.startswith(".")}
+        return [_from_folder(name, good, listing)]
     if product is not None:
         if product not in folders:
             raise ConfigError(f"{good} has no images and no folder {product!r}; it holds {listed(list(folders)) or 'no folder'}")
-        return [_from_folder(product, folders[product], good)]
-    known = [name for name in folders if name in manifest.classes]
+        return [_from_folder(product, folders[product], listing)]
     if not known:
         raise DataError(f"{good} holds no image, and no folder named after one of {listed(manifest.classes)}")
-    samples = [_from_folder(name, folders[name], good) for name in known]
+    samples = [_from_folder(name, folders[name], listing) for name in known]
     ignored = [name for name in folders if name not in manifest.classes]
     if ignored:
         samples[0].warnings.append(f"folders that are no product of this model were not fitted: {listed(ignored)}; name one with --product to fit it")
     return samples
 
 
-def _from_folder(product: str, folder: Path, root: Path) -> ProductSample:
-    parts = tuple(GoodPart(name=path.relative_to(root).as_posix(), path=path) for path in list_images(folder))
-    if not parts:
-        raise DataError(f"{folder} holds no image; expected the good parts of {product!r} directly in it")
-    return ProductSample(product=product, parts=parts)
+def _from_folder(product: str, folder: Path, listing: Listing) -> ProductSample:
+    paths = listing.below(folder)
+    if not paths:
+        raise DataError(f"{folder} holds no image; expected the good parts of {product!r} in it")
+    not_good = find_not_good(path.relative_to(folder) for path in paths)
+    if not_good:
+        raise DataError(
+            f"{folder} holds folders that do not say good: {listed(not_good)}; --good takes good parts of {product!r} only, name their folder"
+        )
+    return ProductSample(product=product, parts=tuple(GoodPart(name=path.relative_to(listing.root).as_posix(), path=path) for path in paths))
 
 
 def _require_hashes_as_listed(sample: ProductSample, manifest: Manifest) -> None:

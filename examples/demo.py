@@ -116,7 +116,12 @@ def run_demo(out: Path, plan: Plan) -> Tally:
     """Run every step into ``out`` and return what the line said."""
     demo = Demo(out)
     data, model, verdicts = out / "data", out / "line.onnx", out / "verdicts.jsonl"
-    verdicts.unlink(missing_ok=True)
+    for made_before in (
+        verdicts,
+        *out.glob("line.*"),
+        *out.glob("overlays/*/*.jpg"),
+    ):  # the folder is the demo's own; another version may have made them
+        made_before.unlink(missing_ok=True)
     print("== Draw three products with natural variation and five kinds of defects", file=sys.stderr)
     write_products(data, Amounts(train=plan.train_parts), plan.seed)
     demo.run(

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from snl_runtime.errors import CheckpointError, ConfigError, GoldenSampleError, ManifestError, ParityRefusedError, SinkError
-from snl_runtime.files import exclusive_lock, sha256_file
-from snl_runtime.gain_files import open_gains
-from snl_runtime.golden import GoldenSamples, golden_path, write_golden
-from snl_runtime.manifest import Decision, Manifest, ParityReport, manifest_path, read_manifest, write_manifest
-from snl_runtime.manifest_codec import canonical_json
-from snl_runtime.parity import LIMITS, ParityMeter
-from snl_runtime.parity_frames import FrameSet, derived_frames, folder_frames
+from snl_runtime.files import check_writable, exclusive_lock, sha256_file
+from snl_runtime.model.gain_files import open_gains
+from snl_runtime.model.golden import GoldenSamples, golden_path, write_golden
+from snl_runtime.model.manifest import Decision, Manifest, ParityReport, manifest_path, read_manifest, write_manifest
+from snl_runtime.model.manifest_codec import canonical_json
+from snl_runtime.parity.frames import FrameSet, derived_frames, folder_frames
+from snl_runtime.parity.meter import LIMITS, ParityMeter
 from snl_runtime.scorer import Scorer
 from snl_train.checkpoint import Checkpoint, load_checkpoint
 from snl_train.evaluation import CheckpointScorer
@@ -104,10 +104,13 @@ def export_bundle(
     """
     if model_path.suffix != ".onnx":
         raise ConfigError(f"--out must end in .onnx, got {model_path.name}")
-    frames = None if options.frames is None else folder_frames(options.frames)
+    _check_targets(model_path)
+    if options.frames is not None:
+        folder_frames(options.frames)  # a wrong folder shows before the checkpoint is loaded
     notes = []
     on_stage("load the checkpoint")
     checkpoint = load_checkpoint(checkpoint_path)
+    frames = None if options.frames is None else folder_frames(options.frames, checkpoint.config.data.bit_depth)
     if checkpoint.unfinished:
         notes.append(f"{checkpoint_path}: {checkpoint.unfinished}")
     with _staging_folder(model_path) as staging:
@@ -170,7 +173,7 @@ class _Export:
             self._quantize(self._options.int8)
 
     def _quantize(self, options: Int8Options) -> None:
-        model, described = quantize_file(self.path, options)
+        model, described = quantize_file(self.path, options, self._checkpoint.config.data.bit_depth)
         self._portable["graph"].update(described)
         onnx_export.write_model(model, self.path, size_hw=self._reference.size_hw, batch=self._options.batch, metadata=canonical_json(self._portable))
 
@@ -260,11 +263,7 @@ def _engine_notes(model_path: Path, manifest: Manifest) -> list[str]:
 def _staging_folder(model_path: Path) -> Iterator[Path]:
     """Yield an empty folder beside the target, on its file system, and remove it afterwards whatever happened; one export at a time has it."""
     folder = model_path.parent / f".{model_path.stem}.export"
-    try:
-        model_path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SinkError(f"cannot write into {model_path.parent}: {error.strerror or error}; check the folder and its permissions") from error
-    with exclusive_lock(model_path, what="export", blocking=False):
+    with _made_folder(model_path.parent), exclusive_lock(model_path, what="export", blocking=False):
         try:
             shutil.rmtree(folder, ignore_errors=True)  # a killed export left it
             folder.mkdir()
@@ -273,3 +272,30 @@ def _staging_folder(model_path: Path) -> Iterator[Path]:
             raise SinkError(f"cannot write {model_path}: {error.strerror or error}; check the folder, its permissions and the free space") from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _made_folder(folder: Path) -> Iterator[None]:
+    """Make a folder for the block; if the block fails, the folders that were made for it are gone again."""
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            for parent in missing:
+                parent.rmdir()
+        if isinstance(error, OSError):
+            raise SinkError(f"cannot write into {folder}: {error.strerror or error}; check the folder and its permissions") from error
+        raise
+
+
+def _check_targets(model_path: Path) -> None:
+    """Refuse an --out that cannot be written before the checkpoint is loaded; where its folder is yet to be made, look at the one it goes into."""
+    folder = model_path.absolute().parent
+    if folder.exists():
+        for path in (model_path, golden_path(model_path), manifest_path(model_path), model_path.with_suffix(".trt")):
+            check_writable(path)
+        return
+    existing = next(parent for parent in folder.parents if parent.exists())
+    check_writable(existing / f".{model_path.name}")

@@ -1,17 +1,18 @@
 """``snl-export``: a checkpoint in, a verified ONNX bundle out."""
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snl_runtime.commandline import EXIT_OK, CommandParser, need_packages, run_command
+from snl_runtime.cli.command import EXIT_OK, CommandParser, add_listing_flag, need_packages, report_listing, run_command
 from snl_runtime.text import to_json
 
 if TYPE_CHECKING:
-    from snl_runtime.manifest import ParityReport
+    from snl_runtime.model.manifest import ParityReport
 
     from .bundle_writer import ExportedBundle
     from .engines import ExportedEngine
@@ -56,6 +57,7 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument("--sm", metavar="A,B", help="compute capabilities of the engine (tensorrt-rtx; default: 86,89,120)")
     parser.add_argument("--device", default="cpu", metavar="NAME", help="where the checkpoint runs: cpu, cuda, cuda:N or auto (default: cpu)")
+    add_listing_flag(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     return parser
 
@@ -107,12 +109,14 @@ def _run(options: argparse.Namespace) -> int:
         device=options.device,
         int8=_int8_options(options),
     )
+    _report_pictures(options)
     model_path = options.out if options.out is not None else options.ckpt.with_suffix(".onnx")
     bundle = export_bundle(options.ckpt, model_path, export_options, on_stage=_say)
     engine = None
     if plan.target is not None:
         _say("build the engine")
-        engine = build_planned_engine(model_path, bundle.manifest, plan.target, frames=options.frames)
+        with _naming_what_stands(model_path):
+            engine = build_planned_engine(model_path, bundle.manifest, plan.target, frames=options.frames)
         bundle = replace(bundle, manifest=engine.manifest, files=_with_engine(bundle, engine.path, engine.entry.sha256))
     if options.json:
         print(to_json(_as_plain(bundle, engine, plan.why_not)))
@@ -121,9 +125,30 @@ def _run(options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+@contextlib.contextmanager
+def _naming_what_stands(model_path: Path) -> Iterator[None]:
+    """Say which files are in place if the engine, which comes after them, fails."""
+    from snl_runtime.errors import SnlError
+
+    try:
+        yield
+    except (SnlError, KeyboardInterrupt):
+        engine = model_path.with_suffix(".trt")
+        _say(f"{model_path}, its manifest and golden samples are in place and whole; build the engine again: snl-run --engine {engine} --rebuild")
+        raise
+
+
+def _report_pictures(options: argparse.Namespace) -> None:
+    from snl_runtime.images.listing import list_images
+
+    for folder in (options.frames, options.calib_data):
+        if folder is not None:
+            report_listing(PROGRAM, list_images(folder), list_left_out=options.list_left_out)
+
+
 def _with_engine(bundle: "ExportedBundle", path: Path, sha256: str) -> dict[Path, str]:
     from snl_runtime.files import sha256_file
-    from snl_runtime.manifest import manifest_path
+    from snl_runtime.model.manifest import manifest_path
 
     changed = manifest_path(bundle.model_path)
     return {**bundle.files, changed: sha256_file(changed), path: sha256}
@@ -147,8 +172,8 @@ def _print_text(bundle: "ExportedBundle", engine: "ExportedEngine | None", why_n
 
 
 def _parity_line(report: "ParityReport") -> str:
-    from snl_runtime.guard_band import guard_text
-    from snl_runtime.parity import correlation_text
+    from snl_runtime.model.guard_band import guard_text
+    from snl_runtime.parity.meter import correlation_text
 
     figures = [
         f"map {report.map_max_abs:.2g} (p99 {report.map_p99_abs:.2g})",
@@ -167,7 +192,7 @@ def _parity_line(report: "ParityReport") -> str:
 
 
 def _as_plain(bundle: "ExportedBundle", engine: "ExportedEngine | None", why_not: str | None) -> dict[str, Any]:
-    from snl_runtime.manifest_codec import to_plain
+    from snl_runtime.model.manifest_codec import to_plain
 
     return {
         "model": str(bundle.model_path),

@@ -1,4 +1,4 @@
-"""Engines for GPUs beside an exported bundle; ``snl_runtime.engine_builder`` builds them."""
+"""Engines for GPUs beside an exported bundle; ``snl_runtime.backends.tensorrt.builder`` builds them."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from snl_runtime.errors import BackendUnavailableError, ConfigError
-from snl_runtime.manifest import NOT_VERIFIED, EngineEntry, Manifest, manifest_path, read_manifest, update_manifest
-from snl_runtime.parity import refuse_unless_passed
+from snl_runtime.model.manifest import NOT_VERIFIED, EngineEntry, Manifest, manifest_path, read_manifest, update_manifest
+from snl_runtime.parity.meter import refuse_unless_passed
 
 if TYPE_CHECKING:
-    from snl_runtime.engine_builder import EngineTarget
+    from snl_runtime.backends.tensorrt.builder import EngineTarget
 
 EngineLibrary: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
 
@@ -67,7 +67,7 @@ def plan_engine(asked: str | None, compute_capabilities: Sequence[int]) -> Engin
         return EnginePlan(target=None, why_not="--engine none was given")
     if asked is not None or compute_capabilities:
         return EnginePlan(target=_target(asked, compute_capabilities), why_not=None)
-    from snl_runtime.engine_builder import target_at_hand
+    from snl_runtime.backends.tensorrt.builder import target_at_hand
 
     try:
         return EnginePlan(target=target_at_hand(), why_not=None)
@@ -89,8 +89,8 @@ def build_planned_engine(model_path: Path, manifest: Manifest, target: "EngineTa
         ParityRefusedError: If the engine does not score like the ONNX file; it stays listed with the failed report, which lends it no threshold.
         SinkError: If a file cannot be written.
     """
-    from snl_runtime.engine_builder import EngineOptions, build_engine
-    from snl_runtime.engine_parity import verify_if_possible
+    from snl_runtime.backends.tensorrt.builder import EngineOptions, build_engine
+    from snl_runtime.parity.engine import verify_if_possible
 
     largest = int(manifest.input["max_batch"])
     options = EngineOptions(batches=(1, 1, largest), precision=str(manifest.graph["precision"]))
@@ -120,7 +120,7 @@ def engine_lines(engine: ExportedEngine) -> list[str]:
 
 
 def _target(asked: str | None, compute_capabilities: Sequence[int]) -> "EngineTarget":
-    from snl_runtime.engine_builder import choose_target
+    from snl_runtime.backends.tensorrt.builder import choose_target
 
     library: EngineLibrary | None = next((name for name in _PACKAGES if name == asked), None)
     if library is not None and importlib.util.find_spec(_PACKAGES[library]) is None:

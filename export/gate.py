@@ -7,11 +7,11 @@ import numpy as np
 import onnx
 
 from snl_runtime.files import sha256_file
-from snl_runtime.golden import GoldenSamples
-from snl_runtime.manifest import ParityReport
-from snl_runtime.parity import LIMITS, ParityMeter, ScoredFrame, compare, refuse_unless_passed
-from snl_runtime.parity_frames import FrameSet
-from snl_runtime.preprocess import InputSpec, prepare, resize
+from snl_runtime.images.preprocess import InputSpec, prepare, resize
+from snl_runtime.model.golden import GoldenSamples
+from snl_runtime.model.manifest import ParityReport
+from snl_runtime.parity.frames import FrameSet
+from snl_runtime.parity.meter import LIMITS, ParityMeter, ScoredFrame, compare, refuse_unless_passed
 from snl_runtime.progress import Progress
 from snl_runtime.scorer import Scorer
 from snl_train.evaluation import CheckpointScorer

@@ -44,14 +44,16 @@ def parse_parts(text: str) -> tuple[BackbonePart, ...]:
     return tuple(part for part in PARTS if part in names)
 
 
-def quantize_file(path: Path, options: Int8Options) -> tuple[onnx.ModelProto, dict[str, Any]]:
+def quantize_file(path: Path, options: Int8Options, bit_depth: int | None = None) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """Return the quantized model of an fp32 export, and what the manifest says about it.
 
     Raises:
         ConfigError: If the graph has no convolution of these parts.
         DataError: If a picture cannot be read.
     """
-    result = quantize_backbone(onnx.load(path), calibration_images(options.calib_data), parts=options.parts, threads=options.threads)
+    result = quantize_backbone(
+        onnx.load(path), calibration_images(options.calib_data), parts=options.parts, threads=options.threads, bit_depth=bit_depth
+    )
     plain = {
         "int8_parts": list(options.parts),
         "int8_convolutions": result.convolution_count,

@@ -7,9 +7,9 @@ import numpy as np
 import onnx
 import torch
 
-from snl_runtime.backends.onnxruntime_lane import load_onnxruntime
-from snl_runtime.golden import TOLERANCES
-from snl_runtime.manifest import SCHEMA
+from snl_runtime.backends.onnxruntime.context import load_onnxruntime
+from snl_runtime.model.golden import TOLERANCES
+from snl_runtime.model.manifest import SCHEMA
 from snl_train.checkpoint import Checkpoint
 from snl_train.config import to_plain
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from snl_runtime.errors import ManifestError, SinkError
 from snl_runtime.files import sha256_file
-from snl_runtime.manifest import Manifest, read_manifest, replace_manifest
+from snl_runtime.model.manifest import Manifest, read_manifest, replace_manifest
 
 _NAMES = "names"
 

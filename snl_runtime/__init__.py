@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from snl_runtime.backends import available_backends, open_backend
     from snl_runtime.backends.base import Backend
-    from snl_runtime.bundle import ModelBundle, open_bundle
-    from snl_runtime.detector import SnlDetector
+    from snl_runtime.detector.detector import SnlDetector
     from snl_runtime.errors import SnlError
-    from snl_runtime.images import read_image
-    from snl_runtime.manifest import Decision, Manifest, read_manifest
-    from snl_runtime.overlay import render_overlay
+    from snl_runtime.images.files import read_image
+    from snl_runtime.images.overlay import render_overlay
+    from snl_runtime.model.bundle import ModelBundle, open_bundle
+    from snl_runtime.model.manifest import Decision, Manifest, read_manifest
     from snl_runtime.scorer import Scorer
     from snl_runtime.types import AnomalyRegion, AnomalyResult, Frame, OutputRequest, StageTimings, Verdict
 
@@ -46,22 +46,22 @@ _MODULES = {
     "AnomalyRegion": "types",
     "AnomalyResult": "types",
     "Backend": "backends.base",
-    "Decision": "manifest",
+    "Decision": "model.manifest",
     "Frame": "types",
-    "Manifest": "manifest",
-    "ModelBundle": "bundle",
+    "Manifest": "model.manifest",
+    "ModelBundle": "model.bundle",
     "OutputRequest": "types",
     "Scorer": "scorer",
-    "SnlDetector": "detector",
+    "SnlDetector": "detector.detector",
     "SnlError": "errors",
     "StageTimings": "types",
     "Verdict": "types",
     "available_backends": "backends",
     "open_backend": "backends",
-    "open_bundle": "bundle",
-    "read_image": "images",
-    "read_manifest": "manifest",
-    "render_overlay": "overlay",
+    "open_bundle": "model.bundle",
+    "read_image": "images.files",
+    "read_manifest": "model.manifest",
+    "render_overlay": "images.overlay",
 }
 
 

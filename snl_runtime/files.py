@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1 << 20
+_PROBE_BYTES = 4096
+"""A block of a file system: a full disk still takes empty files."""
 _NO_LOCKS_HERE = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP})
 """What a file system says that has no locks, as some network drives."""
 
@@ -34,7 +36,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         SinkError: If the file cannot be written (no folder, no permission, full disk); the message names ``path``.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.stem}.{secrets.token_hex(6)}{target.suffix}")
+    temporary = _temporary_path(target)
     try:
         yield temporary
         _flush_to_disk(temporary)
@@ -77,6 +79,25 @@ def write_new_file(path: str | os.PathLike[str], data: bytes, *, mode: int) -> N
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write ``text`` as UTF-8 with the guarantees of ``atomic_write_bytes``; line ends are kept, names that are not UTF-8 shown with escapes."""
     atomic_write_bytes(path, printable(text).encode("utf-8"))
+
+
+def check_writable(path: str | os.PathLike[str], *, append: bool = False) -> None:
+    """Refuse a file that could not be written, before the work whose result goes into it; leave nothing behind.
+
+    Creates and removes a file in the folder, because permissions alone do not tell: the disk may be full, read-only or mounted elsewhere.
+
+    Args:
+        path: The file that will be written.
+        append: It will be opened where it lies, as a log is, and not replaced: then a device or a pipe will do.
+
+    Raises:
+        SinkError: If its folder does not exist or takes no file, or ``path`` is a folder, no regular file or write-protected.
+    """
+    target = Path(path)
+    try:
+        _refuse_unwritable(target, append=append)
+    except OSError as error:
+        raise _cannot_write(target, error) from error
 
 
 @contextlib.contextmanager
@@ -128,6 +149,31 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 def sha256_bytes(data: bytes) -> str:
     """Return the sha256 of ``data`` as 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
+
+
+def _refuse_unwritable(target: Path, *, append: bool) -> None:
+    folder = target.absolute().parent
+    if target.is_dir():
+        raise SinkError(f"cannot write {target}: it is a folder; name a file, e.g. {target / 'x'}")
+    if not folder.is_dir():
+        raise SinkError(f"cannot write {target}: there is no folder {folder}; make it first")
+    if target.exists():
+        if not os.access(target, os.W_OK):
+            raise SinkError(f"cannot write {target}: it is write-protected; name another file or change its permissions")
+        if append:
+            return
+        if not target.is_file():
+            raise SinkError(f"cannot write {target}: it is a device or a pipe, which a file would replace; name another file")
+    probe = _temporary_path(target)
+    try:
+        probe.write_bytes(bytes(_PROBE_BYTES))
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
+def _temporary_path(target: Path) -> Path:
+    return target.with_name(f".{target.stem}.{secrets.token_hex(6)}{target.suffix}")
 
 
 def _cannot_write(target: Path, error: OSError) -> SinkError:

@@ -7,6 +7,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from snl_runtime.text import redact_credentials
+
 
 class Kind(enum.Enum):
     """What a command was given, in words for a message."""
@@ -151,6 +153,4 @@ def _beside(text: str, suffix: str) -> str:
 
 
 def _shown(address: str) -> str:
-    from snl_runtime.sources.base import redact_credentials  # loads NumPy, which -h does without
-
     return redact_credentials(_SCHEME.sub(r"\1://", address, count=1))

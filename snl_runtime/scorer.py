@@ -15,16 +15,16 @@ import numpy.typing as npt
 
 from snl_runtime.backends import open_backend
 from snl_runtime.backends.base import Backend
-from snl_runtime.bundle import ModelBundle, open_bundle
-from snl_runtime.decision import check_output
-from snl_runtime.device_path import ChoosePictures, DeviceInspection, DevicePath, map_of, offers_lane, open_device_path
 from snl_runtime.errors import BackendError, BackendTimeoutError, FrameError, GoldenSampleError, InferenceError, ManifestError
-from snl_runtime.frame_range import FrameStatistics, frame_statistics
-from snl_runtime.gain import GainMap
-from snl_runtime.golden import check_golden, golden_path
-from snl_runtime.preprocess import InputSpec, prepare
-from snl_runtime.signing import PublicKey
+from snl_runtime.gpu.path import ChoosePictures, DeviceInspection, DevicePath, map_of, offers_lane, open_device_path
+from snl_runtime.images.preprocess import InputSpec, prepare
+from snl_runtime.model.bundle import ModelBundle, open_bundle
+from snl_runtime.model.gain import GainMap
+from snl_runtime.model.golden import check_golden, golden_path
+from snl_runtime.model.signing import PublicKey
 from snl_runtime.types import AnomalyMap, ColorOrder, Image, StageTimings
+from snl_runtime.verdict.decision import check_output
+from snl_runtime.verdict.frame_checks import FrameStatistics, frame_statistics
 
 logger = logging.getLogger(__name__)
 

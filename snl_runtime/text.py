@@ -1,6 +1,7 @@
 """Text that every encoder takes: file names that are not UTF-8 shown with escapes, JSON in ASCII."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,3 +40,24 @@ def _printable_values(value: object) -> Any:
     if isinstance(value, (list, tuple)):
         return [_printable_values(item) for item in value]
     return value
+
+
+def redact_credentials(address: str) -> str:
+    """Return an address without user, password and secret query values, fit for records and logs.
+
+    A password may hold ``/`` or ``@`` unescaped, so everything up to the last ``@`` before the query goes.
+
+    Example:
+        >>> redact_credentials("rtsp://admin:p@ss/word@10.0.0.7/stream?channel=1&token=abc")
+        'rtsp://***@10.0.0.7/stream?channel=1&token=***'
+    """
+    scheme, separator, rest = address.partition("://")
+    if not separator:
+        return address
+    location, question_mark, query = rest.partition("?")
+    if "@" in query:  # an unescaped password with a question mark in it
+        location, question_mark, query = rest, "", ""
+    if "@" in location:
+        location = "***@" + location.rpartition("@")[2]
+    query = re.sub(r"(?i)([^&=]*(?:pass|pwd|user|login|token|key|secret|auth|sig)[^&=]*)=[^&]*", r"\1=***", query)
+    return scheme + separator + location + question_mark + query

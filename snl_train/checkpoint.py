@@ -85,8 +85,18 @@ def save_checkpoint(path: Path | str, checkpoint: Checkpoint) -> None:
     Raises:
         SinkError: If the file cannot be written.
     """
-    write_tensors(
-        Path(path),
+    with atomic_path(path) as temporary:
+        dump_checkpoint(temporary, checkpoint)
+
+
+def dump_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write the checkpoint to a file that nobody reads yet.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    dump_tensors(
+        path,
         {
             "kind": _KIND,
             "schema": SCHEMA,
@@ -118,20 +128,19 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         raise CheckpointError(f"{path} does not hold a whole checkpoint ({_first_line(error)}); train again or use another copy") from error
 
 
-def write_tensors(path: Path, stored: Mapping[str, Any]) -> None:
-    """Write tensors and plain values atomically.
+def dump_tensors(path: Path, stored: Mapping[str, Any]) -> None:
+    """Write tensors and plain values to a file that nobody reads yet.
 
     Raises:
-        SinkError: If the file cannot be written.
+        OSError: If the file cannot be written.
     """
     buffer = io.BytesIO()
     torch.save(dict(stored), buffer)  # into memory first: PyTorch's own writer turns a full disk into a RuntimeError without a reason
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+    path.write_bytes(buffer.getbuffer())
 
 
 def read_tensors(path: Path, *, kind: str, schema: int) -> dict[str, Any]:
-    """Return what ``write_tensors`` wrote, after checking checksums, kind and schema.
+    """Return what ``dump_tensors`` wrote, after checking checksums, kind and schema.
 
     Raises:
         CheckpointError: If the file is missing, damaged or something else.

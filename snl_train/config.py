@@ -199,11 +199,14 @@ class DataConfig:
     """Leave out and list files that cannot be read, instead of stopping at the first."""
     cache_mib: int = 2048
     """Memory for resized training images; larger sets are read from disk every epoch."""
+    bit_depth: int | None = None
+    """Bits that a value of the image files uses: 8, or of 16-bit files 10, 12, 14 or 16; None for 8 or 16, whichever the files have."""
 
     def __post_init__(self) -> None:
         _check("data.hold_out", self.hold_out, "in [0, 1)", 0 <= self.hold_out < 1)
         _check("data.max_per_class", self.max_per_class, "1 or more, or nothing", self.max_per_class is None or self.max_per_class >= 1)
         _check("data.cache_mib", self.cache_mib, "0 or more", self.cache_mib >= 0)
+        _check("data.bit_depth", self.bit_depth, "8, 10, 12, 14 or 16, or nothing", self.bit_depth in (None, 8, 10, 12, 14, 16))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,8 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from snl_runtime.errors import BackendUnavailableError, DataError, InferenceError
-from snl_runtime.images import read_image
-from snl_runtime.preprocess import InputSpec, prepare, resize_mask
+from snl_runtime.images.preprocess import InputSpec, prepare, resize_mask
 from snl_runtime.scorer import Scorer
 from snl_runtime.types import AnomalyMap, Image
 from snl_train.data.samples import Sample
@@ -228,7 +227,7 @@ def _read_batches(samples: Sequence[Sample], size_hw: tuple[int, int], batch_siz
 
 def _read(sample: Sample, size_hw: tuple[int, int], no_defect: npt.NDArray[np.bool_], *, is_prepared: bool) -> _Read:
     try:
-        image = read_image(sample.path)
+        image = sample.read_image()
         if is_prepared:
             image = prepare(image, "rgb", InputSpec(size_hw=size_hw))
         if not sample.is_anomalous:

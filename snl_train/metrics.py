@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from snl_runtime.opencv import load_opencv
+from snl_runtime.images.opencv import load_opencv
 
 Flags: TypeAlias = npt.NDArray[np.bool_]
 Scores: TypeAlias = npt.NDArray[np.floating[Any]]

@@ -13,6 +13,11 @@ from snl_runtime.errors import SinkError
 from snl_runtime.files import atomic_write_text
 
 
+def metrics_path(checkpoint_path: Path) -> Path:
+    """Return where the log of a training lies: ``x.pt`` to ``x.metrics.jsonl``."""
+    return checkpoint_path.with_name(f"{checkpoint_path.stem}.metrics.jsonl")
+
+
 class MetricsLog:
     """Averages losses over a few steps and appends them as a line.
 

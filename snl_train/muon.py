@@ -2,7 +2,7 @@
 
 Adam scales every weight by itself, and one direction of a kernel's gradient usually outweighs all others. Muon takes the kernel as a matrix and gives
 all its directions the same step: with the momentum M = U S V^T it moves along U V^T. A student learns in far fewer steps that way;
-``docs/decisions`` has the figures.
+``docs/decisions`` 36 has the figures.
 """
 
 import contextlib

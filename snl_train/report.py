@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from snl_runtime.images import read_image
 from snl_train import metrics
 from snl_train import report_html as html
 from snl_train.evaluation import Evaluation
@@ -145,7 +144,7 @@ def _chosen(images: Sequence[ScoredImage], reference: float | None) -> list[tupl
 
 def _tile(image: ScoredImage, scale: html.HeatScale, group: GroupMeasures) -> str:
     sample = image.sample
-    pictures = html.heat_pictures(read_image(sample.path), image.anomaly_map, scale, sample.read_mask())
+    pictures = html.heat_pictures(sample.read_image(), image.anomaly_map, scale, sample.read_mask())
     kind = (sample.defect or "anomalous") if sample.is_anomalous else "good"
     detail = f"{kind}, score {image.score:#.4g}" + (f" ({image.score / scale.reference:.2f} x)" if scale.reference > 0 else "")
     if group.reference_score is None:

@@ -12,9 +12,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from snl_runtime.opencv import load_opencv
-from snl_runtime.overlay import HEAT_STOPS, blend_heat, heat_colors
-from snl_runtime.preprocess import resize, resize_mask
+from snl_runtime.images.opencv import load_opencv
+from snl_runtime.images.overlay import HEAT_STOPS, blend_heat, heat_colors
+from snl_runtime.images.preprocess import resize, resize_mask
 from snl_runtime.types import AnomalyMap, Image
 from snl_train.metrics import Flags
 
@@ -193,7 +193,7 @@ class HeatScale(NamedTuple):
 
 
 def heat_pictures(image_rgb: Image, anomaly_map: AnomalyMap, scale: HeatScale, mask: Flags | None = None) -> list[Image]:
-    """Return the picture and its heat map at report size, in the colours of the line (`snl_runtime.overlay`).
+    """Return the picture and its heat map at report size, in the colours of the line (`snl_runtime.images.overlay`).
 
     The line itself colours from 0 (``HeatScale(0, threshold)``); a floor above 0 shows more where good parts already score well above 0.
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from snl_runtime.errors import CheckpointError, ConfigError, DataError, SnlError
-from snl_train.checkpoint import read_tensors, write_tensors
+from snl_runtime.files import atomic_path
+from snl_train.checkpoint import Checkpoint, dump_checkpoint, dump_tensors, read_tensors
 from snl_train.config import TrainConfig, from_plain, to_plain
 
 SCHEMA = 1
@@ -44,18 +45,30 @@ def write_resume_point(path: Path, point: ResumePoint) -> None:
     Raises:
         SinkError: If the file cannot be written.
     """
-    write_tensors(
-        path,
-        {
-            "kind": _KIND,
-            "schema": SCHEMA,
-            "config": to_plain(point.config),
-            "data_fingerprint": point.data_fingerprint,
-            "image_count": point.image_count,
-            "state": dict(point.state),
-            "started_at": point.started_at,
-        },
-    )
+    stored = {
+        "kind": _KIND,
+        "schema": SCHEMA,
+        "config": to_plain(point.config),
+        "data_fingerprint": point.data_fingerprint,
+        "image_count": point.image_count,
+        "state": dict(point.state),
+        "started_at": point.started_at,
+    }
+    with atomic_path(path) as temporary:
+        dump_tensors(temporary, stored)
+
+
+def save_unfinished(out: Path, checkpoint: Checkpoint, point: ResumePoint) -> None:
+    """Write the checkpoint of an unfinished training and its state: neither, if one of them cannot be written.
+
+    The state appears first: of a process that is killed between the two, the older checkpoint is left with the newer state, which continues it.
+
+    Raises:
+        SinkError: If a file cannot be written; both are then as they were.
+    """
+    with atomic_path(out) as temporary:
+        dump_checkpoint(temporary, checkpoint)
+        write_resume_point(resume_path(out), point)
 
 
 def read_resume_point(path: Path) -> ResumePoint:

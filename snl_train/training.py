@@ -1,5 +1,6 @@
 """A training from start or from where it was stopped, to a checkpoint."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import platform
@@ -15,14 +16,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from snl_runtime.errors import ConfigError, DataError
 from snl_runtime.progress import Progress
-from snl_train.checkpoint import Checkpoint, save_checkpoint
+from snl_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from snl_train.config import TrainConfig
 from snl_train.data.checks import sizes_of
 from snl_train.data.dataset import TrainingData
 from snl_train.data.sampling import BalancedBatches, choose_golden
-from snl_train.metrics_log import MetricsLog
-from snl_train.resume import ResumePoint, check_same_config, check_same_data, read_resume_point, resume_path, write_resume_point
+from snl_train.metrics_log import MetricsLog, metrics_path
+from snl_train.output import drop_replaced, drop_state, is_finished, replacing
+from snl_train.resume import ResumePoint, check_same_config, check_same_data, read_resume_point, resume_path, save_unfinished
 from snl_train.trainer import Augmentation, Trainer, TrainingDivergedError
 
 LOG_EVERY_STEPS = 10
@@ -40,7 +43,7 @@ class TrainingResult:
     Attributes:
         checkpoint_path: The trained model.
         metrics_path: Losses, step sizes and speed over the training.
-        resume_path: What ``--resume`` continues from.
+        resume_path: What ``--resume`` continues from; there is no such file once the training is complete.
         steps_done: Optimiser steps behind the checkpoint.
         total_steps: Steps of the whole training.
         epochs_done: Whole epochs behind the checkpoint.
@@ -62,11 +65,6 @@ class TrainingResult:
     is_complete: bool
 
 
-def metrics_path(checkpoint_path: Path) -> Path:
-    """Return where the log of a training lies: ``x.pt`` to ``x.metrics.jsonl``."""
-    return checkpoint_path.with_name(f"{checkpoint_path.stem}.metrics.jsonl")
-
-
 def train(
     config: TrainConfig,
     data: TrainingData,
@@ -79,14 +77,16 @@ def train(
 ) -> TrainingResult:
     """Train and write the checkpoint, its log and its training state.
 
-    Checkpoint and training state are written at the end of the epochs (at most once in ``save_every_s``), when stopped, and at the end of the
-    training. A resumed training gives the same weights to the bit as one that was never stopped, on the same CPU with as many threads.
+    Checkpoint and training state are written at the end of the epochs (at most once in ``save_every_s``) and when stopped; at the end of the
+    training the checkpoint is written and the state removed. A resumed training gives the same weights to the bit as one that was never stopped, on
+    the same CPU with as many threads.
 
     Args:
         config: All settings.
         data: Images.
-        out: Where the checkpoint goes.
-        resume: Continue from the training state beside ``out``.
+        out: Where the checkpoint goes. A training that lies there is replaced at the first save, and is as it was if there is none; hold
+            :func:`snl_train.output.claim_output` meanwhile, which asks whether it may be replaced.
+        resume: Continue from the training state beside ``out``; changes nothing if that training is complete.
         should_stop: Asked after every step; True saves and returns.
         augment: Changes each batch of training images; None for none.
         save_every_s: Shortest time between two saves at epoch ends.
@@ -98,9 +98,12 @@ def train(
         SinkError: If a file cannot be written.
         TrainingDivergedError: If the loss is no longer finite; the files of the last save are left as they are.
     """
-    run = _Run(config, data, out, resume=resume, augment=augment)
-    first_step = run.trainer.steps_done
-    losses = run.loop(should_stop, save_every_s)
+    if resume and is_finished(out):
+        return _complete_already(config, data, out)
+    with contextlib.nullcontext() if resume else replacing(out):
+        run = _Run(config, data, out, resume=resume, augment=augment)
+        first_step = run.trainer.steps_done
+        losses = run.loop(should_stop, save_every_s)
     steps = run.trainer.steps_done - first_step
     return TrainingResult(
         checkpoint_path=out,
@@ -113,6 +116,28 @@ def train(
         images_per_s=steps * config.batch_size / run.seconds if steps else 0.0,
         seconds=run.seconds,
         is_complete=run.trainer.steps_done >= run.total_steps,
+    )
+
+
+def _complete_already(config: TrainConfig, data: TrainingData, out: Path) -> TrainingResult:
+    stored = load_checkpoint(out)
+    check_same_config(stored.config, config)
+    if config.epochs != stored.config.epochs:
+        raise ConfigError(f"{out} is complete after {stored.config.epochs} epochs and has no state to continue from; train to another --out")
+    if list(stored.training_image_sha256) != _image_hashes(data):
+        raise DataError(f"cannot resume: {out} is complete, and the training images in {data.root} are not those it was trained on")
+    steps = int(stored.provenance["steps_done"])
+    return TrainingResult(
+        checkpoint_path=out,
+        metrics_path=metrics_path(out),
+        resume_path=resume_path(out),
+        steps_done=steps,
+        total_steps=steps,
+        epochs_done=stored.epochs_done,
+        losses={},
+        images_per_s=0.0,
+        seconds=0.0,
+        is_complete=True,
     )
 
 
@@ -134,8 +159,6 @@ class _Run:
         if point is not None:
             self.trainer.load_state_dict(point.state)
             self._started_at = point.started_at
-        else:
-            resume_path(out).unlink(missing_ok=True)  # of an earlier training: must not be resumed in place of this one
 
     @property
     def epochs_done(self) -> int:
@@ -208,15 +231,22 @@ class _Run:
             weights = self.trainer.weights(self._read(numbers) for numbers in islice(self._batches, STATISTICS_BATCHES))
         except TrainingDivergedError as error:
             raise self._with_last_good(error) from error
-        point = ResumePoint(
+        checkpoint = self._checkpoint(weights)
+        if self.trainer.steps_done >= self.total_steps:
+            save_checkpoint(self._out, checkpoint)
+            drop_state(self._out)
+        else:
+            save_unfinished(self._out, checkpoint, self._resume_point())
+        drop_replaced(self._out)
+
+    def _resume_point(self) -> ResumePoint:
+        return ResumePoint(
             config=self._config,
             data_fingerprint=self._fingerprint,
             image_count=len(self._data.samples),
             state=self.trainer.state_dict(),
             started_at=self._started_at,
         )
-        write_resume_point(resume_path(self._out), point)
-        save_checkpoint(self._out, self._checkpoint(weights))
 
     def _checkpoint(self, weights: dict[str, Tensor]) -> Checkpoint:
         data = self._data
@@ -227,7 +257,7 @@ class _Run:
             classes=data.classes,
             seed=self._config.seed,
             epochs_done=self.epochs_done,
-            training_image_sha256=sorted({sample.pixel_sha256 for sample in data.samples}),
+            training_image_sha256=_image_hashes(data),
             held_out=data.held_out,
             golden_images=data.inputs.read(golden),
             golden_classes=[sample.class_name for sample in golden],
@@ -246,6 +276,10 @@ class _Run:
                 "saved_at": _now(),
             },
         )
+
+
+def _image_hashes(data: TrainingData) -> list[str]:
+    return sorted({sample.pixel_sha256 for sample in data.samples})
 
 
 def package_versions() -> dict[str, str]:

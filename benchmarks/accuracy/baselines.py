@@ -35,7 +35,7 @@ from benchmarks.accuracy import provenance
 from benchmarks.accuracy.command import DEFAULT_OUT, ONLY_HELP, chosen_runs, seed_list
 from benchmarks.accuracy.protocol import Protocol, Run, expand, known_protocols, load_protocol, train_config
 from benchmarks.accuracy.records import SCHEMA, RunFiles, write_record
-from snl_runtime.commandline import EXIT_OK, CommandParser, run_command
+from snl_runtime.cli.command import EXIT_OK, CommandParser, run_command
 from snl_runtime.errors import BackendUnavailableError, ConfigError
 from snl_runtime.files import sha256_file
 from snl_train.config import TrainConfig

@@ -15,7 +15,7 @@ from benchmarks.accuracy.protocol import Run, expand, known_protocols, load_prot
 from benchmarks.accuracy.records import read_record, run_files
 from benchmarks.accuracy.results import METRICS, export
 from benchmarks.accuracy.tables import RESULTS
-from snl_runtime.commandline import EXIT_OK, EXIT_USER_ERROR, CommandParser, run_command
+from snl_runtime.cli.command import EXIT_OK, EXIT_USER_ERROR, CommandParser, run_command
 from snl_runtime.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -23,10 +23,10 @@ import numpy.typing as npt
 
 from benchmarks.accuracy import provenance
 from benchmarks.accuracy.tables import KINDS, MIXTURES, RESULTS, merge_rows, number_text, read_rows
-from snl_runtime.commandline import EXIT_OK, CommandParser, run_command
+from snl_runtime.cli.command import EXIT_OK, CommandParser, run_command
 from snl_runtime.errors import ConfigError, DataError
-from snl_runtime.images import read_image
-from snl_runtime.preprocess import InputSpec, prepare
+from snl_runtime.images.files import read_image
+from snl_runtime.images.preprocess import InputSpec, prepare
 from snl_runtime.types import Image
 from snl_train import metrics
 
@@ -147,7 +147,7 @@ def _good_test_images(root: Path, classes: Sequence[str], size_hw: tuple[int, in
     Raises:
         DataError: If an image was trained on, or a class has no good test image.
     """
-    from snl_runtime.images import pixel_sha256
+    from snl_runtime.images.files import pixel_sha256
     from snl_train.data.layouts import list_dataset
 
     found: dict[str, list[Image]] = {name: [] for name in classes}

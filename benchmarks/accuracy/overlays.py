@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from snl_runtime.commandline import EXIT_OK, CommandParser, run_command
+from snl_runtime.cli.command import EXIT_OK, CommandParser, run_command
 from snl_runtime.errors import ConfigError, DataError
 from snl_runtime.files import atomic_write_text
-from snl_runtime.images import read_image, write_image
-from snl_runtime.preprocess import resize
+from snl_runtime.images.files import read_image, write_image
+from snl_runtime.images.preprocess import resize
 from snl_runtime.types import Image
 from snl_train import metrics
 from snl_train import report_html as html

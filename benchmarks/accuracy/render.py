@@ -30,7 +30,7 @@ from benchmarks.accuracy.results import ACCURACY
 from benchmarks.accuracy.statistics import Row, rows, summarize
 from benchmarks.accuracy.tables import KINDS, MIXTURES, RESULTS, SCORING, read_rows
 from benchmarks.accuracy.tables import Row as TableRow
-from snl_runtime.commandline import EXIT_OK, CommandParser, run_command
+from snl_runtime.cli.command import EXIT_OK, CommandParser, run_command
 from snl_runtime.errors import ConfigError
 from snl_runtime.files import atomic_write_text
 

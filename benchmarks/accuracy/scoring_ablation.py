@@ -19,9 +19,9 @@ import numpy.typing as npt
 
 from benchmarks.accuracy import provenance
 from benchmarks.accuracy.tables import RESULTS, SCORING, merge_rows, number_text, read_rows
-from snl_runtime.commandline import EXIT_OK, CommandParser, run_command
-from snl_runtime.images import read_image, read_mask
-from snl_runtime.preprocess import InputSpec, prepare, resize_mask
+from snl_runtime.cli.command import EXIT_OK, CommandParser, run_command
+from snl_runtime.images.files import read_image, read_mask
+from snl_runtime.images.preprocess import InputSpec, prepare, resize_mask
 from snl_runtime.progress import Progress
 from snl_train import metrics
 from snl_train.config import Alignment
@@ -156,7 +156,7 @@ def measure(
     scoring: Scoring, test: Cells, good: Cells, labels: npt.NDArray[np.bool_], masks: Sequence[npt.NDArray[np.bool_] | None]
 ) -> dict[str, float | None]:
     """Return the image AUROC and, where there are masks, the pixel AUROC of one class; images with an unknown mask count for the first only."""
-    from snl_runtime.gain import fit_gain
+    from snl_runtime.model.gain import fit_gain
 
     size_hw = next((mask.shape[0], mask.shape[1]) for mask in masks if mask is not None)
     maps = test.maps(scoring, size_hw)
@@ -219,7 +219,7 @@ def _is_known(scoring: Scoring, model: Any) -> bool:
 
 def _images(root: Path, classes: Sequence[str], size_hw: tuple[int, int], trained: set[str]) -> dict[str, _Group]:
     """Return test images, training images, labels and masks of each class; a good image has an empty mask, a bad one without a file None."""
-    from snl_runtime.images import pixel_sha256
+    from snl_runtime.images.files import pixel_sha256
     from snl_train.data.layouts import list_dataset
 
     spec = InputSpec(size_hw=size_hw)

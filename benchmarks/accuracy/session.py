@@ -24,9 +24,10 @@ from snl_train.config import Device, TrainConfig, to_plain
 from snl_train.data.dataset import TrainingData
 from snl_train.evaluation import CheckpointScorer, Evaluation, measure, score_samples
 from snl_train.measures import Bootstrap
+from snl_train.metrics_log import metrics_path
 from snl_train.resume import resume_path
 from snl_train.trainer import TrainingDivergedError
-from snl_train.training import TrainingResult, metrics_path, train
+from snl_train.training import TrainingResult, train
 
 Outcome: TypeAlias = Literal["finished", "stopped"]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.accuracy.protocol import Run
 from benchmarks.accuracy.records import run_files
-from snl_runtime.commandline import one_line
+from snl_runtime.cli.command import one_line
 from snl_runtime.errors import SnlError
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ import numpy as np
 from machine import memory_bytes
 from table import CheckFailedError, NotRunError
 
-from snl_runtime.backends.tensorrt_backend import TensorRtBackend
-from snl_runtime.engine_builder import EngineOptions, build_engine, target_at_hand
-from snl_runtime.engine_parity import verify_engine
-from snl_runtime.golden import golden_path, read_golden
-from snl_runtime.guard_band import guard_text
-from snl_runtime.manifest import manifest_path, read_manifest, update_manifest
+from snl_runtime.backends.tensorrt.backend import TensorRtBackend
+from snl_runtime.backends.tensorrt.builder import EngineOptions, build_engine, target_at_hand
+from snl_runtime.model.golden import golden_path, read_golden
+from snl_runtime.model.guard_band import guard_text
+from snl_runtime.model.manifest import manifest_path, read_manifest, update_manifest
+from snl_runtime.parity.engine import verify_engine
 from snl_runtime.scorer import Scorer
 
 THREADS = 4

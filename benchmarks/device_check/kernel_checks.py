@@ -11,19 +11,19 @@ import numpy as np
 from machine import peak_bytes_per_s
 from table import CheckFailedError
 
-from snl_runtime.cuda_api import CudaApi, describe_device, device_scope, load_cuda
-from snl_runtime.cuda_resources import CudaModule, CudaStream, DeviceBuffer, PinnedBuffer
-from snl_runtime.device_pipeline import DeviceOutput, DevicePostprocess, DevicePreprocess, Wanted
-from snl_runtime.frame_range import frame_statistics
-from snl_runtime.gain import GainMap
-from snl_runtime.kernels import load_kernels
-from snl_runtime.kernels.launches import DeviceFrame
-from snl_runtime.overlay import blend_heat
-from snl_runtime.pictures import Pictures
-from snl_runtime.preprocess import InputSpec, prepare
-from snl_runtime.regions import find_regions
+from snl_runtime.cuda.api import CudaApi, describe_device, device_scope, load_cuda
+from snl_runtime.cuda.resources import CudaModule, CudaStream, DeviceBuffer, PinnedBuffer
+from snl_runtime.gpu.kernels import load_kernels
+from snl_runtime.gpu.kernels.launches import DeviceFrame
+from snl_runtime.gpu.pipeline import DeviceOutput, DevicePostprocess, DevicePreprocess, Wanted
+from snl_runtime.images.frame_outputs import Pictures
+from snl_runtime.images.overlay import blend_heat
+from snl_runtime.images.preprocess import InputSpec, prepare
+from snl_runtime.images.upsampling import upsample_map
+from snl_runtime.model.gain import GainMap
 from snl_runtime.types import ColorOrder, Image, OutputRequest
-from snl_runtime.upsampling import upsample_map
+from snl_runtime.verdict.frame_checks import frame_statistics
+from snl_runtime.verdict.regions import find_regions
 
 SIZE_HW = (256, 256)
 FRAMES_HW = ((2048, 2592), (480, 640), (97, 131), (256, 256))

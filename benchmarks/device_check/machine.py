@@ -12,7 +12,7 @@ from typing import Any
 from table import CheckFailedError, NotRunError
 
 import snl_runtime
-from snl_runtime.cuda_api import describe_device
+from snl_runtime.cuda.api import describe_device
 
 _PACKAGES = ("snl-edge", "numpy", "opencv-python-headless", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-bindings")
 _JETSON_RELEASE = Path("/etc/nv_tegra_release")

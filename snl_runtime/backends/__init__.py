@@ -12,15 +12,15 @@ from snl_runtime.backends.base import Backend, one_line
 from snl_runtime.errors import BackendError, BackendUnavailableError, ConfigError, SnlError
 
 if TYPE_CHECKING:
-    from snl_runtime.bundle import ModelBundle
+    from snl_runtime.model.bundle import ModelBundle
 
 ENTRY_POINT_GROUP = "snl_edge.backends"
 """Entry points of this group name a callable ``(model_path, *, device, threads) -> Backend``."""
 
 _BUILT_IN = {
-    "onnxruntime": ("snl_runtime.backends.onnxruntime_backend", "OnnxRuntimeBackend", ("onnxruntime",)),
-    "openvino": ("snl_runtime.backends.openvino_backend", "OpenVinoBackend", ("openvino",)),
-    "tensorrt": ("snl_runtime.backends.tensorrt_backend", "TensorRtBackend", ("tensorrt", "tensorrt_rtx")),
+    "onnxruntime": ("snl_runtime.backends.onnxruntime.backend", "OnnxRuntimeBackend", ("onnxruntime",)),
+    "openvino": ("snl_runtime.backends.openvino", "OpenVinoBackend", ("openvino",)),
+    "tensorrt": ("snl_runtime.backends.tensorrt.backend", "TensorRtBackend", ("tensorrt", "tensorrt_rtx")),
 }
 _BY_SUFFIX = {".onnx": "onnxruntime", ".trt": "tensorrt"}
 _SUFFIXES = {"onnxruntime": (".onnx",), "openvino": (".onnx",), "tensorrt": (".trt",)}

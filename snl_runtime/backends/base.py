@@ -13,7 +13,7 @@ from snl_runtime.errors import BackendError, InferenceError
 from snl_runtime.text import printable
 
 if TYPE_CHECKING:
-    from snl_runtime.cuda_resources import CudaStream, DeviceBuffer
+    from snl_runtime.cuda.resources import CudaStream, DeviceBuffer
 
 INPUT_NAME = "image"
 MAP_NAME = "anomaly_map"

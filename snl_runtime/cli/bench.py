@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from snl_runtime.cli.command import EXIT_OK, CommandParser, run_command
 from snl_runtime.cli.run import add_detector_flags, open_detector, positive
-from snl_runtime.commandline import EXIT_OK, CommandParser, run_command
 from snl_runtime.errors import ConfigError, DataError
 from snl_runtime.progress import Progress
 from snl_runtime.text import to_json
@@ -21,7 +21,7 @@ from snl_runtime.text import to_json
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from snl_runtime.detector import SnlDetector
+    from snl_runtime.detector.detector import SnlDetector
 
 
 PROGRAM = "snl-bench"
@@ -98,11 +98,12 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _frames(arguments: argparse.Namespace) -> "list[npt.NDArray[Any]]":
-    from snl_runtime.bundle import open_bundle
-    from snl_runtime.images import list_images, read_frame
+    from snl_runtime.images.files import read_frame
+    from snl_runtime.images.listing import list_images
+    from snl_runtime.model.bundle import open_bundle
 
     if arguments.frames is not None:
-        paths = list_images(arguments.frames, recursive=True)
+        paths = list_images(arguments.frames).taken
         if not paths:
             raise DataError(f"{arguments.frames} holds no images")
         step = max(1, len(paths) / MOST_FRAMES)

@@ -9,19 +9,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from snl_runtime.commandline import EXIT_NOT_ALL_PASSED, EXIT_OK, CommandParser, need_stdout, one_line, run_command, stop_signals
+from snl_runtime.cli.command import (
+    EXIT_NOT_ALL_PASSED,
+    EXIT_OK,
+    CommandParser,
+    add_listing_flag,
+    need_stdout,
+    one_line,
+    report_listing,
+    run_command,
+    stop_signals,
+)
 from snl_runtime.errors import ConfigError
+from snl_runtime.files import check_writable
 from snl_runtime.progress import Progress
 from snl_runtime.text import to_json
 
 if TYPE_CHECKING:
-    from snl_runtime.detector import SnlDetector
-    from snl_runtime.jsonl import JsonlSink
-    from snl_runtime.picture_folders import OverlaySaver, PictureFolder, RejectSaver
-    from snl_runtime.pipeline import Pipeline
-    from snl_runtime.records import StreamSink
-    from snl_runtime.sinks import Sink
-    from snl_runtime.sources import FrameSource
+    from snl_runtime.detector.detector import SnlDetector
+    from snl_runtime.line.jsonl import JsonlSink
+    from snl_runtime.line.picture_folders import OverlaySaver, PictureFolder, RejectSaver
+    from snl_runtime.line.pipeline import Pipeline
+    from snl_runtime.line.records import StreamSink
+    from snl_runtime.line.sinks import Sink
+    from snl_runtime.line.sources import FrameSource
     from snl_runtime.types import OutputRequest
 
 _Number = TypeVar("_Number", int, float)
@@ -29,6 +40,7 @@ _Number = TypeVar("_Number", int, float)
 PROGRAM = "snl-run"
 EXAMPLE = """
 snl-run --engine line.onnx --images parts/ --product bottle --jsonl verdicts.jsonl --save-rejects rejects/
+snl-run --engine line.onnx --images "parts/**/cam1_*.png" --product bottle
 snl-run --camera 0 --engine line.trt
 """
 
@@ -46,10 +58,18 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("--engine", metavar="FILE", required=True, help="model: x.onnx or x.trt; x.json and x.golden.npz are found beside it")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--images", metavar="DIR", help="every image in a folder and the folders below it, sorted by path")
+    source.add_argument(
+        "--images",
+        metavar="DIR|FILE|PATTERN",
+        help="every image in a folder and the folders below it, one image, or those that match a pattern in quotes",
+    )
     source.add_argument("--video", metavar="FILE", help="every frame of a video file")
     source.add_argument("--camera", metavar="N_OR_URL", help="number of a local camera, or an address (rtsp://..., http://..., or a plug-in's)")
     parser.add_argument("--product", metavar="P", help="product on the line (default: the strictest rule of all calibrated products)")
+    parser.add_argument(
+        "--pages", choices=("one", "all"), default="one", help="a file of several pictures is an ERROR, or one frame for each (default: one)"
+    )
+    add_listing_flag(parser)
     outputs = parser.add_argument_group("outputs")
     outputs.add_argument("--jsonl", metavar="FILE", help="append the records to this file instead of writing them to standard output")
     outputs.add_argument(
@@ -98,7 +118,7 @@ def open_detector(arguments: argparse.Namespace, engine: str, *, keep_maps: bool
     Raises:
         SnlError: If the model, its backend or the public key cannot be opened.
     """
-    from snl_runtime.detector import SnlDetector
+    from snl_runtime.detector.detector import SnlDetector
 
     public_key = None
     if arguments.public_key is not None:
@@ -149,10 +169,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _inspect(arguments: argparse.Namespace, request: "_StopRequest") -> int:
-    from snl_runtime.pipeline import Pipeline
-    from snl_runtime.summary import RunTally
+    from snl_runtime.line.pipeline import Pipeline
+    from snl_runtime.line.summary import RunTally
 
-    _check_combinations(arguments)
+    _check_outputs(arguments)
     source = _source(arguments)
     outputs = _outputs(arguments)
     with open_detector(arguments, arguments.engine, keep_maps=outputs.need_maps, outputs=outputs.request) as detector:
@@ -220,23 +240,33 @@ class _Outputs:
         return None if self.overlays is None else self.overlays.outputs
 
 
-def _check_combinations(arguments: argparse.Namespace) -> None:
+def _check_outputs(arguments: argparse.Namespace) -> None:
     if arguments.json and not arguments.jsonl:
         raise ConfigError("--json puts the summary on standard output, so the records need a file: add --jsonl FILE")
     if arguments.jsonl_max_mib is not None and not arguments.jsonl:
         raise ConfigError("--jsonl-max-mib limits the file that --jsonl writes: add --jsonl FILE")
+    if arguments.images is None and (arguments.pages != "one" or arguments.list_left_out):
+        raise ConfigError("--pages and --list-left-out belong to --images; leave them out")
     if arguments.overlay_of != "all" and not arguments.overlay:
         raise ConfigError("--overlay-of chooses among the frames that --overlay saves: add --overlay DIR")
     if arguments.json or not arguments.jsonl:
         need_stdout()
+    if arguments.jsonl:
+        check_writable(arguments.jsonl, append=True)  # before an engine is rebuilt
 
 
 def _source(arguments: argparse.Namespace) -> "FrameSource":
-    from snl_runtime.plugins import find_source
-    from snl_runtime.sources import CameraSource, ImageFolderSource, VideoSource, parse_camera
+    from snl_runtime.line.plugins import find_source
+    from snl_runtime.line.sources import CameraSource, ImageFolderSource, VideoSource, parse_camera
 
     if arguments.images is not None:
-        return ImageFolderSource(arguments.images, product=arguments.product)
+        return ImageFolderSource(
+            arguments.images,
+            product=arguments.product,
+            pages=arguments.pages,
+            exclude=[Path(folder) for folder in (arguments.overlay, arguments.save_rejects) if folder],
+            on_listed=lambda listing: report_listing(PROGRAM, listing, list_left_out=arguments.list_left_out),
+        )
     if arguments.video is not None:
         return VideoSource(arguments.video, product=arguments.product)
     plug_in = find_source(arguments.camera, product=arguments.product)
@@ -244,10 +274,10 @@ def _source(arguments: argparse.Namespace) -> "FrameSource":
 
 
 def _outputs(arguments: argparse.Namespace) -> _Outputs:
-    from snl_runtime.jsonl import JsonlSink
-    from snl_runtime.picture_folders import OverlaySaver, RejectSaver
-    from snl_runtime.plugins import open_sink
-    from snl_runtime.records import StreamSink
+    from snl_runtime.line.jsonl import JsonlSink
+    from snl_runtime.line.picture_folders import OverlaySaver, RejectSaver
+    from snl_runtime.line.plugins import open_sink
+    from snl_runtime.line.records import StreamSink
     from snl_runtime.types import Verdict
 
     jsonl_bytes = None if arguments.jsonl_max_mib is None else arguments.jsonl_max_mib << 20
@@ -281,7 +311,7 @@ def _progress(arguments: argparse.Namespace) -> Progress | None:
 
 
 def _report(arguments: argparse.Namespace, summary: dict[str, Any], detector: "SnlDetector", failure: BaseException | None) -> None:
-    from snl_runtime.summary import summary_lines
+    from snl_runtime.line.summary import summary_lines
 
     if failure is None or summary["captured"]:
         for line in (*summary_lines(summary), *detector.notes):
@@ -296,7 +326,7 @@ def _report(arguments: argparse.Namespace, summary: dict[str, Any], detector: "S
 
 def _report_undelivered(pipeline: "Pipeline", records: "Sink") -> None:
     """Print the records that found no place, so that they are not lost with the process, and count what other sinks missed."""
-    from snl_runtime.records import record_line
+    from snl_runtime.line.records import record_line
 
     lost = [missed for missed in pipeline.undelivered if missed.sink is records]
     others = len(pipeline.undelivered) - len(lost)

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from snl_runtime.commandline import EXIT_OK, CommandParser, run_command
+from snl_runtime.cli.command import EXIT_OK, CommandParser, run_command
 from snl_runtime.errors import ConfigError, ManifestError
 
 if TYPE_CHECKING:
-    from snl_runtime.bundle import CheckedFiles
-    from snl_runtime.manifest import Manifest
+    from snl_runtime.model.bundle import CheckedFiles
+    from snl_runtime.model.manifest import Manifest
 
 PROGRAM = "snl-sign"
 EXAMPLE = """
@@ -54,7 +54,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _make_key(path: Path) -> int:
-    from snl_runtime.signing import make_key_pair
+    from snl_runtime.model.signing import make_key_pair
 
     private, public = make_key_pair(path)
     print(f"{private} is the private key: keep it where models are released; {public} is the public key: give it to the stations")
@@ -62,9 +62,9 @@ def _make_key(path: Path) -> int:
 
 
 def _sign(model: Path, key: Path) -> int:
-    from snl_runtime.bundle import check_listed_files
-    from snl_runtime.manifest import manifest_path
-    from snl_runtime.signing import sign_manifest
+    from snl_runtime.model.bundle import check_listed_files
+    from snl_runtime.model.manifest import manifest_path
+    from snl_runtime.model.signing import sign_manifest
 
     try:
         private_key_pem = key.read_bytes()
@@ -78,8 +78,8 @@ def _sign(model: Path, key: Path) -> int:
 
 
 def _verify(model: Path, public_key: Path) -> int:
-    from snl_runtime.bundle import check_listed_files
-    from snl_runtime.manifest import manifest_path
+    from snl_runtime.model.bundle import check_listed_files
+    from snl_runtime.model.manifest import manifest_path
 
     manifest = _manifest_of(model, public_key)
     checked = check_listed_files(model, manifest)
@@ -88,8 +88,8 @@ def _verify(model: Path, public_key: Path) -> int:
 
 
 def _manifest_of(model: Path, public_key: Path | None) -> "Manifest":
-    from snl_runtime.bundle import open_bundle
-    from snl_runtime.manifest import manifest_path
+    from snl_runtime.model.bundle import open_bundle
+    from snl_runtime.model.manifest import manifest_path
 
     manifest = open_bundle(model, public_key=public_key).manifest
     if manifest is None:

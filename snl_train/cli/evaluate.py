@@ -12,9 +12,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snl_runtime.commandline import EXIT_OK, CommandParser, need_packages, run_command
-from snl_runtime.errors import ConfigError, DataError, SinkError
-from snl_runtime.files import atomic_write_text, sha256_file
+from snl_runtime.cli.command import EXIT_OK, CommandParser, add_listing_flag, need_packages, report_listing, run_command
+from snl_runtime.errors import ConfigError, DataError
+from snl_runtime.files import atomic_write_text, check_writable, sha256_file
 from snl_runtime.progress import Progress
 from snl_runtime.text import to_json
 
@@ -48,6 +48,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--bootstrap", type=_not_negative, default=1000, metavar="N", help="resamples for the intervals, 0 for none (default: 1000)")
     parser.add_argument("--seed", type=_not_negative, default=0, metavar="N", help="start of the resampling (default: 0)")
     parser.add_argument("--skip-unreadable", action="store_true", help="list unreadable files and go on, instead of stopping at the first")
+    add_listing_flag(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the tables")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write an HTML page with curves, histograms and heat maps")
     return parser
@@ -59,17 +60,21 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from snl_train.evaluation_table import format_tables
     from snl_train.measures import Bootstrap
 
-    if options.report is not None and not options.report.absolute().parent.is_dir():
-        raise SinkError(f"cannot write {options.report}: its folder does not exist; create it first")
+    if options.report is not None:
+        check_writable(options.report)
     with contextlib.ExitStack() as opened:
         model = _open_model(options, opened)
-        index = _read_test_images(options)
+        index = _read_test_images(options, model.bit_depth)
         _refuse_trained_images(index.test, model)
         for note in notes_on_sizes(index.test, model.trained_sizes):
             print(f"snl-eval: {note}", file=sys.stderr)
         with Progress(len(index.test), unit="images", label="score") as progress:
             images, left_out = score_samples(
-                model.scorer, index.test, batch_size=options.batch_size, skip_unreadable=options.skip_unreadable, on_images=progress.advance
+                model.scorer,
+                index.test,
+                batch_size=options.batch_size,
+                skip_unreadable=options.skip_unreadable,
+                on_images=progress.advance,
             )
     bootstrap = Bootstrap(resamples=options.bootstrap, seed=options.seed)
     with Progress(len({image.sample.class_name for image in images}) + 1, unit="groups", label="measure") as progress:
@@ -95,6 +100,7 @@ class _Model:
     trained_on: frozenset[str]
     trained_sizes: Mapping[str, Sequence[Sequence[int]]]
     config: Mapping[str, Any]
+    bit_depth: int | None
 
 
 def _open_model(options: argparse.Namespace, opened: contextlib.ExitStack) -> _Model:
@@ -121,6 +127,7 @@ def _open_checkpoint(options: argparse.Namespace) -> _Model:
         trained_on=frozenset(checkpoint.training_image_sha256),
         trained_sizes=checkpoint.provenance.get("frame_sizes", {}),
         config={**to_plain(checkpoint.config), "epochs_done": checkpoint.epochs_done},
+        bit_depth=checkpoint.config.data.bit_depth,
     )
 
 
@@ -138,14 +145,17 @@ def _open_engine(options: argparse.Namespace, opened: contextlib.ExitStack) -> _
         trained_on=frozenset(manifest.training_image_sha256 if manifest is not None else ()),
         trained_sizes={} if manifest is None else manifest.training.get("provenance", {}).get("frame_sizes", {}),
         config={"graph": dict(manifest.graph), "training": dict(manifest.training)} if manifest is not None else {},
+        bit_depth=None if manifest is None else manifest.training_bit_depth,
     )
 
 
-def _read_test_images(options: argparse.Namespace) -> "DatasetIndex":
+def _read_test_images(options: argparse.Namespace, bit_depth: int | None) -> "DatasetIndex":
     from snl_train.data.checks import check_dataset
     from snl_train.data.layouts import list_dataset
 
     index = list_dataset(options.data)
+    if index.listing is not None:
+        report_listing("snl-eval", index.listing, list_left_out=options.list_left_out)
     measurable = [name for name in index.classes if any(sample.class_name == name for sample in index.test)]
     if not measurable:
         raise DataError(f"{options.data} has no labelled test images; expected test/good and test/<defect> folders (MVTec AD) or VisA's CSV")
@@ -155,9 +165,15 @@ def _read_test_images(options: argparse.Namespace) -> "DatasetIndex":
         raise ConfigError(f"--classes: {options.data} has no test images of {unknown[0]!r}; expected some of {', '.join(measurable)}")
     test = [sample for sample in index.test if sample.class_name in chosen]
     # Training images are not read: those that matter are known by the hashes in the model.
-    index = replace(index, classes=sorted(set(chosen)), train=[], test=test)
+    index = replace(index.without_training(), classes=sorted(set(chosen)), test=test)
     with Progress(len(test), unit="images", label="check") as progress:
-        return check_dataset(index, skip_unreadable=options.skip_unreadable, require_train=False, on_image=lambda *_: progress.advance())
+        return check_dataset(
+            index,
+            skip_unreadable=options.skip_unreadable,
+            require_train=False,
+            bit_depth=bit_depth,
+            on_image=lambda *_: progress.advance(),
+        )
 
 
 def _refuse_trained_images(samples: Sequence["Sample"], model: _Model) -> None:

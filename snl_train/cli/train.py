@@ -3,23 +3,23 @@
 import argparse
 import contextlib
 import math
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from snl_runtime.commandline import CommandParser, need_packages, run_command
+from snl_runtime.cli.command import CommandParser, add_listing_flag, need_packages, report_listing, run_command
 from snl_runtime.config import parse_override
-from snl_runtime.errors import ConfigError, SinkError
+from snl_runtime.errors import ConfigError
+from snl_runtime.files import check_writable
 from snl_runtime.progress import Progress, format_duration
 from snl_runtime.text import to_json
 from snl_train.config import TrainConfig, load_config
+from snl_train.stopping import StoppedBySignalError, StopRequest, stop_on_signals
 
 if TYPE_CHECKING:
     from snl_train.data.dataset import TrainingData
+    from snl_train.data.samples import DatasetIndex
     from snl_train.training import TrainingResult
 
 PROGRAM = "snl-train"
@@ -43,6 +43,7 @@ _DOTTED = {
     "device": "device",
     "hold_out": "data.hold_out",
     "skip_unreadable": "data.skip_unreadable",
+    "bit_depth": "data.bit_depth",
     "preset": "preset",
 }
 
@@ -58,9 +59,18 @@ def build_parser() -> CommandParser:
     files = parser.add_argument_group("files")
     files.add_argument("--data", type=Path, metavar="DIR", help="images: MVTec AD layout, VisA layout, or a folder of good images per product")
     files.add_argument("--out", type=Path, metavar="FILE", required=True, help="checkpoint to write, e.g. x.pt")
-    files.add_argument("--resume", action="store_true", help="continue from x.resume.pt with the settings stored there")
+    existing = files.add_mutually_exclusive_group()
+    existing.add_argument("--resume", action="store_true", help="continue from x.resume.pt with the settings stored there")
+    existing.add_argument("--overwrite", action="store_true", help="replace the training that lies at --out, once the new one has saved")
     files.add_argument("--hold-out", type=float, metavar="P", help="share of each class's training images kept for calibration, 0 to 1 (default: 0)")
     files.add_argument("--skip-unreadable", action="store_true", default=None, help="leave unreadable images out and list them, instead of stopping")
+    files.add_argument(
+        "--bit-depth",
+        type=int,
+        choices=(10, 12, 14, 16),
+        help="bits that the camera uses of 16-bit images (default: 8 or 16, as the files are stored, and dark ones refused)",
+    )
+    add_listing_flag(files)
     files.add_argument("--fetch-teacher", choices=ARCHITECTURES, metavar="ARCH", help="download ImageNet weights to --out (.safetensors) and stop")
     what = parser.add_argument_group("method")
     what.add_argument("--method", choices=("snl-rd", "snl-fd", "rd", "fd"), help="reverse or forward distillation, SNL or plain (default: snl-rd)")
@@ -96,25 +106,38 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ConfigError("--data is missing; name the folder of images to train on")
     if arguments.threads is not None and arguments.threads < 1:
         raise ConfigError(f"--threads must be 1 or more, got {arguments.threads}")
-    _check_out(arguments.out)
-    config = resolve_config(arguments)
+    check_writable(arguments.out)  # before PyTorch is loaded, which takes longer
+    if arguments.out.suffix != ".pt" or arguments.out.name.endswith(".resume.pt"):  # side files are named by the stem
+        named = f"{arguments.out.name.removesuffix('.resume.pt').removesuffix(arguments.out.suffix)}.pt"
+        raise ConfigError(f"--out {arguments.out} is no name for a checkpoint, which ends in .pt and not in .resume.pt; name it e.g. {named}")
+    with stop_on_signals(PROGRAM) as stop:
+        try:
+            return _train(arguments, stop)
+        except StoppedBySignalError:
+            _say(f"stopped by {stop.signal_name} before the first step; nothing was saved")
+            return stop.exit_status
+
+
+def _train(arguments: argparse.Namespace, stop: StopRequest) -> int:
     import torch
 
+    from snl_train.output import claim_output
     from snl_train.trainer import resolve_device
     from snl_train.training import train
 
-    resolve_device(config.device)  # before the images are read, which takes longer
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    data = _load_data(arguments, config)
-    with _stop_on_signal() as should_stop:
-        result = train(config, data, arguments.out, resume=arguments.resume, should_stop=should_stop)
+    with claim_output(arguments.out, resume=arguments.resume, overwrite=arguments.overwrite):
+        config = resolve_config(arguments)
+        resolve_device(config.device)  # before the images are read, which takes longer
+        data = _load_data(arguments, config)
+        result = train(config, data, arguments.out, resume=arguments.resume, should_stop=stop.should_stop)
     if not result.is_complete:
         _say(
-            f"stopped after step {result.steps_done} of {result.total_steps}; {result.checkpoint_path} and {result.resume_path} are whole; "
-            f"continue with: {PROGRAM} --data {arguments.data} --out {arguments.out} --resume"
+            f"stopped by {stop.signal_name} after step {result.steps_done} of {result.total_steps}; {result.checkpoint_path} and "
+            f"{result.resume_path} are whole; continue with: {PROGRAM} --data {arguments.data} --out {arguments.out} --resume"
         )
-        raise KeyboardInterrupt
+        return stop.exit_status
     _report(result, data, as_json=arguments.json)
     return 0
 
@@ -134,14 +157,17 @@ def resolve_config(arguments: argparse.Namespace) -> TrainConfig:
     if not arguments.resume or arguments.config is not None or arguments.preset is not None:
         return load_config(arguments.config, overrides)
     from snl_runtime.config import load_config as load_over
-    from snl_train.resume import read_resume_point, resume_path
+    from snl_train.output import stored_config
 
-    return load_over(TrainConfig, None, overrides, base=read_resume_point(resume_path(arguments.out)).config)
+    return load_over(TrainConfig, None, overrides, base=stored_config(arguments.out))
 
 
 def _fetch_teacher(arguments: argparse.Namespace) -> int:
     from snl_train.models import fetch_teacher
 
+    check_writable(arguments.out)
+    if arguments.out.exists() and not arguments.overwrite:
+        raise ConfigError(f"{arguments.out} exists already; replace it with --overwrite, or name another --out")
     fetch_teacher(arguments.fetch_teacher, arguments.out)
     _print(
         {"teacher": arguments.fetch_teacher, "file": str(arguments.out)},
@@ -151,22 +177,15 @@ def _fetch_teacher(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check_out(out: Path) -> None:
-    if not out.absolute().parent.is_dir():
-        raise SinkError(f"cannot write {out}: there is no folder {out.absolute().parent}; make it first")
-    if out.is_dir():
-        raise SinkError(f"cannot write {out}: it is a folder; name a file, e.g. {out / 'x.pt'}")
-    if out.name.endswith(".resume.pt"):
-        raise ConfigError(f"--out {out} is the name of a training state; name the checkpoint, e.g. {out.name.removesuffix('.resume.pt')}.pt")
-
-
 def _load_data(arguments: argparse.Namespace, config: TrainConfig) -> "TrainingData":
     from snl_train.data.dataset import load_training_data
 
     with contextlib.ExitStack() as opened:
 
-        def on_listed(count: int) -> Callable[[], None]:
-            return opened.enter_context(Progress(count, unit="images", label="read")).advance
+        def on_listed(index: "DatasetIndex") -> Callable[[], None]:
+            if index.listing is not None:
+                report_listing(PROGRAM, index.listing, list_left_out=arguments.list_left_out)
+            return opened.enter_context(Progress(len(index.train) + len(index.test), unit="images", label="read")).advance
 
         data = load_training_data(
             arguments.data, config.image_size, config=config.data, seed=config.seed, threads=arguments.threads, on_listed=on_listed
@@ -176,32 +195,10 @@ def _load_data(arguments: argparse.Namespace, config: TrainConfig) -> "TrainingD
     return data
 
 
-@contextlib.contextmanager
-def _stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a request to stop after the current step; the second one interrupts at once."""
-    asked = threading.Event()
-
-    def on_signal(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-        _say("stopping after this step; press Ctrl-C again to stop without saving")
-
-    if threading.current_thread() is not threading.main_thread():  # a host program's thread: signals are not ours
-        yield asked.is_set
-        return
-    before = signal.signal(signal.SIGINT, on_signal)
-    try:
-        yield asked.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _report(result: "TrainingResult", data: "TrainingData", *, as_json: bool) -> None:
     facts: dict[str, Any] = {
         "checkpoint": str(result.checkpoint_path),
         "metrics": str(result.metrics_path),
-        "resume": str(result.resume_path),
         "epochs_done": result.epochs_done,
         "steps_done": result.steps_done,
         "classes": list(data.classes),

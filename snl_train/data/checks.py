@@ -7,11 +7,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from snl_runtime.errors import DataError
-from snl_runtime.frame_range import size_text
-from snl_runtime.images import pixel_sha256, read_image
+from snl_runtime.images.files import check_range, pixel_sha256, read_frame, to_image
+from snl_runtime.images.listing import display_name
+from snl_runtime.images.opencv import load_opencv
+from snl_runtime.model.frame_range import size_text
 from snl_runtime.types import Image
+from snl_runtime.verdict.frame_checks import MIN_DEVIATION
 from snl_train.data.samples import DatasetIndex, Sample
+
+INVERTED_MASK_SHARE = 0.9
+"""Share of the frame that a mask covers, in most frames of a class, where it marks the good part and not the defect."""
 
 
 def check_dataset(
@@ -20,35 +29,49 @@ def check_dataset(
     skip_unreadable: bool = False,
     require_train: bool = True,
     threads: int | None = None,
+    bit_depth: int | None = None,
     on_image: Callable[[Sample, Image], None] | None = None,
 ) -> DatasetIndex:
     """Decode every image once and return the index with the hash of each image's pixels.
 
     Args:
         index: What ``list_dataset`` found.
-        skip_unreadable: Leave unreadable files out and name them in ``left_out`` instead of raising.
+        skip_unreadable: Leave unreadable files out and name them in ``left_out`` instead of raising; so with what could not be taken for an image.
         require_train: Whether a class without training images is an error.
         threads: Images decoded at once; None takes one per processor.
+        bit_depth: Bits that a value of the images uses, as for ``read_image``.
         on_image: Called with each readable sample and its pixels, (H, W, 3) uint8 RGB, from the decoding threads and in no fixed order.
 
     Raises:
-        DataError: If a file is unreadable, a class is empty, a mask has another size or marks nothing, or one image is in train and test.
+        DataError: If a file is unreadable, a class is empty, a mask has another size or marks nothing, the masks of a class look inverted, a training
+            image shows nothing or uses a small part of its bits, or one image is in train and test.
     """
+    rejected = () if index.listing is None else index.listing.rejected
+    if index.listing is not None and not skip_unreadable:
+        index.listing.require_all()
     samples = [*index.train, *index.test]
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-        pending = [pool.submit(partial(_check_sample, skip_unreadable=skip_unreadable, on_image=on_image), sample) for sample in samples]
+        pending = [
+            pool.submit(partial(_check_sample, skip_unreadable=skip_unreadable, bit_depth=bit_depth, on_image=on_image), sample) for sample in samples
+        ]
         try:
             outcomes = [future.result() for future in pending]
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    kept = [outcome for outcome in outcomes if isinstance(outcome, Sample)]
+    _check_mask_shares([outcome for outcome in outcomes if isinstance(outcome, _Checked)])
+    kept = [outcome.sample for outcome in outcomes if isinstance(outcome, _Checked)]
     checked = DatasetIndex(
         root=index.root,
         classes=index.classes,
         train=[sample for sample in kept if sample.split == "train"],
         test=[sample for sample in kept if sample.split == "test"],
-        left_out=[*index.left_out, *((outcome.path, outcome.reason) for outcome in outcomes if isinstance(outcome, _Unreadable))],
+        left_out=[
+            *index.left_out,
+            *((one.path, str(one)) for one in rejected),
+            *((outcome.path, outcome.reason) for outcome in outcomes if isinstance(outcome, _Unreadable)),
+        ],
+        listing=index.listing,
     )
     _check_classes(checked, require_train=require_train)
     _check_overlap(checked.train, checked.test)
@@ -86,23 +109,62 @@ class _Unreadable:
     reason: str
 
 
-def _check_sample(sample: Sample, *, skip_unreadable: bool, on_image: Callable[[Sample, Image], None] | None) -> Sample | _Unreadable:
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    sample: Sample
+    mask_share: float | None = None
+
+
+def _check_sample(
+    sample: Sample, *, skip_unreadable: bool, bit_depth: int | None, on_image: Callable[[Sample, Image], None] | None
+) -> _Checked | _Unreadable:
     try:
-        image = read_image(sample.path)
+        frame = read_frame(sample.path)
         mask = sample.read_mask()
     except DataError as error:
         if not skip_unreadable:
             raise
         return _Unreadable(sample.path, str(error))
-    if mask is not None and mask.shape != image.shape[:2]:
-        sizes = f"{mask.shape[1]} x {mask.shape[0]} px and its image {sample.path} {image.shape[1]} x {image.shape[0]} px"
-        raise DataError(f"mask {sample.mask_path} has {sizes}; expected equal sizes")
-    if mask is not None and not mask.any():
-        raise DataError(f"mask {sample.mask_path} is empty although {sample.path} is a bad image; expected pixels >= 128 where the defect is")
-    checked = replace(sample, pixel_sha256=pixel_sha256(image), size_hw=(image.shape[0], image.shape[1]))
+    if sample.split == "train":
+        check_range(frame, sample.path, bit_depth)
+    image = to_image(frame, sample.path, bit_depth)
+    if sample.split == "train":
+        _check_contrast(image, sample.path)
+    _check_mask(mask, image, sample)
+    checked = replace(sample, pixel_sha256=pixel_sha256(image), size_hw=(image.shape[0], image.shape[1]), bit_depth=bit_depth)
     if on_image is not None:
         on_image(checked, image)
-    return checked
+    return _Checked(checked, None if mask is None else float(mask.mean()))
+
+
+def _check_contrast(image: Image, path: Path) -> None:
+    _, deviations = load_opencv().meanStdDev(image)
+    if deviations.max() < MIN_DEVIATION:
+        raise DataError(
+            f"{display_name(path)} shows nothing: its values deviate by {deviations.max():.2g} grey levels, expected at least {MIN_DEVIATION:g}; "
+            "check lens, light and bit depth, or remove it"
+        )
+
+
+def _check_mask(mask: npt.NDArray[np.bool_] | None, image: Image, sample: Sample) -> None:
+    if mask is None:
+        return
+    if mask.shape != image.shape[:2]:
+        sizes = f"{mask.shape[1]} x {mask.shape[0]} px and its image {sample.path} {image.shape[1]} x {image.shape[0]} px"
+        raise DataError(f"mask {sample.mask_path} has {sizes}; expected equal sizes")
+    if not mask.any():
+        raise DataError(f"mask {sample.mask_path} is empty although {sample.path} is a bad image; expected pixels >= 128 where the defect is")
+
+
+def _check_mask_shares(checked: Sequence[_Checked]) -> None:
+    for name in sorted({one.sample.class_name for one in checked}):
+        masked = [one for one in checked if one.sample.class_name == name and one.mask_share is not None]
+        full = [one.sample.mask_path for one in masked if one.mask_share is not None and one.mask_share > INVERTED_MASK_SHARE]
+        if 2 * len(full) > len(masked):
+            raise DataError(
+                f"{len(full)} of {len(masked)} masks of class {name!r} cover more than {INVERTED_MASK_SHARE:.0%} of the frame, e.g. {full[0]}: "
+                "they look inverted; expected white where the defect is and black elsewhere"
+            )
 
 
 def _listed(sizes_hw: Sequence[Sequence[int]]) -> str:

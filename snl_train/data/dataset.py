@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from snl_runtime.images import read_image
-from snl_runtime.preprocess import resize
+from snl_runtime.images.preprocess import resize
 from snl_runtime.text import printable
 from snl_runtime.types import Image
 from snl_train.config import DataConfig
 from snl_train.data.checks import check_dataset
 from snl_train.data.layouts import list_dataset
-from snl_train.data.samples import Sample
+from snl_train.data.samples import DatasetIndex, Sample
 from snl_train.data.sampling import hold_out, limit_per_class
 
 DEFAULT_CACHE_BYTES = 2 << 30
@@ -54,15 +53,15 @@ class NetworkInputs:
         Raises:
             DataError: If an image that is not in memory can no longer be read.
         """
-        missing = [sample.path for sample in samples if sample.path not in self._kept]
+        missing = [sample for sample in samples if sample.path not in self._kept]
         loaded: dict[Path, Image] = {}
         if missing:
             with ThreadPoolExecutor(self._threads) as pool:
-                loaded = dict(zip(missing, pool.map(self._load, missing), strict=True))
+                loaded = dict(zip((sample.path for sample in missing), pool.map(self._load, missing), strict=True))
         return np.stack([self._kept[path] if path in self._kept else loaded[path] for path in (sample.path for sample in samples)])
 
-    def _load(self, path: Path) -> Image:
-        return resize(read_image(path), self._size_hw)
+    def _load(self, sample: Sample) -> Image:
+        return resize(sample.read_image(), self._size_hw)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -106,7 +105,7 @@ def load_training_data(
     config: DataConfig,
     seed: int = 0,
     threads: int | None = None,
-    on_listed: Callable[[int], Callable[[], None]] | None = None,
+    on_listed: Callable[[DatasetIndex], Callable[[], None]] | None = None,
 ) -> TrainingData:
     """Read and check a dataset, keep a part of the good images out of training, and hold the others in memory.
 
@@ -116,7 +115,7 @@ def load_training_data(
         config: What is held out, how many images are used, what may be left out, how much memory they may take.
         seed: Chooses the images that are held out or used.
         threads: Images decoded at once; None takes one per processor.
-        on_listed: Called with the number of images before they are read; what it returns is called after each image.
+        on_listed: Called with what was found before it is read; what it returns is called after each image.
 
     Raises:
         DataError: As ``read_dataset``.
@@ -124,14 +123,14 @@ def load_training_data(
     """
     index = list_dataset(root)
     inputs = NetworkInputs(size_hw, budget_bytes=config.cache_mib << 20, threads=threads)
-    report = on_listed(len(index.train) + len(index.test)) if on_listed is not None else None
+    report = on_listed(index) if on_listed is not None else None
 
     def on_image(sample: Sample, image: Image) -> None:
         inputs.add(sample, image)
         if report is not None:
             report()
 
-    index = check_dataset(index, skip_unreadable=config.skip_unreadable, threads=threads, on_image=on_image)
+    index = check_dataset(index, skip_unreadable=config.skip_unreadable, threads=threads, bit_depth=config.bit_depth, on_image=on_image)
     samples, kept_back = hold_out(index.train, config.hold_out, seed=seed)
     samples = limit_per_class(samples, config.max_per_class, seed=seed)
     inputs.keep_only(samples)

@@ -1,14 +1,16 @@
 """One image of a dataset, and the list of all of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from snl_runtime.images import read_image, read_mask
+from snl_runtime.images.files import read_image, read_mask
+from snl_runtime.images.listing import Listing
+from snl_runtime.types import Image
 
 Split: TypeAlias = Literal["train", "test"]
 
@@ -27,6 +29,7 @@ class Sample:
         mask_holds_labels: Whether the mask may hold label numbers (VisA) rather than 0 and 255.
         pixel_sha256: Hash of the decoded pixels; empty until the image was read.
         size_hw: Height and width of the image; None until it was read.
+        bit_depth: Bits that a value of the file uses, as for ``snl_runtime.images.files.read_image``.
     """
 
     path: Path
@@ -38,6 +41,15 @@ class Sample:
     mask_holds_labels: bool = False
     pixel_sha256: str = ""
     size_hw: tuple[int, int] | None = None
+    bit_depth: int | None = None
+
+    def read_image(self) -> Image:
+        """Return the image, (H, W, 3) uint8 RGB.
+
+        Raises:
+            DataError: If it cannot be read or is not of its bit depth.
+        """
+        return read_image(self.path, self.bit_depth)
 
     def read_mask(self) -> npt.NDArray[np.bool_] | None:
         """Return the defective pixels, (H, W) bool, or None without a mask.
@@ -65,6 +77,7 @@ class DatasetIndex:
         train: Good images to learn from.
         test: Images to measure on; empty for good-only datasets.
         left_out: Unreadable files and why, one pair each; empty unless skipping was asked for.
+        listing: Files found, taken and left out; None for an index that was not made from files.
     """
 
     root: Path
@@ -72,6 +85,15 @@ class DatasetIndex:
     train: Sequence[Sample]
     test: Sequence[Sample]
     left_out: Sequence[tuple[Path, str]] = ()
+    listing: Listing | None = None
+
+    def without_training(self) -> "DatasetIndex":
+        """Return the index without training images, also those that could not be taken."""
+        listing = self.listing
+        if listing is not None:
+            rejected = tuple(one for one in listing.rejected if "train" not in one.path.relative_to(self.root).as_posix().lower().split("/"))
+            listing = replace(listing, rejected=rejected)
+        return replace(self, train=[], listing=listing)
 
     def relative(self, sample: Sample) -> str:
         """Return the sample's path below ``root`` with forward slashes, or its whole path if it lies elsewhere."""

@@ -5,16 +5,17 @@ Two kinds of file exist: ``split_csv/1cls.csv`` (columns object, split, label, i
 proportion is that of ``1cls.csv``.
 """
 
+import codecs
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from snl_runtime.errors import DataError
+from snl_runtime.images.labels import is_good_name
 from snl_train.data.samples import Sample, Split
 
 SPLIT_FILE = Path("split_csv") / "1cls.csv"
 ANNOTATION_FILE = "image_anno.csv"
-_GOOD_LABELS = ("normal", "good")
 _TEST_EVERY = 10
 
 
@@ -54,19 +55,25 @@ def read_visa(tables: Sequence[Path], base: Path, *, masks: bool) -> list[Sample
 
 def _rows(table: Path, columns: Sequence[str]) -> Iterator[tuple[int, Mapping[str, str]]]:
     try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+        with table.open("rb") as file:
+            encoding = "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+        with table.open(newline="", encoding=encoding) as file:
+            if not file.readline().startswith("sep="):  # Excel's own first line
+                file.seek(0)
+            start = file.tell()
+            delimiter = max(",;\t", key=file.readline().count)
+            file.seek(start)
+            reader = csv.DictReader(file, delimiter=delimiter)
             missing = [name for name in columns if name not in (reader.fieldnames or [])]
             if missing:
                 raise DataError(f"{table} has no column {missing[0]!r}; expected the columns {', '.join(columns)}")
             for row in reader:
-                if any(row.get(name) is None for name in columns):
-                    raise DataError(
-                        f"{table}, line {reader.line_num}: expected {len(columns)} values, got {sum(v is not None for v in row.values())}"
-                    )
+                if None in row or any(row.get(name) is None for name in columns):
+                    got = sum(len(value) if isinstance(value, list) else value is not None for value in row.values())
+                    raise DataError(f"{table}, line {reader.line_num}: expected {len(reader.fieldnames or [])} values, got {got}")
                 yield reader.line_num, row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot read {table}: {error}") from error
+        raise DataError(f"cannot read {table}: {error}; save it as CSV in UTF-8") from error
 
 
 def _read_split(table: Path, base: Path, *, masks: bool) -> list[Sample]:
@@ -89,19 +96,23 @@ def _read_annotations(table: Path, base: Path, *, masks: bool) -> list[Sample]:
     samples: list[Sample] = []
     goods_seen = 0
     for row in rows:
-        is_good = row["label"].strip().lower() in _GOOD_LABELS
+        is_good = is_good_name(row["label"])
         goods_seen += is_good
         split: Split = "test" if not is_good or goods_seen % _TEST_EVERY == 0 else "train"
         samples.append(_sample(row, base, table.parent.name, split, masks=masks))
     return samples
 
 
+def _path(text: str) -> str:
+    return text.strip().replace("\\", "/")  # as Windows writes them
+
+
 def _sample(row: Mapping[str, str], base: Path, class_name: str, split: Split, *, masks: bool) -> Sample:
     label = row["label"].strip()
-    is_anomalous = label.lower() not in _GOOD_LABELS
-    mask = row["mask"].strip()
+    is_anomalous = not is_good_name(label)
+    mask = _path(row["mask"])
     return Sample(
-        path=base / row["image"].strip(),
+        path=base / _path(row["image"]),
         class_name=class_name,
         split=split,
         is_anomalous=is_anomalous,

@@ -103,6 +103,6 @@ def test_command_adds_figures_of_every_model_to_the_table(two_classes: Path, tmp
     assert status == 0
     assert "not for publication: nut" in capsys.readouterr().out
     assert page.read_text().count("<img") == 2 * 3  # two images, each with its defect and the maps of two models
-    from snl_runtime.images import read_image
+    from snl_runtime.images.files import read_image
 
     assert read_image(picture).shape == (2 * 160, 3 * 160, 3)

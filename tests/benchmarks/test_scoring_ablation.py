@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.accuracy.scoring_ablation import SCORINGS, Cells, measure
-from snl_runtime.gain import fit_gain
+from snl_runtime.model.gain import fit_gain
 from snl_runtime.progress import Progress
 from snl_train import metrics
 from snl_train.config import ModelConfig, ScoreConfig

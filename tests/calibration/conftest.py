@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from snl_calibration.calibrate import CalibrationOptions, calibrate
-from snl_runtime.golden import GoldenSamples, write_golden
-from snl_runtime.manifest import Manifest, read_manifest, write_manifest
+from snl_runtime.model.golden import GoldenSamples, write_golden
+from snl_runtime.model.manifest import Manifest, read_manifest, write_manifest
 
 SIDE = 48
 BASE = 0.02  # what the graph answers where a frame equals the template: a score of 0 is no evidence
@@ -201,6 +201,11 @@ class Tools:
     expected_score = staticmethod(expected_score)
     sha256_of_pixels = staticmethod(sha256_of_pixels)
     save = staticmethod(save)
+
+    @staticmethod
+    def noise_map():
+        """Return values for a gain map that do not compress."""
+        return np.random.default_rng(0).uniform(0.5, 2.0, (SIDE, SIDE)).astype(np.float32)
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from snl_calibration.calibrate import CalibrationOptions, append_decision, calibrate
+from snl_calibration.calibrate import CalibrationOptions, append_decisions, calibrate
 from snl_runtime import scorer as scorer_module
 from snl_runtime.backends import open_backend
-from snl_runtime.detector import SnlDetector
-from snl_runtime.manifest import EngineEntry, update_manifest
-from snl_runtime.signing import sign_manifest
+from snl_runtime.detector.detector import SnlDetector
+from snl_runtime.model.manifest import EngineEntry, update_manifest
+from snl_runtime.model.signing import sign_manifest
 from snl_runtime.types import Verdict
 
 
@@ -92,7 +92,9 @@ def test_decisions_appended_while_fitting_are_kept(station, monkeypatch):
 def test_decisions_of_runs_at_the_same_time_are_all_kept(station):
     station.write_good(count=30)
     decision = station.fit_one().decision
-    threads = [threading.Thread(target=append_decision, args=(station.model, dataclasses.replace(decision, product=f"p{i}"))) for i in range(8)]
+    threads = [
+        threading.Thread(target=append_decisions, args=(station.model, [(dataclasses.replace(decision, product=f"p{i}"), None)])) for i in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

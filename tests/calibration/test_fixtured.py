@@ -6,15 +6,15 @@ import re
 import numpy as np
 import pytest
 
-from snl_calibration.calibrate import CalibrationOptions, append_decision, calibrate
+from snl_calibration.calibrate import CalibrationOptions, append_decisions, calibrate
 from snl_calibration.cli import main
 from snl_calibration.gain import MIN_GAIN_SAMPLE, GainFit, note_on_gain
 from snl_calibration.thresholds import fit_threshold
-from snl_runtime.detector import SnlDetector
+from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.errors import SinkError
 from snl_runtime.files import sha256_file
-from snl_runtime.gain import GainMap, fit_gain
-from snl_runtime.gain_files import gain_of, open_gains
+from snl_runtime.model.gain import GainMap, fit_gain
+from snl_runtime.model.gain_files import gain_of, open_gains
 from snl_runtime.types import Verdict
 
 SIDE, BASE = 48, 0.02
@@ -202,7 +202,7 @@ def test_parts_in_any_pose_get_the_note(station, tools):
 
 def test_appended_decision_without_a_gain_map_writes_none(station, parts):
     decision = station.fit_one().decision
-    append_decision(station.model, decision)
+    append_decisions(station.model, [(decision, None)])
     assert list(station.root.glob("*.gain.*")) == []
 
 

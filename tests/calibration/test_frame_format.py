@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from snl_calibration.cli import main
-from snl_runtime.detector import SnlDetector
+from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.errors import ConfigError, DataError
-from snl_runtime.frame_range import FrameSizes
+from snl_runtime.model.frame_range import FrameSizes
 from snl_runtime.types import Verdict
 
 

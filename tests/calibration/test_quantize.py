@@ -179,7 +179,7 @@ def test_only_good_images_of_a_data_set_are_taken_evenly(tmp_path: Path) -> None
     for name in (*(f"train/good/{i}.png" for i in range(10)), "test/dent/0.png", "ground_truth/dent/0.png"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
+        path.write_bytes(b"\x89PNG\r\n\x1a\n")
     chosen = calibration_images(tmp_path, most=4)
     assert [path.relative_to(tmp_path).as_posix() for path in chosen] == [f"train/good/{i}.png" for i in (0, 3, 6, 9)]
 

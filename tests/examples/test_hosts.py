@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from snl_runtime.records import record_line
+from snl_runtime.line.records import record_line
 from snl_runtime.types import AnomalyRegion, AnomalyResult, Frame, StageTimings, Verdict
 
 HOSTS = Path(__file__).parents[2] / "examples" / "hosts"

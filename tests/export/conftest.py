@@ -14,7 +14,7 @@ pytest.importorskip("onnxscript")
 
 from snl_export import onnx_export  # noqa: E402
 from snl_export.bundle_writer import ExportedBundle, ExportOptions, export_bundle  # noqa: E402
-from snl_runtime.manifest import Decision  # noqa: E402
+from snl_runtime.model.manifest import Decision  # noqa: E402
 from snl_train.checkpoint import Checkpoint, save_checkpoint  # noqa: E402
 from snl_train.config import ModelConfig, TrainConfig  # noqa: E402
 from snl_train.models import build_model  # noqa: E402

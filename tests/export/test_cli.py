@@ -13,7 +13,7 @@ from snl_export.bundle_writer import ExportedBundle, ExportOptions, export_bundl
 from snl_export.cli import main
 from snl_runtime.errors import ManifestError
 from snl_runtime.files import sha256_file
-from snl_runtime.manifest import Decision, read_manifest, write_manifest
+from snl_runtime.model.manifest import Decision, read_manifest, write_manifest
 from snl_train.checkpoint import load_checkpoint, save_checkpoint
 
 Install = Callable[..., None]

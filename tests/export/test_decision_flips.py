@@ -10,12 +10,13 @@ import pytest
 from onnx import numpy_helper
 
 from snl_export.cli import main
-from snl_runtime.detector import SnlDetector
+from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.files import sha256_file
-from snl_runtime.gain import GainMap
-from snl_runtime.gain_files import encode_gain, write_gain
-from snl_runtime.images import list_images, read_image, write_image
-from snl_runtime.manifest import Decision, manifest_path, read_manifest, write_manifest
+from snl_runtime.images.files import read_image, write_image
+from snl_runtime.images.listing import list_images
+from snl_runtime.model.gain import GainMap
+from snl_runtime.model.gain_files import encode_gain, write_gain
+from snl_runtime.model.manifest import Decision, manifest_path, read_manifest, write_manifest
 from snl_runtime.scorer import Scorer
 
 DEVIATION = 5e-5
@@ -38,7 +39,7 @@ def scores_of(model: Path, frames: Path) -> dict[str, float]:
     with Scorer(model) as scorer:
         golden, _ = scorer.score_inputs(scorer.bundle.golden.images)
         named = {f"golden {index}": float(score) for index, score in enumerate(golden)}
-        return named | {path.name: scorer.score(read_image(path), "rgb").score for path in list_images(frames)}
+        return named | {path.name: scorer.score(read_image(path), "rgb").score for path in list_images(frames).taken}
 
 
 @pytest.fixture

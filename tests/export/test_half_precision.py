@@ -16,8 +16,8 @@ from snl_export.graph import SnlGraph
 from snl_export.half_check import evaluate_by_reference, evaluate_in_half
 from snl_export.onnx_export import BatchSize, export_onnx
 from snl_runtime.errors import ParityRefusedError
-from snl_runtime.golden import GoldenSamples
-from snl_runtime.parity_frames import derived_frames
+from snl_runtime.model.golden import GoldenSamples
+from snl_runtime.parity.frames import derived_frames
 from snl_train.checkpoint import load_checkpoint
 from snl_train.config import ScoreConfig
 from snl_train.evaluation import CheckpointScorer

@@ -18,7 +18,7 @@ from snl_export.cli import main
 from snl_export.graph import SnlGraph
 from snl_export.onnx_export import BatchSize, export_onnx
 from snl_runtime.files import sha256_file
-from snl_runtime.manifest import read_manifest
+from snl_runtime.model.manifest import read_manifest
 from snl_runtime.scorer import Scorer
 from snl_train.config import ModelConfig, TrainConfig
 from snl_train.models import build_model
@@ -127,7 +127,7 @@ def test_wrong_option_is_one_line_and_status_2(
 
 def test_auroc_change_alone_is_refused(checkpoint_path: Path, exported: ExportedBundle) -> None:
     """Planted through the meter: maps agree, but two frames of 40 change places by less than a map's tenth."""
-    from snl_runtime.parity import LIMITS, ParityMeter, ScoredFrame
+    from snl_runtime.parity.meter import LIMITS, ParityMeter, ScoredFrame
 
     meter = ParityMeter(LIMITS["int8"])
     values = np.linspace(0, 1, 64).reshape(8, 8)

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from snl_export.bundle_writer import ExportOptions, export_bundle
 from snl_export.cli import main
 from snl_runtime.errors import DataError, ParityRefusedError
-from snl_runtime.images import write_image
+from snl_runtime.images.files import write_image
 from snl_train import scoring
 from snl_train.checkpoint import load_checkpoint, save_checkpoint
 

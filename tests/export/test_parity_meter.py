@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from snl_runtime.errors import ManifestError, ParityRefusedError
-from snl_runtime.gain import GainMap
-from snl_runtime.gain_files import encode_gain
-from snl_runtime.manifest import Decision, ParityReport
-from snl_runtime.parity import LIMITS, ParityLimits, ParityMeter, ScoredFrame, refuse_unless_passed
+from snl_runtime.model.gain import GainMap
+from snl_runtime.model.gain_files import encode_gain
+from snl_runtime.model.manifest import Decision, ParityReport
+from snl_runtime.parity.meter import LIMITS, ParityLimits, ParityMeter, ScoredFrame, refuse_unless_passed
 
 MakeDecision: TypeAlias = Callable[..., Decision]
 WIDE = ParityLimits(relative=10.0)

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,37 +12,15 @@ import pytest
 from snl_export import publishing
 from snl_runtime.errors import ManifestError, SinkError
 from snl_runtime.files import sha256_file
-from snl_runtime.manifest import Decision, EngineEntry, Evidence, FrameRange, Manifest, read_manifest, update_manifest, write_manifest
+from snl_runtime.model.manifest import Decision, EngineEntry, Manifest, read_manifest, update_manifest, write_manifest
 
 NAMES = ("x.onnx", "x.golden.npz")
-
-ANY = (0.0, 255.0)
-DECISION = Decision(
-    product="bolt",
-    model_sha256="c" * 64,
-    pass_threshold=2.0,
-    reject_threshold=2.0,
-    floor=0.5,
-    frame_range=FrameRange(mean=ANY, deviation=ANY, white_share=(0.0, 1.0), black_share=(0.0, 1.0)),
-    roi_xyxy=None,
-    sample_count=299,
-    sample_sha256="0" * 64,
-    max_frr=0.01,
-    confidence=0.95,
-    bound="",
-    evidence=Evidence(source="bad images", counts={}, detection_rate=1.0, min_detection=0.5),
-    accepted_outliers=[],
-    backend="onnxruntime",
-    fitted_at="2026-01-01T00:00:00+00:00",
-    expires_at=None,
-    tool_version="0.1.0",
-)
 
 KILLED_PUBLISH = """
 import os, sys
 from pathlib import Path
 from snl_export import publishing
-from snl_runtime.manifest import read_manifest
+from snl_runtime.model.manifest import read_manifest
 calls, last = 0, int(sys.argv[2])
 plain = Path.replace
 def counted(self, target):
@@ -84,7 +63,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def is_refused(folder: Path) -> bool:
-    from snl_runtime.bundle import open_bundle
+    from snl_runtime.model.bundle import open_bundle
 
     try:
         open_bundle(folder / "x.onnx")
@@ -111,12 +90,15 @@ def test_new_bundle_replaces_the_earlier_one_whole(tmp_path: Path, staged: dict[
 
 
 @pytest.mark.parametrize("killed_at", [None, 2])
-def test_what_others_add_to_the_earlier_manifest_survives(tmp_path: Path, staged: dict[str, bytes], killed_at: int | None) -> None:
+def test_what_others_add_to_the_earlier_manifest_survives(
+    tmp_path: Path, staged: dict[str, bytes], killed_at: int | None, make_decision: Callable[..., Decision]
+) -> None:
     """Added while the export ran, or between an export that was killed and the next one."""
     write_bundle(tmp_path, "old")
     if killed_at is not None:
         subprocess.run([sys.executable, "-c", KILLED_PUBLISH, str(tmp_path), str(killed_at)], check=False)
     model_sha256 = read_manifest(tmp_path / ".x.export" / "x.json").model_sha256
+    decision = make_decision(product="bolt")
     fits = EngineEntry(
         file="x.trt",
         sha256="a" * 64,
@@ -129,14 +111,14 @@ def test_what_others_add_to_the_earlier_manifest_survives(tmp_path: Path, staged
         onnx_sha256=model_sha256,
     )
     stale = dataclasses.replace(fits, file="y.trt", onnx_sha256="b" * 64)
-    update_manifest(tmp_path / "x.json", lambda manifest: manifest.with_decision(DECISION).with_engine(fits).with_engine(stale))
+    update_manifest(tmp_path / "x.json", lambda manifest: manifest.with_decision(decision).with_engine(fits).with_engine(stale))
     if killed_at is not None:
         assert publishing.restore_interrupted(tmp_path, stem="x")
-        assert read_manifest(tmp_path / "x.json").decisions == [DECISION]
+        assert read_manifest(tmp_path / "x.json").decisions == [decision]
         write_bundle(tmp_path / ".x.export", "new")
     written = publish(tmp_path)
     assert written == read_manifest(tmp_path / "x.json")
-    assert (written.model_sha256, written.decisions, written.engines) == (model_sha256, [DECISION], [fits])
+    assert (written.model_sha256, written.decisions, written.engines) == (model_sha256, [decision], [fits])
 
 
 @pytest.mark.parametrize("failing", ["x.onnx", "x.golden.npz", "x.json"])

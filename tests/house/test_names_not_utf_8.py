@@ -14,7 +14,7 @@ from snl_calibration.cli import main as calibrate
 from snl_export.cli import main as export
 from snl_runtime.cli.bench import main as bench
 from snl_runtime.cli.run import main as run
-from snl_runtime.manifest import manifest_path, read_manifest
+from snl_runtime.model.manifest import manifest_path, read_manifest
 from snl_train.cli.evaluate import main as evaluate
 from snl_train.cli.train import main as train
 

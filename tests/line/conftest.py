@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
-from snl_runtime.handoff import OverflowPolicy
-from snl_runtime.sources import SourceCounters
+from snl_runtime.line.handoff import OverflowPolicy
+from snl_runtime.line.sources import SourceCounters
 from snl_runtime.types import AnomalyRegion, AnomalyResult, Frame, StageTimings, Verdict
 
 WAIT_S = 10.0

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from snl_runtime.errors import ConfigError, SourceOpenError, SourceStalledError
-from snl_runtime.handoff import OverflowPolicy
-from snl_runtime.sources import CameraSource, parse_camera, redact_credentials
-from snl_runtime.sources.camera import RepeatCounter
+from snl_runtime.line.handoff import OverflowPolicy
+from snl_runtime.line.sources import CameraSource, parse_camera
+from snl_runtime.line.sources.camera import RepeatCounter
+from snl_runtime.text import redact_credentials
 
 SECRET = "p4ss-word"
 

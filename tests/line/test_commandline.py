@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from snl_runtime.commandline import CommandParser, run_command, stop_signals
+from snl_runtime.cli.command import CommandParser, run_command, stop_signals
 from snl_runtime.errors import CalibrationRefusedError, ConfigError, SnlError
 
 
@@ -45,7 +45,7 @@ def test_a_bug_escapes_with_its_traceback():
 
 
 def run_script(body, **keywords):
-    script = "from snl_runtime.commandline import run_command\nimport sys\n" + textwrap.dedent(body)
+    script = "from snl_runtime.cli.command import run_command\nimport sys\n" + textwrap.dedent(body)
     return subprocess.run([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, timeout=60, **keywords)
 
 
@@ -64,7 +64,7 @@ def test_reader_that_closes_the_pipe_gives_one_line():
         return 0
     sys.exit(run_command(main_fn, program='snl-x'))
     """
-    script = "from snl_runtime.commandline import run_command\nimport sys\n" + textwrap.dedent(body)
+    script = "from snl_runtime.cli.command import run_command\nimport sys\n" + textwrap.dedent(body)
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.readline()
     process.stdout.close()
@@ -75,7 +75,7 @@ def test_reader_that_closes_the_pipe_gives_one_line():
 
 
 def in_shell(body, redirect, **environment):
-    script = "from snl_runtime.commandline import run_command\nimport sys\n" + textwrap.dedent(body)
+    script = "from snl_runtime.cli.command import run_command\nimport sys\n" + textwrap.dedent(body)
     command = ["bash", "-c", f'exec "$0" -c "$1" {redirect}', sys.executable, script]
     return subprocess.run(command, capture_output=True, timeout=60, env={**os.environ, **environment})
 

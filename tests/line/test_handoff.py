@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from snl_runtime.handoff import Handoff, HandoffCounts, OverflowPolicy
+from snl_runtime.line.handoff import Handoff, HandoffCounts, OverflowPolicy
 
 
 def in_thread(function):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snl_runtime.histogram import HIGHEST_MS, LOWEST_MS, LatencyHistogram
+from snl_runtime.line.histogram import HIGHEST_MS, LOWEST_MS, LatencyHistogram
 
 TOLERANCE = 0.0051  # half of a bin that is 1 % wide
 

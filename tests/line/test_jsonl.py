@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snl_runtime.errors import ConfigError, SinkError
-from snl_runtime.jsonl import JsonlSink
-from snl_runtime.records import record_line
+from snl_runtime.line.jsonl import JsonlSink
+from snl_runtime.line.records import record_line
 
 
 def strict(line):
@@ -90,7 +90,7 @@ import numpy as np
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 MAX_BYTES, FIRST = None, 0
 from snl_runtime.errors import SinkError
-from snl_runtime.jsonl import JsonlSink
+from snl_runtime.line.jsonl import JsonlSink
 from snl_runtime.types import AnomalyResult, Frame, StageTimings, Verdict
 result = AnomalyResult(verdict=Verdict.PASS, reason_code="r", reason="r", score=0.5, threshold=1.0, reject_threshold=1.0, product=None,
                        anomaly_map=None, roi_xyxy=None, regions=(), timings=StageTimings(), model_sha256="ab")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from snl_runtime.errors import SinkError
-from snl_runtime.picture_folders import OverlaySaver, RejectSaver
+from snl_runtime.line.picture_folders import OverlaySaver, RejectSaver
 from snl_runtime.types import Verdict
 
 
@@ -179,7 +179,7 @@ def test_pictures_of_earlier_runs_count_towards_the_quota_and_none_is_deleted(fa
 
 
 def test_full_folder_takes_pictures_again_once_somebody_made_room(fakes, tmp_path, monkeypatch):
-    monkeypatch.setattr("snl_runtime.picture_folders.RECOUNT_INTERVAL_S", 0.0)
+    monkeypatch.setattr("snl_runtime.line.picture_folders.RECOUNT_INTERVAL_S", 0.0)
     (tmp_path / "earlier.png").write_bytes(bytes(5000))
     with RejectSaver(tmp_path, max_bytes=5050) as sink:
         sink.emit(*bad_part(fakes, 0))

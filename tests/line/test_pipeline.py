@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snl_runtime.errors import InferenceError, SinkError, SourceEndedError, SourceOpenError, SourceStalledError
-from snl_runtime.handoff import OverflowPolicy
-from snl_runtime.pipeline import Pipeline, PipelineCounts
+from snl_runtime.line.handoff import OverflowPolicy
+from snl_runtime.line.pipeline import Pipeline, PipelineCounts
 from snl_runtime.types import Verdict
 
 

@@ -8,11 +8,11 @@ import pytest
 
 from snl_runtime.cli.run import main
 from snl_runtime.errors import ConfigError, SnlError
-from snl_runtime.plugins import find_source, open_sink
+from snl_runtime.line.plugins import find_source, open_sink
 
 MODULE = """
 import os, pathlib, signal
-from snl_runtime.sources import ImageFolderSource
+from snl_runtime.line.sources import ImageFolderSource
 
 def source(address, *, product):
     return ImageFolderSource(address.partition("://")[2], product=product)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from snl_runtime.errors import SinkError
-from snl_runtime.records import StreamSink, record_line
+from snl_runtime.line.records import StreamSink, record_line
 from snl_runtime.types import Verdict
 
 RECORD_KEYS = [

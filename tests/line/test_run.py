@@ -127,11 +127,11 @@ def test_video_that_ends_early_exits_2_after_every_record(engine, make_video, tm
     [
         (["--camera", "99"], "cannot open camera 99"),
         (["--camera", "front"], "a camera is a number or an address"),
-        (["--images", "nowhere"], "nowhere is not a folder"),
+        (["--images", "nowhere"], "nowhere does not exist"),
         (["--video", "nowhere.avi"], "cannot read nowhere.avi"),
         (["--images", "{parts}", "--product", "botle"], "it has bottle; did you mean 'bottle'?"),
         (["--images", "{parts}", "--public-key", "nowhere.pem"], "cannot read the public key nowhere.pem"),
-        (["--images", "{parts}", "--jsonl", "nowhere/out.jsonl"], "nowhere/out.jsonl: No such file"),
+        (["--images", "{parts}", "--jsonl", "nowhere/out.jsonl"], "nowhere/out.jsonl: there is no folder"),
         (["--images", "{parts}", "--save-rejects", "{engine}"], "cannot make the folder"),
         (["--images", "{parts}", "--backend", "caffe"], "caffe"),
     ],

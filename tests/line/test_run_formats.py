@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from snl_runtime.cli.run import main
-from snl_runtime.frame_range import FrameSizes
+from snl_runtime.model.frame_range import FrameSizes
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 from snl_runtime.cli.run import main as run_main
 from snl_runtime.cli.sign import main
 from snl_runtime.files import sha256_file
-from snl_runtime.images import write_image
-from snl_runtime.manifest import EngineEntry, read_manifest, update_manifest, write_manifest
+from snl_runtime.images.files import write_image
+from snl_runtime.model.manifest import EngineEntry, read_manifest, update_manifest, write_manifest
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def test_another_key_is_refused(folder, keys, call, tmp_path):
 
 
 def test_manifest_that_changes_while_its_files_are_checked_is_not_signed(folder, keys, call, monkeypatch):
-    from snl_runtime import bundle
+    from snl_runtime.model import bundle
 
     real = bundle.check_listed_files
 

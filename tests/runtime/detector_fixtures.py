@@ -10,11 +10,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from snl_runtime.files import sha256_file
-from snl_runtime.frame_range import FrameFormat, FrameRange, FrameSizes, FrameStatistics, fit_frame_range, frame_statistics
-from snl_runtime.gain import GainMap
-from snl_runtime.gain_files import encode_gain, write_gain
-from snl_runtime.golden import GoldenSamples, golden_path, write_golden
-from snl_runtime.manifest import Decision, Evidence, Manifest, manifest_path, read_manifest, write_manifest
+from snl_runtime.model.frame_range import FrameRange, FrameSizes
+from snl_runtime.model.gain import GainMap
+from snl_runtime.model.gain_files import encode_gain, write_gain
+from snl_runtime.model.golden import GoldenSamples, golden_path, write_golden
+from snl_runtime.model.manifest import Decision, Evidence, Manifest, manifest_path, read_manifest, write_manifest
+from snl_runtime.verdict.frame_checks import FrameFormat, FrameStatistics, fit_frame_range, frame_statistics
 
 SIZE = 32
 KERNEL = 5

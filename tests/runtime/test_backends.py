@@ -17,8 +17,8 @@ from onnx import TensorProto, helper
 from snl_runtime import backends
 from snl_runtime.backends import available_backends, open_backend
 from snl_runtime.backends.base import Backend
-from snl_runtime.bundle import open_bundle
 from snl_runtime.errors import BackendError, BackendUnavailableError, ConfigError, InferenceError
+from snl_runtime.model.bundle import open_bundle
 
 NAMES = ["onnxruntime", "openvino"]
 HEIGHT, WIDTH = 8, 12

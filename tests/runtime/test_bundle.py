@@ -8,11 +8,11 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from snl_runtime.bundle import open_bundle
 from snl_runtime.errors import ManifestError, SignatureError
-from snl_runtime.golden import GoldenSamples, write_golden
-from snl_runtime.manifest import EngineEntry, Manifest, read_manifest, write_manifest
-from snl_runtime.signing import sign_manifest
+from snl_runtime.model.bundle import open_bundle
+from snl_runtime.model.golden import GoldenSamples, write_golden
+from snl_runtime.model.manifest import EngineEntry, Manifest, read_manifest, write_manifest
+from snl_runtime.model.signing import sign_manifest
 
 ONNX_BYTES, ENGINE_BYTES = b"graph" * 100, b"engine" * 100  # a bundle is opened by hash; nothing is loaded
 

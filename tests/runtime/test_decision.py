@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snl_runtime.decision import decide, parse_time, strictest
-from snl_runtime.ruling import REASON_CODES, Ruling
 from snl_runtime.types import Verdict
+from snl_runtime.verdict.decision import decide, parse_time, strictest
+from snl_runtime.verdict.ruling import REASON_CODES, Ruling
 
 NOW = datetime(2025, 6, 1, 12, tzinfo=timezone.utc)
 RANGE = {"mean": (80.0, 120.0), "deviation": (10.0, 30.0), "white_share": (0.0, 0.2), "black_share": (0.0, 0.2), "green": (-5.0, 5.0)}

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from snl_runtime.detector import SnlDetector
+from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.errors import DetectorClosedError, EngineBuildError, GoldenSampleError, ManifestError, SignatureError
 from snl_runtime.types import Verdict
 
@@ -300,7 +300,7 @@ def rebuilt(monkeypatch):
         asked.append(engine_path.name)
         raise EngineBuildError("no GPU in this test")
 
-    monkeypatch.setattr("snl_runtime.engine_builder.rebuild_engine", rebuild_engine)
+    monkeypatch.setattr("snl_runtime.backends.tensorrt.builder.rebuild_engine", rebuild_engine)
     return asked
 
 
@@ -323,7 +323,7 @@ def test_an_onnx_is_never_rebuilt(model_folder, rebuilt):
 
 def test_a_signed_manifest_is_not_rewritten_by_a_rebuild(fixtures, model_folder, rebuilt, monkeypatch):
     """The key is checked before the engine, so an engine that does not fit is met with a valid signature only."""
-    monkeypatch.setattr("snl_runtime.bundle.verify_manifest", lambda manifest, key: None)
+    monkeypatch.setattr("snl_runtime.model.bundle.verify_manifest", lambda manifest, key: None)
     engine = model_folder.write().with_suffix(".trt")
     engine.write_bytes(b"an engine of another export")
     with pytest.raises(SignatureError, match="sign it where the private key is"):

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from snl_runtime.detector import SnlDetector
+from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.errors import BackendError, ConfigError, GoldenSampleError, InferenceError, ManifestError, SnlError
-from snl_runtime.manifest import read_manifest, write_manifest
-from snl_runtime.ruling import REASON_CODES
+from snl_runtime.model.manifest import read_manifest, write_manifest
 from snl_runtime.types import Verdict
+from snl_runtime.verdict.ruling import REASON_CODES
 
 HANG_S = 20.0
 """Bound of a call that hangs; every test releases it earlier."""

@@ -2,11 +2,11 @@
 
 import pytest
 
-from snl_runtime.decision import REASON_CODES
-from snl_runtime.detector import SnlDetector
+from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.files import sha256_file
-from snl_runtime.manifest import EngineEntry, ParityReport, update_manifest
+from snl_runtime.model.manifest import EngineEntry, ParityReport, update_manifest
 from snl_runtime.types import Verdict
+from snl_runtime.verdict.ruling import REASON_CODES
 
 NEVER = "no_threshold_for_engine"
 ROWS = {

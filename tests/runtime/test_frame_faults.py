@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 import pytest
 
-from snl_runtime.detector import SnlDetector
-from snl_runtime.frame_range import FrameSizes
-from snl_runtime.ruling import REASON_CODES
+from snl_runtime.detector.detector import SnlDetector
+from snl_runtime.model.frame_range import FrameSizes
 from snl_runtime.types import Verdict
+from snl_runtime.verdict.ruling import REASON_CODES
 
 FAR = {"pass_threshold": 1e6, "reject_threshold": 1e6}
 """Thresholds that any score meets: what stops the part is the row's own fault."""

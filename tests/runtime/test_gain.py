@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snl_runtime.errors import GainError
-from snl_runtime.gain import GainMap, fit_gain, leave_one_out_gains
+from snl_runtime.model.gain import GainMap, fit_gain, leave_one_out_gains
 
 SHAPE = (64, 48)
 

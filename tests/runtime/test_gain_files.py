@@ -8,9 +8,9 @@ import pytest
 
 from snl_runtime.errors import ManifestError
 from snl_runtime.files import sha256_file
-from snl_runtime.gain import GainMap
-from snl_runtime.gain_files import encode_gain, gain_of, open_gains, write_gain
-from snl_runtime.manifest import GainFile, canonical_text, read_manifest, write_manifest
+from snl_runtime.model.gain import GainMap
+from snl_runtime.model.gain_files import encode_gain, gain_of, open_gains, write_gain
+from snl_runtime.model.manifest import GainFile, canonical_text, read_manifest, write_manifest
 
 SHAPE = (64, 48)
 

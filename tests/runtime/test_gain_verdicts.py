@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snl_runtime.decision import MapSummary
-from snl_runtime.detector import SnlDetector
+from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.errors import ManifestError
-from snl_runtime.gain import GainMap
-from snl_runtime.gain_files import encode_gain, open_gains
-from snl_runtime.manifest import read_manifest, write_manifest
-from snl_runtime.selection import DecisionBook
+from snl_runtime.model.gain import GainMap
+from snl_runtime.model.gain_files import encode_gain, open_gains
+from snl_runtime.model.manifest import read_manifest, write_manifest
 from snl_runtime.types import OutputRequest, Verdict
+from snl_runtime.verdict.decision import MapSummary
+from snl_runtime.verdict.selection import DecisionBook
 
 SIZE = 32
 BAR = np.s_[20:26]  # rows of a print that every good part has: the network scores it high

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from snl_runtime.errors import GoldenSampleError, SinkError
-from snl_runtime.golden import GoldenSamples, check_golden, golden_path, golden_tolerance, read_golden, write_golden
+from snl_runtime.model.golden import GoldenSamples, check_golden, golden_path, golden_tolerance, read_golden, write_golden
 
 
 def make_golden(count=3, size=8):

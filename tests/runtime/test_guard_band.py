@@ -9,11 +9,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from snl_runtime.decision import compare_with_thresholds
-from snl_runtime.gain import GainMap
-from snl_runtime.guard_band import tightened
-from snl_runtime.manifest import GainFile
+from snl_runtime.model.gain import GainMap
+from snl_runtime.model.guard_band import tightened
+from snl_runtime.model.manifest import GainFile
 from snl_runtime.types import Verdict
+from snl_runtime.verdict.decision import compare_with_thresholds
 
 STRICTNESS = {Verdict.PASS: 0, Verdict.REVIEW: 1, Verdict.REJECT: 2, Verdict.ERROR: 3}
 HIGHEST = 8.0

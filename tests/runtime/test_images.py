@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from snl_runtime.errors import DataError, SinkError
-from snl_runtime.images import IMAGE_SUFFIXES, list_images, pixel_sha256, read_image, read_mask, write_image
+from snl_runtime.images.files import WRITABLE_SUFFIXES, pixel_sha256, read_image, read_mask, write_image
 
 LOSSLESS = [".png", ".bmp", ".tif", ".ppm", ".webp"]
 
@@ -51,26 +51,6 @@ def test_sixteen_bits_are_scaled_by_257_and_never_by_content(suffix, tmp_path):
     values = np.array([[0, 128, 129, 257], [300, 4095, 65406, 65535]], np.uint16)
     cv2.imwrite(str(tmp_path / f"x{suffix}"), values)
     assert read_image(tmp_path / f"x{suffix}")[:, :, 1].tolist() == [[0, 0, 1, 1], [1, 16, 254, 255]]
-
-
-def test_exif_orientation_is_ignored(image, tmp_path):
-    write_image(tmp_path / "x.jpg", image)
-    data = (tmp_path / "x.jpg").read_bytes()
-    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"  # orientation 6: rotate by 90 degrees
-    (tmp_path / "rotated.jpg").write_bytes(data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:])
-    assert cv2.imread(str(tmp_path / "rotated.jpg")).shape == (110, 90, 3)  # a reader that obeys it
-    assert np.array_equal(read_image(tmp_path / "rotated.jpg"), read_image(tmp_path / "x.jpg"))
-
-
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".tif", ".webp", ".ppm"])
-def test_every_truncation_is_an_error_that_names_the_file(suffix, image, tmp_path):
-    write_image(tmp_path / f"whole{suffix}", image)
-    data = (tmp_path / f"whole{suffix}").read_bytes()
-    cut = tmp_path / f"cut{suffix}"
-    for length in {len(data) * tenth // 10 for tenth in range(10)} | {1, 2, 8, len(data) - 1}:
-        cut.write_bytes(data[:length])
-        with pytest.raises(DataError, match=f"cut{suffix}"):
-            read_image(cut)
 
 
 def test_progressive_jpeg_with_restarts_is_whole_until_it_is_cut(image, tmp_path):
@@ -152,16 +132,6 @@ def test_mask_is_anomalous_from_128_on(tmp_path):
     assert mask.tolist() == [[False, False, False], [True, True, True]]
 
 
-def test_listing_is_sorted_and_leaves_out_hidden_files_and_other_suffixes(tmp_path):
-    for name in ("b.PNG", "a.jpg", ".hidden.png", "notes.txt", "sub/c.bmp", ".cache/d.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert [path.name for path in list_images(tmp_path)] == ["a.jpg", "b.PNG"]
-    assert [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path, recursive=True)] == ["a.jpg", "b.PNG", "sub/c.bmp"]
-    with pytest.raises(DataError, match="not a folder"):
-        list_images(tmp_path / "missing")
-
-
 def test_pixel_hash_is_of_shape_and_pixels_and_not_of_the_file(image, tmp_path):
     expected = hashlib.sha256(b"90x110x3\0" + image.tobytes()).hexdigest()
     assert pixel_sha256(image) == expected
@@ -173,7 +143,7 @@ def test_pixel_hash_is_of_shape_and_pixels_and_not_of_the_file(image, tmp_path):
 
 
 def test_write_refuses_an_unknown_suffix_and_a_missing_folder(image, tmp_path):
-    assert ".png" in IMAGE_SUFFIXES
+    assert ".png" in WRITABLE_SUFFIXES
     with pytest.raises(DataError, match="must end in one of"):
         write_image(tmp_path / "x.gif", image)
     with pytest.raises(SinkError, match="cannot write"):

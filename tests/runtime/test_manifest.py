@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from snl_runtime.errors import ManifestError, SinkError
-from snl_runtime.frame_range import FrameRange, FrameSizes
-from snl_runtime.manifest import (
+from snl_runtime.model.frame_range import FrameRange, FrameSizes
+from snl_runtime.model.manifest import (
     Decision,
     EngineEntry,
     Evidence,

@@ -15,15 +15,15 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from snl_runtime.errors import ManifestError, SinkError
 from snl_runtime.files import exclusive_lock
-from snl_runtime.manifest import read_manifest, replace_manifest, update_manifest
-from snl_runtime.signing import sign_manifest
+from snl_runtime.model.manifest import read_manifest, replace_manifest, update_manifest
+from snl_runtime.model.signing import sign_manifest
 
 ROOT = Path(__file__).parents[2]
 UPDATES_EACH = 500
 
 HAMMER = """
 import dataclasses, sys
-from snl_runtime.manifest import update_manifest
+from snl_runtime.model.manifest import update_manifest
 path, name, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 for index in range(count):
     update_manifest(path, lambda manifest: dataclasses.replace(manifest, classes=[*manifest.classes, f"{name}{index}"]))
@@ -191,4 +191,4 @@ def test_no_code_path_writes_a_manifest_but_the_writer_itself_and_the_staging_of
             nodes = list(ast.walk(ast.parse(source.read_text(encoding="utf-8"))))
             if any(getattr(node, "id", None) == "write_manifest" or getattr(node, "attr", None) == "write_manifest" for node in nodes):
                 writers.add(source.relative_to(ROOT).as_posix())
-    assert writers == {"snl_runtime/manifest.py", "export/bundle_writer.py"}
+    assert writers == {"snl_runtime/model/manifest.py", "export/bundle_writer.py"}

@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from snl_runtime.detector import SnlDetector
+from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.errors import ConfigError
-from snl_runtime.preprocess import resize
+from snl_runtime.images.preprocess import resize
 from snl_runtime.types import OutputRequest, Verdict
 
 NAMES = ("frame_map", "mask", "overlay")
@@ -141,7 +141,7 @@ def test_drawing_that_fails_is_an_error_without_pictures(model_folder, parts, mo
     def no_memory(*_):
         raise MemoryError
 
-    monkeypatch.setattr("snl_runtime.inspection.draw_pictures", no_memory)
+    monkeypatch.setattr("snl_runtime.detector.inspection.draw_pictures", no_memory)
     with SnlDetector(model_folder.write(), outputs=EVERYTHING) as detector:
         result = detector.detect(parts[Verdict.PASS])
     assert (result.verdict, result.reason_code, carried(result)) == (Verdict.ERROR, "internal_error", set())

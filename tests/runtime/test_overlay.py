@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from snl_runtime.overlay import banner_height, banner_text, blend_heat, render_overlay
+from snl_runtime.images.overlay import banner_height, banner_text, blend_heat, render_overlay
 from snl_runtime.types import AnomalyRegion, AnomalyResult, StageTimings, Verdict
 
 GREY = np.full((24, 32, 3), 128, np.uint8)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snl_runtime.errors import ConfigError, FrameError, SnlError
-from snl_runtime.preprocess import InputSpec, axis_weights, prepare, resize, resize_mask, to_rgb
+from snl_runtime.images.preprocess import InputSpec, axis_weights, prepare, resize, resize_mask, to_rgb
 
 ROUNDING = 0.5 + 2e-3  # half a grey level for the one rounding, the guard of 1/1024 for ties, and float32 sums
 SIDES = st.integers(1, 40)

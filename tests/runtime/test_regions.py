@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from snl_runtime.regions import MAX_REGIONS, find_regions
+from snl_runtime.verdict.regions import MAX_REGIONS, find_regions
 
 MAPS = hnp.arrays(
     np.float32,

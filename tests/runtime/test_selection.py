@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from snl_runtime.manifest import EngineEntry, ParityReport, read_manifest
-from snl_runtime.selection import DecisionBook
+from snl_runtime.model.manifest import EngineEntry, ParityReport, read_manifest
+from snl_runtime.verdict.selection import DecisionBook
 
 ENGINE_SHA256 = "e" * 64
 

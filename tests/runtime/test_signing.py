@@ -9,8 +9,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from snl_runtime.errors import ManifestError, SignatureError
-from snl_runtime.manifest import Manifest, read_manifest, write_manifest
-from snl_runtime.signing import sign_manifest, verify_manifest
+from snl_runtime.model.manifest import Manifest, read_manifest, write_manifest
+from snl_runtime.model.signing import sign_manifest, verify_manifest
 
 SHA = "a" * 64
 

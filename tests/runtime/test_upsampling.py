@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from snl_runtime.upsampling import upsample_map
+from snl_runtime.images.upsampling import upsample_map
 
 TOLERANCE = 1e-6  # float32 sums of two products per axis, values up to 1
 

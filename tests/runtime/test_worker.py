@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
+from snl_runtime.detector.worker import BackendWorker
 from snl_runtime.errors import BackendTimeoutError
-from snl_runtime.worker import BackendWorker
 
 BOUND_S = 10.0
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from snl_runtime.errors import CheckpointError, SinkError
-from snl_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_tensors
+from snl_train.checkpoint import Checkpoint, dump_tensors, load_checkpoint, save_checkpoint
 from snl_train.config import ModelConfig, TrainConfig
 from snl_train.models import build_model
 
@@ -176,7 +176,7 @@ def test_file_that_carries_code_is_refused_and_does_not_run_it(saved, tmp_path, 
 
 def test_another_schema_is_named(saved, tmp_path):
     path = tmp_path / "x.pt"
-    write_tensors(path, {**torch.load(saved, weights_only=True), "schema": 99})
+    dump_tensors(path, {**torch.load(saved, weights_only=True), "schema": 99})
     assert "99" in refused(path)
 
 
@@ -204,7 +204,7 @@ def test_plain_state_dict_is_not_taken_for_a_checkpoint(tmp_path):
 )
 def test_field_of_another_kind_is_refused(saved, tmp_path, key, value):
     path = tmp_path / "x.pt"
-    write_tensors(path, {**torch.load(saved, weights_only=True), key: value})
+    dump_tensors(path, {**torch.load(saved, weights_only=True), key: value})
     refused(path)
 
 
@@ -213,7 +213,7 @@ def test_missing_field_is_refused(saved, tmp_path, key):
     stored = torch.load(saved, weights_only=True)
     del stored[key]
     path = tmp_path / "x.pt"
-    write_tensors(path, stored)
+    dump_tensors(path, stored)
     assert key in refused(path)
 
 

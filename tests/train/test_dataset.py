@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from snl_runtime.errors import DataError
-from snl_runtime.preprocess import resize
+from snl_runtime.images.preprocess import resize
 from snl_train.config import DataConfig
 from snl_train.data.dataset import load_training_data
 
@@ -82,8 +82,8 @@ def test_every_image_is_reported_once_while_reading(mvtec_root):
     announced: list[int] = []
     reported: list[None] = []
 
-    def on_listed(count):
-        announced.append(count)
+    def on_listed(index):
+        announced.append(len(index.train) + len(index.test))
         return lambda: reported.append(None)
 
     load_training_data(mvtec_root, SIZE_HW, config=DataConfig(), on_listed=on_listed)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from snl_runtime.images import pixel_sha256, read_image
+from snl_runtime.images.files import pixel_sha256, read_image
 from snl_train.checkpoint import Checkpoint, save_checkpoint
 from snl_train.cli.evaluate import main
 from snl_train.config import ModelConfig, TrainConfig

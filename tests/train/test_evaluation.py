@@ -9,8 +9,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from snl_runtime.errors import BackendUnavailableError, DataError, InferenceError
-from snl_runtime.images import read_image
-from snl_runtime.preprocess import InputSpec, prepare
+from snl_runtime.images.files import read_image
+from snl_runtime.images.preprocess import InputSpec, prepare
 from snl_runtime.types import AnomalyMap
 from snl_train import metrics
 from snl_train.checkpoint import Checkpoint

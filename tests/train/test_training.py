@@ -17,11 +17,12 @@ from snl_train.config import DataConfig, LossConfig, ModelConfig, OptimConfig, T
 from snl_train.data.dataset import load_training_data
 from snl_train.data.sampling import BalancedBatches
 from snl_train.losses import channel_distillation, structural_loss
+from snl_train.metrics_log import metrics_path
 from snl_train.models import build_model
 from snl_train.resume import read_resume_point, resume_path, write_resume_point
 from snl_train.schedule import learning_rate
 from snl_train.trainer import Trainer, TrainingDivergedError, half_precision, resolve_device
-from snl_train.training import metrics_path, train
+from snl_train.training import train
 
 EPOCHS, STEPS_PER_EPOCH = 4, 3  # 12 images in batches of 4
 
@@ -135,17 +136,17 @@ def test_resuming_a_complete_training_changes_nothing(data, tmp_path):
     config = make_config("fd", epochs=1)
     out = tmp_path / "x.pt"
     train(config, data, out)
-    before = weights_of(out)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     again = train(config, data, out, resume=True)
     assert again.is_complete
     assert again.steps_done == STEPS_PER_EPOCH
-    assert_same_bits(weights_of(out), before)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
 def test_constant_step_size_allows_more_epochs_and_equals_a_longer_training(data, tmp_path):
     optim = OptimConfig(schedule="constant", learning_rate=1e-3)
     train(make_config("fd", epochs=2, optim=optim), data, tmp_path / "longer.pt")
-    train(make_config("fd", epochs=1, optim=optim), data, tmp_path / "x.pt")
+    train(make_config("fd", epochs=1, optim=optim), data, tmp_path / "x.pt", should_stop=stop_after(2))
     train(make_config("fd", epochs=2, optim=optim), data, tmp_path / "x.pt", resume=True)
     assert_same_bits(weights_of(tmp_path / "x.pt"), weights_of(tmp_path / "longer.pt"))
 
@@ -185,18 +186,6 @@ def test_damaged_training_state_is_refused(data, tmp_path):
     state.write_bytes(state.read_bytes()[:-1000])
     with pytest.raises(CheckpointError, match=r"x\.resume\.pt"):
         train(make_config("fd"), data, tmp_path / "x.pt", resume=True)
-
-
-def test_new_training_forgets_the_state_of_an_old_one(data, tmp_path):
-    out = tmp_path / "x.pt"
-    train(make_config("fd"), data, out, should_stop=stop_after(1))
-
-    def fail():
-        assert not resume_path(out).exists()
-        raise RuntimeError("power cut")
-
-    with pytest.raises(RuntimeError, match="power cut"):
-        train(make_config("fd"), data, out, should_stop=fail)
 
 
 # What is written

@@ -8,7 +8,7 @@ import pytest
 
 from snl_runtime.errors import BackendUnavailableError
 from snl_runtime.files import sha256_file
-from snl_runtime.manifest import EngineEntry, ParityReport, read_manifest, write_manifest
+from snl_runtime.model.manifest import EngineEntry, ParityReport, read_manifest, write_manifest
 
 
 def _load(path):
@@ -25,7 +25,7 @@ def no_kernels(monkeypatch):
     def refuse(api):
         raise BackendUnavailableError("these tests have no kernels")
 
-    monkeypatch.setattr("snl_runtime.device_path.load_kernels", refuse)
+    monkeypatch.setattr("snl_runtime.gpu.path.load_kernels", refuse)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import ctypes
 
 import numpy as np
 
-from snl_runtime import dlpack
+from snl_runtime.cuda import dlpack
 
 _Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _new_capsule = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(("PyCapsule_New", ctypes.pythonapi))

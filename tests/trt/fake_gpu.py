@@ -10,7 +10,7 @@ from collections import Counter
 
 import numpy as np
 
-from snl_runtime.cuda_api import DeviceDescription
+from snl_runtime.cuda.api import DeviceDescription
 from snl_runtime.errors import BackendUnavailableError, InferenceError
 
 GPU = DeviceDescription(name="Fake RTX 4070", compute_capability=89, driver_version="12.8")

@@ -10,13 +10,13 @@ from types import SimpleNamespace
 import pytest
 
 from snl_runtime import cache as cache_module
-from snl_runtime import trt_api
+from snl_runtime.backends.tensorrt import library as trt_api
+from snl_runtime.backends.tensorrt.builder import EngineTarget, build_engine
+from snl_runtime.backends.tensorrt.engine import _LoadedEngine
+from snl_runtime.backends.tensorrt.library import TensorRtLibrary
 from snl_runtime.cache import Cache, default_cache_folder
-from snl_runtime.engine_builder import EngineTarget, build_engine
 from snl_runtime.errors import SinkError
-from snl_runtime.kernels import compiler, loader
-from snl_runtime.trt_api import TensorRtLibrary
-from snl_runtime.trt_engine import _LoadedEngine
+from snl_runtime.gpu.kernels import compiler, loader
 
 CODE = b"\x7fELF code for SM86"
 

@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from snl_runtime.cuda_api import CudaApi, CudaRuntime, describe_device, device_scope, load_cuda
-from snl_runtime.cuda_resources import CudaEvent, CudaGraph, CudaModule, CudaStream, DeviceBuffer, PinnedBuffer
+from snl_runtime.cuda.api import CudaApi, CudaRuntime, describe_device, device_scope, load_cuda
+from snl_runtime.cuda.resources import CudaEvent, CudaGraph, CudaModule, CudaStream, DeviceBuffer, PinnedBuffer
 from snl_runtime.errors import BackendUnavailableError, InferenceError
 
 METHODS = [name for name, _ in inspect.getmembers(CudaApi, inspect.isfunction) if not name.startswith("_")]
@@ -69,7 +69,7 @@ def test_every_status_is_a_typed_error_with_its_name(bindings):
 
 
 def test_missing_package_names_the_extra(monkeypatch):
-    from snl_runtime import cuda_api
+    from snl_runtime.cuda import api as cuda_api
 
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     cuda_api._load_bindings.cache_clear()
@@ -82,7 +82,7 @@ def test_missing_package_names_the_extra(monkeypatch):
 
 def test_import_touches_no_cuda_package():
     program = (
-        "import sys, snl_runtime.cuda_api, snl_runtime.cuda_resources, snl_runtime.backends.tensorrt_backend, snl_runtime.device_arrays;"
+        "import sys, snl_runtime.cuda.api, snl_runtime.cuda.resources, snl_runtime.backends.tensorrt.backend, snl_runtime.cuda.arrays;"
         "print([name for name in sys.modules if name.split('.')[0] in ('cuda', 'tensorrt', 'tensorrt_rtx', 'pycuda', 'cupy', 'torch')])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
@@ -90,9 +90,9 @@ def test_import_touches_no_cuda_package():
 
 
 def test_no_call_that_a_guest_in_the_process_must_not_make():
-    from snl_runtime import cuda_api
+    from snl_runtime.cuda import api as cuda_api
 
-    source = inspect.getsource(cuda_api) + inspect.getsource(sys.modules["snl_runtime.cuda_resources"])
+    source = inspect.getsource(cuda_api) + inspect.getsource(sys.modules["snl_runtime.cuda.resources"])
     for forbidden in ("cuCtxCreate", "cudaDeviceReset", "cudaSetDeviceFlags", "cuCtxDestroy", "cuDevicePrimaryCtxReset"):
         assert forbidden not in source
 

@@ -6,11 +6,11 @@ import weakref
 import numpy as np
 import pytest
 
-from snl_runtime import dlpack
-from snl_runtime.backends.tensorrt_backend import TensorRtBackend
-from snl_runtime.cuda_resources import CudaStream, DeviceBuffer
-from snl_runtime.detector import SnlDetector
-from snl_runtime.device_arrays import DeviceFrameReader, is_device_array, view_of
+from snl_runtime.backends.tensorrt.backend import TensorRtBackend
+from snl_runtime.cuda import dlpack
+from snl_runtime.cuda.arrays import DeviceFrameReader, is_device_array, view_of
+from snl_runtime.cuda.resources import CudaStream, DeviceBuffer
+from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.errors import FrameError, InferenceError
 from snl_runtime.types import Verdict
 
@@ -202,7 +202,7 @@ def test_capsule_can_be_taken_once():
 
 
 def test_detector_gives_the_same_verdict_for_a_frame_on_the_gpu(write_engine, cuda, library, make, model_fixtures, monkeypatch):
-    monkeypatch.setattr("snl_runtime.cuda_api.load_cuda", lambda: cuda)
+    monkeypatch.setattr("snl_runtime.cuda.api.load_cuda", lambda: cuda)
     path = write_engine()
     with SnlDetector(path, backend=TensorRtBackend(path, cuda=cuda, find_library=lambda name: library)) as detector:
         for frame, verdict in ((model_fixtures.good_frame(120), Verdict.PASS), (model_fixtures.bad_frame(120), Verdict.REJECT)):

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from onnx import TensorProto, helper
 
-from snl_runtime import engine_builder
-from snl_runtime.engine_builder import EngineOptions, EngineTarget, build_engine, cache_key, choose_target
+from snl_runtime.backends.tensorrt import builder as engine_builder
+from snl_runtime.backends.tensorrt.builder import EngineOptions, EngineTarget, build_engine, cache_key, choose_target
+from snl_runtime.backends.tensorrt.library import TensorRtLibrary, load_library
 from snl_runtime.errors import BackendUnavailableError, BuildCanceledError, ConfigError, EngineBuildError
 from snl_runtime.files import sha256_file
-from snl_runtime.trt_api import TensorRtLibrary, load_library
 
 
 @pytest.fixture(scope="module")

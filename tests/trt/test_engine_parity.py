@@ -8,22 +8,23 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from snl_calibration.calibrate import append_decision
-from snl_runtime import engine_builder, engine_parity
-from snl_runtime.backends.tensorrt_backend import TensorRtBackend
+from snl_calibration.calibrate import append_decisions
+from snl_runtime.backends.tensorrt import builder as engine_builder
+from snl_runtime.backends.tensorrt.backend import TensorRtBackend
+from snl_runtime.backends.tensorrt.builder import rebuild_engine
+from snl_runtime.backends.tensorrt.library import load_library
 from snl_runtime.cli.run import main as run_main
-from snl_runtime.detector import SnlDetector
-from snl_runtime.engine_builder import rebuild_engine
-from snl_runtime.engine_parity import ENGINE_LIMITS, verify_engine, verify_if_possible
+from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.errors import BackendUnavailableError, ConfigError, EngineMismatchError, GoldenSampleError, ManifestError
 from snl_runtime.files import sha256_file
-from snl_runtime.golden import TOLERANCES, GoldenSamples, golden_path, write_golden
-from snl_runtime.guard_band import guard_text
-from snl_runtime.images import write_image
-from snl_runtime.manifest import manifest_path, read_manifest, update_manifest, write_manifest
-from snl_runtime.parity import LIMITS, figures
-from snl_runtime.signing import sign_manifest
-from snl_runtime.trt_api import load_library
+from snl_runtime.images.files import write_image
+from snl_runtime.model.golden import TOLERANCES, GoldenSamples, golden_path, write_golden
+from snl_runtime.model.guard_band import guard_text
+from snl_runtime.model.manifest import manifest_path, read_manifest, update_manifest, write_manifest
+from snl_runtime.model.signing import sign_manifest
+from snl_runtime.parity import engine as engine_parity
+from snl_runtime.parity.engine import ENGINE_LIMITS, verify_engine, verify_if_possible
+from snl_runtime.parity.meter import LIMITS, figures
 from snl_runtime.types import Verdict
 
 pytest.importorskip("onnxruntime")
@@ -37,8 +38,8 @@ def engine_path(write_engine):
 @pytest.fixture
 def installed(monkeypatch, cuda, library):
     """The fakes in place of CUDA and TensorRT for everything that opens a backend by suffix."""
-    monkeypatch.setattr("snl_runtime.cuda_api.load_cuda", lambda: cuda)
-    monkeypatch.setattr("snl_runtime.backends.tensorrt_backend.open_library", lambda name: library)
+    monkeypatch.setattr("snl_runtime.cuda.api.load_cuda", lambda: cuda)
+    monkeypatch.setattr("snl_runtime.backends.tensorrt.backend.open_library", lambda name: library)
     return library
 
 
@@ -134,7 +135,7 @@ def test_engine_that_is_kinder_than_its_model_passes_nothing_that_the_model_revi
 
 def test_broken_guard_band_fails_the_gate(engine_path, installed, shifted, model_fixtures, monkeypatch):
     """The same engine, and thresholds that nobody tightened."""
-    monkeypatch.setattr("snl_runtime.parity_verdicts.tightened", lambda decision, **_: decision)
+    monkeypatch.setattr("snl_runtime.parity.verdicts.tightened", lambda decision, **_: decision)
     path = manifest_path(engine_path)
     scores = [float(model_fixtures.twin_map(image).max()) for image in model_fixtures.ModelFolder(engine_path.parent).golden_images]
     manifest = read_manifest(path)
@@ -358,14 +359,14 @@ def test_decision_appended_while_an_engine_is_built_or_compared_survives(write_e
     def appending(product, real):
         def run(*arguments, **options):
             result = real(*arguments, **options)
-            append_decision(path.with_name("line.onnx"), dataclasses.replace(read_manifest(manifest).decisions[0], product=product))
+            append_decisions(path.with_name("line.onnx"), [(dataclasses.replace(read_manifest(manifest).decisions[0], product=product), None)])
             sign_manifest(manifest, pem)
             return result
 
         return run
 
-    monkeypatch.setattr("snl_runtime.engine_builder.build_engine", appending("built", engine_builder.build_engine))
-    monkeypatch.setattr("snl_runtime.engine_parity.compare", appending("compared", engine_parity.compare))
+    monkeypatch.setattr("snl_runtime.backends.tensorrt.builder.build_engine", appending("built", engine_builder.build_engine))
+    monkeypatch.setattr("snl_runtime.parity.engine.compare", appending("compared", engine_parity.compare))
     rebuilt = rebuild_engine(path)
     verify_engine(path)
     written = read_manifest(manifest)
@@ -383,7 +384,7 @@ def test_report_about_an_engine_that_was_replaced_meanwhile_is_refused(engine_pa
         update_manifest(manifest_path(engine_path), lambda listed: listed.with_engine(dataclasses.replace(listed.engines[0], sha256="f" * 64)))
 
     real = engine_parity.compare
-    monkeypatch.setattr("snl_runtime.engine_parity.compare", replace_engine)
+    monkeypatch.setattr("snl_runtime.parity.engine.compare", replace_engine)
     with pytest.raises(ManifestError, match="replaced while they were compared"):
         verify_engine(engine_path)
     (entry,) = read_manifest(manifest_path(engine_path)).engines
@@ -402,6 +403,6 @@ def test_rebuild_where_there_is_no_gpu_builds_and_says_that_it_cannot_run(write_
 
 
 def _golden_only():
-    from snl_runtime.parity_frames import FrameSet
+    from snl_runtime.parity.frames import FrameSet
 
     return FrameSet(source="none but the golden samples", count=0, make=lambda: iter(()))

@@ -7,12 +7,12 @@ import pytest
 
 from snl_export.cli import _parity_line
 from snl_export.engines import build_planned_engine, engine_lines, plan_engine
-from snl_runtime.cuda_api import DeviceDescription
-from snl_runtime.engine_builder import target_at_hand
+from snl_runtime.backends.tensorrt.builder import target_at_hand
+from snl_runtime.backends.tensorrt.library import load_library
+from snl_runtime.cuda.api import DeviceDescription
 from snl_runtime.errors import BackendUnavailableError, ConfigError, ParityRefusedError
 from snl_runtime.files import sha256_file
-from snl_runtime.manifest import manifest_path, read_manifest, write_manifest
-from snl_runtime.trt_api import load_library
+from snl_runtime.model.manifest import manifest_path, read_manifest, write_manifest
 
 pytest.importorskip("onnxruntime")
 
@@ -29,9 +29,9 @@ def station(monkeypatch, cuda, library, cache_folder):
     rtx = load_library("tensorrt-rtx")
     library.name, library.version = "tensorrt-rtx", rtx.version
     monkeypatch.setenv("SNL_EDGE_CACHE", str(cache_folder))
-    monkeypatch.setattr("snl_runtime.cuda_api.load_cuda", lambda: cuda)
-    monkeypatch.setattr("snl_runtime.backends.tensorrt_backend.open_library", lambda name: library)
-    monkeypatch.setattr("snl_runtime.engine_builder.installed_libraries", lambda: [rtx])
+    monkeypatch.setattr("snl_runtime.cuda.api.load_cuda", lambda: cuda)
+    monkeypatch.setattr("snl_runtime.backends.tensorrt.backend.open_library", lambda name: library)
+    monkeypatch.setattr("snl_runtime.backends.tensorrt.builder.installed_libraries", lambda: [rtx])
     return library
 
 
@@ -122,7 +122,7 @@ def test_gpu_that_rtx_does_not_know_gets_no_engine_and_the_advice(station, cuda)
 
 
 def test_machine_without_any_tensorrt_says_what_to_install(station, monkeypatch):
-    monkeypatch.setattr("snl_runtime.engine_builder.installed_libraries", list)
+    monkeypatch.setattr("snl_runtime.backends.tensorrt.builder.installed_libraries", list)
     assert "no usable TensorRT is installed: pip install tensorrt or tensorrt-rtx" in plan_engine(None, ()).why_not
 
 

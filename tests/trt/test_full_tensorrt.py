@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from snl_runtime import engine_builder, trt_api
-from snl_runtime.engine_builder import EngineTarget, build_engine
+from snl_runtime.backends.tensorrt import builder as engine_builder
+from snl_runtime.backends.tensorrt import library as trt_api
+from snl_runtime.backends.tensorrt.builder import EngineTarget, build_engine
+from snl_runtime.backends.tensorrt.engine import InstalledLibrary
+from snl_runtime.backends.tensorrt.library import BuildRequest, TensorRtLibrary, build_plan
 from snl_runtime.errors import BackendUnavailableError, BuildCanceledError, EngineBuildError, EngineMismatchError, InferenceError
-from snl_runtime.trt_api import BuildRequest, TensorRtLibrary, build_plan
-from snl_runtime.trt_engine import InstalledLibrary
 
 REQUEST = BuildRequest(onnx=b"graph", batches=(1, 2, 4))
 

@@ -18,9 +18,9 @@ pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this P
 from snl_calibration.quantize import PARTS, quantize_backbone  # noqa: E402
 from snl_export.graph import Precision, SnlGraph  # noqa: E402
 from snl_export.onnx_export import BatchSize, export_onnx  # noqa: E402
+from snl_runtime.backends.tensorrt.library import BuildRequest, BuiltPlan, TensorRtLibrary, build_plan, load_library  # noqa: E402
 from snl_runtime.files import sha256_bytes  # noqa: E402
-from snl_runtime.images import write_image  # noqa: E402
-from snl_runtime.trt_api import BuildRequest, BuiltPlan, TensorRtLibrary, build_plan, load_library  # noqa: E402
+from snl_runtime.images.files import write_image  # noqa: E402
 from snl_train.config import Preset, load_config  # noqa: E402
 from snl_train.models import build_model  # noqa: E402
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from snl_runtime.backends.base import Backend
-from snl_runtime.backends.tensorrt_backend import TensorRtBackend
-from snl_runtime.cuda_api import DeviceDescription
-from snl_runtime.detector import SnlDetector
+from snl_runtime.backends.tensorrt.backend import TensorRtBackend
+from snl_runtime.cuda.api import DeviceDescription
+from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.errors import BackendUnavailableError, ConfigError, EngineMismatchError, InferenceError, ManifestError
 from snl_runtime.types import Verdict
 

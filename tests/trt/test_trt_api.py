@@ -9,11 +9,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from snl_runtime import trt_api, trt_engine
-from snl_runtime.cuda_api import describe_device
+from snl_runtime.backends.tensorrt import engine as trt_engine
+from snl_runtime.backends.tensorrt import library as trt_api
+from snl_runtime.backends.tensorrt.engine import open_library
+from snl_runtime.backends.tensorrt.library import BuildRequest, TensorRtLibrary, build_plan, load_library
+from snl_runtime.cuda.api import describe_device
 from snl_runtime.errors import BackendUnavailableError, BuildCanceledError, EngineBuildError, EngineMismatchError
-from snl_runtime.trt_api import BuildRequest, TensorRtLibrary, build_plan, load_library
-from snl_runtime.trt_engine import open_library
 
 DUMPS = Path(__file__).parents[3] / "shared" / "trt_api"
 FULL = ("api_10.3.0.json", "api_10.16.1.11.json", "api_11.4.json")

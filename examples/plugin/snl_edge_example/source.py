@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from snl_runtime import Frame
 from snl_runtime.errors import SourceOpenError
-from snl_runtime.handoff import OverflowPolicy
-from snl_runtime.sources import FrameStamper, SourceCounters
+from snl_runtime.line.handoff import OverflowPolicy
+from snl_runtime.line.sources import FrameStamper, SourceCounters
 
 
 class NumpySource:

@@ -10,12 +10,12 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from snl_runtime import cuda_api
-from snl_runtime.backends import onnxruntime_backend
-from snl_runtime.backends.onnxruntime_lane import OnnxRuntimeLane
-from snl_runtime.cuda_resources import CudaModule, DeviceBuffer
-from snl_runtime.detector import SnlDetector
-from snl_runtime.kernels import KERNEL_NAMES
+from snl_runtime.backends.onnxruntime import backend as onnxruntime_backend
+from snl_runtime.backends.onnxruntime.context import OnnxRuntimeLane
+from snl_runtime.cuda import api as cuda_api
+from snl_runtime.cuda.resources import CudaModule, DeviceBuffer
+from snl_runtime.detector.detector import SnlDetector
+from snl_runtime.gpu.kernels import KERNEL_NAMES
 
 
 def _load(name):
@@ -80,8 +80,8 @@ def fake(kernels, make_gpu, monkeypatch, model_fixtures, gpu, device_detector):
     size = model_fixtures.SIZE
     library = gpu.FakeLibrary(cuda, lambda images: model_fixtures._maps_of(images.tobytes()), (size, size))
     monkeypatch.setattr(cuda_api, "load_cuda", lambda: cuda)
-    monkeypatch.setattr("snl_runtime.device_path.load_kernels", lambda api: CudaModule(api, b"code"))
-    monkeypatch.setattr("snl_runtime.backends.tensorrt_backend.open_library", lambda name: library)
+    monkeypatch.setattr("snl_runtime.gpu.path.load_kernels", lambda api: CudaModule(api, b"code"))
+    monkeypatch.setattr("snl_runtime.backends.tensorrt.backend.open_library", lambda name: library)
     names = {name: getattr(onnxruntime, name) for name in ("SessionOptions", "ExecutionMode", "GraphOptimizationLevel")}
     provided = SimpleNamespace(InferenceSession=device_detector.CudaSession, get_available_providers=lambda: ["CUDAExecutionProvider"], **names)
     monkeypatch.setattr(onnxruntime_backend, "load_onnxruntime", lambda: provided)

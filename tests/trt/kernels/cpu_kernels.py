@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from snl_runtime.kernels import KERNEL_NAMES, kernel_source
+from snl_runtime.gpu.kernels import KERNEL_NAMES, kernel_source
 
 SHIM = Path(__file__).with_name("cuda_on_cpu.h")
 GUARD_BYTES = 256

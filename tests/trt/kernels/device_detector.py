@@ -4,8 +4,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from snl_runtime.preprocess import resize
-from snl_runtime.regions import find_regions
+from snl_runtime.images.preprocess import resize
+from snl_runtime.verdict.regions import find_regions
 
 # The input may differ by a grey level where a value lies on a tie, and the stub network passes on at most two of them.
 SCORE_TOLERANCE = 2.0

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from snl_runtime.errors import BackendError, BackendUnavailableError
-from snl_runtime.kernels import KERNEL_NAMES, cached_image, compile_kernels, compiler, kernel_source, loader
+from snl_runtime.gpu.kernels import KERNEL_NAMES, cached_image, compile_kernels, compiler, kernel_source, loader
 
 COMPUTE_CAPABILITIES = (75, 80, 86, 87, 89, 90, 120, 121)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from snl_runtime import cuda_api
-from snl_runtime.cuda_resources import CudaModule
-from snl_runtime.kernels import KERNEL_NAMES
+from snl_runtime.cuda import api as cuda_api
+from snl_runtime.cuda.resources import CudaModule
+from snl_runtime.gpu.kernels import KERNEL_NAMES
 
 FOLDER = Path(__file__).parents[3] / "benchmarks" / "device_check"
 MODULES = ("table", "machine", "kernel_checks", "engine_checks", "run")
@@ -73,7 +73,7 @@ def kernel_checks(device_check, fake_gpu, monkeypatch):
 def engine_checks(device_check, cuda, library, monkeypatch):
     module = device_check("engine_checks")
     monkeypatch.setattr(cuda_api, "load_cuda", lambda: cuda)
-    monkeypatch.setattr("snl_runtime.backends.tensorrt_backend.open_library", lambda name: library)
+    monkeypatch.setattr("snl_runtime.backends.tensorrt.backend.open_library", lambda name: library)
     monkeypatch.setattr(module, "_RUNS", 20)
     return module
 

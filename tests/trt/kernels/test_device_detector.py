@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from snl_runtime.backends import onnxruntime_backend
 from snl_runtime.backends.base import DeviceBackend
-from snl_runtime.backends.tensorrt_backend import TensorRtBackend
+from snl_runtime.backends.onnxruntime import backend as onnxruntime_backend
+from snl_runtime.backends.tensorrt.backend import TensorRtBackend
 from snl_runtime.errors import InferenceError
-from snl_runtime.frame_range import FrameSizes
+from snl_runtime.model.frame_range import FrameSizes
 from snl_runtime.scorer import Scorer
 from snl_runtime.types import Verdict
 

@@ -7,9 +7,9 @@ import ctypes
 
 import pytest
 
-from snl_runtime.device_path import DevicePath
 from snl_runtime.errors import BackendUnavailableError, GoldenSampleError, InferenceError
-from snl_runtime.kernels import KERNEL_NAMES
+from snl_runtime.gpu.kernels import KERNEL_NAMES
+from snl_runtime.gpu.path import DevicePath
 from snl_runtime.types import Verdict
 
 pytestmark = pytest.mark.parametrize("kernels", ["separate"], indirect=True)
@@ -24,7 +24,7 @@ def refuse_kernels(api):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_without_kernels_the_host_prepares_and_one_line_says_so(open_on, frames, engine, monkeypatch, caplog):
-    monkeypatch.setattr("snl_runtime.device_path.load_kernels", refuse_kernels)
+    monkeypatch.setattr("snl_runtime.gpu.path.load_kernels", refuse_kernels)
     detector = open_on(engine)
     assert detector.detect(frames["odd good"][0]).verdict is Verdict.PASS
     assert detector.detect(frames["odd bad"][0]).verdict is Verdict.REJECT
@@ -85,7 +85,7 @@ def test_device_path_that_fails_twice_in_a_row_is_left_for_the_host(open_on, fra
     def too_large(*_, **__):
         raise InferenceError("allocate gave cudaErrorMemoryAllocation")
 
-    monkeypatch.setattr("snl_runtime.device_path.inspect_on_device", too_large)
+    monkeypatch.setattr("snl_runtime.gpu.path.inspect_on_device", too_large)
     real = DevicePath.infer
     monkeypatch.setattr(DevicePath, "infer", lambda self, image: golden(real, self, image, monkeypatch))
     verdicts = [detector.detect(frames["large"][0]).verdict for _ in range(4)]
@@ -95,15 +95,15 @@ def test_device_path_that_fails_twice_in_a_row_is_left_for_the_host(open_on, fra
 
 def golden(real, path, image, monkeypatch):
     """Score a golden sample, which is small enough for the memory that is left."""
-    from snl_runtime.device_pipeline import inspect_on_device
+    from snl_runtime.gpu.pipeline import inspect_on_device
 
     with monkeypatch.context() as sound:
-        sound.setattr("snl_runtime.device_path.inspect_on_device", inspect_on_device)
+        sound.setattr("snl_runtime.gpu.path.inspect_on_device", inspect_on_device)
         return real(path, image)
 
 
 def test_frame_on_the_gpu_is_fetched_where_the_host_prepares(open_on, fake, frames, on_gpu, monkeypatch):
-    monkeypatch.setattr("snl_runtime.device_path.load_kernels", refuse_kernels)
+    monkeypatch.setattr("snl_runtime.gpu.path.load_kernels", refuse_kernels)
     detector = open_on("tensorrt")
     for name, verdict in (("odd good", Verdict.PASS), ("odd bad", Verdict.REJECT)):
         assert detector.detect(on_gpu(frames[name][0])).verdict is verdict

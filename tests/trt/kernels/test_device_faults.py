@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from snl_runtime.errors import BackendError
-from snl_runtime.kernels import KERNEL_NAMES
+from snl_runtime.gpu.kernels import KERNEL_NAMES
 from snl_runtime.types import Verdict
 
 pytestmark = pytest.mark.parametrize("kernels", ["separate"], indirect=True)

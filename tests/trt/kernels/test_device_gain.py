@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snl_runtime.gain import GainMap
-from snl_runtime.kernels import launches
-from snl_runtime.kernels.launches import STATISTICS_WORDS, launch_gain, launch_map_statistics, read_map_statistics
-from snl_runtime.regions import find_regions
+from snl_runtime.gpu.kernels import launches
+from snl_runtime.gpu.kernels.launches import STATISTICS_WORDS, launch_gain, launch_map_statistics, read_map_statistics
+from snl_runtime.images.upsampling import upsample_map
+from snl_runtime.model.gain import GainMap
 from snl_runtime.types import OutputRequest, Verdict
-from snl_runtime.upsampling import upsample_map
+from snl_runtime.verdict.regions import find_regions
 
 ENGINES = ("onnxruntime", "tensorrt")
 SIZE = 32

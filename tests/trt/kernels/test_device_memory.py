@@ -4,7 +4,7 @@ import gc
 
 import pytest
 
-from snl_runtime.backends.onnxruntime_backend import OnnxRuntimeBackend
+from snl_runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from snl_runtime.errors import BackendUnavailableError
 from snl_runtime.types import Verdict
 
@@ -43,7 +43,7 @@ def test_lane_that_cannot_be_opened_leaves_the_host_path(open_on, frames, count_
     def refuse(path, stream, device_index):
         raise BackendUnavailableError("onnxruntime could not start device 'cuda'")
 
-    monkeypatch.setattr("snl_runtime.backends.onnxruntime_backend.open_cuda_session", refuse)
+    monkeypatch.setattr("snl_runtime.backends.onnxruntime.backend.open_cuda_session", refuse)
     detector = open_on("onnxruntime")
     assert detector.detect(frames["odd good"][0]).verdict is Verdict.PASS
     assert count_sessions() == (1, 0)

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from snl_runtime.cli import run
-from snl_runtime.device_pipeline import DevicePostprocess
-from snl_runtime.overlay import blend_heat
-from snl_runtime.preprocess import to_rgb
+from snl_runtime.gpu.pipeline import DevicePostprocess
+from snl_runtime.images.overlay import blend_heat
+from snl_runtime.images.preprocess import to_rgb
+from snl_runtime.images.upsampling import upsample_map
 from snl_runtime.types import OutputRequest, Verdict
-from snl_runtime.upsampling import upsample_map
 
 pytestmark = pytest.mark.parametrize("kernels", ["separate"], indirect=True)
 
@@ -293,7 +293,7 @@ def line(write_engine, frames, tmp_path):
 @pytest.mark.parametrize(("which", "saved"), [("all", ["PASS", "REJECT", "PASS"]), ("not-passed", ["REJECT"])])
 def test_snl_run_draws_on_the_gpu_exactly_the_frames_that_it_saves(fake, line, moved, tmp_path, monkeypatch, capsys, which, saved):
     engine, folder = line
-    monkeypatch.setattr("snl_runtime.overlay.blend_heat", None)  # the host must not need it
+    monkeypatch.setattr("snl_runtime.images.overlay.blend_heat", None)  # the host must not need it
     opened, real = [], run.open_detector
 
     def remembered(*arguments, **options):
@@ -306,7 +306,7 @@ def test_snl_run_draws_on_the_gpu_exactly_the_frames_that_it_saves(fake, line, m
     overlays = tmp_path / "overlays"
     arguments = ["--engine", engine, "--images", folder, "--overlay", overlays, "--overlay-of", which]
     assert run.main([str(argument) for argument in arguments]) == 0
-    assert [path.name.split("_")[1] for path in sorted(overlays.iterdir())] == saved
+    assert [path.stem.split("_")[-1] for path in sorted(overlays.iterdir())] == saved
     assert fake.ran.count("map_to_frame") == len(saved)
     assert moved["host_to_device"] == [77 * 91 * 3] * 3
     overlay_bytes = picture_bytes(OutputRequest(overlay=True), (77, 91))

@@ -10,18 +10,18 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from snl_runtime.backends.onnxruntime_lane import OnnxRuntimeLane, open_cuda_session
-from snl_runtime.cuda_resources import CudaModule, CudaStream, DeviceBuffer
-from snl_runtime.device_pipeline import DevicePostprocess, DevicePreprocess, Wanted, inspect_on_device
+from snl_runtime.backends.onnxruntime.context import OnnxRuntimeLane, open_cuda_session
+from snl_runtime.cuda.resources import CudaModule, CudaStream, DeviceBuffer
 from snl_runtime.errors import BackendError, BackendUnavailableError, FrameError, InferenceError
-from snl_runtime.frame_range import frame_statistics
-from snl_runtime.kernels import load_kernels, loader
-from snl_runtime.overlay import blend_heat
-from snl_runtime.preprocess import InputSpec, prepare, to_rgb
-from snl_runtime.regions import find_regions
+from snl_runtime.gpu.kernels import load_kernels, loader
+from snl_runtime.gpu.pipeline import DevicePostprocess, DevicePreprocess, Wanted, inspect_on_device
+from snl_runtime.images.overlay import blend_heat
+from snl_runtime.images.preprocess import InputSpec, prepare, to_rgb
+from snl_runtime.images.upsampling import upsample_map
 from snl_runtime.scorer import Scorer
 from snl_runtime.types import OutputRequest
-from snl_runtime.upsampling import upsample_map
+from snl_runtime.verdict.frame_checks import frame_statistics
+from snl_runtime.verdict.regions import find_regions
 
 EVERYTHING = OutputRequest(frame_map=True, mask=True, overlay=True)
 MAP = Wanted(anomaly_map=True)
@@ -308,7 +308,7 @@ def test_kernels_are_loaded_for_the_gpu_at_hand(make_gpu, monkeypatch, tmp_path)
 
 
 def test_a_tensorrt_lane_takes_the_same_stages(kernels, make_gpu, gpu, model_fixtures):
-    from snl_runtime.backends.tensorrt_lane import EngineLane
+    from snl_runtime.backends.tensorrt.context import EngineLane
 
     cuda = make_gpu(kernels)
     size_hw = (model_fixtures.SIZE, model_fixtures.SIZE)

@@ -1,4 +1,4 @@
-"""The kernels' checks and regions are those of snl_runtime.decision and snl_runtime.regions, in whatever order their threads run."""
+"""The kernels' checks and regions are those of snl_runtime.verdict.decision and snl_runtime.verdict.regions, in whatever order their threads run."""
 
 import math
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from snl_runtime.kernels.launches import (
+from snl_runtime.gpu.kernels.launches import (
     MAX_COMPONENTS,
     REPORT_WORDS,
     RegionScratch,
@@ -17,7 +17,7 @@ from snl_runtime.kernels.launches import (
     read_map_report,
     rounded_down,
 )
-from snl_runtime.regions import find_regions
+from snl_runtime.verdict.regions import find_regions
 
 EXAMPLES = settings(max_examples=50, deadline=None, derandomize=True)
 

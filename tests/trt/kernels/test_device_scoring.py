@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from snl_calibration.calibrate import CalibrationOptions, calibrate
-from snl_runtime.cuda_resources import CudaModule
-from snl_runtime.detector import SnlDetector
+from snl_runtime.cuda.resources import CudaModule
+from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.errors import InferenceError
-from snl_runtime.images import write_image
-from snl_runtime.kernels import KERNEL_NAMES
-from snl_runtime.manifest import manifest_path, read_manifest, write_manifest
-from snl_runtime.preprocess import resize
+from snl_runtime.gpu.kernels import KERNEL_NAMES
+from snl_runtime.images.files import write_image
+from snl_runtime.images.preprocess import resize
+from snl_runtime.model.manifest import manifest_path, read_manifest, write_manifest
 from snl_runtime.scorer import Scorer
 from snl_runtime.types import Verdict
 
@@ -39,9 +39,9 @@ def fake(kernels, make_gpu, gpu, model_fixtures, monkeypatch):
         launch(kernel, arguments=arguments, **rest)
 
     cuda.launch_kernel = round_down
-    monkeypatch.setattr("snl_runtime.cuda_api.load_cuda", lambda: cuda)
-    monkeypatch.setattr("snl_runtime.device_path.load_kernels", lambda api: CudaModule(api, b"code"))
-    monkeypatch.setattr("snl_runtime.backends.tensorrt_backend.open_library", lambda name: library)
+    monkeypatch.setattr("snl_runtime.cuda.api.load_cuda", lambda: cuda)
+    monkeypatch.setattr("snl_runtime.gpu.path.load_kernels", lambda api: CudaModule(api, b"code"))
+    monkeypatch.setattr("snl_runtime.backends.tensorrt.backend.open_library", lambda name: library)
     cuda.library = library
     return cuda
 

@@ -1,13 +1,13 @@
-"""The kernels' frame -> network input is that of snl_runtime.preprocess, within one grey level; their statistics are those of the decision."""
+"""The kernels' frame -> network input is that of snl_runtime.images.preprocess, within one grey level; their statistics are those of the decision."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snl_runtime.frame_range import frame_statistics
-from snl_runtime.kernels.launches import SUMS_COUNT, DeviceFrame, launch_frame_to_input, launch_input_sums, read_frame_statistics, rows_bytes
-from snl_runtime.preprocess import InputSpec, axis_weights, prepare
+from snl_runtime.gpu.kernels.launches import SUMS_COUNT, DeviceFrame, launch_frame_to_input, launch_input_sums, read_frame_statistics, rows_bytes
+from snl_runtime.images.preprocess import InputSpec, axis_weights, prepare
+from snl_runtime.verdict.frame_checks import frame_statistics
 
 CHANNELS = {"gray": 1, "rgb": 3, "bgr": 3, "rgba": 4, "bgra": 4}
 SIDES = st.integers(1, 70)

@@ -1,4 +1,4 @@
-"""The kernels' map at frame resolution is that of snl_runtime.upsampling, its overlay that of snl_runtime.overlay."""
+"""The kernels' map at frame resolution is that of snl_runtime.images.upsampling, its overlay that of snl_runtime.images.overlay."""
 
 import math
 
@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snl_runtime.kernels.launches import DeviceFrame, FrameOutputs, frame_blocks, heat_values, launch_map_to_frame, mask_words, unpack_mask
-from snl_runtime.overlay import blend_heat
-from snl_runtime.preprocess import to_rgb
-from snl_runtime.upsampling import upsample_map
+from snl_runtime.gpu.kernels.launches import DeviceFrame, FrameOutputs, frame_blocks, heat_values, launch_map_to_frame, mask_words, unpack_mask
+from snl_runtime.images.overlay import blend_heat
+from snl_runtime.images.preprocess import to_rgb
+from snl_runtime.images.upsampling import upsample_map
 
 CHANNELS = {"gray": 1, "rgb": 3, "bgr": 3, "rgba": 4, "bgra": 4}
 SIDES = st.integers(1, 70)

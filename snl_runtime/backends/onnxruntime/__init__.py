@@ -1,0 +1,1 @@
+"""Software that runs a model."""

@@ -1,0 +1,1 @@
+"""CUDA access that knows nothing of the product."""

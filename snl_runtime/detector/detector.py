@@ -1,0 +1,332 @@
+"""The detector that a line embeds: one frame in, one guarded verdict out."""
+
+import contextlib
+import logging
+import threading
+import time
+import warnings
+from pathlib import Path
+from types import TracebackType
+
+from snl_runtime.backends.base import Backend
+from snl_runtime.cuda.arrays import DeviceFrameReader
+from snl_runtime.detector.inspection import Inspection, Output, Prepared, Request, answer
+from snl_runtime.detector.worker import BackendWorker
+from snl_runtime.errors import (
+    BackendError,
+    BackendTimeoutError,
+    BackendUnavailableError,
+    ConfigError,
+    DetectorClosedError,
+    EngineMismatchError,
+    FrameError,
+    GoldenSampleError,
+    ManifestError,
+    SignatureError,
+)
+from snl_runtime.model.bundle import ModelBundle
+from snl_runtime.model.gain_files import open_gains
+from snl_runtime.model.manifest import Manifest
+from snl_runtime.model.signing import PublicKey
+from snl_runtime.scorer import Scorer
+from snl_runtime.types import AnomalyResult, ColorOrder, OutputRequest
+from snl_runtime.verdict.decision import check_output
+from snl_runtime.verdict.ruling import Ruling, error
+from snl_runtime.verdict.selection import DecisionBook
+
+logger = logging.getLogger(__name__)
+
+_OPENING_TIMEOUT_S = 120.0
+"""Least time that the golden check may take; a first call can compile kernels."""
+_CLOSING_TIMEOUT_S = 10.0
+"""How long close() waits for a call that hangs."""
+
+
+class SnlDetector:
+    """An opened model that gives verdicts; any number of threads may call :meth:`detect`, their frames are scored one after the other.
+
+    The backend lives on one thread of its own. A call that hangs there becomes ERROR ``timeout``, the following ones ERROR ``backend_busy`` until it
+    comes back. The golden samples are scored at opening; after a failure the backend is opened again and they are scored again.
+
+    On TensorRT, and on ONNX Runtime with ``device="cuda"``, a frame is uploaded once, the inspected part only, and prepared on the GPU, where that
+    agrees with the host on frames of its own at opening; otherwise the host prepares it and one line in the log says why.
+
+    A model without golden samples, decision or manifest (a lone ``.onnx``) opens and scores, and every verdict is ERROR with the reason.
+
+    Args:
+        model: ``x.onnx`` or ``x.trt``; the backend is chosen by suffix.
+        backend: Name of another backend, or an opened one, which the detector then owns.
+        device: Device as the backend names it; None for its default.
+        product: Product of the frames that name none; None for the one calibrated product, or the strictest rule of several.
+        timeout_ms: How long one frame may take in the backend, and how long it may wait for the frames before it.
+        threads: Most CPU threads the backend may use; None for its default.
+        public_key: Ed25519 key that must have signed the manifest; None accepts unsigned manifests.
+        rebuild: Build ``x.trt`` again from ``x.onnx`` if it is missing, altered or made for another GPU or library version. An engine without a
+            parity report, new or copied from the export, is then compared with its ONNX file here; it passes nothing before it passed that gate.
+        keep_maps: Whether results carry the anomaly map. Without, a GPU keeps the map to itself; score, checks and regions are the same.
+        outputs: What results carry at frame resolution (map, mask, overlay) and for which verdicts; None for nothing. Verdict and regions do not
+            depend on it, except that a GPU which fails while it draws makes the frame an ERROR like any failure.
+
+    Raises:
+        ManifestError: If a file of the model is truncated, altered or of another schema, or the gain map of a product is missing; the message says
+            what to run.
+        GoldenSampleError: If the golden samples are missing though the manifest lists them, or score differently here.
+        BackendError: If the backend cannot be opened or fails on the golden samples.
+        ConfigError: If an option is out of range.
+
+    Example:
+        >>> with SnlDetector("line.onnx") as detector:  # doctest: +SKIP
+        ...     detector.detect(frame, color="bgr", product="bottle").verdict
+        <Verdict.PASS: 'PASS'>
+    """
+
+    def __init__(  # noqa: PLR0913  # the public signature of DESIGN.md
+        self,
+        model: str | Path,
+        *,
+        backend: str | Backend | None = None,
+        device: str | None = None,
+        product: str | None = None,
+        timeout_ms: float = 10_000,
+        threads: int | None = None,
+        public_key: PublicKey | None = None,
+        rebuild: bool = False,
+        keep_maps: bool = True,
+        outputs: OutputRequest | None = None,
+    ) -> None:
+        self._closed = True  # until everything below worked
+        if not timeout_ms > 0:
+            raise ConfigError(f"timeout_ms must be positive, got {timeout_ms}")
+        self._timeout_s = timeout_ms / 1e3
+        self._product = product
+        self._keep_maps = keep_maps
+        self._outputs = OutputRequest() if outputs is None else _checked_outputs(outputs)
+        self._lock = threading.Lock()
+        self._worker = BackendWorker(f"snl-backend-{Path(model).name}")
+
+        def open_scorer() -> Scorer:
+            return Scorer(model, backend=backend, device=device, threads=threads, public_key=public_key, golden_check=False)
+
+        try:
+            try:
+                self._scorer = self._worker.call(open_scorer)
+            except (EngineMismatchError, ManifestError) as mismatch:
+                if not rebuild:
+                    raise
+                _rebuild(Path(model), mismatch, is_signed=public_key is not None)
+                self._scorer = self._worker.call(open_scorer)
+            engine = self._scorer.bundle.engine
+            if rebuild and (backend is None or isinstance(backend, str)) and engine is not None and engine.parity is None:
+                self._worker.call(self._scorer.close)
+                _verify(Path(model), is_signed=public_key is not None)
+                self._scorer = self._worker.call(open_scorer)
+        except BaseException:
+            self._worker.stop(_nothing, _CLOSING_TIMEOUT_S)
+            raise
+        try:
+            self._book = _open_book(self._scorer.bundle)
+            self._worker.call(self._scorer.check_golden_samples, max(_OPENING_TIMEOUT_S, self._timeout_s))
+        except BaseException:
+            self._worker.stop(self._scorer.close, _CLOSING_TIMEOUT_S)
+            raise
+        self._frames = DeviceFrameReader(_cuda_index(device))
+        self._closed = False
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """The manifest beside the model; None for a lone ``.onnx``."""
+        return self._scorer.bundle.manifest
+
+    @property
+    def products(self) -> tuple[str, ...]:
+        """Products with a decision for this very file, sorted; an engine that is too far from its model passes none of them."""
+        return self._book.products
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What an operator must know about the opened files, one sentence each."""
+        return self._scorer.bundle.notes
+
+    @property
+    def backend_name(self) -> str:
+        """Name of the backend that runs the model."""
+        return self._scorer.backend.name
+
+    @property
+    def device(self) -> str:
+        """Where the backend runs, in its own words."""
+        return self._scorer.backend.device
+
+    @property
+    def model_sha256(self) -> str:
+        """Hash of the opened file."""
+        return self._scorer.bundle.sha256
+
+    def detect(
+        self,
+        image: object,
+        *,
+        color: ColorOrder = "bgr",
+        product: str | None = None,
+        bit_depth: int | None = None,
+        outputs: OutputRequest | None = None,
+    ) -> AnomalyResult:
+        """Return the verdict on one frame; whatever the frame is, nothing is raised for it.
+
+        Args:
+            image: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) array, uint8 or uint16, on the host or, for a backend on a
+                GPU, there, as pycuda, CuPy and torch hand it out; anything else gives ERROR ``frame_unusable``. A size that the product was not
+                calibrated on gives ERROR ``frame_size``.
+            color: Meaning of the last axis. A frame whose red and blue look swapped gives ERROR ``frame_color_order``; of a grey or nearly grey
+                product that cannot be seen.
+            product: Product of this frame; None for the detector's own.
+            bit_depth: Bits that a value of a uint16 frame uses: 10, 12, 14 or 16; None for what the product was calibrated on, 16 if it was not. A
+                frame of another depth than the product's, or with a value above it, gives ERROR ``frame_bit_depth``.
+            outputs: What the result carries beside the verdict; None for the detector's own.
+
+        Returns:
+            A result that owns its arrays. ``product`` is None where the strictest of several decisions was used.
+
+        Raises:
+            DetectorClosedError: If the detector is closed.
+        """
+        if self._closed:
+            raise DetectorClosedError("the detector is closed; open a new SnlDetector")
+        inspection = Inspection(self._book.select(self._product if product is None else product), keep_map=self._keep_maps)
+        try:
+            self._inspect(inspection, image, color, bit_depth, self._outputs if outputs is None else _checked_outputs(outputs))
+        except DetectorClosedError:
+            raise
+        except Exception as fault:  # noqa: BLE001  # the frame may be any object; a bug must stop the part, not the line
+            inspection.ruling = _explain(fault)
+        return inspection.result(self.model_sha256)
+
+    def close(self) -> None:
+        """Close the backend and end its thread; a second call does nothing.
+
+        A call that hangs is waited for as long as a frame may take, at most 10 s; after that the backend closes itself if the call ever comes back.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            with contextlib.closing(self._frames):
+                self._worker.stop(self._scorer.close, min(self._timeout_s, _CLOSING_TIMEOUT_S))
+
+    def __enter__(self) -> "SnlDetector":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            warnings.warn("a SnlDetector was never closed; use it as a context manager", ResourceWarning, stacklevel=2)
+
+    def _inspect(self, inspection: Inspection, image: object, color: ColorOrder, bit_depth: int | None, outputs: OutputRequest) -> None:
+        request = Request(
+            image=image,
+            color=color,
+            bit_depth=bit_depth,
+            selection=inspection.selection,
+            keep_map=self._keep_maps,
+            outputs=outputs,
+            reader=self._frames,
+        ).read(self._scorer)
+        inspection.bit_depth = None if request.frame is None else request.frame.bit_depth
+        is_left_to_device = self._scorer.is_on_device or request.frame is None
+        prepared = None if is_left_to_device else request.prepare(self._scorer)
+        inspection.prepared_s = time.perf_counter()
+        output = self._answer(request, prepared)
+        inspection.inferred_s, inspection.infer_ms = time.perf_counter(), output.infer_ms
+        inspection.ruling = output.ruling or request.rule(
+            output.score, output.evidence, output.statistics, frame=output.frame, golden_checked=output.golden_checked
+        )
+        if check_output(output.score, output.evidence) is None:
+            inspection.keep(output)
+            inspection.draw(output, request)
+
+    def _answer(self, request: Request, prepared: Prepared | None) -> Output:
+        if not self._lock.acquire(timeout=self._timeout_s):
+            raise _BusyError("the frames before this one took all of its time")
+        try:
+            if self._closed:
+                raise DetectorClosedError("the detector was closed while a frame was waiting")
+            if self._worker.busy:
+                raise _BusyError("an earlier call has not come back from the backend; restart the process if it never does")
+            checks = 0 if self._scorer.golden_checked else self._scorer.golden_count
+            return self._worker.call(lambda: answer(self._scorer, request, prepared), self._timeout_s * (1 + checks))
+        except BackendTimeoutError:
+            self._scorer.distrust_backend()
+            raise
+        finally:
+            self._lock.release()
+
+
+def _open_book(bundle: ModelBundle) -> DecisionBook:
+    manifest = bundle.manifest
+    if manifest is None:
+        return DecisionBook(None, bundle.sha256)
+    return DecisionBook(manifest, bundle.sha256, open_gains(bundle.path, manifest.decisions_for(bundle.sha256).values(), manifest.size_hw))
+
+
+def _explain(fault: Exception) -> Ruling:
+    if isinstance(fault, FrameError):
+        return error(fault.reason_code, str(fault))
+    codes = {_BusyError: "backend_busy", BackendTimeoutError: "timeout", GoldenSampleError: "golden_mismatch"}
+    for kind, code in codes.items():
+        if isinstance(fault, kind):
+            return error(code, str(fault))
+    if isinstance(fault, BackendError):
+        return error("backend_error", str(fault))
+    logger.error("a frame could not be inspected", exc_info=fault)
+    return error("internal_error", f"{type(fault).__name__} while inspecting the frame; the log has the traceback")
+
+
+def _rebuild(model: Path, mismatch: EngineMismatchError | ManifestError, *, is_signed: bool) -> None:
+    """Build an engine that is missing, altered or made for another device again; on the caller's thread, so that Ctrl-C stops it."""
+    if model.suffix.lower() != ".trt" or isinstance(mismatch, SignatureError):
+        raise mismatch
+    if is_signed:
+        raise SignatureError(f"{mismatch}; rebuilding changes the signed manifest, so rebuild and snl-sign it where the private key is") from mismatch
+    from snl_runtime.backends.tensorrt.builder import rebuild_engine
+
+    logger.info("rebuilding %s: %s", model.name, mismatch)
+    rebuild_engine(model)
+
+
+def _verify(model: Path, *, is_signed: bool) -> None:
+    """Compare an engine that has no parity report yet with its ONNX file, here where it runs; without a passed report it has no threshold."""
+    if is_signed:
+        logger.warning("%s is not verified: the report would change the signed manifest; verify and snl-sign it where the private key is", model.name)
+        return
+    from snl_runtime.parity.engine import verify_engine
+
+    logger.info("verifying %s against its ONNX file", model.name)
+    try:
+        report = verify_engine(model)
+    except BackendUnavailableError as failure:  # no ONNX Runtime on this station: frames are scored and nothing passes
+        logger.warning("%s cannot be verified here: %s", model.name, failure)
+        return
+    if not report.passed:
+        logger.warning("%s does not score like its ONNX file: %s", model.name, "; ".join(report.failures[:3]))
+
+
+class _BusyError(BackendError):
+    """The backend is taken; becomes a verdict, never leaves this module."""
+
+
+def _checked_outputs(outputs: object) -> OutputRequest:
+    if not isinstance(outputs, OutputRequest):
+        raise ConfigError(f"outputs must be an OutputRequest, got {type(outputs).__name__}")
+    return outputs
+
+
+def _cuda_index(device: str | None) -> int:
+    """Return which GPU device frames are on: the backend's if it names one, else the first."""
+    kind, _, index = (device or "").lower().partition(":")
+    return int(index) if kind == "cuda" and index.isascii() and index.isdecimal() else 0
+
+
+def _nothing() -> None:
+    """Do nothing: the last job of a thread that never opened a backend."""

@@ -1,0 +1,113 @@
+"""A product's gain map on the GPU: uploaded once, applied to every map where it lies, while the checks of the raw output stay on the raw map."""
+
+import contextlib
+import math
+from types import TracebackType
+
+import numpy as np
+
+from snl_runtime.cuda.api import CudaApi
+from snl_runtime.cuda.buffers import drain
+from snl_runtime.cuda.resources import CudaStream, DeviceBuffer, PinnedBuffer
+from snl_runtime.errors import InferenceError
+from snl_runtime.gpu.kernels.launches import STATISTICS_WORDS, Launcher, launch_gain, launch_map_statistics, read_map_statistics
+from snl_runtime.model.gain import GainMap
+from snl_runtime.verdict.decision import MapSummary
+
+_NAN_BYTE = 0xFF
+"""Four of them are a float32 NaN."""
+
+
+class DeviceGain:
+    """Applies gain maps on the device. One frame at a time, on one thread.
+
+    Args:
+        api: CUDA, with the stream's device current in every call.
+        kernels: Loaded kernels; outlive this object.
+        stream: The engine's; outlives this object and is idle when it is closed.
+        map_hw: Size of the engine's map.
+    """
+
+    def __init__(self, api: CudaApi, kernels: Launcher, stream: CudaStream, map_hw: tuple[int, int]) -> None:
+        self._api, self._kernels, self._stream, self._map_hw = api, kernels, stream, map_hw
+        self._uploaded: dict[GainMap, DeviceBuffer] = {}
+        with contextlib.ExitStack() as opened:
+            self._statistics = opened.enter_context(DeviceBuffer(api, 4 * STATISTICS_WORDS))
+            self._host_statistics = opened.enter_context(PinnedBuffer(api, 4 * STATISTICS_WORDS))
+            self._gained = opened.enter_context(DeviceBuffer(api, 4 * map_hw[0] * map_hw[1]))
+            self._no_score = opened.enter_context(DeviceBuffer(api, 4))
+            api.fill_async(self._no_score.handle, _NAN_BYTE, 4, stream.handle)
+            opened.callback(drain, stream)
+            self._resources = opened.pop_all()
+
+    @property
+    def no_score(self) -> int:
+        """Device address of a NaN: the graph's score belongs to the raw map, the gained one is judged by its peak alone."""
+        return self._no_score.handle
+
+    def enqueue(self, anomaly_map: int, gain: GainMap) -> int:
+        """Queue the checks of a raw map and its gained map; the first frame of a product uploads its gain map and waits for that.
+
+        Args:
+            anomaly_map: Device address of the raw map.
+            gain: Of its size.
+
+        Returns:
+            Device address of the gained map, valid until the next frame. What the kernel does not write is NaN, so no earlier map can stand for it.
+
+        Raises:
+            InferenceError: If CUDA fails, or the gain map is of another size or does not arrive.
+        """
+        api, stream, cells = self._api, self._stream.handle, self._map_hw[0] * self._map_hw[1]
+        factors = self._uploaded.get(gain) or self._upload(gain)
+        self._host_statistics.array((STATISTICS_WORDS,), np.uint32)[...] = 0  # a copy that did not run then looked at no cell
+        api.fill_async(self._statistics.handle, 0, self._statistics.byte_count, stream)
+        launch_map_statistics(self._kernels, anomaly_map=anomaly_map, cells=cells, statistics=self._statistics.handle, stream=self._stream)
+        api.copy_async(self._host_statistics.handle, self._statistics.handle, self._statistics.byte_count, "device_to_host", stream)
+        api.fill_async(self._gained.handle, _NAN_BYTE, self._gained.byte_count, stream)
+        launch_gain(self._kernels, anomaly_map=anomaly_map, gain=factors.handle, cells=cells, gained=self._gained.handle, stream=self._stream)
+        return self._gained.handle
+
+    def raw_summary(self) -> MapSummary:
+        """Return what is known of the raw map queued last, once the stream has passed it.
+
+        Raises:
+            InferenceError: If the device did not look at every cell.
+        """
+        cells = self._map_hw[0] * self._map_hw[1]
+        peak, non_finite, seen = read_map_statistics(self._host_statistics.array((STATISTICS_WORDS,), np.uint32))
+        if seen != cells:
+            raise InferenceError(f"the device looked at {seen} of {cells} cells of the raw map; open the backend again")
+        return MapSummary(peak=peak, is_finite=non_finite == 0 and not math.isnan(peak))
+
+    def close(self) -> None:
+        """Release everything; a second call does nothing."""
+        self._uploaded.clear()
+        self._resources.close()
+
+    def __enter__(self) -> "DeviceGain":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _upload(self, gain: GainMap) -> DeviceBuffer:
+        if gain.size_hw != self._map_hw:
+            raise InferenceError(f"the gain map has {gain.size_hw} cells, the engine's map {self._map_hw}; calibrate this model again")
+        stream, shape = self._stream.handle, gain.values.shape
+        buffer = self._resources.enter_context(DeviceBuffer(self._api, gain.values.nbytes))
+        with PinnedBuffer(self._api, gain.values.nbytes) as staging:
+            try:
+                staging.array(shape, np.float32)[...] = gain.values
+                self._api.copy_async(buffer.handle, staging.handle, staging.byte_count, "host_to_device", stream)
+                self._stream.synchronize()
+                staging.array(shape, np.float32)[...] = np.nan
+                self._api.copy_async(staging.handle, buffer.handle, staging.byte_count, "device_to_host", stream)
+                self._stream.synchronize()
+                has_arrived = np.array_equal(staging.array(shape, np.float32), gain.values)
+            finally:
+                drain(self._stream)  # the staging memory may not go while a copy is on its way
+        if not has_arrived:  # a copy may silently do nothing, and every later verdict would rest on this one
+            raise InferenceError("a gain map did not arrive on the device; open the backend again")
+        self._uploaded[gain] = buffer
+        return buffer

@@ -1,0 +1,355 @@
+"""Frame -> network input and map -> frame on the GPU, around the engine and on its stream.
+
+One frame costs one upload; the map stays on the device, and only the score, the checks, the regions and what was asked for come back. Order on the
+stream: frame up, input kernels, statistics down | engine | map kernels, report down, what was asked for down. Nothing in here waits but
+:meth:`DevicePostprocess.collect` and :meth:`DevicePostprocess.render`, which draws a frame once its verdict is known.
+"""
+
+import contextlib
+import math
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from snl_runtime.backends.base import DeviceLane
+from snl_runtime.cuda.api import CudaApi
+from snl_runtime.cuda.buffers import GrowingBuffer, drain
+from snl_runtime.cuda.resources import CudaStream, DeviceBuffer, PinnedBuffer
+from snl_runtime.errors import InferenceError
+from snl_runtime.gpu.gain import DeviceGain
+from snl_runtime.gpu.kernels.launches import (
+    REPORT_WORDS,
+    SUMS_COUNT,
+    DeviceFrame,
+    Launcher,
+    MapReport,
+    RegionScratch,
+    launch_frame_to_input,
+    launch_input_sums,
+    launch_regions,
+    read_frame_statistics,
+    read_map_report,
+    rows_bytes,
+)
+from snl_runtime.gpu.render import DeviceRenderer
+from snl_runtime.images.frame_outputs import PictureFlags, Pictures
+from snl_runtime.images.preprocess import crop_frame
+from snl_runtime.model.gain import GainMap
+from snl_runtime.types import AnomalyMap, AnomalyRegion, ColorOrder
+from snl_runtime.verdict.decision import MapSummary
+from snl_runtime.verdict.frame_checks import FrameStatistics
+from snl_runtime.verdict.regions import find_regions
+
+Roi = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What comes back beside score, checks and regions, and of which map."""
+
+    anomaly_map: bool = False
+    """The map at network resolution, 4 bytes a cell."""
+    gain: GainMap | None = None
+    """What the map is multiplied with before regions and pictures are made of it; checks and ``anomaly_map`` stay raw."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class DeviceOutput:
+    """What came back of one frame; the arrays are the caller's own.
+
+    Attributes:
+        score: The graph's score, unchecked.
+        peak: Largest finite value of the map; NaN if there is none.
+        is_finite: Whether every cell of the map is finite.
+        regions: As :func:`snl_runtime.verdict.regions.find_regions` gives them.
+        gained_peak: Largest value of the gained map, NaN if one of them is not finite; None without a gain.
+        anomaly_map: (h, w) float32 raw map, if wanted.
+    """
+
+    score: float
+    peak: float
+    is_finite: bool
+    regions: tuple[AnomalyRegion, ...]
+    gained_peak: float | None = None
+    anomaly_map: AnomalyMap | None = None
+
+
+def inspect_on_device(  # noqa: PLR0913 - the two stages, the engine between them, and the arguments of one frame
+    lane: DeviceLane,
+    before: "DevicePreprocess",
+    after: "DevicePostprocess",
+    image: object,
+    *,
+    color: ColorOrder,
+    roi_xyxy: Roi | None,
+    threshold: float,
+    wanted: Wanted | None = None,
+) -> tuple[FrameStatistics, DeviceOutput]:
+    """Run one frame from host memory to regions on one stream, with one wait at the end.
+
+    Args:
+        lane: Runs the engine; both stages use its stream.
+        before: Makes its input.
+        after: Takes its outputs.
+        image: Frame as captured.
+        color: Meaning of its last axis.
+        roi_xyxy: Part of the frame to look at; None for all of it.
+        threshold: Pass threshold; NaN if no decision applies.
+        wanted: What comes back beside score, checks and regions.
+
+    Raises:
+        FrameError: If the frame cannot be used; nothing was queued then.
+        InferenceError: If the device fails; the lane must be closed.
+    """
+    crop = crop_frame(image, color, roi_xyxy)  # an unusable frame must not reach a lane, which ends with any failure
+    frames: list[DeviceFrame] = []
+    lane.run_on_device(1, lambda address, _: frames.append(before.enqueue(crop, color, None, address)))
+    (frame,) = frames
+    covered = roi_xyxy or (0, 0, frame.size_hw[1], frame.size_hw[0])
+    after.enqueue(lane.anomaly_map.handle, lane.anomaly_score.handle, frame=frame, roi_xyxy=covered, threshold=threshold, wanted=wanted)
+    output = after.collect()
+    return before.statistics(), output
+
+
+class DevicePreprocess:
+    """Takes frames to the device and makes the network's input there. One frame at a time, on one thread.
+
+    Args:
+        api: CUDA, with the stream's device current in every call.
+        kernels: Loaded kernels; outlive this object.
+        stream: The engine's; outlives this object.
+        size_hw: Network size.
+    """
+
+    def __init__(self, api: CudaApi, kernels: Launcher, stream: CudaStream, size_hw: tuple[int, int]) -> None:
+        self._api, self._kernels, self._stream, self._size_hw = api, kernels, stream, size_hw
+        with contextlib.ExitStack() as opened:
+            self._sums = opened.enter_context(DeviceBuffer(api, 8 * SUMS_COUNT))
+            self._host_sums = opened.enter_context(PinnedBuffer(api, 8 * SUMS_COUNT))
+            self._staging = opened.enter_context(GrowingBuffer(api, stream, PinnedBuffer))
+            self._frame = opened.enter_context(GrowingBuffer(api, stream, DeviceBuffer))
+            self._rows = opened.enter_context(GrowingBuffer(api, stream, DeviceBuffer))
+            opened.callback(drain, stream)  # first on close: nothing may be released while the device still uses it
+            self._resources = opened.pop_all()
+
+    def enqueue(self, image: object, color: ColorOrder, roi_xyxy: Roi | None, target: int) -> DeviceFrame:
+        """Queue everything from a frame in host memory to the network's input; the frame may be changed as soon as this returns.
+
+        Args:
+            image: Frame as captured, see :class:`snl_runtime.types.Frame`.
+            color: Meaning of its last axis.
+            roi_xyxy: Part of the frame to look at; only that is uploaded. None for all of it.
+            target: Device address of (height, width, 3) uint8.
+
+        Returns:
+            The inspected part on the device, valid until the next frame.
+
+        Raises:
+            FrameError: If the frame cannot be used; nothing was queued then.
+            InferenceError: If CUDA fails.
+        """
+        frame = self._upload(crop_frame(image, color, roi_xyxy), color)
+        self.enqueue_device(frame, target)
+        return frame
+
+    def enqueue_device(self, frame: DeviceFrame, target: int) -> None:
+        """Queue everything from a frame that is on the device already, and in stream order, to the network's input."""
+        stream = self._stream.handle
+        rows = self._rows.reserve(rows_bytes(frame.size_hw, frame.planes, self._size_hw))
+        self._host_sums.array((SUMS_COUNT,), np.uint64)[...] = 0  # a copy that did not run then counts no pixels
+        launch_frame_to_input(self._kernels, frame, rows=rows.handle, target=target, size_hw=self._size_hw, stream=self._stream)
+        self._api.fill_async(self._sums.handle, 0, self._sums.byte_count, stream)
+        launch_input_sums(self._kernels, source=target, size_hw=self._size_hw, sums=self._sums.handle, stream=self._stream)
+        self._api.copy_async(self._host_sums.handle, self._sums.handle, self._sums.byte_count, "device_to_host", stream)
+
+    def statistics(self) -> FrameStatistics:
+        """Return the statistics of the last input, once the stream has passed it.
+
+        Raises:
+            InferenceError: If the device did not count every pixel.
+        """
+        statistics, pixels = read_frame_statistics(self._host_sums.array((SUMS_COUNT,), np.uint64))
+        if pixels != self._size_hw[0] * self._size_hw[1]:
+            raise InferenceError(f"the device counted {pixels} of {self._size_hw[0] * self._size_hw[1]} input pixels; open the backend again")
+        return statistics
+
+    def close(self) -> None:
+        """Wait for the stream and release everything; a second call does nothing."""
+        self._resources.close()
+
+    def __enter__(self) -> "DevicePreprocess":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _upload(self, crop: npt.NDArray[Any], color: ColorOrder) -> DeviceFrame:
+        staging, device = self._staging.reserve(crop.nbytes), self._frame.reserve(crop.nbytes)
+        staging.array(crop.shape, crop.dtype)[...] = crop
+        self._api.copy_async(device.handle, staging.handle, crop.nbytes, "host_to_device", self._stream.handle)
+        height, width, channels = crop.shape
+        return DeviceFrame(
+            address=device.handle,
+            pitch_bytes=width * channels * crop.itemsize,
+            size_hw=(height, width),
+            color=color,
+            is_16_bit=crop.dtype == np.uint16,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pending:
+    """What was queued for one frame; ``judged_map`` is the gained map where there is a gain, else the raw one."""
+
+    judged_map: int
+    frame: DeviceFrame
+    threshold: float
+    roi_xyxy: Roi
+    wanted: Wanted
+
+    @property
+    def frame_hw(self) -> tuple[int, int]:
+        left, top, right, bottom = self.roi_xyxy
+        return bottom - top, right - left
+
+
+class DevicePostprocess:
+    """Checks a map on the device, measures its regions and brings it to the frame. One frame at a time, on one thread.
+
+    Args:
+        api: CUDA, with the stream's device current in every call.
+        kernels: Loaded kernels; outlive this object.
+        stream: The engine's; outlives this object.
+        map_hw: Size of the engine's map.
+    """
+
+    def __init__(self, api: CudaApi, kernels: Launcher, stream: CudaStream, map_hw: tuple[int, int]) -> None:
+        self._api, self._kernels, self._stream, self._map_hw = api, kernels, stream, map_hw
+        self._pending: _Pending | None = None
+        self._shown: _Pending | None = None
+        self._map_bytes = 4 * map_hw[0] * map_hw[1]
+        with contextlib.ExitStack() as opened:
+            self._report = opened.enter_context(DeviceBuffer(api, 4 * REPORT_WORDS))
+            self._labels = opened.enter_context(DeviceBuffer(api, self._map_bytes))
+            self._numbers = opened.enter_context(DeviceBuffer(api, self._map_bytes))
+            self._host_report = opened.enter_context(PinnedBuffer(api, 4 * REPORT_WORDS))
+            self._host_score = opened.enter_context(PinnedBuffer(api, 4))
+            self._host_map = opened.enter_context(PinnedBuffer(api, self._map_bytes))
+            self._renderer = opened.enter_context(DeviceRenderer(api, kernels, stream, map_hw))
+            self._gain = opened.enter_context(DeviceGain(api, kernels, stream, map_hw))
+            opened.callback(drain, stream)  # first on close: nothing may be released while the device still uses it
+            self._resources = opened.pop_all()
+
+    def enqueue(
+        self, anomaly_map: int, anomaly_score: int, *, frame: DeviceFrame, roi_xyxy: Roi, threshold: float, wanted: Wanted | None = None
+    ) -> None:
+        """Queue everything that follows the engine.
+
+        Args:
+            anomaly_map: Device address of the engine's map, unchanged until :meth:`collect`, and :meth:`render` if it follows, return.
+            anomaly_score: Device address of its score.
+            frame: The inspected part on the device, unchanged just as long.
+            roi_xyxy: Where that part lies in the frame, frame pixels.
+            threshold: Pass threshold; NaN if no decision applies, then there are no regions, no mask and no heat.
+            wanted: What comes back beside score, checks and regions.
+
+        Raises:
+            InferenceError: If CUDA fails or ``frame`` has another size than ``roi_xyxy``.
+        """
+        pending = _Pending(judged_map=anomaly_map, frame=frame, threshold=threshold, roi_xyxy=roi_xyxy, wanted=wanted or Wanted())
+        if frame.size_hw != pending.frame_hw:
+            raise InferenceError(f"the frame on the device has {frame.size_hw} pixels (height, width), its ROI {roi_xyxy} has {pending.frame_hw}")
+        self._pending = self._shown = None  # until everything below is queued
+        api, stream = self._api, self._stream.handle
+        self._host_report.array((REPORT_WORDS,), np.uint32)[...] = 0  # a copy that did not run then looked at no cell
+        self._host_score.array((1,), np.float32)[...] = np.nan
+        api.fill_async(self._report.handle, 0, self._report.byte_count, stream)
+        judged_score = anomaly_score
+        if pending.wanted.gain is not None:
+            pending = replace(pending, judged_map=self._gain.enqueue(anomaly_map, pending.wanted.gain))
+            judged_score = self._gain.no_score
+        scratch = RegionScratch(report=self._report.handle, labels=self._labels.handle, numbers=self._numbers.handle)
+        launch_regions(
+            self._kernels,
+            anomaly_map=pending.judged_map,
+            map_hw=self._map_hw,
+            score=judged_score,
+            threshold=threshold,
+            scratch=scratch,
+            stream=self._stream,
+        )
+        api.copy_async(self._host_report.handle, self._report.handle, self._report.byte_count, "device_to_host", stream)
+        api.copy_async(self._host_score.handle, anomaly_score, 4, "device_to_host", stream)
+        if pending.wanted.anomaly_map:
+            self._host_map.array(self._map_hw, np.float32)[...] = np.nan  # part of an earlier map must not look like this one
+            api.copy_async(self._host_map.handle, anomaly_map, self._map_bytes, "device_to_host", stream)
+        self._pending = pending
+
+    def collect(self) -> DeviceOutput:
+        """Wait for the stream and return what was queued.
+
+        Raises:
+            InferenceError: If anything on the stream failed, nothing was queued, or the device did not look at every cell of the map.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            raise InferenceError("there is no frame on the device to collect; queue one first")
+        self._stream.synchronize()
+        report = read_map_report(self._host_report.array((REPORT_WORDS,), np.uint32), self._map_hw, pending.roi_xyxy)
+        cells = self._map_hw[0] * self._map_hw[1]
+        if report.cells != cells:
+            raise InferenceError(f"the device looked at {report.cells} of {cells} cells of the map; open the backend again")
+        score = float(self._host_score.array((1,), np.float32)[0])
+        judged = MapSummary(peak=report.peak, is_finite=report.non_finite == 0)
+        raw = judged if pending.wanted.gain is None else self._gain.raw_summary()
+        anomaly_map = self._host_map.array(self._map_hw, np.float32).copy() if pending.wanted.anomaly_map else None  # before regions reuse it
+        output = DeviceOutput(
+            score=score,
+            peak=raw.peak,
+            is_finite=raw.is_finite,
+            regions=self._regions(report, score if raw is judged else report.peak, pending),
+            gained_peak=None if raw is judged else judged.peak if judged.is_finite else math.nan,
+            anomaly_map=anomaly_map,
+        )
+        self._shown = pending
+        return output
+
+    def render(self, wanted: PictureFlags) -> Pictures:
+        """Wait for pictures of the frame that was collected last; frame and map must still be where they were queued.
+
+        Args:
+            wanted: What to make and download, at least one.
+
+        Raises:
+            InferenceError: If anything on the stream failed, no frame was collected, or the device did not draw all of it.
+        """
+        shown = self._shown
+        if shown is None:
+            raise InferenceError("there is no inspected frame on the device to draw; inspect one first")
+        self._renderer.enqueue(shown.judged_map, frame=shown.frame, threshold=shown.threshold, wanted=wanted)
+        self._stream.synchronize()
+        return self._renderer.take()
+
+    def close(self) -> None:
+        """Wait for the stream and release everything; a second call does nothing."""
+        self._resources.close()
+
+    def __enter__(self) -> "DevicePostprocess":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _regions(self, report: MapReport, score: float, pending: _Pending) -> tuple[AnomalyRegion, ...]:
+        if report.regions is not None:
+            return report.regions
+        # More components than the device measures: noise, which is worth one extra download.
+        self._api.copy_async(self._host_map.handle, pending.judged_map, self._map_bytes, "device_to_host", self._stream.handle)
+        self._stream.synchronize()
+        threshold = pending.threshold
+        if max(score, report.peak) > threshold:  # as region_cutoff in the kernels
+            threshold = min(threshold, float(np.nextafter(np.float32(report.peak), np.float32(-np.inf))))
+        return find_regions(self._host_map.array(self._map_hw, np.float32), threshold, pending.roi_xyxy)

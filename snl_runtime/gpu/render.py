@@ -1,0 +1,148 @@
+"""Map -> frame resolution on the GPU: map, mask and overlay of a frame that is on the device, in one download."""
+
+import contextlib
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+
+from snl_runtime.cuda.api import CudaApi
+from snl_runtime.cuda.buffers import DownloadBuffer
+from snl_runtime.cuda.resources import CudaStream, DeviceBuffer, PinnedBuffer
+from snl_runtime.errors import InferenceError
+from snl_runtime.gpu.kernels.launches import (
+    DeviceFrame,
+    FrameOutputs,
+    Launcher,
+    frame_blocks,
+    heat_values,
+    launch_map_to_frame,
+    mask_words,
+    unpack_mask,
+)
+from snl_runtime.images.frame_outputs import PictureFlags, Pictures
+
+_COUNTER_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layout:
+    """Where in the buffer the pictures of one frame lie; None for what is not wanted. Every start is a multiple of 4."""
+
+    frame_hw: tuple[int, int]
+    frame_map: slice | None
+    mask: slice | None
+    overlay: slice | None
+    counter: slice
+
+    @property
+    def byte_count(self) -> int:
+        return int(self.counter.stop)
+
+    def address(self, start: int, part: slice | None) -> int:
+        return 0 if part is None else start + int(part.start)
+
+
+class DeviceRenderer:
+    """Brings a map to the size of its frame and downloads what is wanted of it. One frame at a time, on one thread.
+
+    The last word of the download is a count of the blocks that ran, so that pictures of an earlier frame are never taken for those of this one.
+
+    Args:
+        api: CUDA, with the stream's device current in every call.
+        kernels: Loaded kernels; outlive this object.
+        stream: The engine's; outlives this object and is idle when it is closed.
+        map_hw: Size of the engine's map.
+    """
+
+    def __init__(self, api: CudaApi, kernels: Launcher, stream: CudaStream, map_hw: tuple[int, int]) -> None:
+        self._api, self._kernels, self._stream, self._map_hw = api, kernels, stream, map_hw
+        self._layout: _Layout | None = None
+        heat = heat_values()
+        with contextlib.ExitStack() as opened:
+            self._heat = opened.enter_context(DeviceBuffer(api, heat.nbytes))
+            self._download = opened.enter_context(DownloadBuffer(api, stream))
+            with PinnedBuffer(api, heat.nbytes) as staging:
+                staging.array(heat.shape, np.float32)[...] = heat
+                api.copy_async(self._heat.handle, staging.handle, heat.nbytes, "host_to_device", stream.handle)
+                stream.synchronize()
+            self._resources = opened.pop_all()
+
+    def enqueue(self, anomaly_map: int, *, frame: DeviceFrame, threshold: float, wanted: PictureFlags) -> None:
+        """Queue what is wanted of a frame.
+
+        Args:
+            anomaly_map: Device address of its map.
+            frame: The inspected part on the device.
+            threshold: Of the mask, and what becomes yellow in the overlay.
+            wanted: What to make, at least one.
+
+        Raises:
+            InferenceError: If CUDA fails.
+        """
+        self._layout = None  # until everything below is queued
+        layout = _layout_of(frame.size_hw, wanted)
+        start = self._download.reserve(layout.byte_count)
+        self._download.host()[layout.counter] = 0  # a copy that did not run then brought no picture
+        counter = layout.address(start, layout.counter)
+        self._api.fill_async(counter, 0, _COUNTER_BYTES, self._stream.handle)
+        launch_map_to_frame(
+            self._kernels,
+            anomaly_map=anomaly_map,
+            map_hw=self._map_hw,
+            size_hw=frame.size_hw,
+            threshold=threshold,
+            outputs=FrameOutputs(
+                frame_map=layout.address(start, layout.frame_map),
+                mask=layout.address(start, layout.mask),
+                overlay=layout.address(start, layout.overlay),
+                blocks_run=counter,
+            ),
+            frame=frame,
+            heat=self._heat.handle,
+            stream=self._stream,
+        )
+        self._download.enqueue()
+        self._layout = layout
+
+    def take(self) -> Pictures:
+        """Return copies of what was queued last, once the stream has passed it.
+
+        Raises:
+            InferenceError: If nothing was queued, or the device did not write all of it.
+        """
+        layout, self._layout = self._layout, None
+        if layout is None:
+            raise InferenceError("there are no pictures on the device to take; queue some first")
+        host = self._download.host()
+        blocks, expected = int(host[layout.counter].view(np.uint32)[0]), frame_blocks(layout.frame_hw)
+        if blocks != expected:
+            raise InferenceError(f"the device drew {blocks} of {expected} parts of the pictures; open the backend again")
+        height, width = layout.frame_hw
+        return Pictures(
+            frame_map=None if layout.frame_map is None else host[layout.frame_map].view(np.float32).reshape(height, width).copy(),
+            mask=None if layout.mask is None else unpack_mask(host[layout.mask].view(np.uint32), layout.frame_hw),
+            overlay=None if layout.overlay is None else host[layout.overlay].reshape(height, width, 3).copy(),
+        )
+
+    def close(self) -> None:
+        """Release everything; a second call does nothing."""
+        self._resources.close()
+
+    def __enter__(self) -> "DeviceRenderer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _layout_of(frame_hw: tuple[int, int], wanted: PictureFlags) -> _Layout:
+    height, width = frame_hw
+    sizes = {"frame_map": 4 * height * width, "mask": 4 * mask_words(frame_hw), "overlay": 3 * height * width}
+    parts: dict[str, slice | None] = dict.fromkeys(sizes)
+    end = 0
+    for name, size in sizes.items():
+        if getattr(wanted, name):
+            parts[name] = slice(end, end + size)
+            end += -(-size // 4) * 4
+    return _Layout(frame_hw=frame_hw, **parts, counter=slice(end, end + _COUNTER_BYTES))

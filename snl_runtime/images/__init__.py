@@ -1,0 +1,1 @@
+"""Pictures: listing, reading, preparing, drawing."""

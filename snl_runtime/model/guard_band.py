@@ -1,0 +1,51 @@
+"""The guard band: an engine that inherits a decision from its model passes nothing that the model would not.
+
+A parity report measures how far an engine's scores lie from its model's. Thresholds are lowered by that much and the floor is raised by it, so that
+a score of the engine on the one side of a tightened threshold has a score of the model on the same side of the original one.
+"""
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from snl_runtime.model.manifest import Decision
+    from snl_runtime.model.manifest_records import ParityReport
+
+_GAIN_ROUNDING = 2.0**-22
+"""Bound, relative to the score, on what the two products of a gained score round off: 2^-24 each in float32, doubled to be safe."""
+
+
+def tightened(decision: "Decision", *, guard_band: float, map_max_abs: float) -> "Decision | None":
+    """Return a decision on a model as it holds for an engine of it; None if its thresholds leave no room for the difference.
+
+    Without a gain map the score may differ by ``guard_band``. A gained score is the largest value of map x gain, so it differs by no more than
+    the largest gain times ``map_max_abs``, whatever the gain map and whenever it was fitted.
+
+    Args:
+        decision: Fitted on the model.
+        guard_band: Largest difference of a score between engine and model.
+        map_max_abs: Largest difference of a map value.
+    """
+    band = guard_band
+    if decision.gain is not None:
+        band = decision.gain.highest * map_max_abs
+        band += _GAIN_ROUNDING * decision.reject_threshold if band else 0.0
+    is_usable = decision.floor > 0 and decision.reject_threshold < math.inf
+    if band == 0 or not is_usable:  # to raise a floor of 0 would make a decision valid that is not
+        return decision
+    # One step further each: the differences that were measured and the sums here are rounded too.
+    band = math.nextafter(band, math.inf)
+    floor = math.nextafter(decision.floor + band, math.inf)
+    pass_threshold, reject_threshold = (math.nextafter(value - band, -math.inf) for value in (decision.pass_threshold, decision.reject_threshold))
+    if not floor <= pass_threshold:
+        return None
+    return dataclasses.replace(decision, floor=floor, pass_threshold=pass_threshold, reject_threshold=reject_threshold)
+
+
+def guard_text(report: "ParityReport") -> str:
+    """Return what the guard band is and costs, as the end of a sentence; empty for a file that inherits no decision."""
+    if report.guard_band is None:
+        return ""
+    cost = f"{report.refused_by_guard_band} of {report.passed_by_reference} verdicts PASS of the model are not PASS under it"
+    return f", the guard band is {report.guard_band:.3g}, {cost if report.passed_by_reference else 'no frame passes on the model'}"

@@ -1,0 +1,167 @@
+"""What a manifest is made of: gain maps, evidence, engines, and comparisons of a file with what it must score like."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from snl_runtime.errors import ManifestError
+from snl_runtime.model.manifest_codec import ADDED_LATER
+from snl_runtime.text import printable
+
+NOT_VERIFIED = "not verified on a device"
+"""What is said of an engine that has not run where it is meant to run."""
+
+_INPUT_KEYS = frozenset({"name", "dtype", "layout", "color", "size_hw", "batch", "max_batch"})
+_HEX_DIGITS = frozenset("0123456789abcdef")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """Proof that the model sees defects at the fitted threshold; a false-reject bound alone is met by a blind model.
+
+    Attributes:
+        source: ``bad images`` or ``synthetic defects``.
+        counts: Defect kind -> (detected, total).
+        detection_rate: Detected over total, all kinds.
+        min_detection: Rate below which nothing would have been written.
+    """
+
+    source: str
+    counts: dict[str, tuple[int, int]]
+    detection_rate: float
+    min_detection: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GainFile:
+    """The gain map of a fixtured product, in a file beside the manifest.
+
+    Attributes:
+        file: Its name; it holds part of the hash, so that a later fit leaves the files of earlier decisions alone.
+        sha256: Its hash.
+        highest: Its largest gain, which bounds how far a difference of the map moves the gained score.
+    """
+
+    file: str
+    sha256: str
+    highest: float
+
+    def __post_init__(self) -> None:
+        check_listed_file(self.file, self.sha256)
+        if not self.highest > 0:
+            raise ManifestError(f"must give the largest gain of '{self.file}', above 0, got {self.highest}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParityReport:
+    """How far one file's scores lie from its reference.
+
+    Attributes:
+        subject_file: Name of the file that was tested.
+        subject_sha256: Its hash.
+        reference: What it was compared with.
+        frames_source: ``--frames DIR`` or ``golden crops, flips and noise``.
+        frame_count: Frames compared.
+        score_max_abs: Largest difference of a score.
+        score_p99_abs: 99th percentile of the same.
+        map_max_abs: Largest difference of a map value.
+        map_p99_abs: 99th percentile of the same.
+        map_scale: Largest map value of the reference.
+        map_correlation_min: Lowest Pearson correlation of a frame's map with the reference's; None in a report from before it was measured.
+        map_correlation_median: Median of the same over the frames.
+        tolerance: Allowed difference relative to the largest map value of the frame.
+        auroc_drift: Difference of image AUROC, None without labels.
+        flips: Frames whose verdict changes between PASS and REJECT at the shipped thresholds.
+        guard_band: Largest difference of a score as the line compares it, by which an engine's inherited thresholds are tightened; None for an ONNX
+            file, which inherits none.
+        more_lenient: Verdicts under the tightened thresholds that are more lenient than the reference's; they must be none.
+        passed_by_reference: PASS verdicts of the reference, one per frame and decision.
+        refused_by_guard_band: How many of them are not PASS under the tightened thresholds: what the guard band costs.
+        passed: Whether the gate let the file through.
+        failures: Why not, one sentence each.
+        verified_on: Device, backends and versions, or ``not verified on a device``.
+        created_at: When, ISO 8601 with offset.
+    """
+
+    subject_file: str
+    subject_sha256: str
+    reference: str
+    frames_source: str
+    frame_count: int
+    score_max_abs: float
+    score_p99_abs: float
+    map_max_abs: float
+    map_p99_abs: float
+    map_scale: float
+    map_correlation_min: float | None = field(default=None, metadata=ADDED_LATER)
+    map_correlation_median: float | None = field(default=None, metadata=ADDED_LATER)
+    tolerance: float
+    auroc_drift: float | None
+    flips: int
+    guard_band: float | None
+    more_lenient: int
+    passed_by_reference: int
+    refused_by_guard_band: int
+    passed: bool
+    failures: list[str]
+    verified_on: str
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineEntry:
+    """One engine that was built from the ONNX of this manifest.
+
+    Attributes:
+        file: Name of the engine file.
+        sha256: Its hash.
+        library: ``tensorrt`` or ``tensorrt-rtx``.
+        library_version: Version that built it and alone can load it.
+        compute_capability: GPUs it was built for, e.g. ``["8.9"]``.
+        precision: ``fp32``, ``fp16`` or ``int8``.
+        built_at: When, ISO 8601 with offset.
+        parity: Comparison with the ONNX, None if not made yet: then the engine has no threshold.
+        options: Builder options, plain values.
+        onnx_sha256: Hash of the ONNX it was built from; ``Manifest.with_engine`` fills it in.
+    """
+
+    file: str
+    sha256: str
+    library: str
+    library_version: str
+    compute_capability: list[str]
+    precision: str
+    built_at: str
+    parity: ParityReport | None
+    options: dict[str, Any] = field(default_factory=dict)
+    onnx_sha256: str = ""
+
+
+def check_listed_file(name: str, sha256: str) -> None:
+    """Raise ManifestError unless the name is one of a file beside the manifest and the hash looks like one."""
+    if not name or name != Path(name).name or "\\" in name or not printable(name).isprintable():
+        raise ManifestError(f"lists '{name}', which is not a plain file name")
+    if len(sha256) != 64 or not _HEX_DIGITS.issuperset(sha256):
+        raise ManifestError(f"must give 64 lower-case hexadecimal digits for '{name}', got '{sha256}'")
+
+
+def check_input(spec: dict[str, Any]) -> None:
+    """Raise ManifestError unless this is the input of a network that this version runs."""
+    if set(spec) != _INPUT_KEYS:
+        odd = sorted(set(spec) ^ _INPUT_KEYS)
+        raise ManifestError(f"'input' must have exactly the keys {', '.join(sorted(_INPUT_KEYS))}; wrong or missing: {', '.join(odd)}")
+    fixed = {"dtype": "uint8", "layout": "NHWC", "color": "rgb"}
+    for key, value in fixed.items():
+        if spec[key] != value:
+            raise ManifestError(f"'input.{key}' must be {value}, got {spec[key]!r}")
+    size_hw = spec["size_hw"]
+    if not isinstance(size_hw, (list, tuple)) or len(size_hw) != 2 or not all(_is_positive(value) for value in size_hw):
+        raise ManifestError(f"'input.size_hw' must be [height, width], got {size_hw!r}")
+    if spec["batch"] != "dynamic" and not _is_positive(spec["batch"]):
+        raise ManifestError(f"'input.batch' must be \"dynamic\" or a positive number, got {spec['batch']!r}")
+    if not _is_positive(spec["max_batch"]):
+        raise ManifestError(f"'input.max_batch' must be a positive number, got {spec['max_batch']!r}")
+
+
+def _is_positive(value: object) -> bool:
+    return type(value) is int and value > 0

@@ -1,0 +1,1 @@
+"""A model or engine against its reference."""

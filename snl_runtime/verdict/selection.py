@@ -1,0 +1,200 @@
+"""Which decisions of a manifest apply to a frame."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import numpy as np
+
+from snl_runtime.model.gain import GainMap
+from snl_runtime.model.gain_files import Gains, gain_of
+from snl_runtime.model.manifest import Decision, Manifest
+from snl_runtime.types import AnomalyMap
+from snl_runtime.verdict.decision import MapSummary, decide, strictest, summarise_map
+from snl_runtime.verdict.frame_checks import FrameFormat, FrameStatistics
+from snl_runtime.verdict.ruling import NAME_THE_PRODUCT, Ruling, error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """The decisions under which one frame is judged.
+
+    Attributes:
+        decisions: By product; several where no product was named.
+        accepted_sha256: Hash of the file that scores, for which each decision must be made.
+        product: What the record names; None where several decisions apply.
+        roi_xyxy: Part of the frame to look at; None for all of it.
+        fault: Why there is no usable decision, None if there is one.
+        gains: The gain maps of the decisions, by hash.
+        gain: What makes the result's map of the raw one, so that ``threshold`` holds for it: the decision's gain map, or that of :func:`merge_gains`
+            where several decisions apply; None where no decision has one.
+    """
+
+    decisions: Mapping[str, Decision] = field(default_factory=dict)
+    accepted_sha256: frozenset[str] = frozenset()
+    product: str | None = None
+    roi_xyxy: tuple[int, int, int, int] | None = None
+    fault: Ruling | None = None
+    gains: Gains = field(default_factory=dict)
+    gain: GainMap | None = None
+
+    @property
+    def threshold(self) -> float:
+        """Lowest pass threshold; NaN without a decision."""
+        return min((d.pass_threshold for d in self.decisions.values()), default=math.nan)
+
+    @property
+    def reject_threshold(self) -> float:
+        """Lowest reject threshold; NaN without a decision. On the scale of ``threshold`` where gain maps were merged."""
+        if self.needs_map:
+            return min(self.threshold / d.pass_threshold * d.reject_threshold for d in self.decisions.values())
+        return min((d.reject_threshold for d in self.decisions.values()), default=math.nan)
+
+    @property
+    def bit_depth(self) -> int | None:
+        """Bits that a value of a frame must use; None without a decision."""
+        return next((d.bit_depth for d in self.decisions.values()), None)
+
+    @property
+    def needs_map(self) -> bool:
+        """Whether the verdict needs the raw map itself: several decisions, each with its own gain."""
+        return self.gain is not None and len(self.decisions) > 1
+
+    def rule(
+        self,
+        score: float,
+        anomaly_map: AnomalyMap | MapSummary | None,
+        statistics: FrameStatistics,
+        *,
+        frame: FrameFormat,
+        golden_checked: bool,
+        now: datetime,
+    ) -> Ruling:
+        """Return the verdict on a scored frame, each decision with its own gain map, see :func:`snl_runtime.verdict.decision.decide`.
+
+        Args:
+            score: The graph's score.
+            anomaly_map: The raw map; or its summary, with the peak under ``gain`` where a single decision applies.
+            statistics: Of the network input.
+            frame: Size and bit depth of the whole frame.
+            golden_checked: Whether the golden samples agreed.
+            now: Current time.
+        """
+        if self.fault is not None:
+            missing = error("no_golden_check", "no golden sample was scored in this process; export the model again with snl-export")
+            return self.fault if golden_checked or self.fault.reason_code == "no_manifest" else missing
+        if isinstance(anomaly_map, MapSummary) and self.needs_map:
+            anomaly_map = dataclasses.replace(anomaly_map, gained_peak=None)  # of a merged gain: no decision was fitted with that
+        rulings = {
+            product: decide(
+                score,
+                summarise_map(anomaly_map, gain_of(decision, self.gains)),
+                decision,
+                frame=frame,
+                statistics=statistics,
+                golden_checked=golden_checked,
+                accepted_sha256=self.accepted_sha256,
+                now=now,
+            )
+            for product, decision in self.decisions.items()
+        }
+        return strictest(rulings)
+
+
+class DecisionBook:
+    """The decisions of one opened file.
+
+    Args:
+        manifest: None for a lone ``.onnx``.
+        sha256: Hash of the opened file.
+        gains: The gain maps that its decisions name, by hash.
+
+    Raises:
+        ManifestError: If the gain map of a decision that holds for this file is not among them.
+    """
+
+    def __init__(self, manifest: Manifest | None, sha256: str, gains: Gains | None = None) -> None:
+        self._manifest = manifest
+        self._accepted = frozenset({sha256})
+        self._without_room = [] if manifest is None else manifest.products_without_room(sha256)
+        self.decisions: dict[str, Decision] = {} if manifest is None else dict(manifest.decisions_for(sha256))
+        """Newest decision per product that holds for this file."""
+        self._gains = gains or {}
+        self._gain_of_product = {product: gain_of(decision, self._gains) for product, decision in self.decisions.items()}
+        self._merged_gain = merge_gains(self.decisions, self._gain_of_product)
+
+    @property
+    def products(self) -> tuple[str, ...]:
+        """Products with a decision for this file, sorted; one whose thresholds leave no room for the guard band is among them and never passes."""
+        return tuple(sorted({*self.decisions, *self._without_room}))
+
+    def select(self, product: object = None) -> Selection:
+        """Return what applies to a frame of a product; None names none. Any object is accepted, an unknown one selects a fault."""
+        named = product if isinstance(product, str) else None
+        fault = self._fault(product)
+        if fault is not None:
+            return Selection(product=named, fault=fault)
+        chosen = self.decisions if named is None else {named: self.decisions[named]}
+        names = ", ".join(sorted(chosen))
+        if len({None if d.roi_xyxy is None else tuple(d.roi_xyxy) for d in chosen.values()}) > 1:
+            return Selection(fault=error("ambiguous_product", f"products {names} look at different parts of the frame; {NAME_THE_PRODUCT}"))
+        if len({d.bit_depth for d in chosen.values()}) > 1:
+            return Selection(fault=error("ambiguous_product", f"products {names} take frames of different bit depths; {NAME_THE_PRODUCT}"))
+        return Selection(
+            decisions=chosen,
+            accepted_sha256=self._accepted,
+            product=next(iter(chosen)) if len(chosen) == 1 else None,
+            roi_xyxy=next(iter(chosen.values())).roi_xyxy,
+            gains=self._gains,
+            gain=self._merged_gain if len(chosen) > 1 else self._gain_of_product[next(iter(chosen))],
+        )
+
+    def _fault(self, product: object) -> Ruling | None:
+        if self._manifest is None:
+            return error("no_manifest", "no manifest beside the model: it scores, but cannot pass a part; export it with snl-export")
+        fitted = {d.product for d in self._manifest.decisions}
+        if self._without_room and (product is None or product in self._without_room):
+            name = self._without_room[0] if product is None else product
+            reason = f"the thresholds of product {name!r} leave no room for the guard band of this engine; run snl-calibrate on the engine"
+            return error("guard_band_too_wide", reason)
+        if product is None:
+            if self.decisions:
+                return None
+            if fitted:
+                return error("no_threshold_for_engine", "no threshold for this engine: the decisions belong to another file; run snl-calibrate")
+            return error("no_decision", "the model was never calibrated; run snl-calibrate on this file")
+        if not isinstance(product, str):
+            return error("unknown_product", f"a product is named by a string, got {type(product).__name__}")
+        if product in self.decisions:
+            return None
+        if product in fitted:
+            return error("no_threshold_for_engine", f"no threshold for this engine and product {product!r}; run snl-calibrate on this file")
+        known = ", ".join(sorted(self.decisions)) or "none"
+        return error("unknown_product", f"no decision for product {product!r}; calibrated: {known}")
+
+
+def merge_gains(decisions: Mapping[str, Decision], gains: Mapping[str, GainMap | None]) -> GainMap | None:
+    """Return one gain map under which a part is above the lowest pass threshold where any of the decisions finds it above its own.
+
+    Each gain is scaled by lowest threshold / own threshold, and the largest counts in each cell. It serves regions, maps and pictures; verdicts come
+    from each decision's own gain, so that no rounding of the scale decides one.
+
+    Args:
+        decisions: By product.
+        gains: The gain map of each; None for a decision on raw maps.
+
+    Returns:
+        None if no decision has a gain map, or a threshold is not positive, which :func:`snl_runtime.verdict.decision.decide` refuses.
+    """
+    thresholds = {product: decision.pass_threshold for product, decision in decisions.items()}
+    if not any(gains.values()) or not all(0 < threshold < math.inf for threshold in thresholds.values()):
+        return None
+    lowest = min(thresholds.values())
+    shape = next(gain.values.shape for gain in gains.values() if gain is not None)
+    merged = np.zeros(shape, np.float32)
+    for product, gain in gains.items():
+        own = np.float32(1) if gain is None else gain.values
+        merged = np.maximum(merged, np.float32(lowest / thresholds[product]) * own)
+    return GainMap(merged)
