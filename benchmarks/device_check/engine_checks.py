@@ -99,8 +99,8 @@ def graph_equals_plain(subject: Subject) -> str:
         image = _images(subject)[:1]
         plain = _infer(backend, image)
         later = [_infer(backend, image) for _ in range(20)]
-        with backend.lane() as lane:
-            how = "a recorded CUDA graph" if lane.has_graph else "the library's own graphs, or plain enqueues"
+        with backend.execution_context() as context:
+            how = "a recorded CUDA graph" if context.has_graph else "the library's own graphs, or plain enqueues"
     different = sum(not all(np.array_equal(a, b) for a, b in zip(plain, answer)) for answer in later)
     if different:
         raise CheckFailedError(f"{different} of {len(later)} runs with {how} differ from the plain enqueue")

@@ -1,4 +1,4 @@
-"""The CUDA kernels against their NumPy twins, and how much of the memory's bandwidth they use."""
+"""The CUDA kernels against their NumPy reference implementations, and how much of the memory's bandwidth they use."""
 
 import contextlib
 import ctypes
@@ -16,11 +16,11 @@ from snl_runtime.cuda.resources import CudaModule, CudaStream, DeviceBuffer, Pin
 from snl_runtime.gpu.kernels import load_kernels
 from snl_runtime.gpu.kernels.launches import DeviceFrame
 from snl_runtime.gpu.pipeline import DeviceOutput, DevicePostprocess, DevicePreprocess, Wanted
-from snl_runtime.images.frame_outputs import Pictures
+from snl_runtime.images.frame_outputs import Visualizations
 from snl_runtime.images.overlay import blend_heat
 from snl_runtime.images.preprocess import InputSpec, prepare
 from snl_runtime.images.upsampling import upsample_map
-from snl_runtime.model.gain import GainMap
+from snl_runtime.model.normalization import NormalizationMap
 from snl_runtime.types import ColorOrder, Image, OutputRequest
 from snl_runtime.verdict.frame_checks import frame_statistics
 from snl_runtime.verdict.regions import find_regions
@@ -29,7 +29,7 @@ SIZE_HW = (256, 256)
 FRAMES_HW = ((2048, 2592), (480, 640), (97, 131), (256, 256))
 BIG_FRAME_HW = FRAMES_HW[0]
 INPUT_LEVELS = 1
-"""Grey levels by which an input may differ: host and device add in another order, and a sum on the edge of a level falls to either side."""
+"""Gray levels by which an input may differ: host and device add in another order, and a sum on the edge of a level falls to either side."""
 MAP_DIFFERENCE = 1e-5
 OVERLAY_LEVELS = 1
 _REPEATS = 200
@@ -61,7 +61,7 @@ class _Device:
 
 
 def compare_with_twins() -> str:
-    """Compare both stages on frames of several sizes and colour orders with what the host computes."""
+    """Compare both stages on frames of several sizes and color orders with what the host computes."""
     describe_device()
     worst = {"input": 0.0, "map": 0.0, "overlay": 0.0}
     rng = np.random.default_rng(0)
@@ -75,9 +75,9 @@ def compare_with_twins() -> str:
                     worst[name] = max(worst[name], value)
                 count += 1
     figures = (
-        f"{count} frames up to {BIG_FRAME_HW[1]}x{BIG_FRAME_HW[0]}: input within {worst['input']:.0f} grey levels (allowed {INPUT_LEVELS}), "
+        f"{count} frames up to {BIG_FRAME_HW[1]}x{BIG_FRAME_HW[0]}: input within {worst['input']:.0f} gray levels (allowed {INPUT_LEVELS}), "
         f"map within {worst['map']:.2g} (allowed {MAP_DIFFERENCE:g}), overlay within {worst['overlay']:.0f} levels, "
-        "mask, regions and gained maps as on the host"
+        "mask, regions and normalized maps as on the host"
     )
     if worst["input"] > INPUT_LEVELS or worst["map"] > MAP_DIFFERENCE or worst["overlay"] > OVERLAY_LEVELS:
         raise CheckFailedError(figures)
@@ -98,7 +98,7 @@ def measure_bandwidth() -> str:
         on_device = device.before.enqueue(frame, "bgr", None, device.image.handle)
         rows_bytes = 4 * 3 * SIZE_HW[0] * width  # the frame with its rows resized, written and read once
         input_bytes = frame.nbytes + 2 * rows_bytes
-        frame_bytes = 4 * height * width + height * width // 8 + 2 * 3 * height * width  # map, mask, and the picture read and written
+        frame_bytes = 4 * height * width + height * width // 8 + 2 * 3 * height * width  # map, mask, and the image read and written
 
         def before() -> None:
             device.before.enqueue_device(on_device, device.image.handle)
@@ -151,26 +151,31 @@ def _compare_one(device: _Device, frame: np.ndarray, color: ColorOrder, anomaly_
     counted, expected = (dataclasses.astuple(statistics) for statistics in (device.before.statistics(), frame_statistics(made)))
     if not np.allclose(counted, expected, rtol=1e-5, atol=1e-5):
         raise CheckFailedError(f"statistics of {color} {width}x{height} differ from those of the input that the device made")
-    _compare_gained(device, on_device, anomaly_map)
+    _compare_normalized(device, on_device, anomaly_map)
     return {"input": float(np.abs(made.astype(int) - expected_input).max()), **_compare_outputs(output, drawn, frame, color, anomaly_map, threshold)}
 
 
-def _compare_gained(device: _Device, on_device: DeviceFrame, anomaly_map: np.ndarray) -> None:
-    """Compare the map of a fixtured product with the host's, bit for bit."""
+def _compare_normalized(device: _Device, on_device: DeviceFrame, anomaly_map: np.ndarray) -> None:
+    """Compare the map of a fixed-pose product with the host's, bit for bit."""
     height, width = on_device.size_hw
-    gain = GainMap(np.random.default_rng(3).uniform(0.5, 2, anomaly_map.shape).astype(np.float32))
-    gained_map = gain.apply(anomaly_map)
-    threshold, roi_xyxy = float(np.quantile(gained_map, 0.98)), (0, 0, width, height)
+    normalization = NormalizationMap(np.random.default_rng(3).uniform(0.5, 2, anomaly_map.shape).astype(np.float32))
+    normalized_map = normalization.apply(anomaly_map)
+    threshold, roi_xyxy = float(np.quantile(normalized_map, 0.98)), (0, 0, width, height)
     device.after.enqueue(
-        device.anomaly_map.handle, device.score.handle, frame=on_device, roi_xyxy=roi_xyxy, threshold=threshold, wanted=Wanted(gain=gain)
+        device.anomaly_map.handle,
+        device.score.handle,
+        frame=on_device,
+        roi_xyxy=roi_xyxy,
+        threshold=threshold,
+        wanted=Wanted(normalization=normalization),
     )
     output = device.after.collect()
-    if output.gained_peak != gained_map.max() or output.regions != find_regions(gained_map, threshold, roi_xyxy):
-        raise CheckFailedError(f"{width}x{height}: the gained map of a fixtured product differs from the host's")
+    if output.normalized_peak != normalized_map.max() or output.regions != find_regions(normalized_map, threshold, roi_xyxy):
+        raise CheckFailedError(f"{width}x{height}: the normalized map of a fixed-pose product differs from the host's")
 
 
 def _compare_outputs(
-    output: DeviceOutput, drawn: Pictures, frame: np.ndarray, color: ColorOrder, anomaly_map: np.ndarray, threshold: float
+    output: DeviceOutput, drawn: Visualizations, frame: np.ndarray, color: ColorOrder, anomaly_map: np.ndarray, threshold: float
 ) -> dict[str, float]:
     height, width = frame.shape[:2]
     where = f"{color} {width}x{height}"

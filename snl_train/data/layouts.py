@@ -38,7 +38,7 @@ def read_dataset(root: Path | str, *, skip_unreadable: bool = False, masks: bool
         require_train: Whether a class without training images is an error; evaluation alone can do without.
 
     Raises:
-        DataError: If the layout is not recognised, a file is unreadable or truncated, a class is empty, a mask has another size than its image
+        DataError: If the layout is not recognized, a file is unreadable or truncated, a class is empty, a mask has another size than its image
             or marks nothing, or the same image is in train and test. The message is one line and names the file.
     """
     index = list_dataset(root, masks=masks)
@@ -49,7 +49,7 @@ def list_dataset(root: Path | str, *, masks: bool = True) -> DatasetIndex:
     """List the images below ``root`` without reading them.
 
     Raises:
-        DataError: If the layout is not recognised or a mask file is missing.
+        DataError: If the layout is not recognized or a mask file is missing.
     """
     root = Path(root).absolute()
     if not root.exists():

@@ -33,7 +33,7 @@ def _bad_among_good(station, tools):
 def _flat(station, tools):
     station.write_good(count=40)
     tools.save(station.good / "disk" / "500.png", np.full((48, 48, 3), 90, dtype=np.uint8))
-    return "1 good images show nothing (deviation below 2 grey levels): disk/500.png"
+    return "1 good images show nothing (deviation below 2 gray levels): disk/500.png"
 
 
 @pytest.mark.parametrize("prepare", [_too_few, _trained_on, _copies, _bad_among_good, _flat], ids=lambda prepare: prepare.__name__[1:])

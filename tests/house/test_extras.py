@@ -16,7 +16,7 @@ DISTRIBUTIONS = {"yaml": "pyyaml", "cv2": "opencv-python-headless"}
 NEEDED = {"train": ["snl_train"], "export": ["export", "calibration", "snl_train"], "cpu": []}
 """Folders whose imports an extra must bring; the runtime's libraries are optional one by one, and each backend names its own."""
 ALWAYS = {"cv2"}
-"""What the runtime cannot do without as soon as a picture is read."""
+"""What the runtime cannot do without as soon as an image is read."""
 OPTIONAL = {"tensorrt", "tensorrt_rtx"}
 
 

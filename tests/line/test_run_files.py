@@ -1,4 +1,4 @@
-"""snl-run gives every picture that it is offered a verdict or an ERROR record, and names what it left out."""
+"""snl-run gives every image that it is offered a verdict or an ERROR record, and names what it left out."""
 
 import importlib.util
 import json
@@ -11,7 +11,7 @@ import pytest
 
 from snl_runtime.cli.run import main
 
-_spec = importlib.util.spec_from_file_location("snl_tests_picture_files", Path(__file__).parents[1] / "runtime" / "picture_files.py")
+_spec = importlib.util.spec_from_file_location("snl_tests_image_files", Path(__file__).parents[1] / "runtime" / "image_files.py")
 files = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(files)
 
@@ -53,7 +53,7 @@ def png(image):
 
 FAULTS = {
     "empty.png": lambda good: b"",
-    "text.JPG": lambda good: b"no picture",
+    "text.JPG": lambda good: b"no image",
     "half.png": lambda good: png(good)[: len(png(good)) // 2],
     "half": lambda good: png(good)[: len(png(good)) // 2],
     "phone.heic": lambda good: HEIC,
@@ -122,7 +122,7 @@ def test_pages_one_is_an_error_that_says_how_many(run, good):
     put("stack.tif", files.tiff([good[:, :, ::-1]] * 3))
     _, records, _ = run()
     assert records["in/stack.tif"]["verdict"] == "ERROR"
-    assert "holds 3 pictures" in records["in/stack.tif"]["reason"]
+    assert "holds 3 images" in records["in/stack.tif"]["reason"]
 
 
 def test_own_pictures_inside_the_images_are_not_inspected_by_the_next_run(run, good, model):
@@ -177,9 +177,9 @@ def test_left_out_files_are_counted_and_named_on_request(run, good):
     _, _, err = run()
     assert "snl-run: in: 1 images taken, 1 cannot be taken, 2 files left out; --list-left-out names them" in err
     _, _, err = run("--list-left-out")
-    assert "left out: in/b.heic is a HEIF picture, which cannot be read" in err
+    assert "left out: in/b.heic is a HEIF image, which cannot be read" in err
     assert "left out: in/@eaDir/a.png lies in @eaDir, which is hidden or junk" in err
-    assert "left out: in/notes.txt is not a picture" in err
+    assert "left out: in/notes.txt is not an image" in err
 
 
 def test_names_that_are_not_utf8_and_equal_names_get_records_of_their_own(run, good):

@@ -1,4 +1,4 @@
-"""Every file below a folder is exactly one of taken, rejected and left out; what is or claims to be a picture is never left out."""
+"""Every file below a folder is exactly one of taken, rejected and left out; what is or claims to be an image is never left out."""
 
 import contextlib
 import os
@@ -105,7 +105,7 @@ def test_what_is_or_claims_to_be_a_picture_and_cannot_be_read_is_rejected(name, 
 )
 def test_what_is_neither_by_name_nor_by_content_a_picture_is_left_out(name, content, tmp_path):
     put(tmp_path / name, content)
-    assert reasons(list_images(tmp_path)) == {name: "is not a picture"}
+    assert reasons(list_images(tmp_path)) == {name: "is not an image"}
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_folder_file_or_pattern_names_the_pictures(pattern, taken, tmp_path, mon
     assert [path.as_posix() for path in (Path(os.path.relpath(path, tmp_path)) for path in list_pattern(tmp_path / pattern).taken)] == taken
 
 
-@pytest.mark.parametrize(("pattern", "message"), [("*.bmp", "no file matches"), ("gone.png", "does not exist"), ("notes.txt", "is not a picture")])
+@pytest.mark.parametrize(("pattern", "message"), [("*.bmp", "no file matches"), ("gone.png", "does not exist"), ("notes.txt", "is not an image")])
 def test_pattern_that_gives_nothing_is_one_clear_line(pattern, message, tmp_path, monkeypatch):
     put(tmp_path / "notes.txt", b"text")
     monkeypatch.chdir(tmp_path)

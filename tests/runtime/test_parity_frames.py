@@ -1,4 +1,4 @@
-"""The frames of the parity gate are every picture of a folder, good or bad by the names of its folders, and no mask."""
+"""The frames of the parity gate are every image of a folder, good or bad by the names of its folders, and no mask."""
 
 import cv2
 import numpy as np
@@ -29,7 +29,7 @@ def test_frames_without_such_folders_are_neither(tmp_path):
 def test_picture_that_cannot_be_taken_is_refused(tmp_path):
     write(tmp_path / "0.png")
     (tmp_path / "1.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
-    with pytest.raises(DataError, match=r"1\.heic is a HEIF picture"):
+    with pytest.raises(DataError, match=r"1\.heic is a HEIF image"):
         folder_frames(tmp_path)
 
 

@@ -95,7 +95,7 @@ def test_left_out_files_are_listed(plain_root, tmp_path, capsys):
     assert main(["--data", str(plain_root), "--out", str(out), *TINY, "--epochs", "1", "--skip-unreadable", "--list-left-out", "--json"]) == 0
     captured = capsys.readouterr()
     assert "12 images taken, 0 cannot be taken, 1 files left out" in captured.err
-    assert f"left out: {plain_root / 'notes.txt'} is not a picture" in captured.err
+    assert f"left out: {plain_root / 'notes.txt'} is not an image" in captured.err
     assert [entry["path"] for entry in json.loads(captured.out)["left_out"]] == [str(broken)]
     assert f"left out {broken}" in captured.err
     assert load_checkpoint(out).provenance["left_out"][0]["path"] == str(broken)

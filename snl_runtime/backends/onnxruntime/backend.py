@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from snl_runtime.backends.base import INPUT_NAME, MAP_NAME, SCORE_NAME, check_arrays, check_signature, one_line, path_or_bytes, store_outputs
-from snl_runtime.backends.onnxruntime.context import OnnxRuntimeLane, load_onnxruntime, open_cuda_session
+from snl_runtime.backends.onnxruntime.context import OnnxRuntimeContext, load_onnxruntime, open_cuda_session
 from snl_runtime.cuda import api as cuda_api
 from snl_runtime.cuda.api import device_scope
 from snl_runtime.errors import BackendError, BackendUnavailableError, ConfigError, InferenceError
@@ -41,7 +41,7 @@ class OnnxRuntimeBackend:
         self.device = device or "cpu"
         path = self._path = Path(model_path)
         self._threads = threads
-        self._lane: OnnxRuntimeLane | None = None
+        self._context: OnnxRuntimeContext | None = None
         self._failure: str | None = None
         self._closed = False
         self._session: Any = self._open_session()
@@ -64,18 +64,18 @@ class OnnxRuntimeBackend:
             raise InferenceError(f"backend 'onnxruntime' failed on {self.device}: {one_line(error)}") from error
         store_outputs(self.name, outputs, anomaly_map, anomaly_score)
 
-    def lane(self) -> contextlib.AbstractContextManager[OnnxRuntimeLane] | None:
-        """Return the lane of a model on a GPU, lent with the GPU current; None on the CPU. See :class:`snl_runtime.backends.base.DeviceBackend`.
+    def execution_context(self) -> contextlib.AbstractContextManager[OnnxRuntimeContext] | None:
+        """Return the context of a model on a GPU, lent with the GPU current; None on the CPU. See :class:`snl_runtime.backends.base.DeviceBackend`.
 
-        The lane has a session of its own, on its own stream; that of :meth:`infer` is released first and opened again if it is ever asked for, so
+        The context has a session of its own, on its own stream; that of :meth:`infer` is released first and opened again if it is ever asked for, so
         that the GPU holds the model once.
         """
-        return None if self.device == "cpu" else self._lend_lane()
+        return None if self.device == "cpu" else self._lend_context()
 
     def close(self) -> None:
         """Release the sessions; a second call does nothing."""
         self._closed, self._session = True, None
-        self._close_lane()
+        self._close_context()
 
     def __enter__(self) -> "OnnxRuntimeBackend":
         return self
@@ -84,23 +84,23 @@ class OnnxRuntimeBackend:
         self.close()
 
     @contextlib.contextmanager
-    def _lend_lane(self) -> Iterator[OnnxRuntimeLane]:
+    def _lend_context(self) -> Iterator[OnnxRuntimeContext]:
         self._check_open()
         self._session = None
         api, index = cuda_api.load_cuda(), int(self.device.partition(":")[2] or "0")
         with device_scope(api, index):
-            if self._lane is None:
+            if self._context is None:
                 _, height, width, _ = self.input_shape
                 path = self._path
-                self._lane = OnnxRuntimeLane(
+                self._context = OnnxRuntimeContext(
                     api, lambda stream: open_cuda_session(path, stream, device_index=index), (height, width), device_index=index
                 )
             try:
-                yield self._lane
+                yield self._context
             except BaseException as failure:
                 self._failure = one_line(failure)
                 with contextlib.suppress(BackendError):  # the failure that led here is raised
-                    self._close_lane()
+                    self._close_context()
                 raise
 
     def _open_session(self) -> Any:
@@ -114,10 +114,10 @@ class OnnxRuntimeBackend:
             raise BackendUnavailableError(f"onnxruntime could not start device '{self.device}'; check the driver and CUDA, or use device cpu")
         return session
 
-    def _close_lane(self) -> None:
-        lane, self._lane = self._lane, None
-        if lane is not None:
-            lane.close()
+    def _close_context(self) -> None:
+        context, self._context = self._context, None
+        if context is not None:
+            context.close()
 
     def _check_open(self) -> None:
         if self._closed:

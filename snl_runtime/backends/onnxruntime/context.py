@@ -1,6 +1,6 @@
 """ONNX Runtime on an NVIDIA GPU with input and outputs in this SDK's own device memory, so that the CUDA kernels work around it without a copy.
 
-Runs on a stream that the kernels share; used like :class:`snl_runtime.backends.tensorrt.context.EngineLane` by :mod:`snl_runtime.gpu.pipeline`.
+Runs on a stream that the kernels share; used like :class:`snl_runtime.backends.tensorrt.context.TensorRtContext` by :mod:`snl_runtime.gpu.pipeline`.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ _NAN_BYTE = 0xFF  # four of them are a float32 NaN
 _FLOAT_BYTES = 4
 
 
-class OnnxRuntimeLane:
+class OnnxRuntimeContext:
     """One stream, one session and the device memory that it reads and writes; used by one thread until :meth:`close`.
 
     Args:
@@ -66,17 +66,17 @@ class OnnxRuntimeLane:
             self._resources = opened.pop_all()
 
     def run_on_device(self, count: int, bring_image: Callable[[int, CudaStream], None]) -> None:
-        """Queue one run; the outputs are in the lane's device buffers, in stream order, until the next run.
+        """Queue one run; the outputs are in the context's device buffers, in stream order, until the next run.
 
         Args:
             count: 1; more is refused.
             bring_image: Queues what puts the image at the given address.
 
         Raises:
-            InferenceError: If the library or CUDA fails; the lane must be closed.
+            InferenceError: If the library or CUDA fails; the context must be closed.
         """
         if count != 1 or self._binding is None:
-            raise InferenceError(f"an open ONNX Runtime lane takes one image at a time, got {count}; queue them one after the other")
+            raise InferenceError(f"an open ONNX Runtime context takes one image at a time, got {count}; queue them one after the other")
         bring_image(self.image.handle, self.stream)
         self._api.fill_async(self.anomaly_map.handle, _NAN_BYTE, self._map_bytes, self.stream.handle)
         self._api.fill_async(self.anomaly_score.handle, _NAN_BYTE, _FLOAT_BYTES, self.stream.handle)
@@ -89,7 +89,7 @@ class OnnxRuntimeLane:
         """Wait for the stream and release everything; a second call does nothing."""
         self._resources.close()
 
-    def __enter__(self) -> "OnnxRuntimeLane":
+    def __enter__(self) -> "OnnxRuntimeContext":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

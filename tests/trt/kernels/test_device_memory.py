@@ -39,7 +39,7 @@ def test_host_path_opens_its_session_again(open_on, frames, device_detector, cou
     assert count_sessions()[0] == 1
 
 
-def test_lane_that_cannot_be_opened_leaves_the_host_path(open_on, frames, count_sessions, monkeypatch):
+def test_context_that_cannot_be_opened_leaves_the_host_path(open_on, frames, count_sessions, monkeypatch):
     def refuse(path, stream, device_index):
         raise BackendUnavailableError("onnxruntime could not start device 'cuda'")
 
@@ -51,7 +51,7 @@ def test_lane_that_cannot_be_opened_leaves_the_host_path(open_on, frames, count_
 
 def test_close_releases_both(fake, write_engine, count_sessions):
     backend = OnnxRuntimeBackend(write_engine().with_suffix(".onnx"), device="cuda")
-    with backend.lane():
+    with backend.execution_context():
         pass
     assert count_sessions() == (0, 1)
     backend.close()

@@ -1,4 +1,4 @@
-"""A file gives the picture that it shows and nothing of a truncated one; of several pictures it gives none, or each on its own."""
+"""A file gives the image that it shows and nothing of a truncated one; of several images it gives none, or each on its own."""
 
 import contextlib
 import importlib.util
@@ -16,7 +16,7 @@ from snl_runtime.images.files import check_range, read_frame, read_image, read_m
 from snl_runtime.images.integrity import find_damage
 from snl_runtime.images.pages import find_pictures
 
-_spec = importlib.util.spec_from_file_location("snl_tests_picture_files", Path(__file__).with_name("picture_files.py"))
+_spec = importlib.util.spec_from_file_location("snl_tests_image_files", Path(__file__).with_name("image_files.py"))
 files = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(files)
 
@@ -65,7 +65,7 @@ def test_mask_is_turned_like_its_image(orientation, tmp_path):
 
 
 def several(tmp_path):
-    """Name -> file of three pictures, and whether they come back without loss."""
+    """Name -> file of three images, and whether they come back without loss."""
     made = {
         "stack.tif": (files.tiff(RGB), True),
         "motorola.tif": (files.tiff(RGB, order=">"), True),
@@ -84,7 +84,7 @@ def several(tmp_path):
 def test_file_of_several_pictures_is_an_error_that_says_how_many(tmp_path):
     for name, (data, _) in several(tmp_path).items():
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(DataError, match=rf"{name} holds 3 pictures; .*--pages all"):
+        with pytest.raises(DataError, match=rf"{name} holds 3 images; .*--pages all"):
             read_image(tmp_path / name)
 
 
@@ -132,7 +132,7 @@ def test_damaged_page_is_an_error_of_that_page_alone(tmp_path):
     (tmp_path / "x.mpo").write_bytes(data[:end] + b"\0\0" + data[end + 2 :])
     pages = list(read_pages(tmp_path / "x.mpo"))
     assert [page.fault is None for page in pages] == [True, False, True]
-    assert "x.mpo, picture 2 of 3, is " in pages[1].fault
+    assert "x.mpo, image 2 of 3, is " in pages[1].fault
     stack = files.tiff(RGB)
     (tmp_path / "x.tif").write_bytes(stack[: len(stack) - 10])
     pages = list(read_pages(tmp_path / "x.tif"))
@@ -205,8 +205,8 @@ def test_directory_beyond_the_file_is_a_picture_that_is_damaged(offset, tmp_path
     (tmp_path / "x.tif").write_bytes(data[:-8] + offset.to_bytes(8, "little"))
     first, second = read_pages(tmp_path / "x.tif")
     assert np.array_equal(first.frame, RGB[0])
-    assert "x.tif, picture 2 of 2, is truncated" in second.fault
-    with pytest.raises(DataError, match="holds 2 pictures"):
+    assert "x.tif, image 2 of 2, is truncated" in second.fault
+    with pytest.raises(DataError, match="holds 2 images"):
         read_image(tmp_path / "x.tif")
 
 
