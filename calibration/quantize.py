@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from snl_runtime.backends.onnxruntime.context import load_onnxruntime
+from snl_runtime.backends.onnxruntime.session import load_onnxruntime
 from snl_runtime.errors import BackendUnavailableError, ConfigError, DataError
 from snl_runtime.images.files import pixel_sha256, read_image
 from snl_runtime.images.labels import is_good_name, is_ground_truth

@@ -1,8 +1,9 @@
 """What the device stages must reproduce before a frame is trusted to them: the host's answers on seeded frames and seeded maps."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,19 @@ _OVERLAY_TOLERANCE = 1  # gray levels
 _STATISTICS_TOLERANCE = 1e-3  # both are exact up to float64 rounding, on the same pixels
 
 
-def check_stages(api: CudaApi, stream: CudaStream, before: DevicePreprocess, after: DevicePostprocess, size_hw: tuple[int, int]) -> None:
+StageFrame: TypeAlias = tuple[npt.NDArray[Any], ColorOrder, Roi | None]
+"""A frame, the meaning of its last axis, and the part of it that is inspected, None for all of it."""
+
+
+def check_stages(
+    api: CudaApi,
+    stream: CudaStream,
+    before: DevicePreprocess,
+    after: DevicePostprocess,
+    size_hw: tuple[int, int],
+    *,
+    frames: Sequence[StageFrame] | None = None,
+) -> None:
     """Compare input, statistics, checks, regions and images with what the host computes.
 
     Args:
@@ -36,6 +49,7 @@ def check_stages(api: CudaApi, stream: CudaStream, before: DevicePreprocess, aft
         before: Makes the network's input.
         after: Takes its map.
         size_hw: Network size.
+        frames: What input and images are made of; None for a few of odd sizes in 8 and 16 bits, as every start asks.
 
     Raises:
         BackendError: If the device gives anything else than the host would, or CUDA fails.
@@ -44,7 +58,7 @@ def check_stages(api: CudaApi, stream: CudaStream, before: DevicePreprocess, aft
     with DeviceBuffer(api, 4 * height * width + 4) as device, PinnedBuffer(api, 4 * height * width + 4) as host:
         checks = _Checks(api, stream, before, after, size_hw, device, host)
         try:
-            for image, color, roi_xyxy in _frames(size_hw):
+            for image, color, roi_xyxy in _frames(size_hw) if frames is None else frames:
                 checks.check_input(image, color, roi_xyxy)
                 checks.check_pictures(image, color, roi_xyxy)
             for spoiled in (False, True):
@@ -133,7 +147,7 @@ class _Checks:
         self.api.copy_async(self.device.handle, self.host.handle, self.host.byte_count, "host_to_device", self.stream.handle)
 
 
-def _frames(size_hw: tuple[int, int]) -> list[tuple[npt.NDArray[Any], ColorOrder, Roi | None]]:
+def _frames(size_hw: tuple[int, int]) -> list[StageFrame]:
     """Return frames of odd sizes that shrink, grow and stay, in 8 and 16 bits, with white and black parts."""
     height, width = size_hw
     rng = np.random.default_rng(0)

@@ -4,18 +4,16 @@ Runs on a stream that the kernels share; used like :class:`snl_runtime.backends.
 """
 
 import contextlib
-import os
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from snl_runtime.backends.base import INPUT_NAME, MAP_NAME, SCORE_NAME, one_line, path_or_bytes
+from snl_runtime.backends.base import INPUT_NAME, MAP_NAME, SCORE_NAME, one_line
 from snl_runtime.cuda.api import CudaApi
 from snl_runtime.cuda.resources import CudaStream, DeviceBuffer
-from snl_runtime.errors import BackendError, BackendUnavailableError, InferenceError
+from snl_runtime.errors import BackendError, InferenceError
 
 _NAN_BYTE = 0xFF  # four of them are a float32 NaN
 _FLOAT_BYTES = 4
@@ -26,7 +24,8 @@ class OnnxRuntimeContext:
 
     Args:
         api: CUDA, with the session's device current on this thread in every call.
-        open_session: Returns an ``InferenceSession`` that runs on the stream with the given handle, see :func:`open_cuda_session`.
+        open_session: Returns an ``InferenceSession`` that runs on the stream with the given handle, see
+            :func:`snl_runtime.backends.onnxruntime.session.open_session`.
         size_hw: Network size.
         device_type: What ONNX Runtime calls the memory.
         device_index: Which GPU.
@@ -101,42 +100,3 @@ class OnnxRuntimeContext:
     def _drain(self) -> None:
         with contextlib.suppress(BackendError):  # what failed before fails again here; releasing must go on
             self.stream.synchronize()
-
-
-def load_onnxruntime() -> Any:
-    """Return the module ``onnxruntime``; every import of it goes through here.
-
-    Releases for Linux from 1.32 on collect telemetry: opening a model writes a device number and a database of events below the user's cache folder.
-    It is switched off unless the environment says otherwise; the variable must be set before the import.
-
-    Raises:
-        BackendUnavailableError: If the package is missing or its libraries do not load.
-    """
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    try:
-        import onnxruntime
-    except (ImportError, OSError) as error:
-        raise BackendUnavailableError(
-            f"backend 'onnxruntime' needs the package onnxruntime: pip install 'snl-edge[cpu]', on a GPU 'snl-edge[gpu]' ({one_line(error)})"
-        ) from error
-    return onnxruntime
-
-
-def open_cuda_session(model_path: str | os.PathLike[str], stream: int, *, device_index: int = 0) -> Any:
-    """Return a session of an ``.onnx`` file whose GPU work goes onto the given stream.
-
-    Raises:
-        BackendUnavailableError: If the package or its CUDA provider is missing.
-        BackendError: If the file cannot be loaded.
-    """
-    onnxruntime = load_onnxruntime()
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        raise BackendUnavailableError("device 'cuda' needs the package onnxruntime-gpu instead of onnxruntime: pip install 'snl-edge[gpu]'")
-    providers = [("CUDAExecutionProvider", {"device_id": str(device_index), "user_compute_stream": str(stream)}), "CPUExecutionProvider"]
-    try:
-        session = onnxruntime.InferenceSession(path_or_bytes(Path(model_path)), providers=providers)
-    except Exception as error:  # the library's exception classes share no base
-        raise BackendError(f"onnxruntime cannot load {Path(model_path)} on the GPU: {one_line(error)}") from error
-    if session.get_providers()[0] != "CUDAExecutionProvider":  # it falls back to the CPU silently
-        raise BackendUnavailableError("onnxruntime could not start device 'cuda'; check the driver and CUDA, or use device cpu")
-    return session

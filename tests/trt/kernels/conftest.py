@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 
 from snl_runtime.backends.onnxruntime import backend as onnxruntime_backend
+from snl_runtime.backends.onnxruntime import session as onnxruntime_session
 from snl_runtime.backends.onnxruntime.context import OnnxRuntimeContext
 from snl_runtime.cuda import api as cuda_api
 from snl_runtime.cuda.resources import CudaModule, DeviceBuffer
@@ -83,10 +84,18 @@ def fake(kernels, make_gpu, monkeypatch, model_fixtures, gpu, device_detector):
     monkeypatch.setattr("snl_runtime.gpu.path.load_kernels", lambda api: CudaModule(api, b"code"))
     monkeypatch.setattr("snl_runtime.backends.tensorrt.backend.open_library", lambda name: library)
     names = {name: getattr(onnxruntime, name) for name in ("SessionOptions", "ExecutionMode", "GraphOptimizationLevel")}
-    provided = SimpleNamespace(InferenceSession=device_detector.CudaSession, get_available_providers=lambda: ["CUDAExecutionProvider"], **names)
-    monkeypatch.setattr(onnxruntime_backend, "load_onnxruntime", lambda: provided)
+
+    def open_fake(path, sess_options, providers):
+        if providers == ["CPUExecutionProvider"]:
+            return onnxruntime.InferenceSession(path, sess_options=sess_options, providers=providers)
+        stream = providers[0][1].get("user_compute_stream")
+        return device_detector.CudaSession(path, sess_options) if stream is None else session(cuda, path, int(stream))
+
+    provided = SimpleNamespace(
+        InferenceSession=open_fake, get_available_providers=lambda: ["CUDAExecutionProvider"], set_default_logger_severity=lambda level: None, **names
+    )
+    monkeypatch.setattr(onnxruntime_session, "load_onnxruntime", lambda: provided)
     monkeypatch.setattr(onnxruntime_backend, "OnnxRuntimeContext", functools.partial(OnnxRuntimeContext, device_type="cpu"))
-    monkeypatch.setattr(onnxruntime_backend, "open_cuda_session", lambda path, stream, device_index: session(cuda, path, stream))
     monkeypatch.setattr(session, "spoil", staticmethod(session.spoil))  # put back after the test
     cuda.library = library
     return cuda
@@ -111,9 +120,7 @@ def open_on(fake, tmp_path, model_fixtures, write_engine, monkeypatch):
                 return opened.enter_context(SnlDetector(path, **options))
             if where == "onnxruntime":
                 return opened.enter_context(SnlDetector(path.with_suffix(".onnx"), device="cuda", **options))
-            with monkeypatch.context() as real:
-                real.setattr(onnxruntime_backend, "load_onnxruntime", lambda: onnxruntime)
-                return opened.enter_context(SnlDetector(path.with_suffix(".onnx"), **options))
+            return opened.enter_context(SnlDetector(path.with_suffix(".onnx"), **options))
 
         yield open_detector
         fake.failing.clear()

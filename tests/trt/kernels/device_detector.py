@@ -21,6 +21,9 @@ class Session:
         self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         self._bound = {}
 
+    def get_providers(self):
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
     def io_binding(self):
         binding = self._session.io_binding()
         bind_output = binding.bind_output
@@ -48,7 +51,7 @@ class Session:
 class CudaSession(onnxruntime.InferenceSession):
     """Says that it runs on a GPU."""
 
-    def __init__(self, path, sess_options, providers):
+    def __init__(self, path, sess_options):
         super().__init__(path, sess_options=sess_options, providers=["CPUExecutionProvider"])
 
     def get_providers(self):

@@ -10,9 +10,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from snl_runtime.backends.onnxruntime.context import OnnxRuntimeContext, open_cuda_session
+from snl_runtime.backends.onnxruntime.context import OnnxRuntimeContext
 from snl_runtime.cuda.resources import CudaModule, CudaStream, DeviceBuffer
-from snl_runtime.errors import BackendError, BackendUnavailableError, FrameError, InferenceError
+from snl_runtime.errors import FrameError, InferenceError
 from snl_runtime.gpu.kernels import load_kernels, loader
 from snl_runtime.gpu.pipeline import DevicePostprocess, DevicePreprocess, Wanted, inspect_on_device
 from snl_runtime.images.overlay import blend_heat
@@ -270,33 +270,6 @@ def test_a_session_that_fails_closes_as_an_inference_error(make_gpu, open_stages
     monkeypatch.setattr(Session, "run_with_iobinding", lambda self, binding: 1 / 0)
     with pytest.raises(InferenceError, match="backend 'onnxruntime' failed on the GPU: ZeroDivisionError"):
         stages.inspect(frame())
-
-
-def test_cuda_session_without_the_gpu_package_says_what_to_install(model):
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        pytest.skip("onnxruntime-gpu is installed")
-    with pytest.raises(BackendUnavailableError, match="needs the package onnxruntime-gpu instead of onnxruntime"):
-        open_cuda_session(model, 7)
-
-
-def test_cuda_session_runs_on_the_contexts_stream(monkeypatch, model):
-    """ONNX Runtime takes the stream's address as decimal text; without it, it would work on a stream of its own."""
-    given = {}
-
-    class Fake:
-        def __init__(self, path, providers):
-            given.update(path=path, providers=providers)
-
-        def get_providers(self):
-            return [given.get("got", "CUDAExecutionProvider")]
-
-    monkeypatch.setattr(onnxruntime, "InferenceSession", Fake)
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    open_cuda_session(model, 0x7F00, device_index=1)
-    assert given["providers"][0] == ("CUDAExecutionProvider", {"device_id": "1", "user_compute_stream": "32512"})
-    given["got"] = "CPUExecutionProvider"
-    with pytest.raises(BackendError, match="could not start device 'cuda'"):
-        open_cuda_session(model, 0x7F00)
 
 
 def test_kernels_are_loaded_for_the_gpu_at_hand(make_gpu, monkeypatch, tmp_path):
