@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from snl_runtime import cache as cache_module
+from snl_runtime.backends.tensorrt import builder
 from snl_runtime.backends.tensorrt import library as trt_api
 from snl_runtime.backends.tensorrt.builder import EngineTarget, build_engine
 from snl_runtime.backends.tensorrt.engine import _LoadedEngine
@@ -178,9 +179,23 @@ def test_engine_is_on_the_disk_before_its_cache_is_touched(tmp_path, trt, monkey
     assert seen == [b"plan of graph"] * 2  # the plan and the timings
 
 
-def test_engine_that_cannot_be_written_is_not_built_again(tmp_path, trt, monkeypatch):
+def test_engine_that_cannot_be_written_is_refused_before_it_is_built(tmp_path, trt, monkeypatch):
     (tmp_path / "x.trt").mkdir()
+    trt.refusing.add("build")
     with pytest.raises(SinkError, match=r"cannot write .*x\.trt"):
+        make_engine(tmp_path / "cache", tmp_path, trt, monkeypatch)
+
+
+def test_engine_that_cannot_be_written_any_more_is_not_built_again(tmp_path, trt, monkeypatch):
+    build = builder._build_with_progress
+
+    def build_while_the_folder_changes(*arguments):
+        built = build(*arguments)
+        (tmp_path / "x.trt").mkdir()
+        return built
+
+    with monkeypatch.context() as changing, pytest.raises(SinkError, match=r"cannot write .*x\.trt"):
+        changing.setattr(builder, "_build_with_progress", build_while_the_folder_changes)
         make_engine(tmp_path / "cache", tmp_path, trt, monkeypatch)
     (tmp_path / "x.trt").rmdir()
     trt.refusing.add("build")

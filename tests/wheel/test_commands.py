@@ -17,6 +17,7 @@ NEED_TRAINING = {
     "snl-eval --ckpt x.pt --data parts": "--ckpt needs torch, torchvision: pip install 'snl-edge[train]'",
     "snl-export --ckpt x.pt": "snl-export needs torch, torchvision, onnx, onnxscript: pip install 'snl-edge[export]'",
 }
+NEED_SIGNATURES = ["snl-sign --make-key key.pem", "snl-sign --engine line.onnx --key key.pem"]
 WORK_ON_A_STATION = [
     "snl-run --engine line.onnx --images parts/bottle/test/good --product bottle --save-rejects r --overlay o",
     "snl-bench --engine line.onnx --runs 3",
@@ -37,6 +38,15 @@ def test_command_that_needs_torch_says_so_in_one_line(cpu, folder, line):
     done = cpu.run(line, folder)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"{line.split()[0]}: error: {NEED_TRAINING[line]}\n"
+
+
+@pytest.mark.parametrize("line", NEED_SIGNATURES)
+def test_command_that_needs_signatures_says_so_in_one_line(cpu, folder, line):
+    done = cpu.run(line, folder)
+    assert (done.returncode, done.stdout) == (2, "")
+    (said,) = done.stderr.splitlines()
+    assert said.startswith("snl-sign: error: ")
+    assert "pip install 'snl-edge[sign]'" in said
 
 
 @pytest.mark.parametrize("line", [*NEED_TRAINING, *WORK_ON_A_STATION])

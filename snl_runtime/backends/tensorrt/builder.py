@@ -27,7 +27,7 @@ from snl_runtime.backends.tensorrt.library import (
 )
 from snl_runtime.cache import Cache
 from snl_runtime.errors import BackendUnavailableError, ConfigError, EngineBuildError, ManifestError
-from snl_runtime.files import atomic_write_bytes, sha256_bytes, sha256_file
+from snl_runtime.files import atomic_write_bytes, check_writable, sha256_bytes, sha256_file
 from snl_runtime.model.manifest import NOT_VERIFIED, EngineEntry, manifest_path, read_manifest, update_manifest
 from snl_runtime.progress import Progress
 
@@ -179,6 +179,7 @@ def build_engine(
         onnx = onnx_path.read_bytes()
     except OSError as failure:
         raise EngineBuildError(f"cannot read {onnx_path}: {failure.strerror}; export the checkpoint first: snl-export --ckpt x.pt") from failure
+    check_writable(engine_path)  # minutes of building may lie between here and the file
     plan_name = f"{cache_key(onnx, target, options)}.trt"
     plan = cache.read(plan_name)
     from_cache = plan is not None
