@@ -49,7 +49,7 @@ _MODELS = (Kind.ONNX, Kind.ENGINE)
 _BESIDE = (Kind.MANIFEST, Kind.GOLDEN)
 _NO_MODEL = (Kind.IMAGE, Kind.VIDEO, Kind.ADDRESS, Kind.RECORDS)
 _ENGINE = ("--engine", "--compare")
-_PICTURES = ("--data", "--good", "--bad", "--frames", "--calib-data")
+_IMAGES = ("--data", "--good", "--bad", "--frames", "--calib-data")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +90,10 @@ HINTS = (
     Hint(("--camera", "--images"), (Kind.VIDEO,), "name it with --video"),
     Hint(("--video", "--camera", "--images"), _MODELS, "name it with --engine"),
     Hint(("--video", "--camera", "--images"), (Kind.CHECKPOINT,), "export it first: snl-export --ckpt {value}, and name the model with --engine"),
-    Hint(_PICTURES, (Kind.VIDEO,), "save its frames as images and name their folder"),
-    Hint(_PICTURES, (Kind.ADDRESS,), "name a folder of images"),
-    Hint(_PICTURES, _MODELS, "name a folder of images, and the model with --engine"),
-    Hint(_PICTURES, (Kind.CHECKPOINT,), "name a folder of images, and the checkpoint with --ckpt"),
+    Hint(_IMAGES, (Kind.VIDEO,), "save its frames as images and name their folder"),
+    Hint(_IMAGES, (Kind.ADDRESS,), "name a folder of images"),
+    Hint(_IMAGES, _MODELS, "name a folder of images, and the model with --engine"),
+    Hint(_IMAGES, (Kind.CHECKPOINT,), "name a folder of images, and the checkpoint with --ckpt"),
 )
 """The first that fits counts, so a row for one command stands before the row for all."""
 
