@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from snl_runtime.errors import CalibrationRefusedError, ConfigError, DataError, FrameError, ManifestError
+from snl_runtime.errors import CalibrationRefusedError, DataError, FrameError, ManifestError
 from snl_runtime.files import check_writable
 from snl_runtime.images.files import read_image
 from snl_runtime.images.listing import Listing
@@ -18,70 +18,15 @@ from snl_runtime.model.normalization import NormalizationMap
 from snl_runtime.model.normalization_files import encode_normalization, write_normalization
 from snl_runtime.progress import Progress
 from snl_runtime.scorer import Scored, Scorer
-from snl_runtime.types import BIT_DEPTHS, AnomalyMap, Image
+from snl_runtime.types import AnomalyMap, Image
 from snl_runtime.verdict.frame_checks import MIN_DEVIATION, FrameStatistics, check_frame, fit_frame_range
 
 from .evidence import BadPart, Detection, Hardest, collect_from_bad_images, collect_from_synthetic_defects, find_bad_parts, require_detection
 from .normalization import NormalizationFit, check_normalization_sample, fit_product_normalization, note_on_normalization
+from .options import CalibrationOptions
 from .outliers import find_accepted, find_outliers
 from .sample import ProductSample, find_samples, listed, notes_on_sizes, read_parts, require_independent
 from .thresholds import ThresholdFit, check_sample_size, fit_threshold
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CalibrationOptions:
-    """What is promised, and on what evidence."""
-
-    max_frr: float = 0.01
-    """Largest share of good parts that may score above the pass threshold, above 0 and below 1."""
-    confidence: float = 0.95
-    """Probability that the promise holds, over repeated samples of good parts; above 0 and below 1."""
-    product: str | None = None
-    """Fit this product only; None fits every product found."""
-    held_out: bool = False
-    """Take the good images from the manifest's held-out list; the folder is then the training data's root."""
-    bad: Path | None = None
-    """Folder of bad images, one sub-folder per kind, below a folder per product where several are fitted; None draws synthetic defects."""
-    min_detection: float = 0.5
-    """Share of the bad images or synthetic defects that must score above the pass threshold, above 0 and at most 1."""
-    review_band: float = 0.0
-    """Scores up to (1 + review_band) times the pass threshold are REVIEW instead of REJECT."""
-    valid_days: float | None = None
-    """Days until the decision expires; None never."""
-    accept_outliers: tuple[str, ...] = ()
-    """Names of good images that may score beyond median + 6 MAD because a person looked at them."""
-    fixed_pose: bool = False
-    """The part always lies in the same pose: fit a normalization map, which lowers the anomaly map where good parts score high."""
-    roi_xyxy: tuple[int, int, int, int] | None = None
-    """Part of the frame that is inspected: left, top, right, bottom in pixels, right and bottom exclusive."""
-    any_size: bool = False
-    """Allow every frame whose height, width and aspect each lie within what the good images have; else only their very sizes."""
-    bit_depth: int | None = None
-    """Bits that a value of the images uses: 8, or of 16-bit files 10, 12, 14 or 16; None for 8 or 16, whichever the files have."""
-    backend: str | None = None
-    """Backend that scores; None chooses by the file's suffix."""
-    device: str | None = None
-    """Device as the backend names it, which should be the line's; None for its default."""
-    defects_per_kind: int = 60
-    """How many synthetic defects of each kind are scored, at most one per good image."""
-    seed: int = 0
-    """Fixes the synthetic defects."""
-
-    def __post_init__(self) -> None:
-        for name, is_valid, expected in (
-            ("max_frr", 0 < self.max_frr < 1, "above 0 and below 1"),
-            ("confidence", 0 < self.confidence < 1, "above 0 and below 1"),
-            ("min_detection", 0 < self.min_detection <= 1, "above 0 and at most 1"),
-            ("review_band", 0 <= self.review_band <= 10, "from 0 to 10"),
-            ("valid_days", self.valid_days is None or 0 < self.valid_days <= 36500, "above 0 and at most 36500"),
-            ("defects_per_kind", self.defects_per_kind >= 1, "at least 1"),
-            ("seed", self.seed >= 0, "at least 0"),
-            ("bit_depth", self.bit_depth in (None, *BIT_DEPTHS), f"one of {', '.join(map(str, BIT_DEPTHS))}"),
-            ("roi_xyxy", _is_box(self.roi_xyxy), "left,top,right,bottom with 0 <= left < right and 0 <= top < bottom"),
-        ):
-            if not is_valid:
-                flag = "roi" if name == "roi_xyxy" else name.replace("_", "-")
-                raise ConfigError(f"--{flag} must be {expected}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -392,10 +337,3 @@ def _with_decisions(manifest: Manifest, decisions: Sequence[Decision]) -> Manife
     for decision in decisions:
         manifest = manifest.with_decision(decision)
     return manifest
-
-
-def _is_box(roi_xyxy: tuple[int, int, int, int] | None) -> bool:
-    if roi_xyxy is None:
-        return True
-    left, top, right, bottom = roi_xyxy
-    return 0 <= left < right and 0 <= top < bottom

@@ -97,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     load_opencv()  # the import below needs it; without it this is one line that names the extra
-    from .calibrate import CalibrationOptions, calibrate
+    from .calibrate import calibrate
+    from .options import CalibrationOptions
 
     if arguments.report is not None:
         check_writable(arguments.report)

@@ -10,7 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from snl_calibration.calibrate import CalibrationOptions, calibrate
+from snl_calibration.calibrate import calibrate
+from snl_calibration.options import CalibrationOptions
 from snl_runtime.model.golden import GoldenSamples, write_golden
 from snl_runtime.model.manifest import Manifest, read_manifest, write_manifest
 

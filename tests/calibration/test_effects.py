@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from snl_calibration.calibrate import CalibrationOptions, append_decisions, calibrate
+from snl_calibration.calibrate import append_decisions, calibrate
 from snl_calibration.cli import main
+from snl_calibration.options import CalibrationOptions
 from snl_runtime.errors import SinkError
 from snl_runtime.model.normalization import NormalizationMap
 

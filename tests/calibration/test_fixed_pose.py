@@ -6,9 +6,10 @@ import re
 import numpy as np
 import pytest
 
-from snl_calibration.calibrate import CalibrationOptions, append_decisions, calibrate
+from snl_calibration.calibrate import append_decisions, calibrate
 from snl_calibration.cli import main
 from snl_calibration.normalization import MIN_NORMALIZATION_SAMPLE, NormalizationFit, note_on_normalization
+from snl_calibration.options import CalibrationOptions
 from snl_calibration.thresholds import fit_threshold
 from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.errors import SinkError

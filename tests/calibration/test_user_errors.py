@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from snl_calibration.calibrate import CalibrationOptions
+from snl_calibration.options import CalibrationOptions
 from snl_runtime.errors import ConfigError, DataError, ManifestError
 
 

@@ -10,7 +10,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from snl_calibration.calibrate import CalibrationOptions, calibrate
+from snl_calibration.calibrate import calibrate
+from snl_calibration.options import CalibrationOptions
 from snl_runtime.cuda.resources import CudaModule
 from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.errors import InferenceError
