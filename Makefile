@@ -38,7 +38,7 @@ test-station: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	MYPYPATH=.venv/links:. $(BIN)/mypy -p snl_runtime -p snl_train -p snl_export -p snl_calibration -p benchmarks.accuracy
+	MYPYPATH=.venv/links:. $(BIN)/mypy -p snl_runtime -p snl_train -p snl_export -p snl_calibration -p benchmarks.accuracy -p benchmarks.speed
 	PYTHONPATH=.venv/links:. $(BIN)/lint-imports
 
 # A python3.10 on the path, else one that pyenv installed.

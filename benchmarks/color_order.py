@@ -1,4 +1,5 @@
-"""How often a frame with red and blue swapped is seen, and how often a frame in order is taken for one: the checks of the commissioned range alone.
+"""How often a frame with red and blue swapped is seen, and how often a frame in order is taken for one: the checks of the qualified input range
+alone.
 
     python benchmarks/color_order.py --data demo/data/images --data ../shared/data/realmix --data ../shared/data/mvtec
 

@@ -5,7 +5,7 @@
         --weights runs/teacher/formula.safetensors --out runs/teacher/formula
 
 Air-gapped factories cannot fetch ImageNet weights. Each class is one iterated function system (Kataoka et al., Pre-training without natural images,
-2020) on a texture of its own; every picture is a new sample of it in other colors, cropped, turned and lit by lot. Writes the teacher's part of the
+2020) on a texture of its own; every image is a new sample of it in other colors, cropped, turned and lit by lot. Writes the teacher's part of the
 network with torchvision's names, which ``--teacher-weights`` takes. ``--only`` matches a part of the name, so the second command trains SNL(RD)
 after RD; stop it there. Resumes from ``x.resume.pt`` beside the output.
 """
@@ -93,7 +93,7 @@ def make_pool(classes: int, per_class: int, seed: int) -> tuple[Tensor, Tensor, 
 
 
 def draw_batch(shapes: Tensor, grounds: Tensor, numbers: Tensor) -> Tensor:
-    """Return (B, 3, CROP, CROP) normalized pictures: two random colors each for figure and ground; draws from torch's global generator."""
+    """Return (B, 3, CROP, CROP) normalized images: two random colors each for figure and ground; draws from torch's global generator."""
     count = len(numbers)
     figure, ground = shapes[numbers][:, None].float() / 255, grounds[numbers][:, None].float() / 255  # (B, 1, SIDE, SIDE)
     colors = torch.rand(4, count, 3, 1, 1)
@@ -122,7 +122,7 @@ def main() -> int:
     """Train, resuming where a stopped run left off, and write the teacher."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors", help="the teacher's weights")
-    parser.add_argument("--images", type=int, default=100_000, help="pictures to train on (default: 100000)")
+    parser.add_argument("--images", type=int, default=100_000, help="images to train on (default: 100000)")
     parser.add_argument("--classes", type=int, default=128, help="fractals (default: 128)")
     parser.add_argument("--per-class", type=int, default=32, help="rendered samples of each (default: 32)")
     parser.add_argument("--batch-size", type=int, default=64)

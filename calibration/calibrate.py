@@ -13,16 +13,16 @@ from snl_runtime.files import check_writable
 from snl_runtime.images.files import read_image
 from snl_runtime.images.listing import Listing
 from snl_runtime.model.frame_range import FrameRange
-from snl_runtime.model.gain import GainMap
-from snl_runtime.model.gain_files import encode_gain, write_gain
 from snl_runtime.model.manifest import Decision, Evidence, Manifest, manifest_path, update_manifest
+from snl_runtime.model.normalization import NormalizationMap
+from snl_runtime.model.normalization_files import encode_normalization, write_normalization
 from snl_runtime.progress import Progress
 from snl_runtime.scorer import Scored, Scorer
 from snl_runtime.types import BIT_DEPTHS, AnomalyMap, Image
 from snl_runtime.verdict.frame_checks import MIN_DEVIATION, FrameStatistics, check_frame, fit_frame_range
 
 from .evidence import BadPart, Detection, Hardest, collect_from_bad_images, collect_from_synthetic_defects, find_bad_parts, require_detection
-from .gain import GainFit, check_gain_sample, fit_product_gain, note_on_gain
+from .normalization import NormalizationFit, check_normalization_sample, fit_product_normalization, note_on_normalization
 from .outliers import find_accepted, find_outliers
 from .sample import ProductSample, find_samples, listed, notes_on_sizes, read_parts, require_independent
 from .thresholds import ThresholdFit, check_sample_size, fit_threshold
@@ -50,8 +50,8 @@ class CalibrationOptions:
     """Days until the decision expires; None never."""
     accept_outliers: tuple[str, ...] = ()
     """Names of good images that may score beyond median + 6 MAD because a person looked at them."""
-    fixtured: bool = False
-    """The part always lies in the same pose: fit a gain map, which lowers the anomaly map where good parts score high."""
+    fixed_pose: bool = False
+    """The part always lies in the same pose: fit a normalization map, which lowers the anomaly map where good parts score high."""
     roi_xyxy: tuple[int, int, int, int] | None = None
     """Part of the frame that is inspected: left, top, right, bottom in pixels, right and bottom exclusive."""
     any_size: bool = False
@@ -95,8 +95,9 @@ class ProductFit:
         fit: Threshold and bound; None if the refusal came before.
         evidence: Detection counts; None if the refusal came before.
         hardest: Kind to the defect of that kind that scored lowest; empty if the refusal came before.
-        scores: Image name to score of the good parts, of a fixtured product under the gain map of the others; empty if the refusal came before.
-        gain: Gain map of a fixtured product; None without one or if the refusal came before.
+        scores: Image name to score of the good parts, of a fixed-pose product under the normalization map of the others; empty if the refusal came
+            before.
+        normalization: Normalization map of a fixed-pose product; None without one or if the refusal came before.
         outliers: The ones of them beyond median + 6 MAD, accepted or not, highest first.
         paths: Image name to file of the good parts.
         sample_count: Number of good parts found.
@@ -111,7 +112,7 @@ class ProductFit:
     evidence: Evidence | None = None
     hardest: dict[str, Hardest]
     scores: dict[str, float]
-    gain: GainFit | None = None
+    normalization: NormalizationFit | None = None
     outliers: dict[str, float]
     paths: dict[str, Path]
     sample_count: int
@@ -153,7 +154,10 @@ def calibrate(
         bad_parts = {sample.product: _bad_parts(sample, options, on_listed, is_only=len(samples) == 1) for sample in samples}
         fits = [_fit_product(scorer, manifest, sample, bad_parts[sample.product], options) for sample in samples]
     before_writing(fits)
-    append_decisions(model_path, [(fit.decision, None if fit.gain is None else fit.gain.gain) for fit in fits if fit.decision is not None])
+    append_decisions(
+        model_path,
+        [(fit.decision, None if fit.normalization is None else fit.normalization.normalization) for fit in fits if fit.decision is not None],
+    )
     return fits
 
 
@@ -164,7 +168,7 @@ class _Record:
     sample: ProductSample
     scores: dict[str, float] = field(default_factory=dict)
     maps: list[AnomalyMap] = field(default_factory=list)
-    gain: GainFit | None = None
+    normalization: NormalizationFit | None = None
     outliers: dict[str, float] = field(default_factory=dict)
     fit: ThresholdFit | None = None
     detection: Detection | None = None
@@ -178,7 +182,7 @@ class _Record:
             evidence=None if self.detection is None else self.detection.evidence,
             hardest={} if self.detection is None else self.detection.hardest,
             scores=self.scores,
-            gain=self.gain,
+            normalization=self.normalization,
             outliers=self.outliers,
             paths={part.name: part.path for part in self.sample.parts},
             sample_count=len(self.sample.parts),
@@ -204,12 +208,12 @@ def _decide(scorer: Scorer, manifest: Manifest, record: _Record, bad_parts: list
     sizes = sample.frame_sizes(any_size=options.any_size)
     sample.warnings.extend(notes_on_sizes(sizes, has_roi=options.roi_xyxy is not None))
     check_sample_size(len(sample.parts), options.max_frr, options.confidence)
-    if options.fixtured:
-        check_gain_sample(len(sample.parts))
+    if options.fixed_pose:
+        check_normalization_sample(len(sample.parts))
     statistics = _score_good_parts(scorer, record, options)
     accepted = _require_no_unknown_outlier(record, options.accept_outliers)
-    if options.fixtured:
-        accepted = _fit_gain(record, accepted, options)
+    if options.fixed_pose:
+        accepted = _fit_normalization(record, accepted, options)
     fit = record.fit = _fit_threshold(record, options)
     frame_range = fit_frame_range(statistics)
     detection = record.detection = _detect(scorer, manifest, record, fit, frame_range, bad_parts, options)
@@ -236,15 +240,17 @@ def _decide(scorer: Scorer, manifest: Manifest, record: _Record, bad_parts: list
         fitted_at=fitted_at.isoformat(),
         expires_at=None if options.valid_days is None else (fitted_at + timedelta(days=options.valid_days)).isoformat(),
         tool_version=importlib.metadata.version("snl-edge"),
-        gain=None if record.gain is None else encode_gain(scorer.bundle.path, sample.product, record.gain.gain)[0],
+        normalization=None
+        if record.normalization is None
+        else encode_normalization(scorer.bundle.path, sample.product, record.normalization.normalization)[0],
     )
 
 
-def _fit_gain(record: _Record, accepted: list[str], options: CalibrationOptions) -> list[str]:
-    """Fit the gain map, put the gained scores in place of the raw ones and return the outliers of either kind that a person accepted."""
-    record.gain = fit_product_gain(record.scores, record.maps, options.max_frr, options.confidence)
+def _fit_normalization(record: _Record, accepted: list[str], options: CalibrationOptions) -> list[str]:
+    """Fit the normalization map, put the normalized scores in place of the raw ones and return the outliers of either kind that a person accepted."""
+    record.normalization = fit_product_normalization(record.scores, record.maps, options.max_frr, options.confidence)
     record.maps.clear()
-    record.scores = record.gain.scores
+    record.scores = record.normalization.scores
     raw_outliers = record.outliers
     accepted = list(dict.fromkeys([*accepted, *_require_no_unknown_outlier(record, options.accept_outliers)]))
     record.outliers = {**raw_outliers, **record.outliers}
@@ -253,9 +259,9 @@ def _fit_gain(record: _Record, accepted: list[str], options: CalibrationOptions)
 
 def _fit_threshold(record: _Record, options: CalibrationOptions) -> ThresholdFit:
     fit = fit_threshold(list(record.scores.values()), options.max_frr, options.confidence)
-    if record.gain is None:
+    if record.normalization is None:
         return fit
-    return dataclasses.replace(fit, bound=f"{fit.bound}; each part was scored under the gain map of all others")
+    return dataclasses.replace(fit, bound=f"{fit.bound}; each part was scored under the normalization map of all others")
 
 
 def _detect(  # everything a decision rests on
@@ -275,10 +281,10 @@ def _detect(  # everything a decision rests on
         scored = _score(scorer, image, path, options)
         if not sizes.fits((image.shape[0], image.shape[1])) or check_frame(scored.statistics, frame_range) is not None:
             out_of_range.append(path.name)
-        if record.gain is None:
+        if record.normalization is None:
             return _peak(scored)
-        record.gain.raw_peaks.append(_peak(scored))
-        return record.gain.gain.peak(scored.anomaly_map)
+        record.normalization.raw_peaks.append(_peak(scored))
+        return record.normalization.normalization.peak(scored.anomaly_map)
 
     if bad_parts is not None:
         detection = collect_from_bad_images(score, bad_parts, sample, manifest, fit, options.min_detection)
@@ -286,14 +292,14 @@ def _detect(  # everything a decision rests on
         detection = collect_from_synthetic_defects(
             score, sample, fit, per_kind=options.defects_per_kind, seed=options.seed, roi_xyxy=options.roi_xyxy, min_detection=options.min_detection
         )
-    if record.gain is not None:
+    if record.normalization is not None:
         detected = sum(detected for detected, _ in detection.evidence.counts.values())
-        note = note_on_gain(record.gain, fit, detected, detection.evidence.source)
+        note = note_on_normalization(record.normalization, fit, detected, detection.evidence.source)
         sample.warnings.extend([] if note is None else [note])
     if out_of_range:
         total = sum(total for _, total in detection.evidence.counts.values())
         sample.warnings.append(
-            f"{len(out_of_range)} of {total} {detection.evidence.source} leave the commissioned range, by their size or by how much they change: "
+            f"{len(out_of_range)} of {total} {detection.evidence.source} leave the qualified input range, by their size or by how much they change: "
             f"such parts become ERROR on the line, whatever they score ({listed(sorted(set(out_of_range)))})"
         )
     return detection
@@ -306,7 +312,7 @@ def _score_good_parts(scorer: Scorer, record: _Record, options: CalibrationOptio
         for part in record.sample.parts:
             scored = _score(scorer, read_image(part.path, record.sample.bit_depth), part.path, options)
             record.scores[part.name] = _peak(scored)
-            if options.fixtured:
+            if options.fixed_pose:
                 record.maps.append(scored.anomaly_map)
             statistics.append(scored.statistics)
             if statistics[-1].deviation < MIN_DEVIATION:
@@ -314,7 +320,7 @@ def _score_good_parts(scorer: Scorer, record: _Record, options: CalibrationOptio
             progress.advance()
     if flat:
         raise CalibrationRefusedError(
-            f"{len(flat)} good images show nothing (deviation below {MIN_DEVIATION:g} grey levels): {listed(flat)}; remove them"
+            f"{len(flat)} good images show nothing (deviation below {MIN_DEVIATION:g} gray levels): {listed(flat)}; remove them"
         )
     return statistics
 
@@ -359,8 +365,8 @@ def _bad_parts(sample: ProductSample, options: CalibrationOptions, on_listed: Ca
     return find_bad_parts(options.bad, sample.product, on_listed)
 
 
-def append_decisions(model_path: Path, fitted: Sequence[tuple[Decision, GainMap | None]]) -> None:
-    """Add decisions to the model's manifest, all or none, their gain maps beside it first; what others added since it was opened is kept.
+def append_decisions(model_path: Path, fitted: Sequence[tuple[Decision, NormalizationMap | None]]) -> None:
+    """Add decisions to the model's manifest, all or none, their normalization maps beside it first; what others added since it was opened is kept.
 
     Raises:
         ManifestError: If the manifest was altered meanwhile.
@@ -368,11 +374,13 @@ def append_decisions(model_path: Path, fitted: Sequence[tuple[Decision, GainMap 
     """
     if not fitted:
         return
-    gains = [encode_gain(model_path, decision.product, gain) for decision, gain in fitted if gain is not None]
-    new = [path for path in (model_path.with_name(file.file) for file, _ in gains) if not path.exists()]
+    normalizations = [
+        encode_normalization(model_path, decision.product, normalization) for decision, normalization in fitted if normalization is not None
+    ]
+    new = [path for path in (model_path.with_name(file.file) for file, _ in normalizations) if not path.exists()]
     try:
-        for file, data in gains:
-            write_gain(model_path, file, data)
+        for file, data in normalizations:
+            write_normalization(model_path, file, data)
         update_manifest(manifest_path(model_path), lambda manifest: _with_decisions(manifest, [decision for decision, _ in fitted]))
     except BaseException:  # Ctrl-C included
         for path in new:

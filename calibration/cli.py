@@ -15,7 +15,7 @@ from snl_runtime.types import BIT_DEPTHS
 
 if TYPE_CHECKING:
     from .calibrate import ProductFit
-    from .gain import GainFit
+    from .normalization import NormalizationFit
 
 HISTOGRAM_BINS = 12
 HISTOGRAM_WIDTH = 40
@@ -23,7 +23,7 @@ EXAMPLE = """
 snl-calibrate --engine line.onnx --good calibration/bottle --max-frr 0.01 --confidence 0.95
 snl-calibrate --engine line.onnx --good calibration --bad bad --review-band 0.1 --valid-days 180
 snl-calibrate --engine line.onnx --good data --held-out --max-frr 0.1 --json
-snl-calibrate --engine line.onnx --good calibration/pcb --fixtured --report pcb.html
+snl-calibrate --engine line.onnx --good calibration/pcb --fixed-pose --report pcb.html
 """
 
 
@@ -40,7 +40,7 @@ def build_parser() -> CommandParser:
         type=Path,
         required=True,
         metavar="DIR",
-        help="folder of good images, or of one such folder per product, folders in them included; one picture per part",
+        help="folder of good images, or of one such folder per product, folders in them included; one image per part",
     )
     parser.add_argument("--product", metavar="NAME", help="product to fit (default: the folder's name, or every product folder)")
     parser.add_argument(
@@ -62,9 +62,9 @@ def build_parser() -> CommandParser:
         "--accept-outlier", action="append", default=[], metavar="NAME", help="good image that may score beyond median + 6 MAD; repeatable"
     )
     parser.add_argument(
-        "--fixtured",
+        "--fixed-pose",
         action="store_true",
-        help="the part always lies in the same pose: fit a gain map, which lowers the anomaly map where good parts score high",
+        help="the part always lies in the same pose: fit a normalization map, which lowers the anomaly map where good parts score high",
     )
     parser.add_argument("--roi", type=_parse_roi, metavar="X0,Y0,X1,Y1", help="part of the frame to inspect, frame pixels (default: all of it)")
     parser.add_argument(
@@ -111,7 +111,7 @@ def _run(arguments: argparse.Namespace) -> int:
         review_band=arguments.review_band,
         valid_days=arguments.valid_days,
         accept_outliers=tuple(arguments.accept_outlier),
-        fixtured=arguments.fixtured,
+        fixed_pose=arguments.fixed_pose,
         roi_xyxy=arguments.roi,
         any_size=arguments.any_size,
         bit_depth=arguments.bit_depth,
@@ -160,19 +160,17 @@ def describe(fit: "ProductFit") -> str:
     if fit.fit is not None:
         lines.append(f"  pass threshold    {fit.fit.pass_threshold:.6g}   (floor {fit.fit.floor:.6g}, {fit.fit.exceeding} of the sample above)")
         lines.append(f"  bound             {fit.fit.bound}")
-    if fit.gain is not None:
-        values = fit.gain.gain.values
-        lines.append(
-            f"  gain map          {values.min():.3g} to {values.max():.3g}   (pass threshold without it {fit.gain.raw_fit.pass_threshold:.6g})"
-        )
+    if fit.normalization is not None:
+        values, raw = fit.normalization.normalization.values, fit.normalization.raw_fit.pass_threshold
+        lines.append(f"  normalization map {values.min():.3g} to {values.max():.3g}   (pass threshold without it {raw:.6g})")
     if fit.decision is not None:
         lines.append(f"  frames            {fit.decision.frame_sizes} pixels, {fit.decision.bit_depth} bits; others are ERROR on the line")
         lines.append(f"  reject threshold  {fit.decision.reject_threshold:.6g}")
         lines.append(f"  valid             {fit.decision.fitted_at} to {fit.decision.expires_at or 'no end'}")
     if fit.evidence is not None:
         lines.append(f"  detected          {100 * fit.evidence.detection_rate:.1f} % of the {fit.evidence.source}")
-        if fit.gain is not None:
-            lines.append(f"  without gain map  {100 * fit.gain.raw_detected / len(fit.gain.raw_peaks):.1f} % detected")
+        if fit.normalization is not None:
+            lines.append(f"  without normalization map  {100 * fit.normalization.raw_detected / len(fit.normalization.raw_peaks):.1f} % detected")
         lines += [f"    {kind:<16}{detected:>5} of {total}" for kind, (detected, total) in fit.evidence.counts.items()]
     if fit.scores:
         lines += ["  scores of the good parts", *_histogram(list(fit.scores.values()), fit.fit.pass_threshold if fit.fit else None)]
@@ -206,17 +204,17 @@ def _plain(fit: "ProductFit") -> dict[str, Any]:
         "decision": None if fit.decision is None else dataclasses.asdict(fit.decision),
         "threshold": None if fit.fit is None else dataclasses.asdict(fit.fit),
         "evidence": None if fit.evidence is None else dataclasses.asdict(fit.evidence),
-        "gain": None if fit.gain is None else _plain_gain(fit.gain),
+        "normalization": None if fit.normalization is None else _plain_normalization(fit.normalization),
         "outliers": fit.outliers,
         "scores": fit.scores,
         "warnings": fit.warnings,
     }
 
 
-def _plain_gain(found: "GainFit") -> dict[str, Any]:
+def _plain_normalization(found: "NormalizationFit") -> dict[str, Any]:
     return {
-        "lowest": float(found.gain.values.min()),
-        "highest": float(found.gain.values.max()),
+        "lowest": float(found.normalization.values.min()),
+        "highest": float(found.normalization.values.max()),
         "threshold_without": dataclasses.asdict(found.raw_fit),
         "detected_without": found.raw_detected,
     }

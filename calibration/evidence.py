@@ -48,7 +48,7 @@ class Hardest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detection:
-    """Evidence with a picture per kind for people who look at it."""
+    """Evidence with an image per kind for people who look at it."""
 
     evidence: Evidence
     hardest: dict[str, Hardest]
@@ -56,7 +56,7 @@ class Detection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadPart:
-    """One picture of a bad part; ``kind`` is the name of its sub-folder, ``bad`` if it lies in none."""
+    """One image of a bad part; ``kind`` is the name of its sub-folder, ``bad`` if it lies in none."""
 
     kind: str
     path: Path
@@ -76,6 +76,9 @@ def find_bad_parts(bad: Path, product: str, on_listed: Callable[[Listing], None]
     listing = list_images(folder)
     on_listed(listing)
     parts = [BadPart(kind=_kind(path.relative_to(folder)), path=path) for path in listing.require_all().taken]
+    splits = sorted({part.kind for part in parts if part.kind.lower() in ("train", "test", "ground_truth")})
+    if splits:
+        raise DataError(f"{folder} holds {' and '.join(splits)} of a dataset; name the folder of its bad images, e.g. {folder / 'test'}")
     parts = [part for part in parts if not is_good_name(part.kind)]
     if not parts:
         raise DataError(f"{folder} holds no image of a bad part, neither directly nor in a sub-folder per kind")
@@ -100,13 +103,13 @@ def collect_from_bad_images(
     def frames() -> Iterator[tuple[str, Image, Path]]:
         for part in parts:
             image = read_image(part.path, sample.bit_depth)
-            twin = good.get(pixel_sha256(image))
-            if twin is not None:
-                raise CalibrationRefusedError(f"bad image {part.path} has the pixels of {twin}, which counts as good; remove one of them")
+            reference = good.get(pixel_sha256(image))
+            if reference is not None:
+                raise CalibrationRefusedError(f"bad image {part.path} has the pixels of {reference}, which counts as good; remove one of them")
             yield part.kind, image, part.path
 
     counts, hardest = _count(score, frames(), len(parts), sample.product, fit.pass_threshold)
-    return Detection(evidence=_summarise(BAD_IMAGES, counts, min_detection), hardest=hardest)
+    return Detection(evidence=_summarize(BAD_IMAGES, counts, min_detection), hardest=hardest)
 
 
 def collect_from_synthetic_defects(
@@ -143,7 +146,7 @@ def collect_from_synthetic_defects(
                 yield kind, add_defect(image, kind, rng, roi_xyxy).image, part.path
 
     counts, hardest = _count(score, frames(), len(chosen) * len(DEFECT_KINDS), sample.product, fit.pass_threshold)
-    return Detection(evidence=_summarise(SYNTHETIC_DEFECTS, counts, min_detection), hardest=hardest)
+    return Detection(evidence=_summarize(SYNTHETIC_DEFECTS, counts, min_detection), hardest=hardest)
 
 
 def require_detection(evidence: Evidence, fit: ThresholdFit) -> None:
@@ -191,7 +194,7 @@ def _count(
     return counts, hardest
 
 
-def _summarise(source: str, counts: dict[str, tuple[int, int]], min_detection: float) -> Evidence:
+def _summarize(source: str, counts: dict[str, tuple[int, int]], min_detection: float) -> Evidence:
     detected, total = (sum(count[i] for count in counts.values()) for i in (0, 1))
     return Evidence(source=source, counts=counts, detection_rate=detected / total, min_detection=min_detection)
 

@@ -42,9 +42,9 @@ def find_outliers(scores: Mapping[str, float]) -> OutlierReport:
     """
     if not scores:
         return OutlierReport(limit=float("inf"), scores={})
-    centre = median(scores.values())
-    deviation = median(abs(score - centre) for score in scores.values())
-    limit = centre + OUTLIER_FACTOR * NORMAL_CONSISTENCY * deviation
+    center = median(scores.values())
+    deviation = median(abs(score - center) for score in scores.values())
+    limit = center + OUTLIER_FACTOR * NORMAL_CONSISTENCY * deviation
     above = sorted(((name, score) for name, score in scores.items() if score > limit), key=lambda item: (-item[1], item[0]))
     return OutlierReport(limit=limit, scores=dict(above))
 

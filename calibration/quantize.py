@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from snl_runtime.backends.onnxruntime.context import load_onnxruntime
+from snl_runtime.backends.onnxruntime.session import load_onnxruntime
 from snl_runtime.errors import BackendUnavailableError, ConfigError, DataError
 from snl_runtime.images.files import pixel_sha256, read_image
 from snl_runtime.images.labels import is_good_name, is_ground_truth
@@ -66,8 +66,8 @@ class QuantizedBackbone:
     Attributes:
         model: The graph.
         convolution_count: How many convolutions read INT8.
-        image_count: Pictures that ranges were collected on.
-        images_sha256: sha256 over the sorted pixel hashes of these pictures, one per line.
+        image_count: Visualizations that ranges were collected on.
+        images_sha256: sha256 over the sorted pixel hashes of these images, one per line.
     """
 
     model: "onnx.ModelProto"
@@ -84,18 +84,18 @@ def quantize_backbone(
     threads: int | None = None,
     bit_depth: int | None = None,
 ) -> QuantizedBackbone:
-    """Return an fp32 graph with the convolutions of its backbone in INT8; the same graph and pictures give the same bytes.
+    """Return an fp32 graph with the convolutions of its backbone in INT8; the same graph and images give the same bytes.
 
     Args:
         model: A graph of ``snl-export`` in fp32; not changed.
-        images: Good pictures.
+        images: Good images.
         parts: Networks whose convolutions are quantized.
         threads: CPU threads of ONNX Runtime; None for its default.
         bit_depth: Bits that a value of the files uses, as for ``read_image``.
 
     Raises:
         ConfigError: If there is no such convolution.
-        DataError: If a picture cannot be read or gives values that are not finite.
+        DataError: If an image cannot be read or gives values that are not finite.
     """
     convolutions = find_convolutions(model, parts)
     names = list(dict.fromkeys(convolution.activation for convolution in convolutions))
@@ -162,12 +162,12 @@ def collect_activation_ranges(
     Args:
         model: A graph of ``snl-export``.
         names: Tensors inside it.
-        images: Pictures, which pass the preprocessing of the line.
+        images: Visualizations, which pass the preprocessing of the line.
         threads: CPU threads of ONNX Runtime; None for its default.
         bit_depth: Bits that a value of the files uses, as for ``read_image``.
 
     Raises:
-        DataError: If a picture cannot be read or gives values that are not finite.
+        DataError: If an image cannot be read or gives values that are not finite.
     """
     onnx, onnxruntime = _load_packages()
     observed = onnx.ModelProto()

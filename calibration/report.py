@@ -12,7 +12,7 @@ from snl_runtime.types import Image
 
 from .calibrate import ProductFit
 from .evidence import thumbnail
-from .gain import GainFit, render_gain
+from .normalization import NormalizationFit, render_normalization
 
 BINS = 40
 PLOT_WIDTH, PLOT_HEIGHT = 640, 140
@@ -41,8 +41,8 @@ def _product(fit: ProductFit) -> str:
     parts += [f'<p class="refused">{html.escape(text)}</p>' for text in (fit.refusal, *fit.warnings) if text]
     if fit.fit is not None:
         parts.append(f"<p>Pass threshold <b>{fit.fit.pass_threshold:.6g}</b>, floor {fit.fit.floor:.6g}: {html.escape(fit.fit.bound)}.</p>")
-    if fit.gain is not None:
-        parts += _gain(fit, fit.gain)
+    if fit.normalization is not None:
+        parts += _normalization(fit, fit.normalization)
     if fit.scores:
         parts.append(_histogram(list(fit.scores.values()), None if fit.fit is None else fit.fit.pass_threshold))
         parts.append(f"<h3>Highest of {len(fit.scores)} good parts: look at them, a bad one among them hides defects</h3>")
@@ -59,14 +59,16 @@ def _product(fit: ProductFit) -> str:
     return "\n".join(parts)
 
 
-def _gain(fit: ProductFit, found: GainFit) -> list[str]:
-    values = found.gain.values
-    parts = ["<h3>Gain map: the anomaly map is multiplied with it before it is judged</h3>"]
-    parts.append(_figure(render_gain(found.gain), f"{values.min():.3g} (dark: good parts score high there) to {values.max():.3g} (bright)"))
+def _normalization(fit: ProductFit, found: NormalizationFit) -> list[str]:
+    values = found.normalization.values
+    parts = ["<h3>Normalization map: the anomaly map is multiplied with it before it is judged</h3>"]
+    parts.append(
+        _figure(render_normalization(found.normalization), f"{values.min():.3g} (dark: good parts score high there) to {values.max():.3g} (bright)")
+    )
     if fit.fit is not None and fit.evidence is not None:
         detected, total = (sum(count[index] for count in fit.evidence.counts.values()) for index in range(2))
         parts.append(
-            "<table><tr><th></th><th>with the gain map</th><th>without</th></tr>"
+            "<table><tr><th></th><th>with the normalization map</th><th>without</th></tr>"
             f"<tr><td>{html.escape(fit.evidence.source)} detected</td><td>{detected} of {total}</td><td>{found.raw_detected} of {total}</td></tr>"
             f"<tr><td>pass threshold</td><td>{fit.fit.pass_threshold:.6g}</td><td>{found.raw_fit.pass_threshold:.6g}</td></tr></table>"
         )

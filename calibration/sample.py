@@ -21,7 +21,7 @@ MANY_SIZES = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoodPart:
-    """One picture of one good part.
+    """One image of one good part.
 
     Attributes:
         name: Path relative to the folder that was given, with forward slashes.
@@ -87,7 +87,7 @@ def find_samples(
 
 
 def read_parts(sample: ProductSample, bit_depth: int | None) -> ProductSample:
-    """Return the sample with format and hash of every picture.
+    """Return the sample with format and hash of every image.
 
     Args:
         sample: The good parts.
@@ -118,9 +118,9 @@ def _read_part(part: GoodPart, bit_depth: int | None) -> GoodPart:
 
 
 def require_independent(sample: ProductSample, manifest: Manifest) -> ProductSample:
-    """Return the sample if no picture was trained on and none appears twice, by decoded pixels.
+    """Return the sample if no image was trained on and none appears twice, by decoded pixels.
 
-    A held-out list is not the user's to edit: there, such pictures are left out with a warning. Leaving out by pixels, not by score, keeps the bound.
+    A held-out list is not the user's to edit: there, such images are left out with a warning. Leaving out by pixels, not by score, keeps the bound.
 
     Raises:
         CalibrationRefusedError: Naming the files.
@@ -145,7 +145,7 @@ def require_independent(sample: ProductSample, manifest: Manifest) -> ProductSam
     if doubles:
         pairs = [f"{part.name} = {first_with[part.sha256]}" for part in doubles]
         raise CalibrationRefusedError(
-            f"{len(doubles)} good images appear more than once: {listed(pairs)}; the bound needs one picture per part, remove the copies"
+            f"{len(doubles)} good images appear more than once: {listed(pairs)}; the bound needs one image per part, remove the copies"
         )
     return sample
 

@@ -1,13 +1,13 @@
 """Defects drawn on good frames, to show that a model and its threshold see something at all.
 
-Five kinds, each inside the part, seeded, with its mask. Sizes are shares of the part's short side, drawn evenly from the range; contrast is in grey
+Five kinds, each inside the part, seeded, with its mask. Sizes are shares of the part's short side, drawn evenly from the range; contrast is in gray
 levels (0 to 255) against the surroundings:
 
 * ``scratch``        bent line, 25 to 50 % long, 1.5 to 3 % wide, 60 to 100 levels lighter or darker
-* ``stain``          soft-edged blob, 10 to 20 % across, 40 to 80 levels darker or lighter, slightly tinted on colour frames
-* ``missing_patch``  ragged hole, 10 to 20 % across, filled with the background's colour; black or white where that differs by less than 40 levels
+* ``stain``          soft-edged blob, 10 to 20 % across, 40 to 80 levels darker or lighter, slightly tinted on color frames
+* ``missing_patch``  ragged hole, 10 to 20 % across, filled with the background's color; black or white where that differs by less than 40 levels
 * ``pasted_patch``   10 to 20 % across, cut from elsewhere in the part, turned; the most different of 12 places, 25 levels off if all look alike
-* ``color_shift``    sharp-edged ellipse, 10 to 20 % across, one channel shifted by 35 to 60 levels (all three on a grey frame)
+* ``color_shift``    sharp-edged ellipse, 10 to 20 % across, one channel shifted by 35 to 60 levels (all three on a gray frame)
 
 No defect is drawn smaller than 3 % of the frame's short side (a scratch no thinner than 1 %), which is about 4 px of a 128 px network input.
 They are evidence against blindness, not an estimate of how many real defects will be found.
@@ -40,7 +40,7 @@ class SyntheticDefect:
         image: (H, W, 3) uint8 RGB, a new array.
         mask: (H, W) bool, True exactly where ``image`` differs from the good frame.
         kind: One of ``DEFECT_KINDS``.
-        contrast: Mean absolute change inside the mask, largest channel, grey levels.
+        contrast: Mean absolute change inside the mask, largest channel, gray levels.
     """
 
     image: Image
@@ -82,7 +82,7 @@ def add_defect(image_rgb: Image, kind: str, rng: np.random.Generator, roi_xyxy: 
 def find_part(image_rgb: Image) -> Mask:
     """Return where the part is: what differs from a plain background, else the whole frame less a margin of 4 %.
 
-    A background counts as plain if at least 80 % of the frame's border has its colour and the rest covers 3 to 95 % of the frame. Textures, boards
+    A background counts as plain if at least 80 % of the frame's border has its color and the rest covers 3 to 95 % of the frame. Textures, boards
     and close-ups fill the frame.
     """
     height, width = image_rgb.shape[:2]

@@ -5,7 +5,7 @@ smallest score that at most a share p of production exceeds. The threshold t = (
 scores reach q, and each reaches q with probability p or more, so P(t < q) <= P(Binomial(n, p) <= r). The largest r that keeps this at or below
 1 - confidence is allowed. Equal scores only make the bound more careful: the argument uses "reach q" below and "exceed t" above.
 
-What the bound does not cover: parts that are not independent (many pictures of one part), parts removed from the sample because they scored high,
+What the bound does not cover: parts that are not independent (many images of one part), parts removed from the sample because they scored high,
 and production that changes after the sample was taken.
 """
 

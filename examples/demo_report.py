@@ -79,7 +79,7 @@ def write_report(out: Path, steps: Sequence[Step], tally: Tally, records: Sequen
         html.section("Model", html.card(html.facts(_facts(manifest, teacher))), anchor="model"),
     ]
     links = {"Verdicts": "verdicts", **{product: product for product in PRODUCTS}, "Commands": "commands", "Model": "model"}
-    lead = "Three made-up products, one model, one threshold each: from good pictures to a verdict per part, on a CPU, without a download."
+    lead = "Three made-up products, one model, one threshold each: from good images to a verdict per part, on a CPU, without a download."
     (out / "report.html").write_text(html.page("A line inspected by snl-edge", lead, "".join(sections), links=links), encoding="utf-8")
 
 

@@ -14,7 +14,7 @@ from snl_runtime import SnlDetector, Verdict
 
 
 def inspect(model: str, product: str, paths: list[str]) -> int:
-    """Print one line per picture and return how many parts were stopped."""
+    """Print one line per image and return how many parts were stopped."""
     stopped = 0
     with SnlDetector(model) as detector:  # opens the model, checks its golden samples, refuses what was altered
         for path in paths:

@@ -33,15 +33,15 @@ def _smooth_noise(rng: np.random.Generator, cells: int) -> npt.NDArray[np.float3
 
 def _place(rng: np.random.Generator, picture: Picture, shift_px: float, turn_deg: float) -> Picture:
     """Shift and turn the part a little, as a conveyor does; the border continues the background."""
-    centre = (SIZE_PX / 2, SIZE_PX / 2)
-    matrix = cv2.getRotationMatrix2D(centre, float(rng.uniform(-turn_deg, turn_deg)), 1.0)
+    center = (SIZE_PX / 2, SIZE_PX / 2)
+    matrix = cv2.getRotationMatrix2D(center, float(rng.uniform(-turn_deg, turn_deg)), 1.0)
     matrix[:, 2] += rng.uniform(-shift_px, shift_px, 2)
     moved = cv2.warpAffine(picture, matrix, (SIZE_PX, SIZE_PX), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return moved.astype(np.float32)
 
 
 def _expose(rng: np.random.Generator, picture: Picture) -> Picture:
-    """Vary light (6 %), its gradient across the field and sensor noise (2 grey levels)."""
+    """Vary light (6 %), its gradient across the field and sensor noise (2 gray levels)."""
     slope = np.linspace(-1, 1, SIZE_PX, dtype=np.float32) * rng.uniform(-4, 4)
     noise = rng.normal(0, 2.0, picture.shape).astype(np.float32)
     return np.clip(picture * rng.uniform(0.97, 1.03) + slope[None, :, None] + noise, 0, 255)
@@ -53,14 +53,14 @@ def draw_washer(rng: np.random.Generator) -> Picture:
     radius, angle = np.hypot(xx, yy), np.arctan2(yy, xx)
     sheen = 18 * np.cos(2 * (angle - rng.uniform(0, np.pi))) + 5 * np.sin(radius * 1.9 + rng.uniform(0, 6))
     ring = (radius < 64) & (radius > 24)
-    grey = np.where(ring, 165 + sheen, 42 + 4 * _smooth_noise(rng, 20))
-    grey = np.where((np.abs(radius - 62) < 2.5) | (np.abs(radius - 26) < 2.5), grey * 0.75, grey)
+    gray = np.where(ring, 165 + sheen, 42 + 4 * _smooth_noise(rng, 20))
+    gray = np.where((np.abs(radius - 62) < 2.5) | (np.abs(radius - 26) < 2.5), gray * 0.75, gray)
     tint = np.array([1.0, 1.0, 1.02], np.float32)
-    return _place(rng, (grey[..., None] * tint).astype(np.float32), 2.5, 0.0)
+    return _place(rng, (gray[..., None] * tint).astype(np.float32), 2.5, 0.0)
 
 
 def draw_tile(rng: np.random.Generator) -> Picture:
-    """Draw a glazed tile with a printed diamond grid; the glaze colour and cloudiness vary."""
+    """Draw a glazed tile with a printed diamond grid; the glaze color and cloudiness vary."""
     yy, xx = np.mgrid[0:SIZE_PX, 0:SIZE_PX].astype(np.float32)
     pitch = 26.0
     wave = np.abs(((xx + yy) / pitch) % 2 - 1) + np.abs(((xx - yy) / pitch) % 2 - 1)
@@ -101,10 +101,10 @@ def _spot(rng: np.random.Generator) -> tuple[int, int]:
     return int(SIZE_PX / 2 + radius * np.cos(angle)), int(SIZE_PX / 2 + radius * np.sin(angle))
 
 
-def _blob(rng: np.random.Generator, centre_xy: tuple[int, int], radius_px: float) -> Mask:
+def _blob(rng: np.random.Generator, center_xy: tuple[int, int], radius_px: float) -> Mask:
     """Return an irregular round area."""
     yy, xx = np.mgrid[0:SIZE_PX, 0:SIZE_PX].astype(np.float32)
-    distance = np.hypot(xx - centre_xy[0], yy - centre_xy[1])
+    distance = np.hypot(xx - center_xy[0], yy - center_xy[1])
     return (distance + 2.5 * _smooth_noise(rng, 24)) < radius_px
 
 
@@ -181,7 +181,7 @@ def draw_part(product: str, defect: str | None, rng: np.random.Generator) -> tup
         rng: Source of the variation.
 
     Returns:
-        The picture, (SIZE_PX, SIZE_PX, 3) uint8 RGB, and its defect mask, empty for a good part.
+        The image, (SIZE_PX, SIZE_PX, 3) uint8 RGB, and its defect mask, empty for a good part.
     """
     picture = PRODUCTS[product](rng)
     mask: Mask = np.zeros((SIZE_PX, SIZE_PX), bool)
@@ -211,7 +211,7 @@ class Amounts:
 
 
 def write_products(out: Path, amounts: Amounts, seed: int) -> None:
-    """Write every picture, mask and video below ``out``.
+    """Write every image, mask and video below ``out``.
 
     ``out/images/<product>/...`` is the MVTec AD layout, ``out/calibration/<product>/`` holds the good parts for the threshold,
     ``out/bad/<product>/<kind>/`` the bad ones that prove detection, and ``out/line/<product>.avi`` the videos, with
@@ -253,7 +253,7 @@ def _write_line(folder: Path, product: str, amounts: Amounts, rng: np.random.Gen
     parts: list[str | None] = [None] * amounts.line_good + [kind for kind in DEFECTS for _ in range(amounts.line_per_defect)]
     order = [parts[int(i)] for i in rng.permutation(len(parts))]
     folder.mkdir(parents=True, exist_ok=True)
-    # FFV1 is lossless: frames of the line score as the calibration pictures do.
+    # FFV1 is lossless: frames of the line score as the calibration images do.
     writer = cv2.VideoWriter(str(folder / f"{product}.avi"), cv2.VideoWriter.fourcc(*"FFV1"), 10.0, (SIZE_PX, SIZE_PX))
     if not writer.isOpened():
         raise OSError(f"cannot write {folder / product}.avi: this OpenCV has no FFV1 encoder")

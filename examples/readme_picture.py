@@ -1,4 +1,4 @@
-"""Draws the picture of the README: parts of the demo, each beside its verdict.
+"""Draws the image of the README: parts of the demo, each beside its verdict.
 
 make demo
 python examples/readme_picture.py --demo demo --out docs/images/verdicts.png
@@ -20,7 +20,7 @@ LEVEL_STEP = 16
 
 
 def draw(demo: Path) -> np.ndarray:
-    """Return two rows of pictures, (H, W, 3) uint8 RGB: the parts, and below them heat map, regions and verdict."""
+    """Return two rows of images, (H, W, 3) uint8 RGB: the parts, and below them heat map, regions and verdict."""
     columns = []
     with SnlDetector(demo / "line.onnx") as detector:
         for product, kind in PARTS:
@@ -34,7 +34,7 @@ def draw(demo: Path) -> np.ndarray:
 
 
 def main() -> None:
-    """Draw and write the picture."""
+    """Draw and write the image."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", type=Path, default=Path("demo"), help="folder that make demo wrote (default: demo)")
     parser.add_argument("--out", type=Path, default=Path("docs/images/verdicts.png"), help="PNG to write")

@@ -12,10 +12,10 @@ import numpy as np
 
 from snl_runtime.errors import CheckpointError, ConfigError, GoldenSampleError, ManifestError, ParityRefusedError, SinkError
 from snl_runtime.files import check_writable, exclusive_lock, sha256_file
-from snl_runtime.model.gain_files import open_gains
 from snl_runtime.model.golden import GoldenSamples, golden_path, write_golden
 from snl_runtime.model.manifest import Decision, Manifest, ParityReport, manifest_path, read_manifest, write_manifest
 from snl_runtime.model.manifest_codec import canonical_json
+from snl_runtime.model.normalization_files import open_normalizations
 from snl_runtime.parity.frames import FrameSet, derived_frames, folder_frames
 from snl_runtime.parity.meter import LIMITS, ParityMeter
 from snl_runtime.scorer import Scorer
@@ -45,7 +45,7 @@ class ExportOptions:
         batch: Images per call.
         tile_rows: Rows of the affinity matrix that exist at a time.
         layout: Which tiles of it are computed.
-        frames: Folder of pictures for the parity gate; None derives them from the golden samples.
+        frames: Folder of images for the parity gate; None derives them from the golden samples.
         device: Where the checkpoint runs for reference: cpu, cuda, cuda:N or auto.
         int8: What int8 means here; needed for that precision only.
     """
@@ -98,7 +98,8 @@ def export_bundle(
         CheckpointError: If the checkpoint cannot be loaded or its parts do not fit each other.
         ConfigError: If an option does not fit the checkpoint.
         DataError: If a frame of the gate cannot be read.
-        ManifestError: If the manifest that would be replaced cannot be read, so that its decisions would be lost, or the gain map of one is missing.
+        ManifestError: If the manifest that would be replaced cannot be read, so that its decisions would be lost, or the normalization map of one is
+            missing.
         ParityRefusedError: If the exported file does not score like the checkpoint; nothing is written then.
         SinkError: If a file cannot be written.
     """
@@ -126,7 +127,7 @@ def export_bundle(
         write_manifest(manifest_path(export.path), draft)
         on_stage("compare the file with the checkpoint")
         decisions = export.comparable_decisions(earlier)
-        meter = ParityMeter(LIMITS[options.precision], decisions, open_gains(model_path, decisions, draft.size_hw))
+        meter = ParityMeter(LIMITS[options.precision], decisions, open_normalizations(model_path, decisions, draft.size_hw))
         reports = export.check(golden, frames or derived_frames(golden.images), meter)
         _open_as_users_do(export.path)
         on_stage("put the files in place")

@@ -43,7 +43,7 @@ def build_parser() -> CommandParser:
         "--frames",
         type=Path,
         metavar="DIR",
-        help="pictures for the parity check (default: crops, flips and noise of the golden samples)",
+        help="images for the parity check (default: crops, flips and noise of the golden samples)",
     )
     parser.add_argument("--batch", default="dynamic", metavar="N", help="images per call: N exactly, 1..N, or dynamic for 1..8 (default: dynamic)")
     parser.add_argument("--tile-rows", type=int, metavar="N", help="rows of the affinity matrix that exist at a time (default: 256)")
@@ -53,7 +53,7 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--engine",
         choices=("tensorrt", "tensorrt-rtx", "none"),
-        help="library that builds x.trt too (default: the one that is installed, where a GPU is at hand)",
+        help="library that builds x.trt too (default: the one that is installed, where a GPU is here)",
     )
     parser.add_argument("--sm", metavar="A,B", help="compute capabilities of the engine (tensorrt-rtx; default: 86,89,120)")
     parser.add_argument("--device", default="cpu", metavar="NAME", help="where the checkpoint runs: cpu, cuda, cuda:N or auto (default: cpu)")

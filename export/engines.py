@@ -54,7 +54,7 @@ def plan_engine(asked: str | None, compute_capabilities: Sequence[int]) -> Engin
     """Return what to build.
 
     Args:
-        asked: Library the user named, or ``none``; None to build where a usable TensorRT and a GPU are at hand.
+        asked: Library the user named, or ``none``; None to build where a usable TensorRT and a GPU are here.
         compute_capabilities: GPUs the user named, e.g. (86, 89).
 
     Raises:
@@ -82,7 +82,7 @@ def build_planned_engine(model_path: Path, manifest: Manifest, target: "EngineTa
         model_path: The exported file.
         manifest: Its manifest as written.
         target: What to build for.
-        frames: Folder of pictures for the comparison; None derives them from the golden samples.
+        frames: Folder of images for the comparison; None derives them from the golden samples.
 
     Raises:
         EngineBuildError: If the library refuses.

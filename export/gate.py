@@ -1,4 +1,4 @@
-"""The parity gate of an exported ONNX file: which checks a precision needs, on which pictures."""
+"""The parity gate of an exported ONNX file: which checks a precision needs, on which images."""
 
 import itertools
 from pathlib import Path
@@ -43,7 +43,7 @@ def check_export(
         path: The ONNX file with its manifest beside it.
         reference: The checkpoint.
         golden: Golden samples with what the checkpoint gave.
-        frames: Pictures besides them.
+        frames: Visualizations besides them.
         reference_name: Name of the checkpoint for messages.
         precision: That of the file.
         meter: A new one with the limits of that precision, and the decisions whose thresholds no frame may cross.

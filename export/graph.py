@@ -211,7 +211,7 @@ def _halve_convolutions(model: TeacherStudent) -> TeacherStudent:
     model = model.half()
     model.whitening = whitening
     for parent, name, cram in crams:
-        cram.float().load_state_dict(weights[cram])  # half and back would have rounded the centres
+        cram.float().load_state_dict(weights[cram])  # half and back would have rounded the centers
         setattr(parent, name, _FullPrecision(cram))
     return model
 
@@ -219,7 +219,7 @@ def _halve_convolutions(model: TeacherStudent) -> TeacherStudent:
 def _fold_batch_norms(model: TeacherStudent, size_hw: tuple[int, int]) -> TeacherStudent:
     """Merge each batch norm into the convolution whose output it reads, in place.
 
-    Done before halving: a convolution's raw output can leave the range of half where the normalised one does not.
+    Done before halving: a convolution's raw output can leave the range of half where the normalized one does not.
     """
     made_by: dict[int, nn.Conv2d | nn.ConvTranspose2d] = {}
     kept: list[Tensor] = []  # an output that stays alive keeps its id

@@ -13,7 +13,7 @@ from snl_runtime.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Int8Options:
-    """What is quantized, and on which pictures its ranges are collected.
+    """What is quantized, and on which images its ranges are collected.
 
     Attributes:
         calib_data: Folder of good images.
@@ -49,7 +49,7 @@ def quantize_file(path: Path, options: Int8Options, bit_depth: int | None = None
 
     Raises:
         ConfigError: If the graph has no convolution of these parts.
-        DataError: If a picture cannot be read.
+        DataError: If an image cannot be read.
     """
     result = quantize_backbone(
         onnx.load(path), calibration_images(options.calib_data), parts=options.parts, threads=options.threads, bit_depth=bit_depth

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import torch
 
-from snl_runtime.backends.onnxruntime.context import load_onnxruntime
+from snl_runtime.backends.onnxruntime.session import load_onnxruntime
 from snl_runtime.model.golden import TOLERANCES
 from snl_runtime.model.manifest import SCHEMA
 from snl_train.checkpoint import Checkpoint

@@ -1,4 +1,4 @@
-"""What runs on the line: a model file, a frame, a guarded verdict. Needs numpy, OpenCV and yaml; imports the rest on first use.
+"""What runs on the line: a model file, a frame, a fail-safe verdict. Needs numpy, OpenCV and yaml; imports the rest on first use.
 
 Example:
     with SnlDetector("x.onnx") as detector:

@@ -7,7 +7,7 @@
   x CheckpointError              a checkpoint is truncated, altered or from another schema
   x ManifestError                a model bundle is incomplete, altered or from another schema
     + SignatureError             the manifest is not signed with the expected key
-  x GainError                    a gain map cannot be fitted, or does not fit the model's maps
+  x NormalizationError                    a normalization map cannot be fitted, or does not fit the model's maps
   x BackendError
     + BackendUnavailableError    a package or driver is missing; the message names the extra
     + EngineMismatchError        the engine was built for another GPU or library version
@@ -21,7 +21,7 @@
     + SourceOpenError            the camera, file or folder could not be opened
     + SourceStalledError         no frame arrived within the stated time
     + SourceEndedError           the source ended before it should have
-  x SinkError                    a record or picture could not be written (full disk, no permission)
+  x SinkError                    a record or image could not be written (full disk, no permission)
   x RefusedError                 exit status 3: a gate or a calibration refused
     + ParityRefusedError         the exported file scores differently from the checkpoint
     + CalibrationRefusedError    the sample does not carry the promise
@@ -72,8 +72,8 @@ class SignatureError(ManifestError):
     """A manifest is not signed with the expected key."""
 
 
-class GainError(SnlError):
-    """A gain map cannot be fitted or used."""
+class NormalizationError(SnlError):
+    """A normalization map cannot be fitted or used."""
 
 
 class BackendError(SnlError):
@@ -129,7 +129,7 @@ class SourceEndedError(SourceError):
 
 
 class SinkError(SnlError):
-    """A record or picture could not be written."""
+    """A record or image could not be written."""
 
 
 class RefusedError(SnlError):

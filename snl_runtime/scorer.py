@@ -16,11 +16,11 @@ import numpy.typing as npt
 from snl_runtime.backends import open_backend
 from snl_runtime.backends.base import Backend
 from snl_runtime.errors import BackendError, BackendTimeoutError, FrameError, GoldenSampleError, InferenceError, ManifestError
-from snl_runtime.gpu.path import ChoosePictures, DeviceInspection, DevicePath, map_of, offers_lane, open_device_path
+from snl_runtime.gpu.path import ChoosePictures, DeviceInspection, DevicePath, map_of, offers_context, open_device_path
 from snl_runtime.images.preprocess import InputSpec, prepare
 from snl_runtime.model.bundle import ModelBundle, open_bundle
-from snl_runtime.model.gain import GainMap
 from snl_runtime.model.golden import check_golden, golden_path
+from snl_runtime.model.normalization import NormalizationMap
 from snl_runtime.model.signing import PublicKey
 from snl_runtime.types import AnomalyMap, ColorOrder, Image, StageTimings
 from snl_runtime.verdict.decision import check_output
@@ -55,7 +55,7 @@ class Scored:
 class Scorer:
     """An opened model. Not thread-safe: one thread uses it at a time.
 
-    Where the backend lends a lane on a GPU, everything that is scored, golden samples included, takes the device path of :meth:`inspect`.
+    Where the backend lends a context on a GPU, everything that is scored, golden samples included, takes the device path of :meth:`inspect`.
 
     Args:
         model_path: ``x.onnx`` or ``x.trt``; ``x.json`` and ``x.golden.npz`` are found beside it. A lone ``.onnx`` opens too.
@@ -115,7 +115,7 @@ class Scorer:
     @property
     def takes_device_arrays(self) -> bool:
         """Whether the backend works on a GPU, so that frames may lie there."""
-        return self.is_on_device or offers_lane(self.backend)
+        return self.is_on_device or offers_context(self.backend)
 
     @property
     def golden_count(self) -> int:
@@ -189,7 +189,7 @@ class Scorer:
         *,
         threshold: float,
         keep_map: bool,
-        gain: GainMap | None = None,
+        normalization: NormalizationMap | None = None,
         choose: ChoosePictures | None = None,
     ) -> DeviceInspection:
         """Prepare, score and measure one frame on the GPU, unchecked; only where :attr:`is_on_device`.
@@ -200,8 +200,8 @@ class Scorer:
             roi_xyxy: Part of the frame to look at; None for all of it.
             threshold: Pass threshold of the regions; NaN if no decision applies.
             keep_map: Bring the raw map back, too.
-            gain: Gain map of the product, for regions and pictures; checks stay on the raw map.
-            choose: Says, while the frame is still on the GPU, which pictures of it come back; None for none.
+            normalization: Normalization map of the product, for regions and images; checks stay on the raw map.
+            choose: Says, while the frame is still on the GPU, which images of it come back; None for none.
 
         Raises:
             FrameError: If the frame cannot be used.
@@ -211,7 +211,7 @@ class Scorer:
             raise InferenceError(f"backend {self.backend.name!r} has no device path; use score()")
         with self._guarded():
             inspection = self._device_path.inspect(
-                image, color=color, roi_xyxy=roi_xyxy, threshold=threshold, keep_map=keep_map, gain=gain, choose=choose
+                image, color=color, roi_xyxy=roi_xyxy, threshold=threshold, keep_map=keep_map, normalization=normalization, choose=choose
             )
         self._device_failures = 0
         return inspection

@@ -49,7 +49,7 @@ class Frame:
 
     Attributes:
         image: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8 or uint16, as a read-only view; None for a frame that was announced but never
-            arrived whole (bad buffer): it is inspected to ERROR, never replaced by another picture.
+            arrived whole (bad buffer): it is inspected to ERROR, never replaced by another image.
         color: Meaning of the last axis of ``image``.
         index: Position in the source, counted from 0; dropped frames count too.
         captured_ns: ``time.monotonic_ns()`` when the frame left the driver.
@@ -154,14 +154,16 @@ class AnomalyResult:
         verdict: PASS, REVIEW, REJECT or ERROR.
         reason_code: One word per cause, stable across releases, e.g. ``below_threshold`` or ``frame_out_of_range``.
         reason: The same for a person, one sentence.
-        score: Image-level anomaly score, the largest value of ``anomaly_map``: raw, or gained where the product has a gain map (fitted by
-            ``snl-calibrate --fixtured``); NaN if there is none.
+        score: Image-level anomaly score, the largest value of ``anomaly_map``: raw, or normalized where the product has a normalization map (fitted
+            by
+            ``snl-calibrate --fixed-pose``); NaN if there is none.
         threshold: Highest score that passes; NaN if no decision applies.
         reject_threshold: Highest score that is reviewed rather than rejected; NaN if no decision applies.
         product: Product that was named or, with a single calibrated product, that one; None where the strictest of several decisions was used.
-        anomaly_map: (H, W) float32 scores at the network's input size, read-only, multiplied by the product's gain map where it has one; None if
-            there is none. Where the strictest of several decisions was used and one has a gain map, each product's map is scaled from its own pass
-            threshold to the lowest, and the largest counts in each cell; score and regions likewise.
+        anomaly_map: (H, W) float32 scores at the network's input size, read-only, multiplied by the product's normalization map where it has one;
+            None if
+            there is none. Where the strictest of several decisions was used and one has a normalization map, each product's map is scaled from its
+            own pass threshold to the lowest, and the largest counts in each cell; score and regions likewise.
         roi_xyxy: Left, top, right, bottom of the inspected part in frame pixels, which all arrays here cover; None if there is none of them.
         regions: Areas of the map above ``threshold``, highest score first.
         timings: Stage times.

@@ -12,18 +12,18 @@ _MOVING_STATISTICS = ("running_mean", "running_var")
 
 
 class WeightAverage:
-    """Average of a model's weights, updated after every optimiser step.
+    """Average of a model's weights, updated after every optimizer step.
 
     Two kinds: exponential with ``average_decay``, over the whole training (a young average forgets faster: its decay is at most
     ``(1 + n) / (10 + n)`` after n updates); or the plain mean over the last ``average_last_share`` of the steps.
 
-    The running statistics of batch normalisation are averaged like the weights, which is right for weights that lie close together. The plain
+    The running statistics of batch normalization are averaged like the weights, which is right for weights that lie close together. The plain
     mean spans weights further apart: there ``needs_statistics`` is true and the trainer measures them again with :func:`estimate_statistics`.
 
     Args:
         model: Whose trainable parameters and floating-point buffers are averaged; frozen parameters are left alone.
         config: Which average; none if both settings are 0.
-        total_steps: Optimiser steps of the whole training.
+        total_steps: Optimizer steps of the whole training.
     """
 
     def __init__(self, model: nn.Module, config: OptimConfig, *, total_steps: int) -> None:
@@ -41,12 +41,12 @@ class WeightAverage:
 
     @property
     def needs_statistics(self) -> bool:
-        """Whether the running statistics of batch normalisation must be measured again with the averaged weights."""
+        """Whether the running statistics of batch normalization must be measured again with the averaged weights."""
         return self.is_started and not self._decay
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after optimiser step ``step``, counted from 0."""
+        """Take in the weights after optimizer step ``step``, counted from 0."""
         if not self._is_on or step < self._first_step:
             return
         if not self._mean:
@@ -85,7 +85,7 @@ def _averaged_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def estimate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Set the running statistics of every batch normalisation in training mode to their plain mean over ``batches``.
+    """Set the running statistics of every batch normalization in training mode to their plain mean over ``batches``.
 
     Args:
         model: Called with each batch, in training mode.

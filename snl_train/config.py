@@ -1,4 +1,4 @@
-"""What a training run is told: networks, losses, scoring, optimiser, data. Imports no torch, so that ``-h`` is instant."""
+"""What a training run is told: networks, losses, scoring, optimizer, data. Imports no torch, so that ``-h`` is instant."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ Pairing: TypeAlias = Literal["roll", "permutation", "mutual", "different-class"]
 Optimizer: TypeAlias = Literal["adam", "muon"]
 Schedule: TypeAlias = Literal["one-cycle", "cosine", "constant"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
-WhiteningLevel: TypeAlias = Literal["mean", "peak"]
+WhiteningNormalization: TypeAlias = Literal["mean", "peak"]
 Preset: TypeAlias = Literal["paper", "best"]
 
 
@@ -35,15 +35,15 @@ class ModelConfig:
     teacher_seed: int = 0
     """Seed of a random teacher; of no effect with other weights."""
     centers: int = 50
-    """Centres of each CRAM; 0 builds none. Always 0 for the plain methods."""
-    cram_normalise: bool = False
-    """Assign features to centres by direction (L2-normalised), restoring their length afterwards; False is Eq. 8 and 9 as printed."""
+    """Centers of each CRAM; 0 builds none. Always 0 for the plain methods."""
+    cram_normalize: bool = False
+    """Assign features to centers by direction (L2-normalized), restoring their length afterwards; False is Eq. 8 and 9 as printed."""
     cram_alpha: float = 1.0
     """Start value of alpha of Eq. 8, which is learnt."""
     cram_positive_alpha: bool = False
-    """Use the absolute value of alpha, so that training cannot turn near centres into far ones."""
+    """Use the absolute value of alpha, so that training cannot turn near centers into far ones."""
     cram_center_norm: float = 1.0
-    """Expected L2 norm of a centre at the start."""
+    """Expected L2 norm of a center at the start."""
     cram_feeds_next: bool = True
     """Whether the next student stage sees CRAM's output (True) or CRAM's input (False)."""
     whitening: bool = False
@@ -54,7 +54,7 @@ class ModelConfig:
     whitening_expectation: float = 0.0
     """Power, 0 to 1, of the residual that good images lead to expect at such a place, which whitened residuals are divided by; 0 for none. Of no
     effect without whitening."""
-    whitening_level: WhiteningLevel = "mean"
+    whitening_normalization: WhiteningNormalization = "mean"
     """What is 1 at every scale on good images: the mean of the whitened residuals, or the mean over images of each one's highest. Of no effect
     without whitening."""
 
@@ -151,12 +151,12 @@ class ScoreConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimConfig:
-    """How the student is trained. The paper states Adam and the step size only; the rest is this project's."""
+    """How the student is trained. The paper states Adam and the learning rate only; the rest is this project's."""
 
     optimizer: Optimizer = "adam"
     """``adam`` is the paper's; ``muon`` orthogonalises the steps of the convolution kernels and leaves the rest to Adam, see ``snl_train.muon``."""
     learning_rate: float = 5e-3
-    """Peak step size of either optimiser."""
+    """Peak learning rate of either optimizer."""
     betas: tuple[float, float] = (0.5, 0.999)
     """Adam's decay rates (RD4AD's, since the paper follows it)."""
     momentum: float = 0.95
@@ -166,7 +166,7 @@ class OptimConfig:
     schedule: Schedule = "one-cycle"
     """Step size over the run: up then down to almost 0, straight down from the peak, or unchanged."""
     warmup_share: float = 0.1
-    """Share of the steps with a rising step size (one-cycle only)."""
+    """Share of the steps with a rising learning rate (one-cycle only)."""
     gradient_clip: float = 0.0
     """Largest L2 norm of the gradient; 0 for no limit."""
     average_decay: float = 0.0
@@ -222,7 +222,7 @@ class CorruptionConfig:
     area_max: float = 0.15
     """Largest share of the image that a flaw covers."""
     foreign_share: float = 0.5
-    """Share of the flaws filled from another image of the batch, of whatever product; the rest is the image itself, moved, or flat colour."""
+    """Share of the flaws filled from another image of the batch, of whatever product; the rest is the image itself, moved, or flat color."""
 
     def __post_init__(self) -> None:
         _check("corruption.share", self.share, "in [0, 1]", 0 <= self.share <= 1)
@@ -247,7 +247,7 @@ class TrainConfig:
     score: ScoreConfig = field(default_factory=ScoreConfig)
     """Anomaly map and score."""
     optim: OptimConfig = field(default_factory=OptimConfig)
-    """Optimiser."""
+    """Optimizer."""
     data: DataConfig = field(default_factory=DataConfig)
     """Images."""
     corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
@@ -287,10 +287,10 @@ class TrainConfig:
 def preset_config(name: str) -> TrainConfig:
     """Return a named starting point.
 
-    ``paper``: WRN50 at 256x256, Adam with step size 0.005, batch 8, 50 centres, all lambdas 1, as the paper states; epochs, betas, schedule and
+    ``paper``: WRN50 at 256x256, Adam with learning rate 0.005, batch 8, 50 centers, all lambdas 1, as the paper states; epochs, betas, schedule and
     the reductions of the losses are this project's, because the paper does not state them.
     ``best``: what measured best in ``benchmarks/accuracy``: Muon, L_cd weighted by the distance itself, flaws painted into the student's input,
-    residual whitening levelled by peaks, CRAM on directions with a positive alpha, a map smoothed by 4 pixels as RD4AD's, and no affinity error in
+    residual whitening normalized by maxima, CRAM on directions with a positive alpha, a map smoothed by 4 pixels as RD4AD's, and no affinity error in
     it. The affinity losses stay with a tenth of the paper's weight, on at most 256 positions drawn per scale; L_sd is left out.
     ``docs/decisions`` says why.
 
@@ -302,7 +302,7 @@ def preset_config(name: str) -> TrainConfig:
     if name == "best":
         return TrainConfig(
             preset="best",
-            model=ModelConfig(cram_normalise=True, cram_alpha=10.0, cram_positive_alpha=True, whitening=True, whitening_level="peak"),
+            model=ModelConfig(cram_normalize=True, cram_alpha=10.0, cram_positive_alpha=True, whitening=True, whitening_normalization="peak"),
             loss=LossConfig(channel_focus=1.0, spatial_weight=0.0, intra_weight=0.1, inter_weight=0.1, affinity_positions=256),
             optim=OptimConfig(optimizer="muon"),
             score=ScoreConfig(affinity_weight=0.0, smoothing_sigma=4.0),

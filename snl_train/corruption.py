@@ -2,7 +2,7 @@
 
 The teacher shows the student's input an image with a flaw and its target the same image without. A student trained on good images alone learns
 to copy whatever its teacher sees, flaws too; one that has to restore the good part cannot. Only training changes: the exported graph is the same.
-The flaws are no model of real defects, and calibration's evidence never uses them: patches of other products and places, and flat colours, in
+The flaws are no model of real defects, and calibration's evidence never uses them: patches of other products and places, and flat colors, in
 random shapes.
 """
 
@@ -59,7 +59,7 @@ class Corruption:
         return shape.float()
 
     def _filling(self, images: Tensor, number: int) -> Tensor:
-        """Return (H, W, 3) float: another image of the batch, the image itself moved, or a noisy colour; moved, mirrored and re-lit by lot."""
+        """Return (H, W, 3) float: another image of the batch, the image itself moved, or a noisy color; moved, mirrored and re-lit by lot."""
         height, width = images.shape[1:3]
         lot = _uniform(0, 1)
         if lot < self._config.foreign_share:

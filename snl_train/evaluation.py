@@ -1,4 +1,4 @@
-"""Evaluation of a checkpoint or an exported model on labelled images.
+"""Evaluation of a checkpoint or an exported model on labeled images.
 
 Images go through the one preprocessing of the line and are measured at network resolution; the image score is the maximum of the map; a mask cell is
 anomalous when any part of it is. A file that prepares frames on the GPU on the line does so here too. The same function takes a checkpoint
@@ -44,7 +44,7 @@ class InputScorer(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Evaluation:
-    """What a model reaches on a set of labelled images.
+    """What a model reaches on a set of labeled images.
 
     Attributes:
         size_hw: Resolution at which everything was measured.
@@ -97,7 +97,7 @@ def evaluate(
 
     Args:
         scorer: Model to evaluate.
-        samples: Labelled images, good ones and anomalous ones, of any number of classes.
+        samples: Labeled images, good ones and anomalous ones, of any number of classes.
         batch_size: Images per call of the scorer.
         bootstrap: How intervals are made; None for 1000 resamples at 95 %.
         skip_unreadable: List unreadable files in ``left_out`` instead of raising.
@@ -127,7 +127,7 @@ def score_samples(
         InferenceError: If the model's answer is not finite.
     """
     if not samples:
-        raise DataError("no labelled test images were found; expected test/good and test/<defect> folders (MVTec AD) or VisA's CSV")
+        raise DataError("no labeled test images were found; expected test/good and test/<defect> folders (MVTec AD) or VisA's CSV")
     left_out: list[tuple[Path, str]] = []
     images: list[ScoredImage] = []
     on_device = isinstance(scorer, Scorer) and scorer.is_on_device
@@ -185,7 +185,7 @@ class CheckpointScorer:
         from snl_train.scoring import score_features
 
         with torch.inference_mode(), exact_float32(self._device):
-            inputs = self._model.normalise(torch.from_numpy(images).to(self._device))  # (N, 3, H, W)
+            inputs = self._model.normalize(torch.from_numpy(images).to(self._device))  # (N, 3, H, W)
             teacher, student = self._model(inputs)
             maps, scores = score_features(teacher, student, self.size_hw, self._score_config, whitening=self._model.whitening)  # (N, 1, H, W), (N,)
         return scores.float().cpu().numpy(), maps[:, 0].float().cpu().numpy()

@@ -1,4 +1,4 @@
-"""Exact detection and localisation metrics: sorted, no bins, no sigmoid, ties as scikit-learn treats them.
+"""Exact detection and localization metrics: sorted, no bins, no sigmoid, ties as scikit-learn treats them.
 
 Every metric is read from one curve: how many normal and how many anomalous elements score at or above each threshold. An element is an image or a
 pixel; for AUPRO an anomalous pixel weighs one over the size of its region. Only thresholds at anomalous scores can change a metric, so the curve is
@@ -43,7 +43,7 @@ class F1Max(NamedTuple):
 class Curve:
     """What scores at or above each threshold, from (0, 0) to (``normal``, ``anomalous``).
 
-    Neighbouring points are joined by straight lines, which counts a tie between a normal and an anomalous element as one half.
+    Neighboring points are joined by straight lines, which counts a tie between a normal and an anomalous element as one half.
 
     Attributes:
         thresholds: (K,) descending, from +inf to -inf.
@@ -258,7 +258,7 @@ def _sorted_curve(normal: Scores, anomalous: Scores) -> Curve:
     """Return the exact curve of (M,) ascending normal and (P,) descending anomalous scores: two corners for each distinct anomalous score."""
     is_last = _is_last_of_ties(anomalous)
     values = anomalous[is_last]  # (K,) distinct, descending
-    # Looked up ascending: neighbouring queries then touch neighbouring memory, several times faster on millions of pixels.
+    # Looked up ascending: neighboring queries then touch neighboring memory, several times faster on millions of pixels.
     above = (normal.size - np.searchsorted(normal, values[::-1], side="right"))[::-1]
     at_or_above = (normal.size - np.searchsorted(normal, values[::-1], side="left"))[::-1]
     return Curve(

@@ -20,7 +20,7 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the odd quintic a x + b x^3 + c x^5, which five times over takes every singular value from 0.01 to 1 to about 0.7 to 1.2 (Jordan et al.)."""
 _ITERATIONS = 5
 _MATCHED_RMS = 0.2
-"""Root mean square of a step per unit of step size: about Adam's, so that both take the same ``learning_rate`` (Liu et al., arXiv 2502.16982)."""
+"""Root mean square of a step per unit of learning rate: about Adam's, so that both take the same ``learning_rate`` (Liu et al., arXiv 2502.16982)."""
 
 
 def make_optimizers(parameters: Iterable[nn.Parameter], config: OptimConfig) -> list[torch.optim.Optimizer]:
@@ -28,7 +28,7 @@ def make_optimizers(parameters: Iterable[nn.Parameter], config: OptimConfig) -> 
 
     Args:
         parameters: Everything that is trained.
-        config: Which optimiser, and its settings.
+        config: Which optimizer, and its settings.
     """
     trained = list(parameters)
     kernels = [parameter for parameter in trained if parameter.dim() == 4] if config.optimizer == "muon" else []

@@ -1,6 +1,6 @@
 """Small plots as inline SVG: ROC curves, score histograms, values with intervals. Plain arrays in, text out; no script, no font, no library.
 
-Colours and type come from the classes of `snl_train.report_html.STYLE_SHEET`, so the plots need the page around them.
+Colors and type come from the classes of `snl_train.report_html.STYLE_SHEET`, so the plots need the page around them.
 """
 
 import math

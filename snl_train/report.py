@@ -1,8 +1,8 @@
 """The HTML report of an evaluation: numbers with intervals, ROC curves, score histograms and heat maps, in one file that loads nothing.
 
-Heat maps use one absolute scale per class: no colour up to the value that 95 % of the pixels of its good images stay below, yellow at its reference
+Heat maps use one absolute scale per class: no color up to the value that 95 % of the pixels of its good images stay below, yellow at its reference
 score, red from as far above. The reference is the image score of the best F1, or the highest score of a good image where a class has no anomalous
-ones. It sorts pictures into right and misjudged and is no decision.
+ones. It sorts images into right and misjudged and is no decision.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from snl_train.plots_svg import IntervalRow, RocSeries, histogram_plot, interval
 MISJUDGED_SHOWN = 4
 """Most missed defects, and most false alarms, shown per class."""
 FLOOR_QUANTILE = 0.95
-"""Share of the pixels of good images without colour."""
+"""Share of the pixels of good images without color."""
 OTHERS_SHOWN = 2
 """Closest and clearest images shown per class, of each kind."""
 
@@ -88,7 +88,7 @@ def _class_section(group: GroupMeasures, evaluation: Evaluation, index: int) -> 
     counts = f"{group.good} good and {group.anomalous} anomalous images, {group.masked} with a mask. "
     if group.reference_score is not None:
         counts += (
-            f"Reference score {scale.reference:.4g}: the image score of the best F1 on these images. It sorts the pictures below and is no decision."
+            f"Reference score {scale.reference:.4g}: the image score of the best F1 on these images. It sorts the images below and is no decision."
         )
     else:
         counts += (
@@ -124,7 +124,7 @@ def _histogram(group: GroupMeasures, images: Sequence[ScoredImage]) -> str:
 
 
 def _chosen(images: Sequence[ScoredImage], reference: float | None) -> list[tuple[str, list[ScoredImage]]]:
-    """Return the pictures to show: misjudged at the reference, closest to it, farthest from it; none twice."""
+    """Return the images to show: misjudged at the reference, closest to it, farthest from it; none twice."""
     good = sorted((image for image in images if not image.sample.is_anomalous), key=lambda image: -image.score)
     anomalous = sorted((image for image in images if image.sample.is_anomalous), key=lambda image: image.score)
     missed = [image for image in anomalous if reference is not None and image.score < reference]

@@ -1,7 +1,7 @@
-"""Building blocks of a self-contained HTML page: skeleton, tables, facts, picture tiles. Plain values in, HTML text out.
+"""Building blocks of a self-contained HTML page: skeleton, tables, facts, image tiles. Plain values in, HTML text out.
 
 Every function escapes the text it is given; parameters named ``*_html`` are taken as they are. The page loads nothing: style is inline, plots are
-SVG, pictures are data URIs, there is no script.
+SVG, images are data URIs, there is no script.
 """
 
 import base64
@@ -21,7 +21,7 @@ from snl_train.metrics import Flags
 Tone: TypeAlias = Literal["plain", "good", "bad"]
 
 PICTURE_PX = 220
-"""Longest side of a picture in a report."""
+"""Longest side of an image in a report."""
 _TRUTH_COLOR = (255, 0, 210)
 
 STYLE_SHEET = """
@@ -133,7 +133,7 @@ def columns(*parts_html: str) -> str:
 
 
 def note(text: str) -> str:
-    """Return a paragraph in small grey type."""
+    """Return a paragraph in small gray type."""
     return f'<p class="note">{escape(text)}</p>'
 
 
@@ -164,22 +164,22 @@ def facts(values: Mapping[str, Any]) -> str:
 
 
 def tiles(*tiles_html: str) -> str:
-    """Return picture tiles in a grid."""
+    """Return image tiles in a grid."""
     return f'<div class="tiles">{"".join(tiles_html)}</div>'
 
 
 def tile(pictures: Sequence[Image], title: str, detail: str, *, badge: str = "", tone: Tone = "plain") -> str:
-    """Return pictures (H, W, 3) uint8 RGB side by side with a caption and, if not empty, a badge in it."""
+    """Return images (H, W, 3) uint8 RGB side by side with a caption and, if not empty, a badge in it."""
     images = "".join(f'<img alt="{escape(title)}" src="{png_data_uri(picture)}">' for picture in pictures)
     mark = f'<b class="badge {tone}">{escape(badge)}</b>' if badge else ""
-    return f'<figure><div class="pictures">{images}</div><figcaption>{mark}{escape(title)}<span>{escape(detail)}</span></figcaption></figure>'
+    return f'<figure><div class="saved_images">{images}</div><figcaption>{mark}{escape(title)}<span>{escape(detail)}</span></figcaption></figure>'
 
 
 class HeatScale(NamedTuple):
-    """What the colours of heat maps mean; one scale for all pictures of a product, so that they can be compared.
+    """What the colors of heat maps mean; one scale for all images of a product, so that they can be compared.
 
     Attributes:
-        floor: Map value up to which the picture stays as it is.
+        floor: Map value up to which the image stays as it is.
         reference: Map value that becomes yellow.
     """
 
@@ -193,15 +193,15 @@ class HeatScale(NamedTuple):
 
 
 def heat_pictures(image_rgb: Image, anomaly_map: AnomalyMap, scale: HeatScale, mask: Flags | None = None) -> list[Image]:
-    """Return the picture and its heat map at report size, in the colours of the line (`snl_runtime.images.overlay`).
+    """Return the image and its heat map at report size, in the colors of the line (`snl_runtime.images.overlay`).
 
-    The line itself colours from 0 (``HeatScale(0, threshold)``); a floor above 0 shows more where good parts already score well above 0.
+    The line itself colors from 0 (``HeatScale(0, threshold)``); a floor above 0 shows more where good parts already score well above 0.
 
     Args:
         image_rgb: (H, W, 3) uint8, the whole frame.
         anomaly_map: (h, w) float32 over the same field of view.
-        scale: Meaning of the colours.
-        mask: (H, W) bool, outlined in the first picture; None or all False for no outline.
+        scale: Meaning of the colors.
+        mask: (H, W) bool, outlined in the first image; None or all False for no outline.
     """
     shrink = min(1.0, PICTURE_PX / max(image_rgb.shape[:2]))
     size_hw = (max(1, round(image_rgb.shape[0] * shrink)), max(1, round(image_rgb.shape[1] * shrink)))
@@ -211,7 +211,7 @@ def heat_pictures(image_rgb: Image, anomaly_map: AnomalyMap, scale: HeatScale, m
 
 
 def heat_legend(scale: HeatScale) -> str:
-    """Return the colour bar of `heat_pictures` with its values."""
+    """Return the color bar of `heat_pictures` with its values."""
     steps = 46
     colors, opacity = heat_colors(np.linspace(0, HEAT_STOPS[-1][0], steps)[None])
     shown = 255 + (colors[0] - 255) * opacity[0][:, None]
@@ -222,13 +222,13 @@ def heat_legend(scale: HeatScale) -> str:
         f'<text x="{x}" y="27" text-anchor="{anchor}" font-size="11" fill="#5b6470">{value:.4g}</text>'
         for x, anchor, value in ((0, "start", scale.floor), (115, "middle", scale.reference), (230, "end", scale.ceiling))
     )
-    bar = f'<svg viewBox="0 0 230 30" role="img" aria-label="colour scale">{bars}{labels}</svg>'
-    text = f"one scale for all maps below: no colour up to {scale.floor:.4g}, yellow at {scale.reference:.4g}, red from {scale.ceiling:.4g}; "
-    return f'<div class="legend">{bar}<span>{text}magenta line: labelled defect; x: score over the yellow value</span></div>'
+    bar = f'<svg viewBox="0 0 230 30" role="img" aria-label="color scale">{bars}{labels}</svg>'
+    text = f"one scale for all maps below: no color up to {scale.floor:.4g}, yellow at {scale.reference:.4g}, red from {scale.ceiling:.4g}; "
+    return f'<div class="legend">{bar}<span>{text}magenta line: labeled defect; x: score over the yellow value</span></div>'
 
 
 def png_data_uri(image_rgb: Image) -> str:
-    """Return a picture (H, W, 3) uint8 RGB as a data URI."""
+    """Return an image (H, W, 3) uint8 RGB as a data URI."""
     cv2 = load_opencv()
     # Level 3: level 9 takes 13 times as long for 12 % less.
     _, encoded = cv2.imencode(".png", np.ascontiguousarray(image_rgb[:, :, ::-1]), [cv2.IMWRITE_PNG_COMPRESSION, 3])

@@ -113,7 +113,7 @@ def rank_thresholds(curves: PixelCurves) -> Floats:
 
 def _at_or_above(scores: Scores, thresholds: Floats) -> npt.NDArray[np.int64]:
     """Return the number of scores at or above each of the descending thresholds, (K,)."""
-    # The thresholds are scores (or their neighbours) of the same dtype, so the cast is exact and spares a float64 copy of the scores.
+    # The thresholds are scores (or their neighbors) of the same dtype, so the cast is exact and spares a float64 copy of the scores.
     below: npt.NDArray[np.int64] = np.searchsorted(np.sort(scores), thresholds.astype(scores.dtype), side="left")
     return scores.size - below
 

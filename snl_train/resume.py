@@ -95,7 +95,7 @@ def read_resume_point(path: Path) -> ResumePoint:
 def check_same_config(stored: TrainConfig, wanted: TrainConfig) -> None:
     """Refuse to continue a training with settings under which it would not have come here.
 
-    More epochs are allowed where nothing depends on their number: a constant step size and no average over the last steps.
+    More epochs are allowed where nothing depends on their number: a constant learning rate and no average over the last steps.
 
     Raises:
         ConfigError: Naming every setting that differs.

@@ -1,4 +1,4 @@
-"""Step size of the optimiser as a function of the step alone, so that a resumed training needs no state for it."""
+"""Step size of the optimizer as a function of the step alone, so that a resumed training needs no state for it."""
 
 import math
 
@@ -9,7 +9,7 @@ _LAST_SHARE = 1e-4
 
 
 def learning_rate(step: int, total_steps: int, config: OptimConfig) -> float:
-    """Return the step size of optimiser step ``step`` of ``total_steps``, counted from 0.
+    """Return the learning rate of optimizer step ``step`` of ``total_steps``, counted from 0.
 
     ``one-cycle`` rises from 1/25 of the peak along half a cosine over ``warmup_share`` of the steps, then falls likewise to 1/10000 of the peak;
     ``cosine`` only falls; ``constant`` stays.

@@ -105,7 +105,7 @@ def upsampling_weights(cells: int, pixels: int, alignment: Alignment = "half-pix
     """Return the (pixels, cells) matrix that resizes one axis of a map linearly and then smooths it; treat it as read-only.
 
     Pixel y takes its value at cell coordinate: ``half-pixel``: (y + 0.5) cells / pixels - 0.5 (align_corners=False);
-    ``corners``: y (cells - 1) / (pixels - 1) (align_corners=True); ``grid``: y cells / pixels, because cell i of a ResNet is centred on pixel
+    ``corners``: y (cells - 1) / (pixels - 1) (align_corners=True); ``grid``: y cells / pixels, because cell i of a ResNet is centerd on pixel
     stride * i. Coordinates outside the cells take the nearest cell. Smoothing is a Gaussian cut at 4 sigma, mirrored at the border, as
     scipy.ndimage.gaussian_filter does it; both steps are linear, so one matrix holds them.
 

@@ -1,4 +1,4 @@
-"""One optimiser step after the other on one device, and everything that must be kept to continue to the bit."""
+"""One optimizer step after the other on one device, and everything that must be kept to continue to the bit."""
 
 import contextlib
 import copy
@@ -29,16 +29,16 @@ Augmentation = Callable[[Tensor], Tensor]
 
 
 class Trainer:
-    """Model, optimiser and averaged weights of one training.
+    """Model, optimizer and averaged weights of one training.
 
     Args:
         config: The whole configuration.
-        total_steps: Optimiser steps of the whole training, which the step size and the average depend on.
+        total_steps: Optimizer steps of the whole training, which the learning rate and the average depend on.
         augment: Applied to every batch; None for none.
         load_teacher_weights: False where a stored state is loaded next.
 
     Raises:
-        ConfigError: If the device or the teacher's weights cannot be had, or the batches are too small for batch normalisation.
+        ConfigError: If the device or the teacher's weights cannot be had, or the batches are too small for batch normalization.
     """
 
     def __init__(self, config: TrainConfig, *, total_steps: int, augment: Augmentation | None = None, load_teacher_weights: bool = True) -> None:
@@ -62,7 +62,7 @@ class Trainer:
 
     @property
     def step_size(self) -> float:
-        """Step size of the next optimiser step."""
+        """Step size of the next optimizer step."""
         return learning_rate(self.steps_done, self._total_steps, self._config.optim)
 
     def step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -97,10 +97,10 @@ class Trainer:
     def _forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         images = self._moved(images)
         flawed, has_flaw = self._corruption(images)
-        inputs = self._model.normalise(images)
+        inputs = self._model.normalize(images)
         with torch.autocast(self.device.type, dtype=self._half) if self._half is not None else contextlib.nullcontext():
             if has_flaw.any():
-                teacher, student = self._restore(inputs, self._model.normalise(flawed), self._moved(has_flaw.nonzero().flatten()))
+                teacher, student = self._restore(inputs, self._model.normalize(flawed), self._moved(has_flaw.nonzero().flatten()))
             else:
                 teacher, student = self._model(inputs)
         # Leaves autocast by itself: only the affinities' matrix products are in half precision.
@@ -155,23 +155,23 @@ class Trainer:
 
     def _measured(self, state: Mapping[str, Tensor], batches: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return a state with what is measured on training images: batch statistics first, residuals with those."""
-        twin = copy.deepcopy(self._model)
-        twin.load_state_dict(state)
+        reference = copy.deepcopy(self._model)
+        reference.load_state_dict(state)
 
         def inputs() -> Iterator[Tensor]:
-            return (twin.normalise(images.to(self.device)) for images in batches)
+            return (reference.normalize(images.to(self.device)) for images in batches)
 
         if self._average.needs_statistics:
-            estimate_statistics(twin, inputs())
-        if twin.whitening is not None:
-            twin.eval()
+            estimate_statistics(reference, inputs())
+        if reference.whitening is not None:
+            reference.eval()
             try:
-                fit_whitening(twin, twin.whitening, inputs())
-                if self._config.model.whitening_level == "peak":
-                    level_peaks(twin, twin.whitening, inputs())
+                fit_whitening(reference, reference.whitening, inputs())
+                if self._config.model.whitening_normalization == "peak":
+                    level_peaks(reference, reference.whitening, inputs())
             except ValueError as error:
                 raise TrainingDivergedError(f"{error} (step {self.steps_done} of {self._total_steps})") from error
-        measured: dict[str, Tensor] = twin.state_dict()
+        measured: dict[str, Tensor] = reference.state_dict()
         return measured
 
     def state_dict(self) -> dict[str, Any]:
@@ -190,7 +190,7 @@ class Trainer:
         """Continue where ``state_dict`` was taken, the random numbers included."""
         self.steps_done = int(stored["steps_done"])
         self._model.load_state_dict(stored["model"])
-        # Training states of versions that had one optimiser hold it under another name.
+        # Training states of versions that had one optimizer hold it under another name.
         for optimizer, state in zip(self._optimizers, stored.get("optimizers") or [stored["optimizer"]], strict=True):
             optimizer.load_state_dict(state)
         self._average.load_state_dict(stored["average"])
@@ -218,7 +218,7 @@ def resolve_device(device: Device) -> torch.device:
 
 
 def _check_batch_statistics(config: TrainConfig) -> None:
-    """Refuse batches whose smallest feature map has one value per channel: batch normalisation has no variance there."""
+    """Refuse batches whose smallest feature map has one value per channel: batch normalization has no variance there."""
     height, width = (side // config.model.size_multiple_px for side in config.image_size)
     if config.batch_size * height * width < 2:
         raise ConfigError(

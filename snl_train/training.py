@@ -42,9 +42,9 @@ class TrainingResult:
 
     Attributes:
         checkpoint_path: The trained model.
-        metrics_path: Losses, step sizes and speed over the training.
+        metrics_path: Losses, learning rates and speed over the training.
         resume_path: What ``--resume`` continues from; there is no such file once the training is complete.
-        steps_done: Optimiser steps behind the checkpoint.
+        steps_done: Optimizer steps behind the checkpoint.
         total_steps: Steps of the whole training.
         epochs_done: Whole epochs behind the checkpoint.
         losses: Mean of each loss term over the last logged steps.

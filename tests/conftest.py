@@ -11,6 +11,13 @@ from pathlib import Path
 import pytest
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the tests on a GPU take models and images, see tests/gpu/conftest.py; pytest reads options from here only."""
+    group = parser.getgroup("snl-edge")
+    group.addoption("--gpu-model", action="append", default=[], help="exported, calibrated model for -m gpu, at most two (default: made here)")
+    group.addoption("--gpu-images", help="folder of images for --gpu-model, in one folder per product")
+
+
 def pytest_configure() -> None:
     """Let Ctrl-C work in tests and in processes they start: background jobs of a shell begin with SIGINT ignored, and their children inherit it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -35,7 +35,7 @@ class Dataset:
         )
 
     def test_samples(self, classes: Sequence[str]) -> list[Sample]:
-        """Return the labelled test images of some classes."""
+        """Return the labeled test images of some classes."""
         return [sample for sample in self.index.test if sample.class_name in classes]
 
 

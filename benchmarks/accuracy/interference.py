@@ -7,7 +7,7 @@ Anomalies are made from good TEST images, which no model has trained on:
 
 Separation is the image AUROC of such images against the good test images that they were made from (mixup: of both classes, for each pair; paste: of
 the base class), then the mean over pairs or classes: scores of different products need not be comparable. For pastes the place is known, so the pixel
-AUROC is measured too. The paper shows pictures and gives no figure to compare with.
+AUROC is measured too. The paper shows images and gives no figure to compare with.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """``python -m benchmarks.accuracy.overlays``: heat maps of two models side by side (the paper's Figure 5), as one HTML page and, if asked, one PNG.
 
-By default hazelnut and cookie only: pictures of the other classes of ``../shared/data/realmix`` must not be published.
+By default hazelnut and cookie only: images of the other classes of ``../shared/data/realmix`` must not be published.
 """
 
 import argparse
@@ -38,7 +38,7 @@ class Shown:
 
     Attributes:
         sample: The image.
-        pictures: The image with its defect outlined, then a heat map per model, (H, W, 3) uint8 RGB.
+        images: The image with its defect outlined, then a heat map per model, (H, W, 3) uint8 RGB.
         scores: Each model's score as a multiple of its reference for the class.
     """
 
@@ -61,13 +61,13 @@ def _parser() -> CommandParser:
     parser.add_argument("--classes", default=",".join(PUBLISHABLE), metavar="A,B", help=f"classes to show (default: {','.join(PUBLISHABLE)})")
     parser.add_argument("--per-class", type=int, default=6, metavar="N", help="anomalous images of each class, evenly over its list (default: 6)")
     parser.add_argument("--out", type=Path, metavar="FILE", required=True, help="HTML page to write")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="also write the pictures as one sheet")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="also write the images as one sheet")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda (default: auto)")
     return parser
 
 
 def compare(scored: Sequence[Sequence[ScoredImage]], *, per_class: int) -> list[Shown]:
-    """Return pictures of one class's anomalous images, the same images for every model and chosen by no score.
+    """Return images of one class's anomalous images, the same images for every model and chosen by no score.
 
     Args:
         scored: For each model the scored test images of one class, in the same order.
@@ -87,7 +87,7 @@ def compare(scored: Sequence[Sequence[ScoredImage]], *, per_class: int) -> list[
 
 
 def sheet(rows: Sequence[Shown]) -> Image:
-    """Return all pictures as one image, a row per test image, every cell the same size."""
+    """Return all images as one image, a row per test image, every cell the same size."""
     return np.concatenate([np.concatenate([resize(picture, (_CELL_PX, _CELL_PX)) for picture in row.pictures], axis=1) for row in rows])
 
 

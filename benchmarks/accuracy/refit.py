@@ -15,7 +15,7 @@ from snl_train.models import build_model
 from snl_train.models.whitening import fit_whitening, level_peaks
 from snl_train.training import STATISTICS_BATCHES
 
-_FITTED = ("whitening", "whitening_floor", "whitening_expectation", "whitening_level")
+_FITTED = ("whitening", "whitening_floor", "whitening_expectation", "whitening_normalization")
 """Settings of the model that training does not see."""
 
 
@@ -48,10 +48,10 @@ def _with_whitening(state: Mapping[str, torch.Tensor], config: TrainConfig, data
         def inputs() -> Iterator[torch.Tensor]:
             batches = islice(BalancedBatches(data.labels, config.batch_size, seed=config.seed), STATISTICS_BATCHES)
             images = (torch.from_numpy(data.inputs.read([data.samples[number] for number in numbers])) for numbers in batches)
-            return (model.normalise(batch) for batch in images)
+            return (model.normalize(batch) for batch in images)
 
         fit_whitening(model, model.whitening, inputs())
-        if config.model.whitening_level == "peak":
+        if config.model.whitening_normalization == "peak":
             level_peaks(model, model.whitening, inputs())
     fitted: dict[str, torch.Tensor] = model.state_dict()
     return fitted

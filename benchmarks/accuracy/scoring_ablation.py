@@ -2,7 +2,7 @@
 
 What the paper does not say about scoring (its Eq. 1 and 10 to 14) needs no training to be compared: the distance of teacher and student, the affinity
 error and its weight, how cells are placed on the image, smoothing, the maximum or a mean of the highest pixels, and the normalization map of
-``snl-calibrate --fixtured``. Every row differs from the first in one thing. The normalization map is fitted on each product's training images.
+``snl-calibrate --fixed-pose``. Every row differs from the first in one thing. The normalization map is fitted on each product's training images.
 """
 
 import argparse
@@ -54,7 +54,7 @@ class Scoring:
     """Highest pixels whose mean is the score."""
     scales: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Weight of each scale's map, the finest scale first; Eq. 12 adds them up as they are."""
-    gain: bool = False
+    normalization: bool = False
     """Whether the product's normalization map is applied."""
 
 
@@ -78,9 +78,9 @@ SCORINGS = (
     Scoring(name="smoothed, 4 px (RD4AD)", sigma=4.0),
     Scoring(name="mean of the 10 highest pixels", top_k=10),
     Scoring(name="mean of the 100 highest pixels", top_k=100),
-    Scoring(name="normalization map per product", gain=True),
+    Scoring(name="normalization map per product", normalization=True),
     Scoring(name="whitened residuals", distance="whitened"),
-    Scoring(name="whitened residuals, normalization map per product", distance="whitened", gain=True),
+    Scoring(name="whitened residuals, normalization map per product", distance="whitened", normalization=True),
     Scoring(name="whitened residuals, expectation", distance="expected"),
     Scoring(name="whitened residuals, expectation, smoothed, 4 px", distance="expected", sigma=4.0),
     Scoring(name="whitened residuals, smoothed, 4 px (best)", distance="whitened", sigma=4.0),
@@ -124,7 +124,7 @@ class Cells:
         with torch.inference_mode(), exact_float32(device):
             for start in range(0, len(images), _AT_ONCE):
                 batch = torch.from_numpy(images[start : start + _AT_ONCE]).to(device)
-                teacher, student = model(model.normalise(batch))
+                teacher, student = model(model.normalize(batch))
                 rows: dict[str, list[Maps]] = {kind: [] for kind in found}
                 for t, s, whitening, plain in zip(teacher, student, whitenings, without, strict=True):
                     affinity = mean_affinity_error(unit_vectors(s.flatten(2)), unit_vectors(t.flatten(2)))  # (B, P)
@@ -156,12 +156,12 @@ def measure(
     scoring: Scoring, test: Cells, good: Cells, labels: npt.NDArray[np.bool_], masks: Sequence[npt.NDArray[np.bool_] | None]
 ) -> dict[str, float | None]:
     """Return the image AUROC and, where there are masks, the pixel AUROC of one class; images with an unknown mask count for the first only."""
-    from snl_runtime.model.gain import fit_gain
+    from snl_runtime.model.normalization import fit_normalization
 
     size_hw = next((mask.shape[0], mask.shape[1]) for mask in masks if mask is not None)
     maps = test.maps(scoring, size_hw)
-    if scoring.gain:
-        maps = maps * fit_gain(good.maps(scoring, size_hw)).values
+    if scoring.normalization:
+        maps = maps * fit_normalization(good.maps(scoring, size_hw)).values
     pixels = maps.reshape(len(maps), -1)
     scores = np.partition(pixels, -scoring.top_k, axis=1)[:, -scoring.top_k :].mean(1)
     known = {number: mask for number, mask in enumerate(masks) if mask is not None}

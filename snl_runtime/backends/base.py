@@ -68,7 +68,7 @@ class Backend(Protocol):
         ...
 
 
-class DeviceLane(Protocol):
+class ExecutionContext(Protocol):
     """An engine that reads and writes device memory on one stream: that of TensorRT or of ONNX Runtime CUDA."""
 
     @property
@@ -95,10 +95,10 @@ class DeviceLane(Protocol):
 class DeviceBackend(Protocol):
     """What a backend may offer besides: its engine between device memory, so that frames are prepared and maps are checked on the GPU."""
 
-    def lane(self) -> "AbstractContextManager[DeviceLane] | None":
-        """Return the calling thread's lane, lent with its device current; None if the engine does not run on a CUDA device.
+    def execution_context(self) -> "AbstractContextManager[ExecutionContext] | None":
+        """Return the calling thread's context, lent with its device current; None if the engine does not run on a CUDA device.
 
-        The same lane is lent each time until it fails. After any failure in the body the backend must be closed.
+        The same context is lent each time until it fails. After any failure in the body the backend must be closed.
 
         Raises:
             InferenceError: If the backend is closed or failed before, or CUDA fails.

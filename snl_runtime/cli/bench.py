@@ -103,7 +103,7 @@ def _frames(arguments: argparse.Namespace) -> "list[npt.NDArray[Any]]":
     from snl_runtime.model.bundle import open_bundle
 
     if arguments.frames is not None:
-        paths = list_images(arguments.frames).taken
+        paths = list_images(arguments.frames).require_all().taken
         if not paths:
             raise DataError(f"{arguments.frames} holds no images")
         step = max(1, len(paths) / MOST_FRAMES)

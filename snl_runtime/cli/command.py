@@ -141,9 +141,9 @@ def add_listing_flag(parser: argparse._ActionsContainer) -> None:
 def report_listing(program: str, listing: "Listing", *, list_left_out: bool) -> None:
     """Print on standard error how many files were taken, rejected and left out, and on request which and why."""
     hint = "; --list-left-out names them" if (listing.rejected or listing.left_out) and not list_left_out else ""
-    print(f"{program}: {listing.summary()}{hint}", file=sys.stderr)  # noqa: T201 - the one place where commands report what they read
+    print(f"{program}: {listing.summary()}{hint}", file=sys.stderr)
     for one in (*listing.rejected, *listing.left_out) if list_left_out else ():
-        print(f"{program}: left out: {one}", file=sys.stderr)  # noqa: T201
+        print(f"{program}: left out: {one}", file=sys.stderr)
 
 
 def one_line(error: BaseException) -> str:
@@ -275,5 +275,5 @@ def _let_waiting_threads_sleep() -> None:
 def _fail(name: str, message: str, status: int) -> int:
     with contextlib.suppress(SinkError):  # what was printed before the failure still counts
         sys.stdout.flush()
-    print(f"{name}: {message}", file=sys.stderr)  # noqa: T201 - the one place where commands report failure
+    print(f"{name}: {message}", file=sys.stderr)
     return status

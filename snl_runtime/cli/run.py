@@ -27,8 +27,8 @@ from snl_runtime.text import to_json
 
 if TYPE_CHECKING:
     from snl_runtime.detector.detector import SnlDetector
+    from snl_runtime.line.image_folders import OverlaySaver, PictureFolder, RejectSaver
     from snl_runtime.line.jsonl import JsonlSink
-    from snl_runtime.line.picture_folders import OverlaySaver, PictureFolder, RejectSaver
     from snl_runtime.line.pipeline import Pipeline
     from snl_runtime.line.records import StreamSink
     from snl_runtime.line.sinks import Sink
@@ -67,7 +67,7 @@ def _parser() -> CommandParser:
     source.add_argument("--camera", metavar="N_OR_URL", help="number of a local camera, or an address (rtsp://..., http://..., or a plug-in's)")
     parser.add_argument("--product", metavar="P", help="product on the line (default: the strictest rule of all calibrated products)")
     parser.add_argument(
-        "--pages", choices=("one", "all"), default="one", help="a file of several pictures is an ERROR, or one frame for each (default: one)"
+        "--pages", choices=("one", "all"), default="one", help="a file of several images is an ERROR, or one frame for each (default: one)"
     )
     add_listing_flag(parser)
     outputs = parser.add_argument_group("outputs")
@@ -84,11 +84,11 @@ def _parser() -> CommandParser:
     )
     outputs.add_argument("--overlay-of", choices=("all", "not-passed"), default="all", help="frames that --overlay saves (default: all)")
     outputs.add_argument(
-        "--pictures-max-mib",
+        "--saved-images-max-mib",
         metavar="N",
         type=positive(int),
         default=10 << 10,
-        help="MiB that each of these two folders may hold; pictures that do not fit are counted, not saved (default: 10240)",
+        help="MiB that each of these two folders may hold; images that do not fit are counted, not saved (default: 10240)",
     )
     outputs.add_argument("--sink", metavar="NAME:ARG", action="append", default=[], help="also hand every verdict to a plug-in; may be repeated")
     outputs.add_argument("--json", action="store_true", help="summary as one JSON object on standard output; needs --jsonl")
@@ -216,7 +216,7 @@ class _StopRequest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Outputs:
-    """Where verdicts go; the records come first, because a PLC and a picture may take long."""
+    """Where verdicts go; the records come first, because a PLC and an image may take long."""
 
     records: "JsonlSink | StreamSink"
     plug_ins: "list[Sink]"
@@ -229,7 +229,7 @@ class _Outputs:
 
     @property
     def others(self) -> "list[Sink]":
-        return [*self.plug_ins, *self.pictures]  # a PLC waits for its verdict, a picture does not
+        return [*self.plug_ins, *self.pictures]  # a PLC waits for its verdict, an image does not
 
     @property
     def need_maps(self) -> bool:
@@ -274,14 +274,14 @@ def _source(arguments: argparse.Namespace) -> "FrameSource":
 
 
 def _outputs(arguments: argparse.Namespace) -> _Outputs:
+    from snl_runtime.line.image_folders import OverlaySaver, RejectSaver
     from snl_runtime.line.jsonl import JsonlSink
-    from snl_runtime.line.picture_folders import OverlaySaver, RejectSaver
     from snl_runtime.line.plugins import open_sink
     from snl_runtime.line.records import StreamSink
     from snl_runtime.types import Verdict
 
     jsonl_bytes = None if arguments.jsonl_max_mib is None else arguments.jsonl_max_mib << 20
-    picture_bytes = arguments.pictures_max_mib << 20
+    picture_bytes = arguments.saved_images_max_mib << 20
     drawn = [verdict for verdict in Verdict if arguments.overlay_of == "all" or verdict is not Verdict.PASS]
     return _Outputs(
         records=JsonlSink(arguments.jsonl, max_bytes=jsonl_bytes) if arguments.jsonl else StreamSink(),

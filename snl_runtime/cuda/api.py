@@ -200,7 +200,7 @@ def load_cuda() -> CudaApi:
 
 
 def describe_device(device: int = 0, api: CudaApi | None = None) -> DeviceDescription:
-    """Return what GPU is at hand.
+    """Return what GPU is here.
 
     Raises:
         BackendUnavailableError: If the package, the driver or the GPU is missing.

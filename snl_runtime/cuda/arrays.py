@@ -150,7 +150,7 @@ class DeviceFrameReader:
     def _copy(self, api: CudaApi, stream: CudaStream, frame: object) -> npt.NDArray[Any]:
         with view_of(frame, stream=stream.handle) as view:
             if view.byte_count == 0:
-                raise FrameError(f"the frame has shape {view.shape}, expected a picture")
+                raise FrameError(f"the frame has shape {view.shape}, expected an image")
             host = self._reserve(api, view.byte_count)
             wait_for_producer(api, view, stream)
             api.copy_async(host.handle, view.address, view.byte_count, "device_to_host", stream.handle)
@@ -182,7 +182,7 @@ def _from_interface(value: object, interface: Mapping[str, Any], kind: str) -> D
     return DeviceView(address=address, shape=shape, dtype=dtype, producer_stream=None if stream is None else int(stream), owner=value)
 
 
-def _from_capsule(value: object, lent: dlpack.Lent, kind: str) -> DeviceView:
+def _from_capsule(value: object, lent: dlpack.ImportedTensor, kind: str) -> DeviceView:
     if lent.device_type != dlpack.DEVICE_CUDA:
         raise FrameError(f"the {kind} lies on a device of DLPack type {lent.device_type}, expected CUDA ({dlpack.DEVICE_CUDA})")
     strides = None if lent.strides is None else tuple(step * lent.dtype.itemsize for step in lent.strides)

@@ -23,7 +23,7 @@ class _Device(ctypes.Structure):
 
 
 class _DataType(ctypes.Structure):
-    _fields_ = [("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16)]
+    _fields_ = [("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("contexts", ctypes.c_uint16)]
 
 
 class _Tensor(ctypes.Structure):
@@ -50,7 +50,7 @@ _set_name = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)((
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Lent:
+class ImportedTensor:
     """What a capsule holds.
 
     Attributes:
@@ -72,7 +72,7 @@ class Lent:
     release: Callable[[], None]
 
 
-def take_capsule(capsule: object) -> Lent:
+def take_capsule(capsule: object) -> ImportedTensor:
     """Take over what a producer's ``__dlpack__`` returned; the caller must call ``release``.
 
     Raises:
@@ -84,10 +84,10 @@ def take_capsule(capsule: object) -> Lent:
     managed = _ManagedTensor.from_address(address)
     tensor = managed.tensor
     kind = _CODES.get(tensor.dtype.code)
-    if kind is None or tensor.dtype.lanes != 1 or tensor.dtype.bits % 8:
+    if kind is None or tensor.dtype.contexts != 1 or tensor.dtype.bits % 8:
         raise ValueError(f"its elements (DLPack type {tensor.dtype.code}, {tensor.dtype.bits} bits) have no NumPy type")
     dtype = np.dtype(f"{kind}{tensor.dtype.bits // 8}")
-    lent = Lent(
+    lent = ImportedTensor(
         address=(tensor.data or 0) + tensor.byte_offset,
         shape=tuple(tensor.shape[: tensor.ndim]),
         strides=tuple(tensor.strides[: tensor.ndim]) if tensor.strides else None,

@@ -1,4 +1,4 @@
-"""The detector that a line embeds: one frame in, one guarded verdict out."""
+"""The detector that a line embeds: one frame in, one fail-safe verdict out."""
 
 import contextlib
 import logging
@@ -25,8 +25,8 @@ from snl_runtime.errors import (
     SignatureError,
 )
 from snl_runtime.model.bundle import ModelBundle
-from snl_runtime.model.gain_files import open_gains
 from snl_runtime.model.manifest import Manifest
+from snl_runtime.model.normalization_files import open_normalizations
 from snl_runtime.model.signing import PublicKey
 from snl_runtime.scorer import Scorer
 from snl_runtime.types import AnomalyResult, ColorOrder, OutputRequest
@@ -68,7 +68,8 @@ class SnlDetector:
             depend on it, except that a GPU which fails while it draws makes the frame an ERROR like any failure.
 
     Raises:
-        ManifestError: If a file of the model is truncated, altered or of another schema, or the gain map of a product is missing; the message says
+        ManifestError: If a file of the model is truncated, altered or of another schema, or the normalization map of a product is missing; the
+            message says
             what to run.
         GoldenSampleError: If the golden samples are missing though the manifest lists them, or score differently here.
         BackendError: If the backend cannot be opened or fails on the golden samples.
@@ -177,7 +178,7 @@ class SnlDetector:
             image: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) array, uint8 or uint16, on the host or, for a backend on a
                 GPU, there, as pycuda, CuPy and torch hand it out; anything else gives ERROR ``frame_unusable``. A size that the product was not
                 calibrated on gives ERROR ``frame_size``.
-            color: Meaning of the last axis. A frame whose red and blue look swapped gives ERROR ``frame_color_order``; of a grey or nearly grey
+            color: Meaning of the last axis. A frame whose red and blue look swapped gives ERROR ``frame_color_order``; of a gray or nearly gray
                 product that cannot be seen.
             product: Product of this frame; None for the detector's own.
             bit_depth: Bits that a value of a uint16 frame uses: 10, 12, 14 or 16; None for what the product was calibrated on, 16 if it was not. A
@@ -267,7 +268,7 @@ def _open_book(bundle: ModelBundle) -> DecisionBook:
     manifest = bundle.manifest
     if manifest is None:
         return DecisionBook(None, bundle.sha256)
-    return DecisionBook(manifest, bundle.sha256, open_gains(bundle.path, manifest.decisions_for(bundle.sha256).values(), manifest.size_hw))
+    return DecisionBook(manifest, bundle.sha256, open_normalizations(bundle.path, manifest.decisions_for(bundle.sha256).values(), manifest.size_hw))
 
 
 def _explain(fault: Exception) -> Ruling:

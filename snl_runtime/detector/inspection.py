@@ -12,11 +12,11 @@ import numpy.typing as npt
 from snl_runtime.cuda.arrays import DeviceFrameReader, is_device_array
 from snl_runtime.errors import FrameError
 from snl_runtime.gpu.path import DeviceInspection
-from snl_runtime.images.frame_outputs import Pictures, draw_pictures, wants_any
+from snl_runtime.images.frame_outputs import Visualizations, draw_visualizations, wants_any
 from snl_runtime.images.preprocess import crop_frame, stored_bits, to_8_bit
 from snl_runtime.scorer import Scorer
 from snl_runtime.types import AnomalyMap, AnomalyRegion, AnomalyResult, ColorOrder, Image, OutputRequest, StageTimings, Verdict
-from snl_runtime.verdict.decision import MapSummary, summarise_map
+from snl_runtime.verdict.decision import MapSummary, summarize_map
 from snl_runtime.verdict.frame_checks import FrameFormat, FrameStatistics, frame_statistics
 from snl_runtime.verdict.regions import find_regions
 from snl_runtime.verdict.ruling import Ruling, error
@@ -153,7 +153,7 @@ class Output:
         statistics: Of the network input.
         regions: None where the map is here and they are still to be found.
         ruling: None where it is still to be made.
-        pictures: What was wanted at frame resolution; None where the host is still to draw it.
+        images: What was wanted at frame resolution; None where the host is still to draw it.
         crop: The inspected part where the host prepared it.
         roi_xyxy: Part of the frame that the map covers.
         frame: Size and bit depth of the whole frame.
@@ -171,7 +171,7 @@ class Output:
     golden_checked: bool
     infer_ms: float
     ruling: Ruling | None = None
-    pictures: Pictures | None = None
+    pictures: Visualizations | None = None
     crop: npt.NDArray[Any] | None = None
 
     @property
@@ -203,7 +203,7 @@ def answer(scorer: Scorer, request: Request, prepared: Prepared | None) -> Outpu
     return Output(
         score=float(scores[0]),
         anomaly_map=maps[0],
-        summary=summarise_map(maps[0]),
+        summary=summarize_map(maps[0]),
         statistics=prepared.statistics,
         regions=None,
         roi_xyxy=prepared.roi_xyxy,
@@ -215,7 +215,7 @@ def answer(scorer: Scorer, request: Request, prepared: Prepared | None) -> Outpu
 
 
 def _answer_on_device(scorer: Scorer, request: Request, started_s: float) -> Output:
-    """Where pictures may be wanted, rule while the frame is still on the device: only then is known whether they are."""
+    """Where images may be wanted, rule while the frame is still on the device: only then is known whether they are."""
     rulings: list[Ruling] = []
 
     def choose(seen: DeviceInspection) -> OutputRequest | None:
@@ -230,7 +230,7 @@ def _answer_on_device(scorer: Scorer, request: Request, started_s: float) -> Out
         request.selection.roi_xyxy,
         threshold=request.selection.threshold,
         keep_map=request.keep_map or request.selection.needs_map,
-        gain=request.selection.gain,
+        normalization=request.selection.normalization,
         choose=choose if wants_any(request.outputs) else None,
     )
     return Output(
@@ -238,7 +238,9 @@ def _answer_on_device(scorer: Scorer, request: Request, started_s: float) -> Out
         anomaly_map=seen.anomaly_map,
         summary=seen.summary,
         statistics=seen.statistics,
-        regions=None if request.selection.needs_map else seen.regions,  # of a merged gain: the host then asks for one where a part is not passed
+        regions=None
+        if request.selection.needs_map
+        else seen.regions,  # of a merged normalization: the host then asks for one where a part is not passed
         roi_xyxy=seen.roi_xyxy,
         frame=request.frame or seen.frame,
         golden_checked=scorer.golden_checked,
@@ -263,25 +265,25 @@ class Inspection:
     score: float = math.nan
     anomaly_map: AnomalyMap | None = None
     regions: tuple[AnomalyRegion, ...] = ()
-    pictures: Pictures = field(default_factory=Pictures)
+    pictures: Visualizations = field(default_factory=Visualizations)
     ruling: Ruling = field(default_factory=lambda: error("internal_error", "the frame was not inspected"))
 
     def keep(self, output: Output) -> None:
-        """Keep a checked output, its map and score under the gain map if there is one, with its regions."""
-        gain = self.selection.gain
-        gained_map = output.anomaly_map if gain is None or output.anomaly_map is None else gain.apply(output.anomaly_map)
-        score = output.score if gain is None else output.summary.gained_peak if gained_map is None else float(gained_map.max())
+        """Keep a checked output, its map and score under the normalization map if there is one, with its regions."""
+        normalization = self.selection.normalization
+        normalized_map = output.anomaly_map if normalization is None or output.anomaly_map is None else normalization.apply(output.anomaly_map)
+        score = output.score if normalization is None else output.summary.normalized_peak if normalized_map is None else float(normalized_map.max())
         if score is None or not math.isfinite(score):
             return
-        self.output, self.score, self.anomaly_map = output, score, gained_map
+        self.output, self.score, self.anomaly_map = output, score, normalized_map
         if output.regions is not None:
             self.regions = output.regions
-        elif gained_map is not None:
+        elif normalized_map is not None:
             threshold = self.selection.threshold
             if self.ruling.verdict in (Verdict.REVIEW, Verdict.REJECT):
                 # The score may exceed the maximum of the map by a rounding; what is not passed must still point somewhere.
-                threshold = min(threshold, float(np.nextafter(gained_map.max(), np.float32(-np.inf))))
-            self.regions = find_regions(gained_map, threshold, output.roi_xyxy)
+                threshold = min(threshold, float(np.nextafter(normalized_map.max(), np.float32(-np.inf))))
+            self.regions = find_regions(normalized_map, threshold, output.roi_xyxy)
 
     def draw(self, output: Output, request: Request) -> None:
         """Keep what was wanted at frame resolution: as the device made it, else made here."""
@@ -289,13 +291,13 @@ class Inspection:
         if output.pictures is not None:
             self.pictures = output.pictures
         elif outputs.wanted_for(self.ruling.verdict) and not outputs.device_only and output.crop is not None and self.anomaly_map is not None:
-            self.pictures = draw_pictures(output.crop, request.color, self.anomaly_map, self.selection.threshold, outputs)
+            self.pictures = draw_visualizations(output.crop, request.color, self.anomaly_map, self.selection.threshold, outputs)
 
     def result(self, model_sha256: str) -> AnomalyResult:
         """Return the result as of now."""
         now_s = time.perf_counter()
         anomaly_map = self.anomaly_map if self.keep_map else None
-        pictures = Pictures() if self.ruling.verdict is Verdict.ERROR else self.pictures
+        pictures = Visualizations() if self.ruling.verdict is Verdict.ERROR else self.pictures
         has_arrays = any(array is not None for array in (anomaly_map, pictures.frame_map, pictures.mask, pictures.overlay))
         return AnomalyResult(
             verdict=self.ruling.verdict,

@@ -1,8 +1,9 @@
 """What the device stages must reproduce before a frame is trusted to them: the host's answers on seeded frames and seeded maps."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,22 +14,34 @@ from snl_runtime.cuda.resources import CudaStream, DeviceBuffer, PinnedBuffer
 from snl_runtime.errors import BackendError
 from snl_runtime.gpu.kernels.launches import DeviceFrame
 from snl_runtime.gpu.pipeline import DevicePostprocess, DevicePreprocess, Roi, Wanted
-from snl_runtime.images.frame_outputs import draw_pictures
+from snl_runtime.images.frame_outputs import draw_visualizations
 from snl_runtime.images.preprocess import InputSpec, crop_frame, prepare
-from snl_runtime.model.gain import GainMap
+from snl_runtime.model.normalization import NormalizationMap
 from snl_runtime.types import AnomalyMap, ColorOrder, OutputRequest
 from snl_runtime.verdict.frame_checks import frame_statistics
 from snl_runtime.verdict.regions import find_regions
 
 INPUT_TOLERANCE = 1
-"""Grey levels by which the device's network input may differ from that of :mod:`snl_runtime.images.preprocess`."""
+"""Gray levels by which the device's network input may differ from that of :mod:`snl_runtime.images.preprocess`."""
 _MAP_TOLERANCE = 1e-5  # share of a value of the map at frame resolution
-_OVERLAY_TOLERANCE = 1  # grey levels
+_OVERLAY_TOLERANCE = 1  # gray levels
 _STATISTICS_TOLERANCE = 1e-3  # both are exact up to float64 rounding, on the same pixels
 
 
-def check_stages(api: CudaApi, stream: CudaStream, before: DevicePreprocess, after: DevicePostprocess, size_hw: tuple[int, int]) -> None:
-    """Compare input, statistics, checks, regions and pictures with what the host computes.
+StageFrame: TypeAlias = tuple[npt.NDArray[Any], ColorOrder, Roi | None]
+"""A frame, the meaning of its last axis, and the part of it that is inspected, None for all of it."""
+
+
+def check_stages(
+    api: CudaApi,
+    stream: CudaStream,
+    before: DevicePreprocess,
+    after: DevicePostprocess,
+    size_hw: tuple[int, int],
+    *,
+    frames: Sequence[StageFrame] | None = None,
+) -> None:
+    """Compare input, statistics, checks, regions and images with what the host computes.
 
     Args:
         api: CUDA, with the stream's device current.
@@ -36,6 +49,7 @@ def check_stages(api: CudaApi, stream: CudaStream, before: DevicePreprocess, aft
         before: Makes the network's input.
         after: Takes its map.
         size_hw: Network size.
+        frames: What input and images are made of; None for a few of odd sizes in 8 and 16 bits, as every start asks.
 
     Raises:
         BackendError: If the device gives anything else than the host would, or CUDA fails.
@@ -44,12 +58,12 @@ def check_stages(api: CudaApi, stream: CudaStream, before: DevicePreprocess, aft
     with DeviceBuffer(api, 4 * height * width + 4) as device, PinnedBuffer(api, 4 * height * width + 4) as host:
         checks = _Checks(api, stream, before, after, size_hw, device, host)
         try:
-            for image, color, roi_xyxy in _frames(size_hw):
+            for image, color, roi_xyxy in _frames(size_hw) if frames is None else frames:
                 checks.check_input(image, color, roi_xyxy)
                 checks.check_pictures(image, color, roi_xyxy)
             for spoiled in (False, True):
-                for gain in (None, _gain(size_hw)):
-                    checks.check_map(gain, spoiled=spoiled)
+                for normalization in (None, _normalization(size_hw)):
+                    checks.check_map(normalization, spoiled=spoiled)
         finally:
             drain(stream)  # neither buffer may go while the device uses it
 
@@ -76,17 +90,17 @@ class _Checks:
         allowed = 0 if image.shape == expected.shape else INPUT_TOLERANCE
         difference = int(np.abs(actual.astype(np.int16) - expected).max())
         if difference > allowed:
-            raise BackendError(f"its network input of a {color} {image.dtype} frame differs by {difference} grey levels, allowed is {allowed}")
+            raise BackendError(f"its network input of a {color} {image.dtype} frame differs by {difference} gray levels, allowed is {allowed}")
         counted, counted_here = self.before.statistics(), frame_statistics(actual)
         for name, value in dataclasses.asdict(counted).items():
             value_here = getattr(counted_here, name)
             if not abs(value - value_here) <= _STATISTICS_TOLERANCE:
                 raise BackendError(f"its {name} of a frame is {value:.6g}, the host's {value_here:.6g}")
 
-    def check_map(self, gain: GainMap | None, *, spoiled: bool) -> None:
+    def check_map(self, normalization: NormalizationMap | None, *, spoiled: bool) -> None:
         height, width = self.size_hw
         anomaly_map = _cells(self.size_hw)
-        judged_map = anomaly_map if gain is None else gain.apply(anomaly_map)
+        judged_map = anomaly_map if normalization is None else normalization.apply(anomaly_map)
         threshold = float(np.quantile(judged_map, 0.9))
         expected = find_regions(judged_map, threshold, (0, 0, width, height))
         peak = anomaly_map.max()
@@ -95,12 +109,14 @@ class _Checks:
         self._upload_map(anomaly_map, peak)
         frame = DeviceFrame(address=self.device.handle, pitch_bytes=3 * width, size_hw=self.size_hw, color="rgb")
         score = self.device.handle + anomaly_map.nbytes
-        self.after.enqueue(self.device.handle, score, frame=frame, roi_xyxy=(0, 0, width, height), threshold=threshold, wanted=Wanted(gain=gain))
+        self.after.enqueue(
+            self.device.handle, score, frame=frame, roi_xyxy=(0, 0, width, height), threshold=threshold, wanted=Wanted(normalization=normalization)
+        )
         output = self.after.collect()
         if output.is_finite is spoiled:
             raise BackendError("its check of a map for NaN does not work")
-        if not spoiled and gain is not None and output.gained_peak != judged_map.max():
-            raise BackendError(f"it finds {output.gained_peak} as the peak of a gained map, the host {judged_map.max():.6g}")
+        if not spoiled and normalization is not None and output.normalized_peak != judged_map.max():
+            raise BackendError(f"it finds {output.normalized_peak} as the peak of a normalized map, the host {judged_map.max():.6g}")
         if not spoiled and (output.score, output.peak, output.regions) != (peak, peak, expected):
             raise BackendError(f"it finds {len(output.regions)} regions up to {output.peak:.6g} in a map, the host {len(expected)} up to {peak:.6g}")
 
@@ -115,23 +131,23 @@ class _Checks:
         self.after.enqueue(self.device.handle, score, frame=frame, roi_xyxy=covered, threshold=threshold)
         self.after.collect()
         drawn = self.after.render(everything)
-        expected = draw_pictures(crop_frame(image, color, roi_xyxy), color, anomaly_map, threshold, everything)
+        expected = draw_visualizations(crop_frame(image, color, roi_xyxy), color, anomaly_map, threshold, everything)
         if drawn.frame_map is None or drawn.mask is None or drawn.overlay is None or expected.frame_map is None or expected.overlay is None:
-            raise BackendError("a picture of a frame is missing")
+            raise BackendError("an image of a frame is missing")
         if not np.allclose(drawn.frame_map, expected.frame_map, rtol=_MAP_TOLERANCE, atol=0):
             raise BackendError(f"its map at frame resolution differs by {float(np.abs(drawn.frame_map - expected.frame_map).max()):.3g}")
         if not np.array_equal(drawn.mask, drawn.frame_map > np.float32(threshold)):
             raise BackendError("its mask is not its map above the threshold")
         difference = int(np.abs(drawn.overlay.astype(np.int16) - expected.overlay).max())
         if difference > _OVERLAY_TOLERANCE:
-            raise BackendError(f"its overlay of a {color} {image.dtype} frame differs by {difference} grey levels, allowed is {_OVERLAY_TOLERANCE}")
+            raise BackendError(f"its overlay of a {color} {image.dtype} frame differs by {difference} gray levels, allowed is {_OVERLAY_TOLERANCE}")
 
     def _upload_map(self, anomaly_map: AnomalyMap, peak: np.float32) -> None:
         self.host.array((anomaly_map.size + 1,), np.float32)[...] = (*anomaly_map.ravel(), peak)
         self.api.copy_async(self.device.handle, self.host.handle, self.host.byte_count, "host_to_device", self.stream.handle)
 
 
-def _frames(size_hw: tuple[int, int]) -> list[tuple[npt.NDArray[Any], ColorOrder, Roi | None]]:
+def _frames(size_hw: tuple[int, int]) -> list[StageFrame]:
     """Return frames of odd sizes that shrink, grow and stay, in 8 and 16 bits, with white and black parts."""
     height, width = size_hw
     rng = np.random.default_rng(0)
@@ -153,5 +169,5 @@ def _cells(size_hw: tuple[int, int]) -> AnomalyMap:
     return blocks[np.ix_(rows, columns)]
 
 
-def _gain(size_hw: tuple[int, int]) -> GainMap:
-    return GainMap(np.random.default_rng(2).uniform(0.5, 2, size_hw).astype(np.float32))
+def _normalization(size_hw: tuple[int, int]) -> NormalizationMap:
+    return NormalizationMap(np.random.default_rng(2).uniform(0.5, 2, size_hw).astype(np.float32))

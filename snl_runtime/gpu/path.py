@@ -1,4 +1,4 @@
-"""Frames inspected on the GPU around a backend's own lane: checked against the host when it opens, one upload per frame afterwards.
+"""Frames inspected on the GPU around a backend's own context: checked against the host when it opens, one upload per frame afterwards.
 
 Where any of it is not available or does not do as the host does, there is no device path and one line in the log; the host path stays, with every
 check. A device path that worked and then fails is an ``InferenceError`` like any failure of the backend.
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from snl_runtime.backends.base import Backend, DeviceBackend, DeviceLane, one_line
+from snl_runtime.backends.base import Backend, DeviceBackend, ExecutionContext, one_line
 from snl_runtime.cuda.api import CudaApi, device_scope
 from snl_runtime.cuda.arrays import DeviceView, is_device_array, view_of, wait_for_producer
 from snl_runtime.cuda.buffers import drain
@@ -25,11 +25,11 @@ from snl_runtime.gpu.checks import check_stages
 from snl_runtime.gpu.kernels import load_kernels
 from snl_runtime.gpu.kernels.launches import DeviceFrame
 from snl_runtime.gpu.pipeline import DeviceOutput, DevicePostprocess, DevicePreprocess, Roi, Wanted, inspect_on_device
-from snl_runtime.images.frame_outputs import PictureFlags, Pictures
+from snl_runtime.images.frame_outputs import PictureFlags, Visualizations
 from snl_runtime.images.preprocess import crop_frame, stored_bits
-from snl_runtime.model.gain import GainMap
+from snl_runtime.model.normalization import NormalizationMap
 from snl_runtime.types import AnomalyMap, AnomalyRegion, ColorOrder
-from snl_runtime.verdict.decision import MapSummary, summarise_map
+from snl_runtime.verdict.decision import MapSummary, summarize_map
 from snl_runtime.verdict.frame_checks import FrameFormat, FrameStatistics
 
 logger = logging.getLogger(__name__)
@@ -41,13 +41,13 @@ class DeviceInspection:
 
     Attributes:
         score: The graph's score, unchecked.
-        summary: Of the raw map, and the peak of the gained one, counted on the device.
+        summary: Of the raw map, and the peak of the normalized one, counted on the device.
         anomaly_map: (h, w) float32 raw map, if it was asked for.
         statistics: Of the network input, from the device's exact sums.
         regions: As :func:`snl_runtime.verdict.regions.find_regions` gives them.
         roi_xyxy: Part of the frame that was inspected, frame pixels.
         frame: Size and bit depth of the whole frame as it came here.
-        pictures: What was chosen of map, mask and overlay at the resolution of that part.
+        images: What was chosen of map, mask and overlay at the resolution of that part.
     """
 
     score: float
@@ -57,7 +57,7 @@ class DeviceInspection:
     regions: tuple[AnomalyRegion, ...]
     roi_xyxy: Roi
     frame: FrameFormat
-    pictures: Pictures = dataclasses.field(default_factory=Pictures)
+    pictures: Visualizations = dataclasses.field(default_factory=Visualizations)
 
 
 ChoosePictures = Callable[[DeviceInspection], PictureFlags | None]
@@ -75,9 +75,9 @@ def map_of(inspection: DeviceInspection) -> AnomalyMap:
     return inspection.anomaly_map
 
 
-def offers_lane(backend: Backend) -> bool:
+def offers_context(backend: Backend) -> bool:
     """Return whether a backend's engine can work between device memory, so that frames may lie on the GPU."""
-    return isinstance(backend, DeviceBackend) and backend.lane() is not None
+    return isinstance(backend, DeviceBackend) and backend.execution_context() is not None
 
 
 def open_device_path(backend: Backend, size_hw: tuple[int, int]) -> "DevicePath | None":
@@ -88,12 +88,12 @@ def open_device_path(backend: Backend, size_hw: tuple[int, int]) -> "DevicePath 
         size_hw: Network size.
     """
     try:
-        if not isinstance(backend, DeviceBackend) or (lent := backend.lane()) is None:
+        if not isinstance(backend, DeviceBackend) or (lent := backend.execution_context()) is None:
             return None
         if backend.input_shape[0] not in (None, 1):
             raise BackendError(f"the model takes batches of {backend.input_shape[0]} only")
-        with lent as lane:
-            opened = _try_open(backend, lane, size_hw)  # must not raise in here: a lane ends with any failure
+        with lent as context:
+            opened = _try_open(backend, context, size_hw)  # must not raise in here: a context ends with any failure
         if isinstance(opened, DevicePath):
             return opened
         failure = opened
@@ -104,12 +104,12 @@ def open_device_path(backend: Backend, size_hw: tuple[int, int]) -> "DevicePath 
     return None
 
 
-def _try_open(backend: DeviceBackend, lane: DeviceLane, size_hw: tuple[int, int]) -> "DevicePath | Exception":
+def _try_open(backend: DeviceBackend, context: ExecutionContext, size_hw: tuple[int, int]) -> "DevicePath | Exception":
     try:
         with contextlib.ExitStack() as opened:
-            path = DevicePath(backend, lane, size_hw)
+            path = DevicePath(backend, context, size_hw)
             opened.callback(path.close)
-            path.check(lane)
+            path.check(context)
             opened.pop_all()
             return path
     except Exception as failure:  # noqa: BLE001  # handed to the caller, who logs it
@@ -117,26 +117,26 @@ def _try_open(backend: DeviceBackend, lane: DeviceLane, size_hw: tuple[int, int]
 
 
 class DevicePath:
-    """Kernels and both stages around a backend's lane. One thread at a time.
+    """Kernels and both stages around a backend's context. One thread at a time.
 
     Args:
-        backend: Lends the lane; outlives this object.
-        lane: The backend's, lent now.
+        backend: Lends the context; outlives this object.
+        context: The backend's, lent now.
         size_hw: Network size.
 
     Raises:
         BackendError: If the kernels cannot be had or CUDA fails.
     """
 
-    def __init__(self, backend: DeviceBackend, lane: DeviceLane, size_hw: tuple[int, int]) -> None:
+    def __init__(self, backend: DeviceBackend, context: ExecutionContext, size_hw: tuple[int, int]) -> None:
         self._backend, self._size_hw = backend, size_hw
-        self._api: CudaApi = lane.stream.api
+        self._api: CudaApi = context.stream.api
         self._device = self._api.current_device()
         self._stages = contextlib.ExitStack()
         with contextlib.ExitStack() as opened:
             self._kernels: CudaModule = opened.enter_context(load_kernels(self._api))
             opened.callback(self._close_stages)
-            self._bind(lane)
+            self._bind(context)
             self._resources = opened.pop_all()
 
     def inspect(
@@ -147,10 +147,10 @@ class DevicePath:
         roi_xyxy: Roi | None,
         threshold: float,
         keep_map: bool,
-        gain: GainMap | None = None,
+        normalization: NormalizationMap | None = None,
         choose: ChoosePictures | None = None,
     ) -> DeviceInspection:
-        """Inspect one frame, from host or device memory, with one wait at the end, and a second one for pictures.
+        """Inspect one frame, from host or device memory, with one wait at the end, and a second one for images.
 
         Args:
             image: Frame as captured, or an array on the GPU, see :mod:`snl_runtime.cuda.arrays`.
@@ -158,17 +158,17 @@ class DevicePath:
             roi_xyxy: Part of the frame to look at; only that is uploaded. None for all of it.
             threshold: Pass threshold; NaN if no decision applies.
             keep_map: Bring the raw map back, too.
-            gain: What the map is multiplied with before regions and pictures are made of it; uploaded with the first frame.
-            choose: Says, while the frame is still on the device, which pictures of it come back; None for none.
+            normalization: What the map is multiplied with before regions and images are made of it; uploaded with the first frame.
+            choose: Says, while the frame is still on the device, which images of it come back; None for none.
 
         Raises:
             FrameError: If the frame cannot be used; the path goes on.
             InferenceError: If the device fails; path and backend must be closed.
         """
-        with self._lend() as lane:
+        with self._lend() as context:
             try:
-                return self._inspect(lane, image, color, roi_xyxy, threshold, Wanted(anomaly_map=keep_map, gain=gain), choose)
-            except FrameError as fault:  # nothing was queued for it: the lane must not end
+                return self._inspect(context, image, color, roi_xyxy, threshold, Wanted(anomaly_map=keep_map, normalization=normalization), choose)
+            except FrameError as fault:  # nothing was queued for it: the context must not end
                 unusable = fault
         raise unusable
 
@@ -181,13 +181,13 @@ class DevicePath:
         inspection = self.inspect(image, color="rgb", roi_xyxy=None, threshold=math.nan, keep_map=True)
         return inspection.score, map_of(inspection)
 
-    def check(self, lane: DeviceLane) -> None:
+    def check(self, context: ExecutionContext) -> None:
         """Compare every stage with its definition, see :func:`snl_runtime.gpu.checks.check_stages`.
 
         Raises:
             BackendError: If the device gives anything else than the host would, or CUDA fails.
         """
-        check_stages(self._api, lane.stream, self._before, self._after, self._size_hw)
+        check_stages(self._api, context.stream, self._before, self._after, self._size_hw)
 
     def close(self) -> None:
         """Release everything; a second call does nothing. The backend stays open."""
@@ -195,21 +195,21 @@ class DevicePath:
             self._resources.close()
 
     @contextlib.contextmanager
-    def _lend(self) -> Iterator[DeviceLane]:
-        lent = self._backend.lane()
+    def _lend(self) -> Iterator[ExecutionContext]:
+        lent = self._backend.execution_context()
         if lent is None:
-            raise InferenceError("the backend lends its lane no more; open the model again")
-        with lent as lane:
-            if lane is not self._lane:  # another thread has another lane
+            raise InferenceError("the backend lends its context no more; open the model again")
+        with lent as context:
+            if context is not self._context:  # another thread has another context
                 self._close_stages()
-                self._bind(lane)
-            yield lane
+                self._bind(context)
+            yield context
 
-    def _bind(self, lane: DeviceLane) -> None:
+    def _bind(self, context: ExecutionContext) -> None:
         with contextlib.ExitStack() as opened:
-            self._before = opened.enter_context(DevicePreprocess(self._api, self._kernels, lane.stream, self._size_hw))
-            self._after = opened.enter_context(DevicePostprocess(self._api, self._kernels, lane.stream, self._size_hw))
-            self._lane = lane
+            self._before = opened.enter_context(DevicePreprocess(self._api, self._kernels, context.stream, self._size_hw))
+            self._after = opened.enter_context(DevicePostprocess(self._api, self._kernels, context.stream, self._size_hw))
+            self._context = context
             self._stages = opened.pop_all()
 
     def _close_stages(self) -> None:
@@ -217,7 +217,7 @@ class DevicePath:
 
     def _inspect(
         self,
-        lane: DeviceLane,
+        context: ExecutionContext,
         image: object,
         color: ColorOrder,
         roi_xyxy: Roi | None,
@@ -226,20 +226,20 @@ class DevicePath:
         choose: ChoosePictures | None,
     ) -> DeviceInspection:
         if is_device_array(image):
-            with view_of(image, stream=lane.stream.handle) as view:
+            with view_of(image, stream=context.stream.handle) as view:
                 covered = _checked_roi(view, color, roi_xyxy)
                 try:
-                    statistics, output = self._inspect_view(lane, view, color, covered, threshold, wanted)
-                    return self._with_pictures(statistics, output, covered, _format_of(view), wanted.gain, choose)
+                    statistics, output = self._inspect_view(context, view, color, covered, threshold, wanted)
+                    return self._with_pictures(statistics, output, covered, _format_of(view), wanted.normalization, choose)
                 except BaseException:
-                    drain(lane.stream)  # the producer's memory is given back with the view
+                    drain(context.stream)  # the producer's memory is given back with the view
                     raise
         frame = _format_of(crop_frame(image, color, None))
         covered = roi_xyxy or (0, 0, frame.size_hw[1], frame.size_hw[0])
         statistics, output = inspect_on_device(
-            lane, self._before, self._after, image, color=color, roi_xyxy=covered, threshold=threshold, wanted=wanted
+            context, self._before, self._after, image, color=color, roi_xyxy=covered, threshold=threshold, wanted=wanted
         )
-        return self._with_pictures(statistics, output, covered, frame, wanted.gain, choose)
+        return self._with_pictures(statistics, output, covered, frame, wanted.normalization, choose)
 
     def _with_pictures(
         self,
@@ -247,12 +247,12 @@ class DevicePath:
         output: DeviceOutput,
         covered: Roi,
         frame: FrameFormat,
-        gain: GainMap | None,
+        normalization: NormalizationMap | None,
         choose: ChoosePictures | None,
     ) -> DeviceInspection:
         inspection = DeviceInspection(
             score=output.score,
-            summary=_checked_summary(output, gain),
+            summary=_checked_summary(output, normalization),
             anomaly_map=output.anomaly_map,
             statistics=statistics,
             regions=output.regions,
@@ -263,7 +263,7 @@ class DevicePath:
         return inspection if wanted is None else dataclasses.replace(inspection, pictures=self._after.render(wanted))
 
     def _inspect_view(
-        self, lane: DeviceLane, view: DeviceView, color: ColorOrder, roi_xyxy: Roi, threshold: float, wanted: Wanted
+        self, context: ExecutionContext, view: DeviceView, color: ColorOrder, roi_xyxy: Roi, threshold: float, wanted: Wanted
     ) -> tuple[FrameStatistics, DeviceOutput]:
         frame = _frame_of(view, color, roi_xyxy)
 
@@ -271,20 +271,22 @@ class DevicePath:
             wait_for_producer(self._api, view, stream)
             self._before.enqueue_device(frame, address)
 
-        lane.run_on_device(1, bring_image)
-        self._after.enqueue(lane.anomaly_map.handle, lane.anomaly_score.handle, frame=frame, roi_xyxy=roi_xyxy, threshold=threshold, wanted=wanted)
+        context.run_on_device(1, bring_image)
+        self._after.enqueue(
+            context.anomaly_map.handle, context.anomaly_score.handle, frame=frame, roi_xyxy=roi_xyxy, threshold=threshold, wanted=wanted
+        )
         output = self._after.collect()
         return self._before.statistics(), output
 
 
-def _checked_summary(output: DeviceOutput, gain: GainMap | None) -> MapSummary:
-    """Return what the device says about its map, which must be true where the map is at hand."""
-    summary = MapSummary(peak=output.peak, is_finite=output.is_finite, gained_peak=output.gained_peak)
+def _checked_summary(output: DeviceOutput, normalization: NormalizationMap | None) -> MapSummary:
+    """Return what the device says about its map, which must be true where the map is here."""
+    summary = MapSummary(peak=output.peak, is_finite=output.is_finite, normalized_peak=output.normalized_peak)
     if output.anomaly_map is not None:
-        fetched = summarise_map(output.anomaly_map, gain)
+        fetched = summarize_map(output.anomaly_map, normalization)
         is_true = fetched.is_finite is summary.is_finite and (not fetched.is_finite or fetched.peak == summary.peak)
-        if fetched.is_finite and fetched.gained_peak is not None and math.isfinite(fetched.gained_peak):
-            is_true = is_true and fetched.gained_peak == summary.gained_peak
+        if fetched.is_finite and fetched.normalized_peak is not None and math.isfinite(fetched.normalized_peak):
+            is_true = is_true and fetched.normalized_peak == summary.normalized_peak
         if not is_true:
             raise InferenceError(f"the device says its map is {summary}, what arrived is {fetched}; open the backend again")
     return summary

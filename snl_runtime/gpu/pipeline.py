@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from snl_runtime.backends.base import DeviceLane
+from snl_runtime.backends.base import ExecutionContext
 from snl_runtime.cuda.api import CudaApi
 from snl_runtime.cuda.buffers import GrowingBuffer, drain
 from snl_runtime.cuda.resources import CudaStream, DeviceBuffer, PinnedBuffer
 from snl_runtime.errors import InferenceError
-from snl_runtime.gpu.gain import DeviceGain
 from snl_runtime.gpu.kernels.launches import (
     REPORT_WORDS,
     SUMS_COUNT,
@@ -34,10 +33,11 @@ from snl_runtime.gpu.kernels.launches import (
     read_map_report,
     rows_bytes,
 )
+from snl_runtime.gpu.normalization import DeviceNormalization
 from snl_runtime.gpu.render import DeviceRenderer
-from snl_runtime.images.frame_outputs import PictureFlags, Pictures
+from snl_runtime.images.frame_outputs import PictureFlags, Visualizations
 from snl_runtime.images.preprocess import crop_frame
-from snl_runtime.model.gain import GainMap
+from snl_runtime.model.normalization import NormalizationMap
 from snl_runtime.types import AnomalyMap, AnomalyRegion, ColorOrder
 from snl_runtime.verdict.decision import MapSummary
 from snl_runtime.verdict.frame_checks import FrameStatistics
@@ -52,8 +52,8 @@ class Wanted:
 
     anomaly_map: bool = False
     """The map at network resolution, 4 bytes a cell."""
-    gain: GainMap | None = None
-    """What the map is multiplied with before regions and pictures are made of it; checks and ``anomaly_map`` stay raw."""
+    normalization: NormalizationMap | None = None
+    """What the map is multiplied with before regions and images are made of it; checks and ``anomaly_map`` stay raw."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -65,7 +65,7 @@ class DeviceOutput:
         peak: Largest finite value of the map; NaN if there is none.
         is_finite: Whether every cell of the map is finite.
         regions: As :func:`snl_runtime.verdict.regions.find_regions` gives them.
-        gained_peak: Largest value of the gained map, NaN if one of them is not finite; None without a gain.
+        normalized_peak: Largest value of the normalized map, NaN if one of them is not finite; None without a normalization.
         anomaly_map: (h, w) float32 raw map, if wanted.
     """
 
@@ -73,12 +73,12 @@ class DeviceOutput:
     peak: float
     is_finite: bool
     regions: tuple[AnomalyRegion, ...]
-    gained_peak: float | None = None
+    normalized_peak: float | None = None
     anomaly_map: AnomalyMap | None = None
 
 
 def inspect_on_device(  # noqa: PLR0913 - the two stages, the engine between them, and the arguments of one frame
-    lane: DeviceLane,
+    context: ExecutionContext,
     before: "DevicePreprocess",
     after: "DevicePostprocess",
     image: object,
@@ -91,7 +91,7 @@ def inspect_on_device(  # noqa: PLR0913 - the two stages, the engine between the
     """Run one frame from host memory to regions on one stream, with one wait at the end.
 
     Args:
-        lane: Runs the engine; both stages use its stream.
+        context: Runs the engine; both stages use its stream.
         before: Makes its input.
         after: Takes its outputs.
         image: Frame as captured.
@@ -102,14 +102,14 @@ def inspect_on_device(  # noqa: PLR0913 - the two stages, the engine between the
 
     Raises:
         FrameError: If the frame cannot be used; nothing was queued then.
-        InferenceError: If the device fails; the lane must be closed.
+        InferenceError: If the device fails; the context must be closed.
     """
-    crop = crop_frame(image, color, roi_xyxy)  # an unusable frame must not reach a lane, which ends with any failure
+    crop = crop_frame(image, color, roi_xyxy)  # an unusable frame must not reach a context, which ends with any failure
     frames: list[DeviceFrame] = []
-    lane.run_on_device(1, lambda address, _: frames.append(before.enqueue(crop, color, None, address)))
+    context.run_on_device(1, lambda address, _: frames.append(before.enqueue(crop, color, None, address)))
     (frame,) = frames
     covered = roi_xyxy or (0, 0, frame.size_hw[1], frame.size_hw[0])
-    after.enqueue(lane.anomaly_map.handle, lane.anomaly_score.handle, frame=frame, roi_xyxy=covered, threshold=threshold, wanted=wanted)
+    after.enqueue(context.anomaly_map.handle, context.anomaly_score.handle, frame=frame, roi_xyxy=covered, threshold=threshold, wanted=wanted)
     output = after.collect()
     return before.statistics(), output
 
@@ -202,7 +202,7 @@ class DevicePreprocess:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pending:
-    """What was queued for one frame; ``judged_map`` is the gained map where there is a gain, else the raw one."""
+    """What was queued for one frame; ``judged_map`` is the normalized map where there is a normalization, else the raw one."""
 
     judged_map: int
     frame: DeviceFrame
@@ -239,7 +239,7 @@ class DevicePostprocess:
             self._host_score = opened.enter_context(PinnedBuffer(api, 4))
             self._host_map = opened.enter_context(PinnedBuffer(api, self._map_bytes))
             self._renderer = opened.enter_context(DeviceRenderer(api, kernels, stream, map_hw))
-            self._gain = opened.enter_context(DeviceGain(api, kernels, stream, map_hw))
+            self._normalization = opened.enter_context(DeviceNormalization(api, kernels, stream, map_hw))
             opened.callback(drain, stream)  # first on close: nothing may be released while the device still uses it
             self._resources = opened.pop_all()
 
@@ -268,9 +268,9 @@ class DevicePostprocess:
         self._host_score.array((1,), np.float32)[...] = np.nan
         api.fill_async(self._report.handle, 0, self._report.byte_count, stream)
         judged_score = anomaly_score
-        if pending.wanted.gain is not None:
-            pending = replace(pending, judged_map=self._gain.enqueue(anomaly_map, pending.wanted.gain))
-            judged_score = self._gain.no_score
+        if pending.wanted.normalization is not None:
+            pending = replace(pending, judged_map=self._normalization.enqueue(anomaly_map, pending.wanted.normalization))
+            judged_score = self._normalization.no_score
         scratch = RegionScratch(report=self._report.handle, labels=self._labels.handle, numbers=self._numbers.handle)
         launch_regions(
             self._kernels,
@@ -304,21 +304,21 @@ class DevicePostprocess:
             raise InferenceError(f"the device looked at {report.cells} of {cells} cells of the map; open the backend again")
         score = float(self._host_score.array((1,), np.float32)[0])
         judged = MapSummary(peak=report.peak, is_finite=report.non_finite == 0)
-        raw = judged if pending.wanted.gain is None else self._gain.raw_summary()
+        raw = judged if pending.wanted.normalization is None else self._normalization.raw_summary()
         anomaly_map = self._host_map.array(self._map_hw, np.float32).copy() if pending.wanted.anomaly_map else None  # before regions reuse it
         output = DeviceOutput(
             score=score,
             peak=raw.peak,
             is_finite=raw.is_finite,
             regions=self._regions(report, score if raw is judged else report.peak, pending),
-            gained_peak=None if raw is judged else judged.peak if judged.is_finite else math.nan,
+            normalized_peak=None if raw is judged else judged.peak if judged.is_finite else math.nan,
             anomaly_map=anomaly_map,
         )
         self._shown = pending
         return output
 
-    def render(self, wanted: PictureFlags) -> Pictures:
-        """Wait for pictures of the frame that was collected last; frame and map must still be where they were queued.
+    def render(self, wanted: PictureFlags) -> Visualizations:
+        """Wait for images of the frame that was collected last; frame and map must still be where they were queued.
 
         Args:
             wanted: What to make and download, at least one.

@@ -20,14 +20,14 @@ from snl_runtime.gpu.kernels.launches import (
     mask_words,
     unpack_mask,
 )
-from snl_runtime.images.frame_outputs import PictureFlags, Pictures
+from snl_runtime.images.frame_outputs import PictureFlags, Visualizations
 
 _COUNTER_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Layout:
-    """Where in the buffer the pictures of one frame lie; None for what is not wanted. Every start is a multiple of 4."""
+    """Where in the buffer the images of one frame lie; None for what is not wanted. Every start is a multiple of 4."""
 
     frame_hw: tuple[int, int]
     frame_map: slice | None
@@ -46,7 +46,7 @@ class _Layout:
 class DeviceRenderer:
     """Brings a map to the size of its frame and downloads what is wanted of it. One frame at a time, on one thread.
 
-    The last word of the download is a count of the blocks that ran, so that pictures of an earlier frame are never taken for those of this one.
+    The last word of the download is a count of the blocks that ran, so that images of an earlier frame are never taken for those of this one.
 
     Args:
         api: CUDA, with the stream's device current in every call.
@@ -83,7 +83,7 @@ class DeviceRenderer:
         self._layout = None  # until everything below is queued
         layout = _layout_of(frame.size_hw, wanted)
         start = self._download.reserve(layout.byte_count)
-        self._download.host()[layout.counter] = 0  # a copy that did not run then brought no picture
+        self._download.host()[layout.counter] = 0  # a copy that did not run then brought no image
         counter = layout.address(start, layout.counter)
         self._api.fill_async(counter, 0, _COUNTER_BYTES, self._stream.handle)
         launch_map_to_frame(
@@ -105,7 +105,7 @@ class DeviceRenderer:
         self._download.enqueue()
         self._layout = layout
 
-    def take(self) -> Pictures:
+    def take(self) -> Visualizations:
         """Return copies of what was queued last, once the stream has passed it.
 
         Raises:
@@ -113,13 +113,13 @@ class DeviceRenderer:
         """
         layout, self._layout = self._layout, None
         if layout is None:
-            raise InferenceError("there are no pictures on the device to take; queue some first")
+            raise InferenceError("there are no images on the device to take; queue some first")
         host = self._download.host()
         blocks, expected = int(host[layout.counter].view(np.uint32)[0]), frame_blocks(layout.frame_hw)
         if blocks != expected:
-            raise InferenceError(f"the device drew {blocks} of {expected} parts of the pictures; open the backend again")
+            raise InferenceError(f"the device drew {blocks} of {expected} parts of the images; open the backend again")
         height, width = layout.frame_hw
-        return Pictures(
+        return Visualizations(
             frame_map=None if layout.frame_map is None else host[layout.frame_map].view(np.float32).reshape(height, width).copy(),
             mask=None if layout.mask is None else unpack_mask(host[layout.mask].view(np.uint32), layout.frame_hw),
             overlay=None if layout.overlay is None else host[layout.overlay].reshape(height, width, 3).copy(),

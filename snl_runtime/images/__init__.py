@@ -1,1 +1,1 @@
-"""Pictures: listing, reading, preparing, drawing."""
+"""Visualizations: listing, reading, preparing, drawing."""

@@ -1,4 +1,4 @@
-"""The parts that picture files are made of, without decoding any: chunks, boxes, segments, directories.
+"""The parts that image files are made of, without decoding any: chunks, boxes, segments, directories.
 
 Every walk yields parts in their order and may yield a last one that ends beyond the data: then the file is truncated.
 """
@@ -60,7 +60,7 @@ def iso_boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[P
 
 
 def gif_blocks(data: bytes) -> Iterator[Part]:
-    """Yield the blocks of a GIF: ``,`` for a picture, ``!`` for an extension, ``;`` for the end of the file."""
+    """Yield the blocks of a GIF: ``,`` for an image, ``!`` for an extension, ``;`` for the end of the file."""
     if len(data) < 13:
         return
     position = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
@@ -96,11 +96,11 @@ def jpeg_segments(data: bytes, start: int = 2) -> Iterator[Part]:
 
 @dataclass(frozen=True, slots=True)
 class TiffDirectory:
-    """One of the directories of a TIFF, each of which describes a picture.
+    """One of the directories of a TIFF, each of which describes an image.
 
     Attributes:
         offset: Where it lies.
-        values: Tag -> values, of those tags that tell how many pictures there are and where their pixels lie; None if it lies outside the file.
+        values: Tag -> values, of those tags that tell how many images there are and where their pixels lie; None if it lies outside the file.
     """
 
     offset: int
@@ -108,9 +108,9 @@ class TiffDirectory:
 
     @property
     def is_reduced(self) -> bool:
-        """Whether it describes a thumbnail or a transparency mask and no picture of its own."""
+        """Whether it describes a thumbnail or a transparency mask and no image of its own."""
         values = self.values or {}
-        return bool(values.get(254, (0,))[0] & 0b101) or values.get(255, (1,))[0] == 2
+        return bool((values.get(254) or (0,))[0] & 0b101) or (values.get(255) or (1,))[0] == 2
 
 
 class TiffFile:
@@ -128,11 +128,13 @@ class TiffFile:
     def directories(self) -> list[TiffDirectory]:
         """Return the directories in their order; one that is cut off, or leads back to an earlier one, is the last."""
         found: list[TiffDirectory] = []
+        seen: set[int] = set()
         try:
             position = self._offset_at(8 if self._is_big else 4)
             while position:
-                if any(position == directory.offset for directory in found):
+                if position in seen:
                     return [*found, TiffDirectory(position, None)]
+                seen.add(position)
                 found.append(TiffDirectory(position, None))
                 values, after = self._read(position)
                 found[-1] = TiffDirectory(position, values)
@@ -143,13 +145,15 @@ class TiffFile:
         return found
 
     def starting_with(self, directory: TiffDirectory) -> bytes:
-        """Return the file with another directory as its first, so that a decoder sees that picture."""
+        """Return the file with another directory as its first, so that a decoder sees that image."""
         changed = bytearray(self._data)
         struct.pack_into(self._order + ("Q" if self._is_big else "I"), changed, 8 if self._is_big else 4, directory.offset)
         return bytes(changed)
 
     def _offset_at(self, position: int) -> int:
         (offset,) = struct.unpack_from(self._order + ("Q" if self._is_big else "I"), self._data, self._base + position)
+        if offset > len(self._data):  # of 8 bytes, it may be more than any index
+            raise struct.error("an offset beyond the file")
         return int(offset)
 
     def _read(self, position: int) -> tuple[dict[int, tuple[int, ...]], int]:

@@ -1,4 +1,4 @@
-"""Reading and writing pictures: every tool of the SDK sees the same pixels of the same file, and a truncated file is an error, not a grey half."""
+"""Reading and writing images: every tool of the SDK sees the same pixels of the same file, and a truncated file is an error, not a gray half."""
 
 import hashlib
 import os
@@ -28,24 +28,24 @@ _MASK_THRESHOLD = 128
 
 
 def read_image(path: str | os.PathLike[str], bit_depth: int | None = None) -> Image:
-    """Return the picture of a file as (H, W, 3) uint8 RGB.
+    """Return the image of a file as (H, W, 3) uint8 RGB.
 
-    It stands as its EXIF orientation says, as ``cv2.imread`` shows it. Grey is replicated, alpha dropped, 16 bits become
-    round(v * 255 / (2**bits - 1)). Thumbnails beside the picture are passed over.
+    It stands as its EXIF orientation says, as ``cv2.imread`` shows it. Gray is replicated, alpha dropped, 16 bits become
+    round(v * 255 / (2**bits - 1)). Thumbnails beside the image are passed over.
 
     Args:
         path: The file.
         bit_depth: Bits that a value uses, see :func:`snl_runtime.images.preprocess.to_rgb`; None for 8 or 16, whichever the file has.
 
     Raises:
-        DataError: If the file cannot be read, is truncated, holds several pictures, is no picture of 8 or 16 bits, or not of that bit depth; the
+        DataError: If the file cannot be read, is truncated, holds several images, is no image of 8 or 16 bits, or not of that bit depth; the
             message names it.
     """
     return to_image(read_frame(path), path, bit_depth)
 
 
 def read_frame(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
-    """Return the picture of a file as (H, W, 3) RGB, uint8 or uint16 as it is stored; otherwise as :func:`read_image`.
+    """Return the image of a file as (H, W, 3) RGB, uint8 or uint16 as it is stored; otherwise as :func:`read_image`.
 
     Raises:
         DataError: As there.
@@ -58,7 +58,7 @@ def read_frame(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Page:
-    """One of the pictures that a file holds.
+    """One of the images that a file holds.
 
     Attributes:
         number: Counted from 1.
@@ -74,7 +74,7 @@ class Page:
 
 
 def read_pages(path: str | os.PathLike[str]) -> Iterator[Page]:
-    """Yield every picture of a file (TIFF, GIF, MPO, animations), each whole or with what is wrong with it.
+    """Yield every image of a file (TIFF, GIF, MPO, animations), each whole or with what is wrong with it.
 
     Raises:
         DataError: If the file cannot be read.
@@ -95,7 +95,7 @@ def to_image(frame: npt.NDArray[Any], path: str | os.PathLike[str], bit_depth: i
 
 
 def check_range(frame: npt.NDArray[Any], path: str | os.PathLike[str], bit_depth: int | None) -> None:
-    """Refuse stored values that look like fewer bits than the file has: scaled as 16 bits such pictures are nearly black.
+    """Refuse stored values that look like fewer bits than the file has: scaled as 16 bits such images are nearly black.
 
     Raises:
         DataError: Naming the file, its highest value and the option.
@@ -112,7 +112,7 @@ def check_range(frame: npt.NDArray[Any], path: str | os.PathLike[str], bit_depth
 
 
 def read_mask(path: str | os.PathLike[str]) -> npt.NDArray[np.bool_]:
-    """Return (H, W) bool, True where the stored value is at least 128 (of 255; 16 bits are scaled first); of colour, the largest channel counts.
+    """Return (H, W) bool, True where the stored value is at least 128 (of 255; 16 bits are scaled first); of color, the largest channel counts.
 
     Raises:
         DataError: As ``read_image``, or if the mask was drawn into the alpha channel.
@@ -133,7 +133,7 @@ def write_image(path: str | os.PathLike[str], image_rgb: Image) -> None:
     """Write (H, W, 3) uint8 RGB in the format that the suffix names; the file is whole or not there.
 
     Raises:
-        DataError: If the suffix names no picture format.
+        DataError: If the suffix names no image format.
         SinkError: If the file cannot be written.
     """
     target = Path(path)
@@ -145,7 +145,7 @@ def write_image(path: str | os.PathLike[str], image_rgb: Image) -> None:
 
 
 def pixel_sha256(image_rgb: Image) -> str:
-    """Return the sha256 over ``b"HxWx3\\0"`` and the pixels: equal for equal pictures, whatever file format they were stored in."""
+    """Return the sha256 over ``b"HxWx3\\0"`` and the pixels: equal for equal images, whatever file format they were stored in."""
     height, width = image_rgb.shape[:2]
     digest = hashlib.sha256(f"{height}x{width}x3\0".encode("ascii"))
     digest.update(np.ascontiguousarray(image_rgb).data)
@@ -156,15 +156,15 @@ def _read_pages(path: Path, *, expect_one: bool) -> Iterator[Page]:
     data = _read_bytes(path)
     pictures = find_pictures(data)
     if pictures.count == 0:
-        raise DataError(f"{display_name(path)} holds a thumbnail only; save its picture as PNG or TIFF of 8 or 16 bits")
+        raise DataError(f"{display_name(path)} holds a thumbnail only; save its image as PNG or TIFF of 8 or 16 bits")
     if expect_one and pictures.count > 1:
         raise DataError(
-            f"{display_name(path)} holds {pictures.count} pictures; inspect each of them with snl-run --pages all, or save each as a file of its own"
+            f"{display_name(path)} holds {pictures.count} images; inspect each of them with snl-run --pages all, or save each as a file of its own"
         )
     # A decoder has to go through an animation from its start.
     frames = _decode_all(data, path) if pictures.cut is None and pictures.count > 1 else None
     for number in range(pictures.count):
-        name = f"{display_name(path)}, picture {number + 1} of {pictures.count}," if pictures.count > 1 else display_name(path)
+        name = f"{display_name(path)}, image {number + 1} of {pictures.count}," if pictures.count > 1 else display_name(path)
         try:
             if frames is not None:
                 frame = _in_rgb_order(frames, number, name)
@@ -211,7 +211,7 @@ def _require_whole(data: bytes, name: str) -> None:
 
 def _in_rgb_order(frames: Sequence[npt.NDArray[Any]], number: int, name: str) -> npt.NDArray[Any]:
     if number >= len(frames):
-        raise DataError(f"{name} is not a picture that can be decoded, or it is truncated; copy it again or remove it")
+        raise DataError(f"{name} is not an image that can be decoded, or it is truncated; copy it again or remove it")
     pixels = frames[number]
     if pixels.dtype not in (np.uint8, np.uint16):
         raise DataError(f"{name} holds {pixels.dtype} values; save it as PNG or TIFF of 8 or 16 bits")

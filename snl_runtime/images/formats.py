@@ -1,4 +1,4 @@
-"""What kind of picture a file is: by its first bytes, or by what its name claims."""
+"""What kind of image a file is: by its first bytes, or by what its name claims."""
 
 import re
 from pathlib import PurePath
@@ -54,7 +54,7 @@ _CLAIMS = frozenset(
 
 
 def find_format(head: bytes) -> str | None:
-    """Return the name of the picture format that a file begins like, None if it is none of those known.
+    """Return the name of the image format that a file begins like, None if it is none of those known.
 
     Args:
         head: The first :data:`HEAD_BYTES` of the file, or all of it.
@@ -71,5 +71,5 @@ def find_format(head: bytes) -> str | None:
 
 
 def claims_to_be_picture(path: PurePath) -> bool:
-    """Return whether a file's name ends like a picture's, also of a kind that cannot be read."""
+    """Return whether a file's name ends like an image's, also of a kind that cannot be read."""
     return path.suffix.lower() in _CLAIMS

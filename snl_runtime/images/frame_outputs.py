@@ -1,4 +1,6 @@
-"""Map, mask and overlay at the resolution of the inspected part of a frame, as the host makes them: the twin of the CUDA kernel."""
+"""Map, mask and overlay at the resolution of the inspected part of a frame, as the host makes them: the reference implementation of the CUDA
+kernel.
+"""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,7 +15,7 @@ from snl_runtime.types import AnomalyMap, ColorOrder, Image, Mask
 
 
 class PictureFlags(Protocol):
-    """Which pictures are wanted."""
+    """Which images are wanted."""
 
     @property
     def frame_map(self) -> bool:
@@ -37,7 +39,7 @@ def wants_any(wanted: PictureFlags) -> bool:
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Pictures:
+class Visualizations:
     """What was wanted, at the size of the inspected part; the arrays are the caller's own.
 
     Attributes:
@@ -51,7 +53,7 @@ class Pictures:
     overlay: Image | None = None
 
 
-def draw_pictures(crop: npt.NDArray[Any], color: ColorOrder, anomaly_map: AnomalyMap, threshold: float, wanted: PictureFlags) -> Pictures:
+def draw_visualizations(crop: npt.NDArray[Any], color: ColorOrder, anomaly_map: AnomalyMap, threshold: float, wanted: PictureFlags) -> Visualizations:
     """Return what is wanted of one frame.
 
     Args:
@@ -62,7 +64,7 @@ def draw_pictures(crop: npt.NDArray[Any], color: ColorOrder, anomaly_map: Anomal
         wanted: What to make.
     """
     frame_map = upsample_map(anomaly_map, (crop.shape[0], crop.shape[1]))
-    return Pictures(
+    return Visualizations(
         frame_map=frame_map if wanted.frame_map else None,
         mask=frame_map > np.float32(threshold) if wanted.mask else None,
         overlay=blend_frame_map(to_rgb(crop, color), frame_map, threshold) if wanted.overlay else None,

@@ -1,4 +1,4 @@
-"""Is a picture file whole? OpenCV fills the missing part of a truncated file with grey and reports success, so the bytes are checked first."""
+"""Is an image file whole? OpenCV fills the missing part of a truncated file with gray and reports success, so the bytes are checked first."""
 
 import re
 import struct
@@ -14,7 +14,7 @@ _JPEG_SCAN_MARKER = 0xDA
 _JPEG_SCAN_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _TIFF_OFFSET_TAGS = {273: 279, 324: 325}
 """Tag that lists where strips or tiles start -> tag that lists their sizes."""
-_PIXEL_CHUNKS = (b"fcTL", b"fdAT")
+_PIXEL_CHUNKS = (b"acTL", b"fcTL", b"fdAT")
 """Chunks of an animated PNG that hold pixels although their names say that a decoder may pass them over."""
 
 
@@ -22,7 +22,7 @@ def find_damage(data: bytes) -> str | None:
     """Return what is wrong with a file's bytes as the end of a sentence about the file, None if nothing was found.
 
     Truncation is found in every format but AVIF where its pixels reach to the end by declaration, and any change of a PNG. A JPEG whose middle was
-    altered is not: the format has no checksum. Of a file of several pictures the first is looked at, see :mod:`snl_runtime.images.pages`.
+    altered is not: the format has no checksum. Of a file of several images the first is looked at, see :mod:`snl_runtime.images.pages`.
     """
     if not data:
         return "is empty (0 bytes)"
@@ -41,7 +41,7 @@ def _missing_bytes(data: bytes, expected: int) -> str | None:
 
 
 def _find_jpeg_damage(data: bytes) -> str | None:
-    """Walk the segments: an end marker inside an embedded preview does not count, nor do bytes after the picture's own end."""
+    """Walk the segments: an end marker inside an embedded preview does not count, nor do bytes after the image's own end."""
     truncated = f"is truncated: the JPEG of {len(data)} bytes has no end marker"
     position = 2
     while position + 2 <= len(data):

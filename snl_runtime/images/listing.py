@@ -1,4 +1,4 @@
-"""The one listing of picture files that every command uses: what is offered is taken, rejected with the reason, or left out with the reason."""
+"""The one listing of image files that every command uses: what is offered is taken, rejected with the reason, or left out with the reason."""
 
 import collections
 import glob
@@ -39,8 +39,8 @@ class Listing:
 
     Attributes:
         root: What was listed: a folder, a file, or a pattern.
-        taken: Files that begin like a picture that can be read; whether they can shows when they are.
-        rejected: What is or claims to be a picture and cannot be taken, and folders that cannot be looked into.
+        taken: Files that begin like an image that can be read; whether they can shows when they are.
+        rejected: What is or claims to be an image and cannot be taken, and folders that cannot be looked into.
         left_out: What was not offered: other files, junk of storage and desktops, own outputs, second ways to one folder.
     """
 
@@ -59,7 +59,7 @@ class Listing:
         return [path for path in self.below(folder) if path.parent == folder]
 
     def require_all(self) -> "Listing":
-        """Return the listing if no picture was rejected.
+        """Return the listing if no image was rejected.
 
         Raises:
             DataError: Naming the first that was.
@@ -76,13 +76,13 @@ class Listing:
 
 
 def list_images(root: str | os.PathLike[str], *, exclude: Sequence[Path] = ()) -> Listing:
-    """Return the pictures in a folder and all folders below it, told by content and not by name.
+    """Return the images in a folder and all folders below it, told by content and not by name.
 
     Links are followed; each folder is visited once, by its own path if that lies below ``root``. At most 132 bytes of each file are read.
 
     Args:
         root: A folder.
-        exclude: Folders that the caller writes pictures to; what lies in them is left out.
+        exclude: Folders that the caller writes images to; what lies in them is left out.
 
     Raises:
         DataError: If ``root`` is no folder that can be listed, or one of ``exclude``.
@@ -102,7 +102,7 @@ def list_images(root: str | os.PathLike[str], *, exclude: Sequence[Path] = ()) -
 
 
 def list_pattern(pattern: str | os.PathLike[str], *, exclude: Sequence[Path] = ()) -> Listing:
-    """Return the pictures that a folder, a file or a pattern names.
+    """Return the images that a folder, a file or a pattern names.
 
     Args:
         pattern: Where there is nothing of that name, ``*``, ``?``, ``[...]`` and ``**`` (any number of folders) are wildcards; a folder that matches
@@ -110,7 +110,7 @@ def list_pattern(pattern: str | os.PathLike[str], *, exclude: Sequence[Path] = (
         exclude: As for :func:`list_images`.
 
     Raises:
-        DataError: If nothing has that name or matches, or a single file is not a picture.
+        DataError: If nothing has that name or matches, or a single file is not an image.
     """
     path = Path(pattern)
     if _is_folder(path):
@@ -120,10 +120,10 @@ def list_pattern(pattern: str | os.PathLike[str], *, exclude: Sequence[Path] = (
         walk.take(path)
         listing = walk.result(path)
         if listing.left_out:
-            raise DataError(f"{listing.left_out[0]}; name a folder, a picture, or a pattern in quotes such as 'parts/*.png'")
+            raise DataError(f"{listing.left_out[0]}; name a folder, an image, or a pattern in quotes such as 'parts/*.png'")
         return listing
     if not glob.has_magic(os.fspath(pattern)):
-        raise DataError(f"{display_name(path)} does not exist; name a folder, a picture, or a pattern in quotes such as 'parts/*.png'")
+        raise DataError(f"{display_name(path)} does not exist; name a folder, an image, or a pattern in quotes such as 'parts/*.png'")
     matches = [Path(match) for match in sorted(glob.glob(os.fspath(pattern), recursive=True))]  # noqa: PTH207 - an absolute pattern too
     if not matches:
         raise DataError(f"no file matches {display_name(path)}; the pattern counts from the current folder {display_name(Path.cwd())}")
@@ -226,12 +226,12 @@ class _Walk:
         if found in READABLE_FORMATS:
             self._taken.append(path)
         elif found is not None:
-            self._rejected.append(LeftOut(path, f"is a {found} picture, which cannot be read; save it as PNG or TIFF of 8 or 16 bits"))
+            self._rejected.append(LeftOut(path, f"is a {found} image, which cannot be read; save it as PNG or TIFF of 8 or 16 bits"))
         elif claims_to_be_picture(path):
-            what = "is of no picture format that can be read" if head else "is empty (0 bytes)"
+            what = "is of no image format that can be read" if head else "is empty (0 bytes)"
             self._rejected.append(LeftOut(path, f"{what}; copy it again or remove it"))
         else:
-            self._left_out.append(LeftOut(path, "is not a picture"))
+            self._left_out.append(LeftOut(path, "is not an image"))
 
     def _sort_unreadable(self, path: Path, error: OSError) -> None:
         if path.is_symlink() and not os.path.exists(path):  # noqa: PTH110 - False for a loop of links, where Path.exists may raise

@@ -1,4 +1,4 @@
-"""Pictures of a verdict: heat map, outlined regions and a banner."""
+"""Visualizations of a verdict: heat map, outlined regions and a banner."""
 
 import functools
 import math
@@ -11,9 +11,9 @@ from snl_runtime.images.upsampling import upsample_map
 from snl_runtime.types import AnomalyMap, AnomalyResult, Image, Verdict
 
 MAX_OPACITY = 0.6
-"""Share of the colour in the blend at twice the threshold and above."""
+"""Share of the color in the blend at twice the threshold and above."""
 HEAT_STOPS = ((0.0, (0, 60, 200), 0.0), (0.5, (0, 200, 180), 0.25), (1.0, (255, 220, 0), 0.45), (2.0, (255, 0, 0), MAX_OPACITY))
-"""Map value in units of the threshold, RGB colour, opacity; linear in between, constant above."""
+"""Map value in units of the threshold, RGB color, opacity; linear in between, constant above."""
 BANNER_COLORS: dict[Verdict, tuple[int, int, int]] = {
     Verdict.PASS: (0, 120, 60),
     Verdict.REVIEW: (190, 110, 0),
@@ -21,7 +21,7 @@ BANNER_COLORS: dict[Verdict, tuple[int, int, int]] = {
     Verdict.ERROR: (90, 40, 120),
 }
 HEAT_STEPS = 512
-"""Steps of the colour table between 0 and the threshold; a step moves a colour by less than one grey level."""
+"""Steps of the color table between 0 and the threshold; a step moves a color by less than one gray level."""
 _OUTLINE = (255, 0, 0)
 _TEXT = (255, 255, 255)
 
@@ -29,7 +29,7 @@ _TEXT = (255, 255, 255)
 def render_overlay(image_rgb: Image, result: AnomalyResult) -> Image:
     """Return a frame with its heat map, the boxes of its regions and a banner above it that says the verdict.
 
-    Colours are absolute: a map value of 0 leaves the picture as it is, the pass threshold is yellow, twice the threshold and more is red. Two parts
+    Colors are absolute: a map value of 0 leaves the image as it is, the pass threshold is yellow, twice the threshold and more is red. Two parts
     can be compared, and a good part never glows. Without a threshold there is no heat map.
 
     A result that carries an overlay, as a GPU made it, is only outlined and titled; else the heat map is blended here.
@@ -57,18 +57,18 @@ def render_overlay(image_rgb: Image, result: AnomalyResult) -> Image:
 
 
 def blend_heat(image_rgb: Image, anomaly_map: AnomalyMap, threshold: float) -> Image:
-    """Return a picture with its anomaly map blended over it; the twin of the CUDA kernel.
+    """Return an image with its anomaly map blended over it; the reference implementation of the CUDA kernel.
 
     Args:
         image_rgb: (H, W, 3) uint8, the part of the frame that the map covers.
         anomaly_map: (h, w) float32, resized to (H, W) by :func:`snl_runtime.images.upsampling.upsample_map`.
-        threshold: Value that becomes yellow; the picture stays as it is unless it is positive and finite.
+        threshold: Value that becomes yellow; the image stays as it is unless it is positive and finite.
     """
     return blend_frame_map(image_rgb, upsample_map(anomaly_map, (image_rgb.shape[0], image_rgb.shape[1])), threshold)
 
 
 def blend_frame_map(image_rgb: Image, frame_map: AnomalyMap, threshold: float) -> Image:
-    """Return a picture with an anomaly map of its own size blended over it; see :func:`blend_heat`."""
+    """Return an image with an anomaly map of its own size blended over it; see :func:`blend_heat`."""
     if not 0 < threshold < math.inf:
         return image_rgb.copy()
     heat = frame_map / np.float32(threshold)
@@ -83,7 +83,7 @@ def blend_frame_map(image_rgb: Image, frame_map: AnomalyMap, threshold: float) -
 
 @functools.cache
 def heat_table() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return what each step of heat adds, (3, steps), 0.5 for the rounding included, and what share of the picture it keeps, (steps,)."""
+    """Return what each step of heat adds, (3, steps), 0.5 for the rounding included, and what share of the image it keeps, (steps,)."""
     heat = np.arange(2 * HEAT_STEPS + 1) / HEAT_STEPS
     colors, opacity = heat_colors(heat)
     added = np.ascontiguousarray((colors * opacity[:, None] + 0.5).T)
@@ -91,7 +91,7 @@ def heat_table() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
 
 
 def heat_colors(heat: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return colour (..., 3), 0 to 255, and opacity (...), 0 to 0.6, of map values in units of the threshold.
+    """Return color (..., 3), 0 to 255, and opacity (...), 0 to 0.6, of map values in units of the threshold.
 
     Example:
         >>> colors, opacity = heat_colors(np.array([0.0, 0.75, 1.0, 5.0]))

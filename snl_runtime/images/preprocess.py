@@ -15,9 +15,9 @@ _CHANNELS: dict[str, int] = {"rgb": 3, "bgr": 3, "rgba": 4, "bgra": 4, "gray": 1
 # Larger ones are no camera's frame (64k lines of a line camera fit) but a broken header, and would take all memory.
 _MAX_SIDE = 1 << 16
 _MAX_PIXELS = 1 << 28
-# Ties round up. The guard of 1/1024 grey level keeps the last bits of a float32 sum, which differ between BLAS libraries, from deciding a tie.
+# Ties round up. The guard of 1/1024 gray level keeps the last bits of a float32 sum, which differ between BLAS libraries, from deciding a tie.
 ROUNDING = np.float32(0.5 + 2.0**-10)
-"""What is added to a resized value before it is cut off to whole grey levels."""
+"""What is added to a resized value before it is cut off to whole gray levels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +75,7 @@ def crop_frame(image: object, color: ColorOrder, roi_xyxy: tuple[int, int, int, 
 def to_rgb(image: object, color: ColorOrder, bit_depth: int | None = None) -> Image:
     """Return a frame as (H, W, 3) uint8 RGB; a view where nothing had to be done.
 
-    Grey is replicated, alpha dropped, more than 8 bits become round(v * 255 / (2**bits - 1)): declared rules, none of them looks at the pixel values.
+    Gray is replicated, alpha dropped, more than 8 bits become round(v * 255 / (2**bits - 1)): declared rules, none of them looks at the pixel values.
 
     Args:
         image: As for :func:`prepare`.
@@ -120,13 +120,13 @@ def to_8_bit(frame: npt.NDArray[Any], bit_depth: int | None = None) -> npt.NDArr
             f"the frame holds the value {highest}, {bit_depth} bits hold at most {limit}; name the bit depth that the camera sends (--bit-depth)",
             "frame_bit_depth",
         )
-    return np.take(_grey_levels(bit_depth), frame)
+    return np.take(_gray_levels(bit_depth), frame)
 
 
 def resize(image_rgb: Image, size_hw: tuple[int, int]) -> Image:
     """Return the image squashed or stretched to ``size_hw``.
 
-    Each axis alone, in float32: the average over the covered area if the axis shrinks, linear between half-pixel centres if it grows. The values
+    Each axis alone, in float32: the average over the covered area if the axis shrinks, linear between half-pixel centers if it grows. The values
     are rounded once, at the end, ties up.
 
     Args:
@@ -195,7 +195,7 @@ def _linear_weights(n_in: int, n_out: int) -> npt.NDArray[np.float64]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Band:
-    """A few neighbouring output rows and the input rows they need."""
+    """A few neighboring output rows and the input rows they need."""
 
     out_rows: slice
     in_rows: slice
@@ -281,7 +281,7 @@ def _check_bit_depth(dtype: np.dtype[Any], bit_depth: object) -> None:
 
 
 @functools.cache
-def _grey_levels(bit_depth: int) -> npt.NDArray[np.uint8]:
+def _gray_levels(bit_depth: int) -> npt.NDArray[np.uint8]:
     """Return round(v * 255 / limit) of every value; exact: the limit is odd, so there are no ties."""
     limit = (1 << bit_depth) - 1
     return ((np.arange(limit + 1, dtype=np.uint32) * 510 + limit) // (2 * limit)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Anomaly map at frame resolution: the NumPy twin of the CUDA kernel."""
+"""Anomaly map at frame resolution: the NumPy reference implementation of the CUDA kernel."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from snl_runtime.types import AnomalyMap
 def upsample_map(anomaly_map: AnomalyMap, size_hw: tuple[int, int]) -> AnomalyMap:
     """Return the map at another size, each axis resized alone in float32 as frames are.
 
-    Bilinear with half-pixel centres where an axis grows, area average where it shrinks: the map lies on the frame exactly as the frame was sampled.
+    Bilinear with half-pixel centers where an axis grows, area average where it shrinks: the map lies on the frame exactly as the frame was sampled.
     Values stay between the least and the greatest value of the map.
 
     Args:

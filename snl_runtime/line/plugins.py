@@ -54,5 +54,5 @@ def _make(call: Callable[[], Any], what: str) -> Any:
         return call()
     except SnlError:
         raise
-    except Exception as error:  # a third party's code may raise anything, and it is theirs to mend
+    except Exception as error:  # a third party's code may raise anything, and it is theirs to fix
         raise ConfigError(f"{what} failed: {type(error).__name__}: {error}") from error

@@ -1,4 +1,4 @@
-"""What takes verdicts: records (``records``, ``jsonl``), folders of pictures (``picture_folders``), and what plug-ins bring."""
+"""What takes verdicts: records (``records``, ``jsonl``), folders of images (``image_folders``), and what plug-ins bring."""
 
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -10,7 +10,7 @@ class Sink(AbstractContextManager["Sink"], Protocol):
     """Takes verdicts somewhere: a file, a PLC, a screen. Entered, used and left on one thread.
 
     Whatever a sink raises stops the line after the verdicts under way are delivered, because a verdict that reaches nobody is no verdict. A sink
-    that can be done without, as the picture folders can, counts what it lost instead and raises nothing once it is entered.
+    that can be done without, as the image folders can, counts what it lost instead and raises nothing once it is entered.
     """
 
     def emit(self, frame: Frame, result: AnomalyResult) -> None:

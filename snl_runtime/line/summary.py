@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from snl_runtime.line.histogram import LatencyHistogram
-from snl_runtime.line.picture_folders import PictureFolder
+from snl_runtime.line.image_folders import PictureFolder
 from snl_runtime.line.pipeline import PipelineCounts
 from snl_runtime.line.sources.base import FrameSource
 from snl_runtime.progress import Progress
@@ -95,7 +95,7 @@ class RunTally:
                 "missing": source.frames_missing,
                 "reconnects": source.reconnects,
             },
-            "pictures": {str(folder.folder): asdict(folder.counts) for folder in pictures},
+            "saved_images": {str(folder.folder): asdict(folder.counts) for folder in pictures},
         }
 
 
@@ -113,14 +113,14 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     notes = [f"{source[name]} {words}" for name, words in _SOURCE_NOTES.items() if source[name]]
     if notes:
         lines.append("source: " + ", ".join(notes))
-    for folder, pictures in summary["pictures"].items():
+    for folder, pictures in summary["saved_images"].items():
         lost = f", {pictures['lost']} LOST, the first because: {pictures['why_lost']}" if pictures["lost"] else ""
-        lines.append(f"pictures in {folder}: {pictures['saved']} saved{lost}")
+        lines.append(f"images in {folder}: {pictures['saved']} saved{lost}")
     return lines
 
 
 _SOURCE_NOTES = {
-    "faulty": "frames without a picture (each has an ERROR record)",
+    "faulty": "frames without an image (each has an ERROR record)",
     "missing": "announced frames never came",
     "reconnects": "reconnects",
 }

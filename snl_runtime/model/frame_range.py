@@ -44,12 +44,12 @@ class FrameRange:
     """What frames of good parts looked like when the product was calibrated, already widened; a frame outside is not judged.
 
     Attributes:
-        mean: Lowest and highest mean, grey levels.
-        deviation: Lowest and highest standard deviation, grey levels.
+        mean: Lowest and highest mean, gray levels.
+        deviation: Lowest and highest standard deviation, gray levels.
         white_share: Lowest and highest share of saturated pixels, 0 to 1.
         black_share: Lowest and highest share of black pixels, 0 to 1.
-        red_blue: Lowest and highest mean of red less blue, grey levels, negative where blue prevails.
-        green: Lowest and highest mean of green less the mean of red and blue, grey levels.
+        red_blue: Lowest and highest mean of red less blue, gray levels, negative where blue prevails.
+        green: Lowest and highest mean of green less the mean of red and blue, gray levels.
         reddish_share: Lowest and highest share of pixels whose red is at least 4 levels above their blue, 0 to 1.
         bluish_share: The same the other way round.
         red_share: Lowest and highest share of pixels whose red is at least 16 levels above their blue, 0 to 1.

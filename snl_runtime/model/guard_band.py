@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from snl_runtime.model.manifest import Decision
     from snl_runtime.model.manifest_records import ParityReport
 
-_GAIN_ROUNDING = 2.0**-22
-"""Bound, relative to the score, on what the two products of a gained score round off: 2^-24 each in float32, doubled to be safe."""
+_NORMALIZATION_ROUNDING = 2.0**-22
+"""Bound, relative to the score, on what the two products of a normalized score round off: 2^-24 each in float32, doubled to be safe."""
 
 
 def tightened(decision: "Decision", *, guard_band: float, map_max_abs: float) -> "Decision | None":
     """Return a decision on a model as it holds for an engine of it; None if its thresholds leave no room for the difference.
 
-    Without a gain map the score may differ by ``guard_band``. A gained score is the largest value of map x gain, so it differs by no more than
-    the largest gain times ``map_max_abs``, whatever the gain map and whenever it was fitted.
+    Without a normalization map the score may differ by ``guard_band``. A normalized score is the largest value of map x normalization, so it differs
+    by no more than the largest normalization times ``map_max_abs``, whatever the normalization map and whenever it was fitted.
 
     Args:
         decision: Fitted on the model.
@@ -28,9 +28,9 @@ def tightened(decision: "Decision", *, guard_band: float, map_max_abs: float) ->
         map_max_abs: Largest difference of a map value.
     """
     band = guard_band
-    if decision.gain is not None:
-        band = decision.gain.highest * map_max_abs
-        band += _GAIN_ROUNDING * decision.reject_threshold if band else 0.0
+    if decision.normalization is not None:
+        band = decision.normalization.highest * map_max_abs
+        band += _NORMALIZATION_ROUNDING * decision.reject_threshold if band else 0.0
     is_usable = decision.floor > 0 and decision.reject_threshold < math.inf
     if band == 0 or not is_usable:  # to raise a floor of 0 would make a decision valid that is not
         return decision

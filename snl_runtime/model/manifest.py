@@ -13,7 +13,7 @@ from snl_runtime.files import atomic_write_text, exclusive_lock, sha256_bytes
 from snl_runtime.model.frame_range import FrameRange, FrameSizes
 from snl_runtime.model.guard_band import tightened
 from snl_runtime.model.manifest_codec import ADDED_LATER, canonical_json, from_plain, parse_json, to_plain
-from snl_runtime.model.manifest_records import NOT_VERIFIED, EngineEntry, Evidence, GainFile, ParityReport, check_input, check_listed_file
+from snl_runtime.model.manifest_records import NOT_VERIFIED, EngineEntry, Evidence, NormalizationFile, ParityReport, check_input, check_listed_file
 from snl_runtime.types import BIT_DEPTHS
 
 SCHEMA = 1
@@ -27,8 +27,8 @@ __all__ = [
     "Evidence",
     "FrameRange",
     "FrameSizes",
-    "GainFile",
     "Manifest",
+    "NormalizationFile",
     "ParityReport",
     "canonical_text",
     "manifest_path",
@@ -50,7 +50,7 @@ class Decision:
     Attributes:
         product: Name of the product.
         model_sha256: Hash of the file that scored the sample; the decision applies to no other file but engines that passed parity with it.
-        pass_threshold: Highest score that passes; with ``gain``, of the gained map.
+        pass_threshold: Highest score that passes; with ``normalization``, of the normalized map.
         reject_threshold: Highest score that is reviewed; equal to ``pass_threshold`` without a review band.
         floor: Score below which nothing passes, half of the lowest score of the sample.
         frame_sizes: Sizes that whole frames may have.
@@ -68,7 +68,8 @@ class Decision:
         fitted_at: When, ISO 8601 with offset.
         expires_at: When the decision ends, None for never.
         tool_version: snl-edge version that fitted.
-        gain: Where the gain map is that raw maps are multiplied with before they are judged; None for a product that is judged by its raw maps.
+        normalization: Where the normalization map is that raw maps are multiplied with before they are judged; None for a product that is judged by
+            its raw maps.
     """
 
     product: str
@@ -91,7 +92,7 @@ class Decision:
     fitted_at: str
     expires_at: str | None
     tool_version: str
-    gain: GainFile | None = field(default=None, metadata=ADDED_LATER)
+    normalization: NormalizationFile | None = field(default=None, metadata=ADDED_LATER)
 
     def __post_init__(self) -> None:
         if not (0 <= self.floor <= self.pass_threshold <= self.reject_threshold):

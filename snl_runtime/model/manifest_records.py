@@ -1,4 +1,4 @@
-"""What a manifest is made of: gain maps, evidence, engines, and comparisons of a file with what it must score like."""
+"""What a manifest is made of: normalization maps, evidence, engines, and comparisons of a file with what it must score like."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,13 +33,13 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GainFile:
-    """The gain map of a fixtured product, in a file beside the manifest.
+class NormalizationFile:
+    """The normalization map of a fixed-pose product, in a file beside the manifest.
 
     Attributes:
         file: Its name; it holds part of the hash, so that a later fit leaves the files of earlier decisions alone.
         sha256: Its hash.
-        highest: Its largest gain, which bounds how far a difference of the map moves the gained score.
+        highest: Its largest normalization, which bounds how far a difference of the map moves the normalized score.
     """
 
     file: str
@@ -49,7 +49,7 @@ class GainFile:
     def __post_init__(self) -> None:
         check_listed_file(self.file, self.sha256)
         if not self.highest > 0:
-            raise ManifestError(f"must give the largest gain of '{self.file}', above 0, got {self.highest}")
+            raise ManifestError(f"must give the largest normalization of '{self.file}', above 0, got {self.highest}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from snl_runtime.backends.base import Backend
 from snl_runtime.errors import BackendUnavailableError, ConfigError, EngineMismatchError, GoldenSampleError, InferenceError, ManifestError
-from snl_runtime.model.gain_files import open_gains
 from snl_runtime.model.golden import TOLERANCES, GoldenSamples
 from snl_runtime.model.manifest import EngineEntry, Manifest, ParityReport, manifest_path, read_manifest, update_manifest
+from snl_runtime.model.normalization_files import open_normalizations
 from snl_runtime.parity.frames import FrameSet, derived_frames, folder_frames
 from snl_runtime.parity.meter import LIMITS, ParityLimits, ParityMeter, compare
 from snl_runtime.progress import Progress
@@ -33,14 +33,14 @@ def verify_engine(engine_path: Path, frames: FrameSet | Path | None = None, *, b
 
     Args:
         engine_path: ``x.trt`` with ``x.onnx``, ``x.json`` and ``x.golden.npz`` beside it.
-        frames: Pictures besides the golden samples, or a folder of them; None for crops, flips and noise of the golden samples.
+        frames: Visualizations besides the golden samples, or a folder of them; None for crops, flips and noise of the golden samples.
         backend: An opened backend of this engine, which is closed at the end; None opens one.
 
     Raises:
-        ManifestError: If a file, the gain map of a decision included, is missing or not the one that the manifest lists.
+        ManifestError: If a file, the normalization map of a decision included, is missing or not the one that the manifest lists.
         BackendError: If the engine, or ONNX Runtime for the comparison, does not run here.
         ConfigError: If there is nothing to compare on, or no limits for the engine's precision.
-        DataError: If a picture cannot be read.
+        DataError: If an image cannot be read.
     """
     with contextlib.ExitStack() as opened:
         if backend is not None:
@@ -52,7 +52,7 @@ def verify_engine(engine_path: Path, frames: FrameSet | Path | None = None, *, b
         golden = _golden_of(reference, subject)
         chosen = _choose_frames(frames, manifest.training_bit_depth, golden, engine_path)
         decisions = list(manifest.decisions_for(manifest.model_sha256).values())
-        meter = ParityMeter(_limits(entry), decisions, open_gains(engine_path, decisions, manifest.size_hw))
+        meter = ParityMeter(_limits(entry), decisions, open_normalizations(engine_path, decisions, manifest.size_hw))
         _self_test(subject, meter)
         total = chosen.count + (0 if golden is None else len(golden.images))
         with Progress(total, unit="frames", label="engine parity") as progress:

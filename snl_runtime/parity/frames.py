@@ -21,7 +21,7 @@ _SEED = 2402
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class GateFrame:
-    """One picture that reference and subject both score.
+    """One image that reference and subject both score.
 
     Attributes:
         name: Name for messages.
@@ -66,7 +66,7 @@ def folder_frames(folder: Path, bit_depth: int | None = None) -> FrameSet:
     """
     paths = [path for path in list_images(folder).require_all().taken if not is_ground_truth(path.relative_to(folder))]
     if not paths:
-        raise DataError(f"--frames {folder} holds no image; name a folder of pictures from the line")
+        raise DataError(f"--frames {folder} holds no image; name a folder of images from the line")
     good = {path for path in paths if any(is_good_name(part) for part in path.relative_to(folder).parts[:-1])}
 
     def read() -> Iterator[GateFrame]:

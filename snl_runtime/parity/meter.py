@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from snl_runtime.errors import InferenceError, ParityRefusedError
 from snl_runtime.images.preprocess import InputSpec, prepare
-from snl_runtime.model.gain_files import Gains
 from snl_runtime.model.golden import TOLERANCES, GoldenSamples
 from snl_runtime.model.guard_band import guard_text
 from snl_runtime.model.manifest import Decision, ParityReport
+from snl_runtime.model.normalization_files import Normalizations
 from snl_runtime.parity.frames import FrameSet
 from snl_runtime.parity.verdicts import Guard, VerdictPairs
 
@@ -109,15 +109,15 @@ class ParityMeter:
     Args:
         limits: What the subject may differ by.
         decisions: Thresholds at which the verdicts of both sides are compared.
-        gains: Their gain maps, by hash: a frame is judged under each decision's own, as on the line.
+        normalizations: Their normalization maps, by hash: a frame is judged under each decision's own, as on the line.
 
     Raises:
-        ManifestError: If the gain map of a decision is not among ``gains``.
+        ManifestError: If the normalization map of a decision is not among ``normalizations``.
     """
 
-    def __init__(self, limits: ParityLimits, decisions: Sequence[Decision] = (), gains: Gains = MappingProxyType({})) -> None:
+    def __init__(self, limits: ParityLimits, decisions: Sequence[Decision] = (), normalizations: Normalizations = MappingProxyType({})) -> None:
         self._limits = limits
-        self._verdicts = VerdictPairs(decisions, gains)
+        self._verdicts = VerdictPairs(decisions, normalizations)
         self._failures: list[str] = []
         self._map_max: list[float] = []
         self._map_p99: list[float] = []
@@ -226,16 +226,16 @@ def compare(
     """Score the golden samples and all frames with both sides and hand the pairs to ``meter``.
 
     Golden samples go straight into the network, in the largest batch the file takes. Frames go through everything that runs on the line: decoded
-    picture in BGR order, as a camera gives it, colour order, resize, backend, checks. The reference's side never leaves RGB, so a swapped order
+    image in BGR order, as a camera gives it, color order, resize, backend, checks. The reference's side never leaves RGB, so a swapped order
     shows.
 
     Args:
         reference: The checkpoint or the ONNX file.
         subject: The file under test, opened as users open it but for the golden check.
         golden: Golden samples with what the reference gave; None if there are none.
-        frames: More pictures.
+        frames: More images.
         meter: Collects the differences.
-        on_frame: Called after each picture, golden or not.
+        on_frame: Called after each image, golden or not.
 
     Raises:
         DataError: If a frame cannot be read.
@@ -293,7 +293,7 @@ def refuse_unless_passed(report: ParityReport, *, advice: str) -> None:
 
 def figures(report: ParityReport) -> str:
     """Return what a gate measured, whether it passed or not, as part of a sentence."""
-    auroc = "not known without labelled --frames" if report.auroc_drift is None else f"changes by {100 * report.auroc_drift:.2f} points"
+    auroc = "not known without labeled --frames" if report.auroc_drift is None else f"changes by {100 * report.auroc_drift:.2f} points"
     return (
         f"over {report.frame_count} frames {correlation_text(report)}, map values differ by up to {report.map_max_abs:.3g} of "
         f"{report.map_scale:.3g}, image AUROC {auroc}, {report.flips} verdicts flip{guard_text(report)}"

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from snl_runtime.model.gain_files import Gains, gain_of
 from snl_runtime.model.guard_band import tightened
 from snl_runtime.model.manifest import Decision
+from snl_runtime.model.normalization_files import Normalizations, normalization_of
 from snl_runtime.types import AnomalyMap, Verdict
 from snl_runtime.verdict.decision import compare_with_thresholds
 
@@ -22,7 +22,7 @@ class Guard(NamedTuple):
 
 
 class _Scores(NamedTuple):
-    """What the line compares: the graph's score and the peak of its map, or twice the peak of the gained map."""
+    """What the line compares: the graph's score and the peak of its map, or twice the peak of the normalized map."""
 
     score: float
     peak: float
@@ -33,14 +33,14 @@ class VerdictPairs:
 
     Args:
         decisions: Thresholds of the reference.
-        gains: Their gain maps, by hash: a frame is judged under each decision's own, as on the line.
+        normalizations: Their normalization maps, by hash: a frame is judged under each decision's own, as on the line.
 
     Raises:
-        ManifestError: If the gain map of a decision is not among ``gains``.
+        ManifestError: If the normalization map of a decision is not among ``normalizations``.
     """
 
-    def __init__(self, decisions: Sequence[Decision], gains: Gains) -> None:
-        self._decisions = [(decision, gain_of(decision, gains)) for decision in decisions]
+    def __init__(self, decisions: Sequence[Decision], normalizations: Normalizations) -> None:
+        self._decisions = [(decision, normalization_of(decision, normalizations)) for decision in decisions]
         self._judged: list[list[tuple[_Scores, _Scores]]] = [[] for _ in decisions]
         self._guard_band = 0.0
 
@@ -48,11 +48,11 @@ class VerdictPairs:
         """Take a frame into account: score and float32 map of the reference, and those of the subject."""
         reference, subject = (_Scores(score, float(values.max())) for score, values in zip(scores, maps))
         self._guard_band = max(self._guard_band, *(abs(of(reference) - of(subject)) for of in (min, max)))
-        for judged, (_, gain) in zip(self._judged, self._decisions):
-            if gain is None:
+        for judged, (_, normalization) in zip(self._judged, self._decisions):
+            if normalization is None:
                 judged.append((reference, subject))
             else:
-                before, after = (gain.peak(values) for values in maps)
+                before, after = (normalization.peak(values) for values in maps)
                 judged.append((_Scores(before, before), _Scores(after, after)))
 
     def flips(self) -> int:

@@ -10,8 +10,8 @@ from datetime import datetime, timezone
 
 import numpy as np
 
-from snl_runtime.model.gain import GainMap
 from snl_runtime.model.manifest import Decision
+from snl_runtime.model.normalization import NormalizationMap
 from snl_runtime.types import AnomalyMap, Verdict
 from snl_runtime.verdict.frame_checks import FrameFormat, FrameStatistics, check_format, check_frame
 from snl_runtime.verdict.ruling import NAME_THE_PRODUCT, Ruling, error
@@ -27,12 +27,12 @@ class MapSummary:
     Attributes:
         peak: Largest value; NaN if there is none.
         is_finite: Whether the map has cells and every one of them is finite.
-        gained_peak: Largest value under the product's gain map; None if none was applied.
+        normalized_peak: Largest value under the product's normalization map; None if none was applied.
     """
 
     peak: float
     is_finite: bool
-    gained_peak: float | None = None
+    normalized_peak: float | None = None
 
 
 def decide(  # noqa: PLR0913  # all evidence on one frame
@@ -49,13 +49,13 @@ def decide(  # noqa: PLR0913  # all evidence on one frame
     """Return the verdict on one frame under one decision.
 
     Checks in this order, and the first that fails is the reason: golden check, decision, its file, its dates, size and bit depth of the frame, its
-    look, the raw output, the gained map, the floor. PASS therefore implies all of them. A frame that cannot be read never gets here: a wrong type,
-    shape or channels, a value above its bit depth, a ROI outside it.
+    look, the raw output, the normalized map, the floor. PASS therefore implies all of them. A frame that cannot be read never gets here: a wrong
+    type, shape or channels, a value above its bit depth, a ROI outside it.
 
     Args:
         score: The graph's ``anomaly_score``.
-        anomaly_map: (H, W) float32 raw map or its summary, None if there is none. For a decision with a gain map the summary that
-            :func:`summarise_map` makes with it: floor and thresholds are compared with the gained peak.
+        anomaly_map: (H, W) float32 raw map or its summary, None if there is none. For a decision with a normalization map the summary that
+            :func:`summarize_map` makes with it: floor and thresholds are compared with the normalized peak.
         decision: None if the file has none.
         frame: Size and bit depth of the whole frame, before the ROI.
         statistics: Of the network input, from :func:`snl_runtime.verdict.frame_checks.frame_statistics`.
@@ -67,7 +67,7 @@ def decide(  # noqa: PLR0913  # all evidence on one frame
         return error("no_golden_check", "the model has no golden samples that were checked in this process; export it again with snl-export")
     if decision is None:
         return error("no_decision", "the model was never calibrated; run snl-calibrate on this file")
-    summary = summarise_map(anomaly_map)
+    summary = summarize_map(anomaly_map)
     fault = (
         _check_decision(decision, accepted_sha256)
         or _check_dates(decision, now)
@@ -77,24 +77,29 @@ def decide(  # noqa: PLR0913  # all evidence on one frame
     )
     if fault is not None:
         return fault
-    if decision.gain is None:
+    if decision.normalization is None:
         return compare_with_thresholds(score, summary.peak, decision)
-    gained = summary.gained_peak
-    if gained is None:
-        return error("no_gain_map", f"the gain map {decision.gain.file} of product {decision.product!r} was not applied; open the model again")
-    if not math.isfinite(gained):
-        return error("output_not_finite", f"the anomaly map is {gained} under the gain map of product {decision.product!r}")
-    return compare_with_thresholds(gained, gained, decision)
+    normalized = summary.normalized_peak
+    if normalized is None:
+        return error(
+            "no_normalization_map",
+            f"the normalization map {decision.normalization.file} of product {decision.product!r} was not applied; open the model again",
+        )
+    if not math.isfinite(normalized):
+        return error("output_not_finite", f"the anomaly map is {normalized} under the normalization map of product {decision.product!r}")
+    return compare_with_thresholds(normalized, normalized, decision)
 
 
-def summarise_map(anomaly_map: AnomalyMap | MapSummary | None, gain: GainMap | None = None) -> MapSummary:
-    """Return what a verdict needs to know of a map, with its peak under a gain map if one is given; no map, or an empty one, is not finite."""
+def summarize_map(anomaly_map: AnomalyMap | MapSummary | None, normalization: NormalizationMap | None = None) -> MapSummary:
+    """Return what a verdict needs to know of a map, with its peak under a normalization map if one is given; no map, or an empty one, is not
+    finite.
+    """
     if isinstance(anomaly_map, MapSummary):
         return anomaly_map
     if anomaly_map is None or anomaly_map.size == 0:
         return MapSummary(peak=math.nan, is_finite=False)
-    gained_peak = None if gain is None else gain.peak(anomaly_map)
-    return MapSummary(peak=float(anomaly_map.max()), is_finite=bool(np.isfinite(anomaly_map).all()), gained_peak=gained_peak)
+    normalized_peak = None if normalization is None else normalization.peak(anomaly_map)
+    return MapSummary(peak=float(anomaly_map.max()), is_finite=bool(np.isfinite(anomaly_map).all()), normalized_peak=normalized_peak)
 
 
 def strictest(rulings: Mapping[str, Ruling]) -> Ruling:
@@ -114,7 +119,7 @@ def strictest(rulings: Mapping[str, Ruling]) -> Ruling:
 
 def check_output(score: float, anomaly_map: AnomalyMap | MapSummary | None) -> Ruling | None:
     """Return why a raw output may not be used, None if score and map are finite and the score is the maximum of the map."""
-    summary = summarise_map(anomaly_map)
+    summary = summarize_map(anomaly_map)
     if not (summary.is_finite and math.isfinite(summary.peak)):
         return error("output_not_finite", "the anomaly map is missing, unwritten or holds NaN or infinity")
     if not math.isfinite(score):

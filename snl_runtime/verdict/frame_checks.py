@@ -12,7 +12,7 @@ from snl_runtime.types import Image
 from snl_runtime.verdict.ruling import Ruling, error
 
 MIN_DEVIATION = 2.0
-"""Grey levels; a frame that varies less shows nothing (covered lens, light off, saturated sensor)."""
+"""Gray levels; a frame that varies less shows nothing (covered lens, light off, saturated sensor)."""
 WHITE_LEVEL = 250
 """A pixel is white when every channel is at least this."""
 BLACK_LEVEL = 5
@@ -24,8 +24,8 @@ COLOR_LEVEL = 16
 LOCAL_DEFECT_SHARE = 0.05
 """The range guards against cover, light and camera faults. A part with a clear defect on this share of the frame must stay inside, so that it is
 REJECT and not ERROR. It is the least widening of the ranges of shares on each side."""
-MIN_MARGIN_GREY = 10.0
-"""Least widening of the ranges of mean and deviation on each side, grey levels: what a strong defect on 5 % of the frame changes."""
+MIN_MARGIN_GRAY = 10.0
+"""Least widening of the ranges of mean and deviation on each side, gray levels: what a strong defect on 5 % of the frame changes."""
 MIN_MARGIN_COLOR = LOCAL_DEFECT_SHARE * 2 * 255
 """The same for ``red_blue`` and ``green``: what a defect on 5 % of the frame changes at most, say from pure blue to pure red."""
 
@@ -48,15 +48,15 @@ class FrameFormat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameStatistics:
-    """What the commissioned range is made of, computed on the network input; its fields are those of :class:`FrameRange`.
+    """What the qualified input range is made of, computed on the network input; its fields are those of :class:`FrameRange`.
 
     Attributes:
-        mean: Mean of all values, grey levels.
-        deviation: Spread over positions, grey levels: root of the channels' mean variance, so a frame of one color has 0.
+        mean: Mean of all values, gray levels.
+        deviation: Spread over positions, gray levels: root of the channels' mean variance, so a frame of one color has 0.
         white_share: Share of pixels whose three channels are all >= 250, 0 to 1.
         black_share: Share of pixels whose three channels are all <= 5, 0 to 1.
-        red_blue: Mean of red less blue, grey levels.
-        green: Mean of green less the mean of red and blue, grey levels.
+        red_blue: Mean of red less blue, gray levels.
+        green: Mean of green less the mean of red and blue, gray levels.
         reddish_share: Share of pixels with red - blue >= 4, 0 to 1.
         bluish_share: Share of pixels with blue - red >= 4, 0 to 1.
         red_share: Share of pixels with red - blue >= 16, 0 to 1.
@@ -103,10 +103,10 @@ def frame_statistics(image_rgb: Image) -> FrameStatistics:
 
 
 def fit_frame_range(statistics: Sequence[FrameStatistics]) -> FrameRange:
-    """Return the commissioned range of a product: what its good frames span, widened on each side.
+    """Return the qualified input range of a product: what its good frames span, widened on each side.
 
     Each range grows on both sides by half of its width, and at least, as a handful of frames under steady light spans almost nothing, by what a clear
-    defect on 5 % of the frame changes: 10 grey levels (mean, deviation), 25.5 (``red_blue``, ``green``) or 0.05 (shares). Ends are clipped to what
+    defect on 5 % of the frame changes: 10 gray levels (mean, deviation), 25.5 (``red_blue``, ``green``) or 0.05 (shares). Ends are clipped to what
     the statistic can be: 0 to 255, -255 to 255, or 0 to 1.
 
     Args:
@@ -116,10 +116,10 @@ def fit_frame_range(statistics: Sequence[FrameStatistics]) -> FrameRange:
         CalibrationRefusedError: If the sample is empty.
     """
     if not statistics:
-        raise CalibrationRefusedError("the commissioned range needs at least one good frame, got 0")
+        raise CalibrationRefusedError("the qualified input range needs at least one good frame, got 0")
 
-    def grey(name: str) -> tuple[float, float]:
-        return _widened([getattr(s, name) for s in statistics], MIN_MARGIN_GREY, (0.0, 255.0))
+    def gray(name: str) -> tuple[float, float]:
+        return _widened([getattr(s, name) for s in statistics], MIN_MARGIN_GRAY, (0.0, 255.0))
 
     def share(name: str) -> tuple[float, float]:
         return _widened([getattr(s, name) for s in statistics], LOCAL_DEFECT_SHARE, (0.0, 1.0))
@@ -128,8 +128,8 @@ def fit_frame_range(statistics: Sequence[FrameStatistics]) -> FrameRange:
         return _widened([getattr(s, name) for s in statistics], MIN_MARGIN_COLOR, (-255.0, 255.0))
 
     return FrameRange(
-        mean=grey("mean"),
-        deviation=grey("deviation"),
+        mean=gray("mean"),
+        deviation=gray("deviation"),
         white_share=share("white_share"),
         black_share=share("black_share"),
         red_blue=color("red_blue"),
@@ -158,10 +158,10 @@ def check_format(frame: FrameFormat, sizes: FrameSizes, bit_depth: int) -> Rulin
 
 
 def check_frame(statistics: FrameStatistics, frame_range: FrameRange) -> Ruling | None:
-    """Return why a frame may not be judged, None if it lies inside the commissioned range."""
+    """Return why a frame may not be judged, None if it lies inside the qualified input range."""
     if not statistics.deviation >= MIN_DEVIATION:  # written so that NaN fails
         return error(
-            "frame_flat", f"the frame shows nothing: its deviation is {statistics.deviation:.3g} grey levels, expected at least {MIN_DEVIATION:g}"
+            "frame_flat", f"the frame shows nothing: its deviation is {statistics.deviation:.3g} gray levels, expected at least {MIN_DEVIATION:g}"
         )
     if _looks_swapped(statistics, frame_range):
         return error(
@@ -174,7 +174,7 @@ def check_frame(statistics: FrameStatistics, frame_range: FrameRange) -> Ruling 
         low, high = getattr(frame_range, name)
         if not low <= value <= high:
             title = name.replace("_", " ")
-            return error("frame_out_of_range", f"the frame's {title} is {value:.4g}, commissioned range {low:.4g} to {high:.4g}; {advice}")
+            return error("frame_out_of_range", f"the frame's {title} is {value:.4g}, qualified input range {low:.4g} to {high:.4g}; {advice}")
     return None
 
 

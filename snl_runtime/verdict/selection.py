@@ -8,11 +8,11 @@ from datetime import datetime
 
 import numpy as np
 
-from snl_runtime.model.gain import GainMap
-from snl_runtime.model.gain_files import Gains, gain_of
 from snl_runtime.model.manifest import Decision, Manifest
+from snl_runtime.model.normalization import NormalizationMap
+from snl_runtime.model.normalization_files import Normalizations, normalization_of
 from snl_runtime.types import AnomalyMap
-from snl_runtime.verdict.decision import MapSummary, decide, strictest, summarise_map
+from snl_runtime.verdict.decision import MapSummary, decide, strictest, summarize_map
 from snl_runtime.verdict.frame_checks import FrameFormat, FrameStatistics
 from snl_runtime.verdict.ruling import NAME_THE_PRODUCT, Ruling, error
 
@@ -27,8 +27,9 @@ class Selection:
         product: What the record names; None where several decisions apply.
         roi_xyxy: Part of the frame to look at; None for all of it.
         fault: Why there is no usable decision, None if there is one.
-        gains: The gain maps of the decisions, by hash.
-        gain: What makes the result's map of the raw one, so that ``threshold`` holds for it: the decision's gain map, or that of :func:`merge_gains`
+        normalizations: The normalization maps of the decisions, by hash.
+        normalization: What makes the result's map of the raw one, so that ``threshold`` holds for it: the decision's normalization map, or that of
+            :func:`merge_normalizations`
             where several decisions apply; None where no decision has one.
     """
 
@@ -37,8 +38,8 @@ class Selection:
     product: str | None = None
     roi_xyxy: tuple[int, int, int, int] | None = None
     fault: Ruling | None = None
-    gains: Gains = field(default_factory=dict)
-    gain: GainMap | None = None
+    normalizations: Normalizations = field(default_factory=dict)
+    normalization: NormalizationMap | None = None
 
     @property
     def threshold(self) -> float:
@@ -47,7 +48,7 @@ class Selection:
 
     @property
     def reject_threshold(self) -> float:
-        """Lowest reject threshold; NaN without a decision. On the scale of ``threshold`` where gain maps were merged."""
+        """Lowest reject threshold; NaN without a decision. On the scale of ``threshold`` where normalization maps were merged."""
         if self.needs_map:
             return min(self.threshold / d.pass_threshold * d.reject_threshold for d in self.decisions.values())
         return min((d.reject_threshold for d in self.decisions.values()), default=math.nan)
@@ -59,8 +60,8 @@ class Selection:
 
     @property
     def needs_map(self) -> bool:
-        """Whether the verdict needs the raw map itself: several decisions, each with its own gain."""
-        return self.gain is not None and len(self.decisions) > 1
+        """Whether the verdict needs the raw map itself: several decisions, each with its own normalization."""
+        return self.normalization is not None and len(self.decisions) > 1
 
     def rule(
         self,
@@ -72,11 +73,11 @@ class Selection:
         golden_checked: bool,
         now: datetime,
     ) -> Ruling:
-        """Return the verdict on a scored frame, each decision with its own gain map, see :func:`snl_runtime.verdict.decision.decide`.
+        """Return the verdict on a scored frame, each decision with its own normalization map, see :func:`snl_runtime.verdict.decision.decide`.
 
         Args:
             score: The graph's score.
-            anomaly_map: The raw map; or its summary, with the peak under ``gain`` where a single decision applies.
+            anomaly_map: The raw map; or its summary, with the peak under ``normalization`` where a single decision applies.
             statistics: Of the network input.
             frame: Size and bit depth of the whole frame.
             golden_checked: Whether the golden samples agreed.
@@ -86,11 +87,11 @@ class Selection:
             missing = error("no_golden_check", "no golden sample was scored in this process; export the model again with snl-export")
             return self.fault if golden_checked or self.fault.reason_code == "no_manifest" else missing
         if isinstance(anomaly_map, MapSummary) and self.needs_map:
-            anomaly_map = dataclasses.replace(anomaly_map, gained_peak=None)  # of a merged gain: no decision was fitted with that
+            anomaly_map = dataclasses.replace(anomaly_map, normalized_peak=None)  # of a merged normalization: no decision was fitted with that
         rulings = {
             product: decide(
                 score,
-                summarise_map(anomaly_map, gain_of(decision, self.gains)),
+                summarize_map(anomaly_map, normalization_of(decision, self.normalizations)),
                 decision,
                 frame=frame,
                 statistics=statistics,
@@ -109,21 +110,21 @@ class DecisionBook:
     Args:
         manifest: None for a lone ``.onnx``.
         sha256: Hash of the opened file.
-        gains: The gain maps that its decisions name, by hash.
+        normalizations: The normalization maps that its decisions name, by hash.
 
     Raises:
-        ManifestError: If the gain map of a decision that holds for this file is not among them.
+        ManifestError: If the normalization map of a decision that holds for this file is not among them.
     """
 
-    def __init__(self, manifest: Manifest | None, sha256: str, gains: Gains | None = None) -> None:
+    def __init__(self, manifest: Manifest | None, sha256: str, normalizations: Normalizations | None = None) -> None:
         self._manifest = manifest
         self._accepted = frozenset({sha256})
         self._without_room = [] if manifest is None else manifest.products_without_room(sha256)
         self.decisions: dict[str, Decision] = {} if manifest is None else dict(manifest.decisions_for(sha256))
         """Newest decision per product that holds for this file."""
-        self._gains = gains or {}
-        self._gain_of_product = {product: gain_of(decision, self._gains) for product, decision in self.decisions.items()}
-        self._merged_gain = merge_gains(self.decisions, self._gain_of_product)
+        self._normalizations = normalizations or {}
+        self._normalization_of_product = {product: normalization_of(decision, self._normalizations) for product, decision in self.decisions.items()}
+        self._merged_normalization = merge_normalizations(self.decisions, self._normalization_of_product)
 
     @property
     def products(self) -> tuple[str, ...]:
@@ -147,8 +148,8 @@ class DecisionBook:
             accepted_sha256=self._accepted,
             product=next(iter(chosen)) if len(chosen) == 1 else None,
             roi_xyxy=next(iter(chosen.values())).roi_xyxy,
-            gains=self._gains,
-            gain=self._merged_gain if len(chosen) > 1 else self._gain_of_product[next(iter(chosen))],
+            normalizations=self._normalizations,
+            normalization=self._merged_normalization if len(chosen) > 1 else self._normalization_of_product[next(iter(chosen))],
         )
 
     def _fault(self, product: object) -> Ruling | None:
@@ -175,26 +176,26 @@ class DecisionBook:
         return error("unknown_product", f"no decision for product {product!r}; calibrated: {known}")
 
 
-def merge_gains(decisions: Mapping[str, Decision], gains: Mapping[str, GainMap | None]) -> GainMap | None:
-    """Return one gain map under which a part is above the lowest pass threshold where any of the decisions finds it above its own.
+def merge_normalizations(decisions: Mapping[str, Decision], normalizations: Mapping[str, NormalizationMap | None]) -> NormalizationMap | None:
+    """Return one normalization map under which a part is above the lowest pass threshold where any of the decisions finds it above its own.
 
-    Each gain is scaled by lowest threshold / own threshold, and the largest counts in each cell. It serves regions, maps and pictures; verdicts come
-    from each decision's own gain, so that no rounding of the scale decides one.
+    Each normalization is scaled by lowest threshold / own threshold, and the largest counts in each cell. It serves regions, maps and images;
+    verdicts come from each decision's own normalization, so that no rounding of the scale decides one.
 
     Args:
         decisions: By product.
-        gains: The gain map of each; None for a decision on raw maps.
+        normalizations: The normalization map of each; None for a decision on raw maps.
 
     Returns:
-        None if no decision has a gain map, or a threshold is not positive, which :func:`snl_runtime.verdict.decision.decide` refuses.
+        None if no decision has a normalization map, or a threshold is not positive, which :func:`snl_runtime.verdict.decision.decide` refuses.
     """
     thresholds = {product: decision.pass_threshold for product, decision in decisions.items()}
-    if not any(gains.values()) or not all(0 < threshold < math.inf for threshold in thresholds.values()):
+    if not any(normalizations.values()) or not all(0 < threshold < math.inf for threshold in thresholds.values()):
         return None
     lowest = min(thresholds.values())
-    shape = next(gain.values.shape for gain in gains.values() if gain is not None)
+    shape = next(normalization.values.shape for normalization in normalizations.values() if normalization is not None)
     merged = np.zeros(shape, np.float32)
-    for product, gain in gains.items():
-        own = np.float32(1) if gain is None else gain.values
+    for product, normalization in normalizations.items():
+        own = np.float32(1) if normalization is None else normalization.values
         merged = np.maximum(merged, np.float32(lowest / thresholds[product]) * own)
-    return GainMap(merged)
+    return NormalizationMap(merged)

@@ -1,4 +1,4 @@
-"""``snl-eval``: how well a checkpoint or an exported model tells good from bad, with intervals and pictures."""
+"""``snl-eval``: how well a checkpoint or an exported model tells good from bad, with intervals and images."""
 
 import argparse
 import contextlib
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> CommandParser:
     parser = CommandParser(
         "snl-eval",
-        "Measure a checkpoint or an exported model on labelled test images.",
+        "Measure a checkpoint or an exported model on labeled test images.",
         example="snl-eval --ckpt line.pt --data parts --report line.html\nsnl-eval --engine line.onnx --data parts --json > line-metrics.json",
     )
     model = parser.add_mutually_exclusive_group(required=True)
@@ -158,7 +158,7 @@ def _read_test_images(options: argparse.Namespace, bit_depth: int | None) -> "Da
         report_listing("snl-eval", index.listing, list_left_out=options.list_left_out)
     measurable = [name for name in index.classes if any(sample.class_name == name for sample in index.test)]
     if not measurable:
-        raise DataError(f"{options.data} has no labelled test images; expected test/good and test/<defect> folders (MVTec AD) or VisA's CSV")
+        raise DataError(f"{options.data} has no labeled test images; expected test/good and test/<defect> folders (MVTec AD) or VisA's CSV")
     chosen = measurable if options.classes is None else [name.strip() for name in options.classes.split(",")]
     unknown = [name for name in chosen if name not in measurable]
     if unknown:

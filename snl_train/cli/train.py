@@ -83,7 +83,7 @@ def build_parser() -> CommandParser:
     how = parser.add_argument_group("training")
     how.add_argument("--epochs", type=int, metavar="N", help="passes over the training images (default: 100)")
     how.add_argument("--batch-size", type=int, metavar="N", help="images per step, drawn evenly over the classes (default: 8)")
-    how.add_argument("--lr", type=float, metavar="X", help="peak step size of Adam (default: 0.005)")
+    how.add_argument("--lr", type=float, metavar="X", help="peak learning rate of Adam (default: 0.005)")
     how.add_argument("--seed", type=int, metavar="N", help="seed of weights, batches and hold-out (default: 0)")
     how.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where to train; auto takes CUDA if there is a GPU (default: auto)")
     how.add_argument("--threads", type=int, metavar="N", help="processor threads for reading and training (default: as many as PyTorch takes)")

@@ -141,7 +141,7 @@ def _check_contrast(image: Image, path: Path) -> None:
     _, deviations = load_opencv().meanStdDev(image)
     if deviations.max() < MIN_DEVIATION:
         raise DataError(
-            f"{display_name(path)} shows nothing: its values deviate by {deviations.max():.2g} grey levels, expected at least {MIN_DEVIATION:g}; "
+            f"{display_name(path)} shows nothing: its values deviate by {deviations.max():.2g} gray levels, expected at least {MIN_DEVIATION:g}; "
             "check lens, light and bit depth, or remove it"
         )
 
@@ -186,6 +186,6 @@ def _check_classes(index: DatasetIndex, *, require_train: bool) -> None:
 def _check_overlap(train: Sequence[Sample], test: Sequence[Sample]) -> None:
     trained = {sample.pixel_sha256: sample for sample in train}
     for sample in test:
-        twin = trained.get(sample.pixel_sha256)
-        if twin is not None:
-            raise DataError(f"{sample.path} in the test split is the same image as {twin.path} in the train split; remove one of them")
+        reference = trained.get(sample.pixel_sha256)
+        if reference is not None:
+            raise DataError(f"{sample.path} in the test split is the same image as {reference.path} in the train split; remove one of them")

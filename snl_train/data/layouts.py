@@ -7,7 +7,8 @@ plain          ``<product>/*.png`` or ``<product>/good`` with good images only, 
 =============  ==========================================================================================
 
 Masks and bad images are optional everywhere, file numbers may have gaps. ``ok``, ``normal`` and the like mean ``good``, and folders inside ``good``,
-``<defect>`` and their masks count, see :mod:`snl_runtime.images.labels` and :mod:`snl_runtime.images.listing`. What lies elsewhere is listed as left out.
+``<defect>`` and their masks count, see :mod:`snl_runtime.images.labels` and :mod:`snl_runtime.images.listing`. What lies elsewhere is listed as left
+out.
 """
 
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ def read_dataset(root: Path | str, *, skip_unreadable: bool = False, masks: bool
         require_train: Whether a class without training images is an error; evaluation alone can do without.
 
     Raises:
-        DataError: If the layout is not recognised, a file is unreadable or truncated, a class is empty, a mask has another size than its image
+        DataError: If the layout is not recognized, a file is unreadable or truncated, a class is empty, a mask has another size than its image
             or marks nothing, or the same image is in train and test. The message is one line and names the file.
     """
     index = list_dataset(root, masks=masks)
@@ -48,7 +49,7 @@ def list_dataset(root: Path | str, *, masks: bool = True) -> DatasetIndex:
     """List the images below ``root`` without reading them.
 
     Raises:
-        DataError: If the layout is not recognised or a mask file is missing.
+        DataError: If the layout is not recognized or a mask file is missing.
     """
     root = Path(root).absolute()
     if not root.exists():

@@ -85,7 +85,7 @@ def _read_split(table: Path, base: Path, *, masks: bool) -> list[Sample]:
         sample = _sample(row, base, row["object"].strip(), "train" if split == "train" else "test", masks=masks)
         if sample.split == "train" and sample.is_anomalous:
             raise DataError(
-                f"{table}, line {line}: {sample.path} is labelled {sample.defect!r} but is in the train split, which may hold good images only"
+                f"{table}, line {line}: {sample.path} is labeled {sample.defect!r} but is in the train split, which may hold good images only"
             )
         samples.append(sample)
     return samples

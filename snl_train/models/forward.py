@@ -21,7 +21,7 @@ class ForwardStudent(nn.Module):
         self.cram_feeds_next = cram_feeds_next
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return [layer1-, layer2-, layer3-shaped] features for normalised images (B, 3, H, W)."""
+        """Return [layer1-, layer2-, layer3-shaped] features for normalized images (B, 3, H, W)."""
         features: list[Tensor] = []
         x = self.backbone.stem(images)
         for scale, stage in enumerate((self.backbone.layer1, self.backbone.layer2, self.backbone.layer3)):

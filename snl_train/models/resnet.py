@@ -65,7 +65,7 @@ class ResNetPyramid(nn.Module):
         self.layer1 = residual_stage(spec, 64, 64, depth=spec.depths[0], stride=1)
         self.layer2 = residual_stage(spec, spec.channels[0], 128, depth=spec.depths[1], stride=2)
         self.layer3 = residual_stage(spec, spec.channels[1], 256, depth=spec.depths[2], stride=2)
-        initialise(self)
+        initialize(self)
 
     def stem(self, images: Tensor) -> Tensor:
         """Return (B, 64, H/4, W/4) for images (B, 3, H, W)."""
@@ -73,7 +73,7 @@ class ResNetPyramid(nn.Module):
         return x
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return [(B, C1, H/4, W/4), (B, C2, H/8, W/8), (B, C3, H/16, W/16)] for normalised images (B, 3, H, W)."""
+        """Return [(B, C1, H/4, W/4), (B, C2, H/8, W/8), (B, C3, H/16, W/16)] for normalized images (B, 3, H, W)."""
         layer1 = self.layer1(self.stem(images))
         layer2 = self.layer2(layer1)
         return [layer1, layer2, self.layer3(layer2)]
@@ -90,7 +90,7 @@ def residual_stage(spec: ResNetSpec, in_channels: int, planes: int, *, depth: in
     return nn.Sequential(*blocks)
 
 
-def initialise(module: nn.Module, generator: torch.Generator | None = None) -> None:
+def initialize(module: nn.Module, generator: torch.Generator | None = None) -> None:
     """Give convolutions He-normal weights and batch norms the identity, as torchvision and RD4AD do."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, conv1x1, conv3x3
 
-from snl_train.models.resnet import ResNetSpec, initialise, residual_stage, spec_of
+from snl_train.models.resnet import ResNetSpec, initialize, residual_stage, spec_of
 
 
 class Bottleneck(nn.Module):
@@ -23,7 +23,7 @@ class Bottleneck(nn.Module):
         self.fuse_layer1 = nn.Sequential(_halve(first, second), _halve(second, third))
         self.fuse_layer2 = _halve(second, third)
         self.embed = residual_stage(spec, 3 * third, 512, depth=spec.oce_depth, stride=2)
-        initialise(self)
+        initialize(self)
 
     def forward(self, teacher: Sequence[Tensor]) -> Tensor:
         """Return (B, 512 * expansion, H/32, W/32) for the teacher's three scales."""
@@ -50,7 +50,7 @@ class ReverseStudent(nn.Module):
         self.stage3 = _decoder_stage(spec, deepest, 256, depth=spec.depths[0])
         self.stage2 = _decoder_stage(spec, third, 128, depth=spec.depths[1])
         self.stage1 = _decoder_stage(spec, second, 64, depth=spec.depths[2])
-        initialise(self)
+        initialize(self)
         self.crams = crams
         self.cram_feeds_next = cram_feeds_next
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snl_runtime.errors import ConfigError
-from snl_train.models.resnet import ResNetPyramid, initialise
+from snl_train.models.resnet import ResNetPyramid, initialize
 from snl_train.models.weights import imagenet_state, load_state, read_state
 
 
@@ -46,7 +46,7 @@ def build_teacher(architecture: str, weights: str, *, seed: int | None = None) -
     if weights == "random":
         if seed is None:
             raise ConfigError("teacher weights 'random' need a seed")
-        _randomise(teacher, seed)
+        _randomize(teacher, seed)
         return teacher
     if weights == "imagenet":
         load_state(teacher, imagenet_state(architecture), f"ImageNet weights of {architecture}")
@@ -55,14 +55,14 @@ def build_teacher(architecture: str, weights: str, *, seed: int | None = None) -
     return teacher
 
 
-def _randomise(teacher: Teacher, seed: int) -> None:
-    """Give He-normal weights and the batch statistics of seeded pictures.
+def _randomize(teacher: Teacher, seed: int) -> None:
+    """Give He-normal weights and the batch statistics of seeded images.
 
-    Without measured statistics the residual sums grow from block to block and the deeper maps are nearly constant over the image. The pictures
-    are colour noise with the same contrast at every scale, as photographs have, in the range of normalised images.
+    Without measured statistics the residual sums grow from block to block and the deeper maps are nearly constant over the image. The images
+    are color noise with the same contrast at every scale, as photographs have, in the range of normalized images.
     """
     generator = torch.Generator().manual_seed(seed)
-    initialise(teacher, generator)
+    initialize(teacher, generator)
     octaves = [torch.randn(8, 3, side, side, generator=generator) for side in (2, 4, 8, 16, 32, 64, 128)]
     pictures = torch.stack([F.interpolate(octave, size=(128, 128), mode="bilinear", align_corners=False) for octave in octaves]).mean(0) * 3
     norms = [part for part in teacher.modules() if isinstance(part, nn.BatchNorm2d)]

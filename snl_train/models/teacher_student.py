@@ -12,7 +12,7 @@ from snl_train.models.teacher import Teacher, build_teacher
 from snl_train.models.whitening import ResidualWhitening
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
-"""Mean of the pictures the teacher was trained on, RGB, of values in [0, 1]."""
+"""Mean of the images the teacher was trained on, RGB, of values in [0, 1]."""
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Standard deviation of the same."""
 
@@ -54,7 +54,7 @@ class TeacherStudent(nn.Module):
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """Return (B, 3, H, W) float as the teacher wants it, for RGB images (B, H, W, 3) uint8."""
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[-1] != 3:
             raise ValueError(f"images must be (B, H, W, 3) uint8, got {tuple(images.shape)} {images.dtype}")
@@ -62,7 +62,7 @@ class TeacherStudent(nn.Module):
         return (x - self.mean) / self.std
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Return (teacher, student), each [(B, C_k, H / s_k, W / s_k)] with s = 4, 8, 16, for normalised images (B, 3, H, W).
+        """Return (teacher, student), each [(B, C_k, H / s_k, W / s_k)] with s = 4, 8, 16, for normalized images (B, 3, H, W).
 
         Raises:
             ValueError: If the images are not 4-D or their sides are not multiples of ``config.size_multiple_px``.
@@ -104,7 +104,7 @@ def _crams(config: ModelConfig) -> nn.ModuleList | None:
             config.centers,
             alpha=config.cram_alpha,
             center_norm=config.cram_center_norm,
-            normalise_input=config.cram_normalise,
+            normalize_input=config.cram_normalize,
             positive_alpha=config.cram_positive_alpha,
         )
         for channels in spec_of(config.teacher).channels

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from snl_train.features import full_precision, paired_scales, unit_vectors
 
 _POSITIONS_PER_IMAGE = 64
-"""Positions of each image and scale that the expectation is fitted on: neighbours tell nearly the same."""
+"""Positions of each image and scale that the expectation is fitted on: neighbors tell nearly the same."""
 _RIDGE = 1e-3
 """Of the regression, relative to the mean square of an entry of a unit vector."""
 _LOG_FLOOR = 0.1
@@ -96,15 +96,15 @@ class ResidualWhitening(nn.Module):
         student, residual = student.double(), (teacher - student).double()
         distance = (residual @ self.weight.double()).square().sum(1)  # (n,)
         target = (distance + _LOG_FLOOR).log()
-        centre, mean = student.mean(0), target.mean()
-        moment = (student - centre).mT @ (student - centre) / len(student)  # (D, D)
+        center, mean = student.mean(0), target.mean()
+        moment = (student - center).mT @ (student - center) / len(student)  # (D, D)
         moment.diagonal().add_(_RIDGE / len(moment))
-        weights = torch.linalg.solve(moment, (student - centre).mT @ (target - mean) / len(student))  # (D,)
+        weights = torch.linalg.solve(moment, (student - center).mT @ (target - mean) / len(student))  # (D,)
         scaled = self.expectation * weights
-        log_expected = self.expectation * mean + (student - centre) @ scaled  # (n,)
+        log_expected = self.expectation * mean + (student - center) @ scaled  # (n,)
         log_mean = (distance * (-log_expected).exp()).mean().log()
         self.expected.copy_(scaled)
-        self.offset.copy_(self.expectation * mean - centre @ scaled + log_mean)
+        self.offset.copy_(self.expectation * mean - center @ scaled + log_mean)
         self.lowest.copy_(log_expected.min() + log_mean)
         self.highest.copy_(log_expected.max() + log_mean)
 
@@ -175,5 +175,5 @@ def level_peaks(model: nn.Module, whitenings: Iterable[nn.Module], batches: Iter
         raise ValueError("whitening needs at least one batch of good images")
     for module, total in zip(modules, sums, strict=True):
         if not 0 < total < float("inf"):
-            raise ValueError(f"whitened residuals must be finite and not all zero to be levelled, got {total / count:g} as the mean of their peaks")
+            raise ValueError(f"whitened residuals must be finite and not all zero to be leveled, got {total / count:g} as the mean of their peaks")
         module.weight.mul_((count / total) ** 0.5)

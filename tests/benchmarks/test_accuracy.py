@@ -153,7 +153,9 @@ def test_other_whitening_is_fitted_on_the_trained_checkpoint_as_its_own_training
     from benchmarks.accuracy.protocol import load_protocol
 
     base = load_protocol("tiny").base["model"]
-    whitened = with_settings(load_protocol("tiny"), model={**base, "whitening": True, "whitening_expectation": 0.5, "whitening_level": "peak"})
+    whitened = with_settings(
+        load_protocol("tiny"), model={**base, "whitening": True, "whitening_expectation": 0.5, "whitening_normalization": "peak"}
+    )
     session_for(two_classes, tmp_path / "anew", protocol=whitened).perform(run_named(ONE))
     again = copied(finished, tmp_path / "again")
     monkeypatch.setattr(session, "train", None)  # nothing is trained
@@ -298,15 +300,15 @@ def test_finished_run_with_other_settings_is_refused(finished: Path, two_classes
 def test_record_from_before_a_setting_stands_for_its_default_alone(value, status, finished: Path, two_classes: Path, tmp_path: Path, command):
     again = copied(finished, tmp_path / "again")
     plain = record(finished, ONE)
-    del plain["config"]["model"]["whitening_level"]
+    del plain["config"]["model"]["whitening_normalization"]
     (again / "tiny" / f"{ONE}.json").write_text(json.dumps(plain))
     changed = yaml.safe_load((ROOT / "benchmarks/accuracy/protocols/tiny.yaml").read_text())
-    changed["base"]["model"]["whitening_level"] = value
+    changed["base"]["model"]["whitening_normalization"] = value
     protocol = tmp_path / "tiny.yaml"
     protocol.write_text(yaml.safe_dump(changed))
     found, _, err = command("--protocol", protocol, "--data", two_classes, "--out", again, "--only", ONE, "--jobs", 1, "--device", "cpu")
     assert found == status
-    assert ("config.model.whitening_level was mean and is peak" in err) == (status == 2)
+    assert ("config.model.whitening_normalization was mean and is peak" in err) == (status == 2)
     assert json.loads((again / "tiny" / f"{ONE}.json").read_text()) == plain  # neither trained nor measured again
 
 

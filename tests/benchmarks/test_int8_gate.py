@@ -7,6 +7,8 @@ import pytest
 
 pytest.importorskip("onnx")
 
+PNG_START = b"\x89PNG\r\n\x1a\n"
+
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
@@ -14,7 +16,7 @@ def data(tmp_path: Path) -> Path:
         for folder in ("train/good", "test/good", "test/scratch", "ground_truth/scratch"):
             path = tmp_path / "data" / product / folder
             path.mkdir(parents=True)
-            (path / "0.png").write_bytes(f"{product} {folder}".encode())
+            (path / "0.png").write_bytes(PNG_START + f"{product} {folder}".encode())
     return tmp_path / "data"
 
 
@@ -23,7 +25,10 @@ def test_links_keep_training_and_test_images_apart(data, tmp_path):
 
     for _ in range(2):  # a second run finds them
         link_images(data, tmp_path / "work")
-    read = {path.relative_to(tmp_path / "work").as_posix(): path.read_text() for path in (tmp_path / "work").rglob("*.png")}
+    read = {
+        path.relative_to(tmp_path / "work").as_posix(): path.read_bytes().removeprefix(PNG_START).decode()
+        for path in (tmp_path / "work").rglob("*.png")
+    }
     assert {name.split("/")[0]: text.split()[1] for name, text in read.items() if name.startswith("ranges")} == {"ranges": "train/good"}
     assert all(text.split()[1].startswith("test/") for name, text in read.items() if not name.startswith("ranges"))
     assert sorted(name for name in read if name.startswith("bad")) == ["bad/bolt/scratch/0.png", "bad/nut/scratch/0.png"]

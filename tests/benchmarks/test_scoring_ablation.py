@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.accuracy.scoring_ablation import SCORINGS, Cells, measure
-from snl_runtime.model.gain import fit_gain
+from snl_runtime.model.normalization import fit_normalization
 from snl_runtime.progress import Progress
 from snl_train import metrics
 from snl_train.config import ModelConfig, ScoreConfig
@@ -54,7 +54,7 @@ def cells(model, images):
 )
 def test_a_way_to_score_is_what_the_training_side_scores(name, config, cells, model, images):
     with torch.no_grad():
-        features = model(model.normalise(torch.from_numpy(images)))
+        features = model(model.normalize(torch.from_numpy(images)))
     whitening = copy.deepcopy(model.whitening) if "whitened" in name else None
     if whitening is not None and "expectation" not in name:
         for module in whitening:
@@ -69,7 +69,7 @@ def test_a_way_to_score_is_what_the_training_side_scores(name, config, cells, mo
 )
 def test_scales_that_are_left_out_are_as_if_they_were_not_there(name, kept, cells, model, images):
     with torch.no_grad():
-        teacher, student = ([found[scale] for scale in kept] for found in model(model.normalise(torch.from_numpy(images))))
+        teacher, student = ([found[scale] for scale in kept] for found in model(model.normalize(torch.from_numpy(images))))
     expected, _ = score_features(teacher, student, SIZE_HW, ScoreConfig(affinity_weight=0, smoothing_sigma=4))
     np.testing.assert_allclose(cells.maps(BY_NAME[f"smoothed, 4 px, {name}"], SIZE_HW), expected[:, 0].numpy(), rtol=2e-4, atol=1e-5)
     whitening = [copy.deepcopy(model.whitening[scale]) for scale in kept]
@@ -99,6 +99,6 @@ def test_the_normalization_map_is_fitted_on_the_good_images(cells, model, images
     labels = np.array([False, True, False, True, True])
     masks = [np.zeros(SIZE_HW, np.bool_) for _ in range(5)]
     masks[1][3:9, 3:9] = True
-    maps = cells.maps(SCORINGS[0], SIZE_HW) * fit_gain(good.maps(SCORINGS[0], SIZE_HW)).values
+    maps = cells.maps(SCORINGS[0], SIZE_HW) * fit_normalization(good.maps(SCORINGS[0], SIZE_HW)).values
     found = measure(BY_NAME["normalization map per product"], cells, good, labels, masks)
     assert found["image_auroc"] == pytest.approx(metrics.roc_auc(labels, maps.reshape(5, -1).max(1)))

@@ -41,7 +41,7 @@ def good_frame(index, seed=0):
 
 
 def bad_frame(index, level=180):
-    """Return a part with a hole of 6 x 6 px; at 255 it also leaves the commissioned range of the white share."""
+    """Return a part with a hole of 6 x 6 px; at 255 it also leaves the qualified input range of the white share."""
     image = good_frame(index, seed=9)
     image[20 + index % 6 : 26 + index % 6, 18:24] = level
     return image
@@ -145,9 +145,9 @@ class Station:
     def manifest(self):
         return read_manifest(self.root / "line.json")
 
-    def fit_all(self, good=None, **changes):
+    def fit_all(self, good=None, *, on_listed=lambda _: None, **changes):
         """Calibrate with a promise that 29 good parts carry."""
-        return calibrate(self.model, good or self.good, CalibrationOptions(**{"max_frr": 0.1, **changes}))
+        return calibrate(self.model, good or self.good, CalibrationOptions(**{"max_frr": 0.1, **changes}), on_listed=on_listed)
 
     def fit_one(self, good=None, **changes):
         (fit,) = self.fit_all(good, **changes)
@@ -193,7 +193,7 @@ class Station:
 
 
 class Tools:
-    """The helpers above, for tests: with import-mode importlib a test cannot import its neighbour."""
+    """The helpers above, for tests: with import-mode importlib a test cannot import its neighbor."""
 
     template = staticmethod(template)
     good_frame = staticmethod(good_frame)
@@ -204,7 +204,7 @@ class Tools:
 
     @staticmethod
     def noise_map():
-        """Return values for a gain map that do not compress."""
+        """Return values for a normalization map that do not compress."""
         return np.random.default_rng(0).uniform(0.5, 2.0, (SIDE, SIDE)).astype(np.float32)
 
 

@@ -9,7 +9,7 @@ import pytest
 from snl_calibration.calibrate import CalibrationOptions, append_decisions, calibrate
 from snl_calibration.cli import main
 from snl_runtime.errors import SinkError
-from snl_runtime.model.gain import GainMap
+from snl_runtime.model.normalization import NormalizationMap
 
 PROBED_BYTES = 5000
 """More than what is probed, less than any page."""
@@ -92,16 +92,18 @@ def test_manifest_that_cannot_be_written_is_refused_before_an_image_is_read(two_
     assert contents(two_products.root) == before
 
 
-@pytest.mark.parametrize(("earlier", "limit_bytes", "named"), [(0, PROBED_BYTES, ".gain.disk."), (40, 30_000, "line.json")], ids=["gain", "manifest"])
-def test_gain_map_and_decision_appear_together_or_not_at_all(station, tools, file_size_limit, earlier, limit_bytes, named):
+@pytest.mark.parametrize(
+    ("earlier", "limit_bytes", "named"), [(0, PROBED_BYTES, ".normalization.disk."), (40, 30_000, "line.json")], ids=["normalization", "manifest"]
+)
+def test_normalization_map_and_decision_appear_together_or_not_at_all(station, tools, file_size_limit, earlier, limit_bytes, named):
     station.write_good(count=30)
     decision = station.fit_one().decision
     append_decisions(station.model, [(dataclasses.replace(decision, product=f"p{index}"), None) for index in range(earlier)])
     assert (len((station.root / "line.json").read_bytes()) > limit_bytes) == bool(earlier)
-    gain = GainMap(tools.noise_map())
+    normalization = NormalizationMap(tools.noise_map())
     before = contents(station.root)
     with file_size_limit(limit_bytes), pytest.raises(SinkError, match="File too large") as caught:
-        append_decisions(station.model, [(decision, gain)])
+        append_decisions(station.model, [(decision, normalization)])
     assert named in str(caught.value)
     assert contents(station.root) == before
 

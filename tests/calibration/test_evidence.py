@@ -69,7 +69,7 @@ def test_defects_that_leave_the_commissioned_range_are_told(station, tools):
         tools.save(station.root / "bad" / "hole" / f"{index}.png", picture)
     fit = station.fit_one(bad=station.root / "bad")
     assert fit.decision.evidence.counts == {"hole": (4, 4)}
-    assert "3 of 4 bad images leave the commissioned range" in fit.warnings[0]
+    assert "3 of 4 bad images leave the qualified input range" in fit.warnings[0]
     assert "(1.png, 2.png, 3.png)" in fit.warnings[0]
 
 

@@ -117,7 +117,7 @@ def test_bad_images_of_another_size_are_told_to_become_errors(station, tools):
         bad = cv2.resize(tools.bad_frame(index), (96, 96), interpolation=cv2.INTER_NEAREST)
         tools.save(station.root / "bad" / "hole" / f"{index}.png", bad)
     fit = station.fit_one(bad=station.root / "bad")
-    assert any("4 of 4 bad images leave the commissioned range" in warning for warning in fit.warnings)
+    assert any("4 of 4 bad images leave the qualified input range" in warning for warning in fit.warnings)
 
 
 def test_command_takes_both_options_and_prints_what_frames_must_be(station, capsys):

@@ -30,7 +30,7 @@ WEIGHTS = {
     "model.bottleneck.embed.0.conv1": (4, 4),
     "model.student.stage1.0.body.3": (4, 4),
     "model.student.stage1.1.body.3": (4, 4),
-    "unsqueeze_1": (4, 4),  # CRAM's centres carry no network's name
+    "unsqueeze_1": (4, 4),  # CRAM's centers carry no network's name
 }
 
 

@@ -1,5 +1,6 @@
 """A decision is written only for independent good parts, enough of them, held out or in folders of their own."""
 
+import cv2
 import numpy as np
 import pytest
 
@@ -32,7 +33,7 @@ def _bad_among_good(station, tools):
 def _flat(station, tools):
     station.write_good(count=40)
     tools.save(station.good / "disk" / "500.png", np.full((48, 48, 3), 90, dtype=np.uint8))
-    return "1 good images show nothing (deviation below 2 grey levels): disk/500.png"
+    return "1 good images show nothing (deviation below 2 gray levels): disk/500.png"
 
 
 @pytest.mark.parametrize("prepare", [_too_few, _trained_on, _copies, _bad_among_good, _flat], ids=lambda prepare: prepare.__name__[1:])
@@ -152,3 +153,61 @@ def test_model_without_held_out_images_says_how_to_get_some(station):
     station.write_good(count=30)
     with pytest.raises(ConfigError, match="train with --hold-out"):
         station.fit_all(held_out=True)
+
+
+def test_folders_inside_a_product_and_a_kind_count(station, tools):
+    frames = station.write_good(count=40)
+    for number, name in enumerate(sorted(frames)):
+        if number % 2:
+            (station.good / "disk" / "day 1" / "deep").mkdir(parents=True, exist_ok=True)
+            (station.good / "disk" / name).rename(station.good / "disk" / "day 1" / "deep" / name)
+    for number in range(3):
+        tools.save(station.root / "bad" / "dent" / "day 1" / f"{number}.jfif.png", tools.bad_frame(number))
+    tools.save(station.root / "bad" / "OK" / "0.png", tools.bad_frame(9))
+    seen = []
+    (fit,) = station.fit_all(bad=station.root / "bad", on_listed=seen.append)
+    assert fit.sample_count == 40
+    assert "disk/day 1/deep/001.png" in fit.scores
+    assert {kind: total for kind, (_, total) in fit.evidence.counts.items()} == {"dent": 3}
+    assert [len(listing.taken) for listing in seen] == [40, 4]
+
+
+@pytest.mark.parametrize("inner", ["bad", "ground_truth", "test/scratch", "NG"])
+def test_folder_of_good_parts_that_says_something_else_is_refused(station, tools, inner):
+    station.write_good(count=30)
+    tools.save(station.good / "disk" / inner / "0.png", tools.bad_frame(0))
+    with pytest.raises(DataError, match=f"do not say good: {inner}"):
+        station.fit_all()
+
+
+def test_whole_dataset_is_no_folder_of_bad_images(station, tools):
+    station.write_good(count=30)
+    for name in ("test/scratch/0.png", "ground_truth/scratch/0_mask.png"):
+        tools.save(station.root / "bad" / name, tools.bad_frame(0))
+    with pytest.raises(DataError, match="holds ground_truth and test of a dataset"):
+        station.fit_all(bad=station.root / "bad")
+
+
+def test_images_beside_product_folders_are_refused(station, tools):
+    station.write_good(count=30)
+    tools.save(station.good / "0.png", tools.good_frame(0))
+    with pytest.raises(DataError, match="images and folders of products"):
+        station.fit_all()
+
+
+@pytest.mark.parametrize(("name", "content"), [("phone.heic", b"\0\0\0\x18ftypheic\0\0\0\0"), ("empty.png", b""), ("half.png", None)])
+def test_picture_that_cannot_be_taken_is_refused_by_name(station, name, content):
+    station.write_good(count=30)
+    if content is None:
+        content = (station.good / "disk" / "000.png").read_bytes()[:99]
+    (station.good / "disk" / name).write_bytes(content)
+    with pytest.raises(DataError, match=name):
+        station.fit_all()
+
+
+def test_dark_16_bit_image_is_refused_until_its_bits_are_declared(station):
+    station.write_good(count=30)
+    for path in (station.good / "disk").iterdir():
+        assert cv2.imwrite(str(path), cv2.imread(str(path)).astype(np.uint16) * 16)
+    with pytest.raises(DataError, match=r"no value above \d+; .*--bit-depth 12"):
+        station.fit_all()

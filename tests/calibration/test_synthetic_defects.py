@@ -8,7 +8,7 @@ from snl_calibration.synthetic_defects import DEFECT_KINDS, add_defect, find_par
 from snl_runtime.errors import ConfigError
 
 CONTRAST = {"scratch": (60, 100), "stain": (10, 81), "missing_patch": (20, 255), "pasted_patch": (10, 255), "color_shift": (30, 61)}
-"""Stated range in grey levels; stains fade at the edge, holes and pastes depend on what lies there, clipping takes some away."""
+"""Stated range in gray levels; stains fade at the edge, holes and pastes depend on what lies there, clipping takes some away."""
 
 
 def _disk(color=True, size=(120, 160)):

@@ -14,9 +14,9 @@ from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.files import sha256_file
 from snl_runtime.images.files import read_image, write_image
 from snl_runtime.images.listing import list_images
-from snl_runtime.model.gain import GainMap
-from snl_runtime.model.gain_files import encode_gain, write_gain
 from snl_runtime.model.manifest import Decision, manifest_path, read_manifest, write_manifest
+from snl_runtime.model.normalization import NormalizationMap
+from snl_runtime.model.normalization_files import encode_normalization, write_normalization
 from snl_runtime.scorer import Scorer
 
 DEVIATION = 5e-5
@@ -44,23 +44,23 @@ def scores_of(model: Path, frames: Path) -> dict[str, float]:
 
 @pytest.fixture
 def add_decision(make_decision: Callable[..., Decision]) -> Callable[..., None]:
-    """Replace the decisions of a model; ``gain`` is the value of a constant gain map."""
+    """Replace the decisions of a model; ``normalization`` is the value of a constant normalization map."""
 
-    def add(model: Path, pass_threshold: float, band: float = 0.0, gain: float | None = None) -> None:
+    def add(model: Path, pass_threshold: float, band: float = 0.0, normalization: float | None = None) -> None:
         manifest = read_manifest(manifest_path(model))
         file = None
-        if gain is not None:
-            file, data = encode_gain(model, "bolt", GainMap(np.full(manifest.size_hw, gain, np.float32)))
-            write_gain(model, file, data)
+        if normalization is not None:
+            file, data = encode_normalization(model, "bolt", NormalizationMap(np.full(manifest.size_hw, normalization, np.float32)))
+            write_normalization(model, file, data)
         thresholds = {"pass_threshold": pass_threshold, "reject_threshold": pass_threshold * (1 + band), "floor": 0.0}
-        decision = make_decision(product="bolt", model_sha256=manifest.model_sha256, gain=file, **thresholds)
+        decision = make_decision(product="bolt", model_sha256=manifest.model_sha256, normalization=file, **thresholds)
         write_manifest(manifest_path(model), dataclasses.replace(manifest, decisions=[decision]))
 
     return add
 
 
 def deviate(model: onnx.ModelProto) -> None:
-    """Plant a twin whose map, and with it the score, is larger by a hair."""
+    """Plant a reference whose map, and with it the score, is larger by a hair."""
     for node in model.graph.node:
         for side in (node.input, node.output):
             for index, name in enumerate(side):
@@ -77,11 +77,11 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.name: sha256_file(path) for path in folder.iterdir() if path.is_file()}
 
 
-@pytest.mark.parametrize(("band", "status", "gain"), [(0.0, 3, None), (0.1, 0, None), (0.0, 3, 0.5)])
+@pytest.mark.parametrize(("band", "status", "normalization"), [(0.0, 3, None), (0.1, 0, None), (0.0, 3, 0.5)])
 def test_one_flip_refuses_a_twin_that_every_other_figure_accepts(
     band: float,
     status: int,
-    gain: float | None,
+    normalization: float | None,
     checkpoint_path: Path,
     earlier: Path,
     frames: Path,
@@ -92,7 +92,7 @@ def test_one_flip_refuses_a_twin_that_every_other_figure_accepts(
     highest, second = sorted(scores_of(earlier, frames).values())[:-3:-1]
     threshold = highest * (1 + DEVIATION / 2)
     assert second * (1 + DEVIATION) < threshold  # one frame can cross it, and no other
-    add_decision(earlier, threshold * (gain or 1), band, gain)
+    add_decision(earlier, threshold * (normalization or 1), band, normalization)
     before = contents(earlier.parent)
     ready_made(deviate)
     arguments = ["--ckpt", str(checkpoint_path), "--out", str(earlier), "--frames", str(frames), "--engine", "none"]
@@ -116,7 +116,7 @@ def test_int8_that_flips_one_verdict_is_refused_with_the_figures(
     add_decision: Callable[..., None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Nothing is planted: the threshold lies between what the float file and its quantized twin give for one real frame."""
+    """Nothing is planted: the threshold lies between what the float file and its quantized reference give for one real frame."""
     ready_made()
     arguments = ["--ckpt", str(checkpoint_path), "--frames", str(frames), "--engine", "none", "--out"]
     quantize = ["--int8", "--calib-data", str(frames), "--int8-parts", "student"]
@@ -154,7 +154,7 @@ def test_decision_of_another_checkpoint_is_no_yardstick(
     assert main(["--ckpt", str(checkpoint_path), "--out", str(earlier), "--frames", str(frames), "--engine", "none"]) == 0
 
 
-def test_gain_map_of_a_decision_stays_and_applies_when_the_same_file_is_exported_again(
+def test_normalization_map_of_a_decision_stays_and_applies_when_the_same_file_is_exported_again(
     checkpoint_path: Path,
     earlier: Path,
     frames: Path,
@@ -162,13 +162,13 @@ def test_gain_map_of_a_decision_stays_and_applies_when_the_same_file_is_exported
     add_decision: Callable[..., None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    add_decision(earlier, max(scores_of(earlier, frames).values()), gain=0.5)
+    add_decision(earlier, max(scores_of(earlier, frames).values()), normalization=0.5)
     ready_made()
     arguments = ["--ckpt", str(checkpoint_path), "--out", str(earlier), "--frames", str(frames), "--engine", "none"]
     assert main(arguments) == 0
     with SnlDetector(earlier) as detector:
         assert detector.products == ("bolt",)
-    (gain,) = earlier.parent.glob("*.gain.*")
-    gain.unlink()
+    (normalization,) = earlier.parent.glob("*.normalization.*")
+    normalization.unlink()
     assert main(arguments) == 2
-    assert "the gain map of product 'bolt'" in capsys.readouterr().err
+    assert "the normalization map of product 'bolt'" in capsys.readouterr().err

@@ -40,7 +40,7 @@ def pixels() -> torch.Tensor:
 
 
 def literal_map(teacher: list[np.ndarray], student: list[np.ndarray], size_hw: tuple[int, int]) -> np.ndarray:
-    """Eq. 1 and 10 to 13 position by position; bilinear resize with half-pixel centres."""
+    """Eq. 1 and 10 to 13 position by position; bilinear resize with half-pixel centers."""
     total = np.zeros(size_hw)
     for t_map, s_map in zip(teacher, student):
         channels, height, width = t_map.shape
@@ -92,7 +92,7 @@ def test_head_equals_the_paper_position_by_position(layout: str, tile_rows: int,
 def test_graph_equals_the_training_side(method: str, score: ScoreConfig, models: dict[str, TeacherStudent], pixels: torch.Tensor) -> None:
     model = models[method]
     with torch.no_grad():
-        expected_map, expected_score = scoring.score_features(*model(model.normalise(pixels)), SIZE_HW, score)
+        expected_map, expected_score = scoring.score_features(*model(model.normalize(pixels)), SIZE_HW, score)
         anomaly_map, anomaly_score = SnlGraph(model, score, size_hw=SIZE_HW, tile_rows=50)(pixels)
     torch.testing.assert_close(anomaly_map, expected_map, atol=FP32_TOLERANCE, rtol=0)
     torch.testing.assert_close(anomaly_score, expected_score, atol=FP32_TOLERANCE, rtol=0)
@@ -116,7 +116,7 @@ def test_whitened_graph_equals_the_training_side(precision: str, tolerance: floa
     score = ScoreConfig(affinity_weight=0)
     with torch.no_grad():
         maps, scores = SnlGraph(whitened, score, size_hw=SIZE_HW, precision=precision)(pixels)
-        expected, _ = scoring.score_features(*whitened(whitened.normalise(pixels)), SIZE_HW, score, whitening=whitened.whitening)
+        expected, _ = scoring.score_features(*whitened(whitened.normalize(pixels)), SIZE_HW, score, whitening=whitened.whitening)
     np.testing.assert_allclose(maps.numpy(), expected.numpy(), rtol=0, atol=tolerance * float(expected.max()))
     np.testing.assert_array_equal(scores.numpy(), maps.flatten(1).amax(1).numpy())
 

@@ -75,7 +75,7 @@ def test_golden_samples_hold_what_the_checkpoint_gives(exported: ExportedBundle,
     checkpoint = load_checkpoint(checkpoint_path)
     network = checkpoint.build_model()
     with torch.no_grad():
-        teacher, student = network(network.normalise(torch.from_numpy(checkpoint.golden_images)))
+        teacher, student = network(network.normalize(torch.from_numpy(checkpoint.golden_images)))
         maps, scores = score_features(teacher, student, (64, 64), checkpoint.config.score)
     with np.load(exported.model_path.with_suffix(".golden.npz"), allow_pickle=False) as golden:
         np.testing.assert_array_equal(golden["images"], checkpoint.golden_images)

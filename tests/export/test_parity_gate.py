@@ -72,8 +72,8 @@ def nothing_changes(folder: Path) -> Iterator[None]:
 FAULTS = {
     "deviation changed by 1 %": scale_pixels(1.01),
     "pixels not divided by 255": scale_pixels(255.0),
-    "mean shifted by one grey level": shift_pixels,
-    "colour order swapped in the graph": swap_channels,
+    "mean shifted by one gray level": shift_pixels,
+    "color order swapped in the graph": swap_channels,
     "NaN in one weight": plant_nan,
     "score is not the maximum of the map": halve_score,
 }
@@ -111,7 +111,7 @@ def test_one_weight_may_move_the_map_by_less_than_the_tolerance_only(
     step = weight_step_that_moves_the_map_by(relative_change, checkpoint_path)
 
     def perturb(model: onnx.ModelProto) -> None:
-        # Batch norms are folded into the convolutions, so the weight is found by its value in the checkpoint's own centres of CRAM.
+        # Batch norms are folded into the convolutions, so the weight is found by its value in the checkpoint's own centers of CRAM.
         centers = load_checkpoint(checkpoint_path).state_dict["student.crams.0.centers"].numpy()
         for tensor in model.graph.initializer:
             values = numpy_helper.to_array(tensor)
@@ -120,7 +120,7 @@ def test_one_weight_may_move_the_map_by_less_than_the_tolerance_only(
                 changed.reshape(centers.T.shape)[0, 0] += step
                 replace(tensor, changed)
                 return
-        raise AssertionError("the centres are not in the graph")
+        raise AssertionError("the centers are not in the graph")
 
     ready_made(perturb)
     expectation = pytest.raises(ParityRefusedError, match="map differs by") if is_refused else contextlib.nullcontext()
@@ -129,7 +129,7 @@ def test_one_weight_may_move_the_map_by_less_than_the_tolerance_only(
 
 
 def weight_step_that_moves_the_map_by(relative_change: float, checkpoint_path: Path) -> float:
-    """Find the step on one subtracted centre value, in PyTorch, that moves the worst golden map by this share of its maximum."""
+    """Find the step on one subtracted center value, in PyTorch, that moves the worst golden map by this share of its maximum."""
     checkpoint = load_checkpoint(checkpoint_path)
     model = checkpoint.build_model()
     cram = model.student.crams[0]
@@ -137,7 +137,7 @@ def weight_step_that_moves_the_map_by(relative_change: float, checkpoint_path: P
 
     def worst(step: float) -> float:
         def forward(features: torch.Tensor) -> torch.Tensor:
-            # Eq. 8 with the centres as they are, Eq. 9 with one value moved: the graph holds the centres twice and one copy is perturbed.
+            # Eq. 8 with the centers as they are, Eq. 9 with one value moved: the graph holds the centers twice and one copy is perturbed.
             n = torch.arange(cram.centers.shape[0])
             residuals = features[:, None] - cram.centers[n][None, :, :, None, None]
             weights = (-cram.alpha * residuals.square().sum(2)).softmax(1)
@@ -146,9 +146,9 @@ def weight_step_that_moves_the_map_by(relative_change: float, checkpoint_path: P
             return features - torch.einsum("bnhw,nd->bdhw", weights, moved)
 
         with torch.no_grad():
-            plain = scoring.anomaly_map(*model(model.normalise(images)), checkpoint.config.image_size)
+            plain = scoring.anomaly_map(*model(model.normalize(images)), checkpoint.config.image_size)
             original, cram.forward = cram.forward, forward
-            changed = scoring.anomaly_map(*model(model.normalise(images)), checkpoint.config.image_size)
+            changed = scoring.anomaly_map(*model(model.normalize(images)), checkpoint.config.image_size)
             cram.forward = original
         return float(((changed - plain).abs().amax((1, 2, 3)) / plain.amax((1, 2, 3))).max())
 
@@ -159,7 +159,7 @@ def weight_step_that_moves_the_map_by(relative_change: float, checkpoint_path: P
     return step
 
 
-def test_colour_order_swapped_on_the_line_is_refused(
+def test_color_order_swapped_on_the_line_is_refused(
     checkpoint_path: Path, tmp_path: Path, ready_made: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from snl_runtime import scorer
@@ -180,7 +180,7 @@ def test_checkpoint_with_nan_weights_is_refused(checkpoint_path: Path, tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["broken.pt"]
 
 
-def test_frames_of_the_user_are_named_in_the_report_and_labelled_by_folder(checkpoint_path: Path, tmp_path: Path, ready_made: Install) -> None:
+def test_frames_of_the_user_are_named_in_the_report_and_labeled_by_folder(checkpoint_path: Path, tmp_path: Path, ready_made: Install) -> None:
     generator = np.random.default_rng(5)
     for name in ("good/0.png", "good/1.png", "scratch/0.png", "ground_truth/scratch/0.png"):
         path = tmp_path / "frames" / name

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from snl_runtime.errors import ManifestError, ParityRefusedError
-from snl_runtime.model.gain import GainMap
-from snl_runtime.model.gain_files import encode_gain
 from snl_runtime.model.manifest import Decision, ParityReport
+from snl_runtime.model.normalization import NormalizationMap
+from snl_runtime.model.normalization_files import encode_normalization
 from snl_runtime.parity.meter import LIMITS, ParityLimits, ParityMeter, ScoredFrame, refuse_unless_passed
 
 MakeDecision: TypeAlias = Callable[..., Decision]
@@ -42,10 +42,10 @@ def decision(make_decision: MakeDecision) -> MakeDecision:
 
 
 @pytest.fixture
-def gained_decision(decision: MakeDecision) -> Callable[[float, GainMap], tuple[Decision, dict[str, GainMap]]]:
-    def decide(pass_threshold: float, gain: GainMap) -> tuple[Decision, dict[str, GainMap]]:
-        file, _ = encode_gain("x.onnx", "bolt", gain)
-        return dataclasses.replace(decision(pass_threshold, pass_threshold), gain=file), {file.sha256: gain}
+def normalized_decision(decision: MakeDecision) -> Callable[[float, NormalizationMap], tuple[Decision, dict[str, NormalizationMap]]]:
+    def decide(pass_threshold: float, normalization: NormalizationMap) -> tuple[Decision, dict[str, NormalizationMap]]:
+        file, _ = encode_normalization("x.onnx", "bolt", normalization)
+        return dataclasses.replace(decision(pass_threshold, pass_threshold), normalization=file), {file.sha256: normalization}
 
     return decide
 
@@ -188,12 +188,12 @@ def test_refusal_names_file_reference_figures_and_what_to_do() -> None:
         refuse_unless_passed(judge(meter), advice="do this")
 
 
-def test_verdicts_flip_under_the_gain_map_of_the_decision(decision: MakeDecision, gained_decision: Callable[..., Any]) -> None:
-    """By hand: gain [0.5, 3] makes [4, 1] a score of max(2, 3) = 3 and [4, 1.5] one of 4.5; the raw score is 4 both times."""
-    judged_by, gains = gained_decision(4.0, GainMap(np.float32([[0.5, 3.0]])))
-    meter = ParityMeter(WIDE, [judged_by], gains)
+def test_verdicts_flip_under_the_normalization_map_of_the_decision(decision: MakeDecision, normalized_decision: Callable[..., Any]) -> None:
+    """By hand: normalization [0.5, 3] makes [4, 1] a score of max(2, 3) = 3 and [4, 1.5] one of 4.5; the raw score is 4 both times."""
+    judged_by, normalizations = normalized_decision(4.0, NormalizationMap(np.float32([[0.5, 3.0]])))
+    meter = ParityMeter(WIDE, [judged_by], normalizations)
     meter.add(frame([4.0, 1.0], [4.0, 1.5]))  # 3 passes, 4.5 does not
-    meter.add(frame([4.0, 1.0], [8.0, 1.0], name="b"))  # the raw score flips, the gained one is 3 and then 4
+    meter.add(frame([4.0, 1.0], [8.0, 1.0], name="b"))  # the raw score flips, the normalized one is 3 and then 4
     assert judge(meter).flips == 1
     plain = ParityMeter(WIDE, [decision(4.0, 4.0)])
     plain.add(frame([4.0, 1.0], [4.0, 1.5]))
@@ -201,16 +201,16 @@ def test_verdicts_flip_under_the_gain_map_of_the_decision(decision: MakeDecision
     assert judge(plain).flips == 1
 
 
-def test_each_decision_is_asked_under_its_own_gain_map(decision: MakeDecision, gained_decision: Callable[..., Any]) -> None:
-    judged_by, gains = gained_decision(4.0, GainMap(np.float32([[0.5, 3.0]])))
-    meter = ParityMeter(WIDE, [decision(4.0, 4.0), judged_by], gains)
+def test_each_decision_is_asked_under_its_own_normalization_map(decision: MakeDecision, normalized_decision: Callable[..., Any]) -> None:
+    judged_by, normalizations = normalized_decision(4.0, NormalizationMap(np.float32([[0.5, 3.0]])))
+    meter = ParityMeter(WIDE, [decision(4.0, 4.0), judged_by], normalizations)
     meter.add(frame([4.0, 1.0], [4.0, 1.5]))
     meter.add(frame([4.0, 1.0], [8.0, 1.0], name="b"))
     meter.add(frame([4.0, 1.0], [3.0, 1.0], name="c"))
     assert judge(meter).flips == 2
 
 
-def test_decision_is_not_compared_without_its_gain_map(gained_decision: Callable[..., Any]) -> None:
-    judged_by, _ = gained_decision(4.0, GainMap(np.float32([[0.5, 3.0]])))
+def test_decision_is_not_compared_without_its_normalization_map(normalized_decision: Callable[..., Any]) -> None:
+    judged_by, _ = normalized_decision(4.0, NormalizationMap(np.float32([[0.5, 3.0]])))
     with pytest.raises(ManifestError, match="was not opened"):
         ParityMeter(WIDE, [judged_by])

@@ -16,7 +16,7 @@ DISTRIBUTIONS = {"yaml": "pyyaml", "cv2": "opencv-python-headless"}
 NEEDED = {"train": ["snl_train"], "export": ["export", "calibration", "snl_train"], "cpu": []}
 """Folders whose imports an extra must bring; the runtime's libraries are optional one by one, and each backend names its own."""
 ALWAYS = {"cv2"}
-"""What the runtime cannot do without as soon as a picture is read."""
+"""What the runtime cannot do without as soon as an image is read."""
 OPTIONAL = {"tensorrt", "tensorrt_rtx"}
 
 
@@ -49,3 +49,12 @@ def extras_named_by_errors() -> list[str]:
 @pytest.mark.parametrize("names", extras_named_by_errors())
 def test_extra_that_an_error_names_exists(names: str) -> None:
     assert set(names.split(",")) <= set(PROJECT["optional-dependencies"])
+
+
+def test_gpu_extra_brings_the_libraries_of_cuda_and_a_release_that_can_preload_them() -> None:
+    """A machine with a driver alone has neither CUDA nor cuDNN; ``onnxruntime.preload_dlls`` exists from 1.21 on."""
+    (requirement,) = [text for text in PROJECT["optional-dependencies"]["gpu"] if text.startswith("onnxruntime-gpu")]
+    found = re.fullmatch(r"onnxruntime-gpu\[([a-z,]+)\]>=(\d+)\.(\d+)", requirement)
+    assert found is not None
+    assert set(found[1].split(",")) == {"cuda", "cudnn"}
+    assert (int(found[2]), int(found[3])) >= (1, 21)

@@ -68,7 +68,7 @@ def test_line_calibration_evaluation_and_benchmark(station, capsys):
     limits = ["--max-frr", "0.1", "--confidence", "0.9"]
     out = Path(MODEL)
     assert calibrate(["--engine", engine, "--good", good, "--product", PRODUCT, "--report", f"{MODEL}/c.html", *limits]) == 0
-    assert f"{SHOWN}: decision written" in capsys.readouterr().out
+    assert f"{SHOWN}: decision written" in capsys.readouterr().err
     assert calibrate(["--engine", engine, "--good", good, "--bad", f"{data}/{PRODUCT}/test", "--product", PRODUCT, "--json", *limits]) == 0
     assert json.loads(capsys.readouterr().out)["products"][0]["product"] == SHOWN
     assert evaluate(["--engine", engine, "--data", data, "--bootstrap", "0", "--report", f"{MODEL}/e.html", "--json"]) == 0

@@ -194,7 +194,7 @@ def make_video():
 
 @pytest.fixture
 def make_image():
-    """Write a picture of noise and return its RGB pixels."""
+    """Write an image of noise and return its RGB pixels."""
 
     def write(path, seed=0, size_hw=(24, 32)):
         image_rgb = np.random.default_rng(seed).integers(0, 256, (*size_hw, 3), dtype=np.uint8)

@@ -52,7 +52,7 @@ def test_table_names_device_backend_and_versions(engine, capsys):
 def test_frames_that_cannot_be_scored_are_refused_not_timed(model, tmp_path, capsys):
     (tmp_path / "model").mkdir()
     folder = model.ModelFolder(tmp_path / "model")
-    broken = folder.write(golden=False, score_gain=2.0)
+    broken = folder.write(golden=False, score_normalization=2.0)
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((8, 8, 3), np.uint8))
     assert run("--engine", broken, "--frames", tmp_path) == 2
     assert "its times mean nothing" in capsys.readouterr().err

@@ -29,7 +29,7 @@ class MjpegServer:
     """Serves Motion JPEG on 127.0.0.1 as network cameras do; ``script`` decides what each connection sends."""
 
     def __init__(self):
-        self.script = []  # one list of pictures per connection; None in it stalls until close(), the end of the list hangs up
+        self.script = []  # one list of images per connection; None in it stalls until close(), the end of the list hangs up
         self.connections = 0
         self.needs_password = False
         self.credentials = []
@@ -176,7 +176,7 @@ def test_frozen_camera_becomes_fault_frames_and_recovers(server):
         frames = take(source, 15)
     faults = [frame.index for frame in frames if frame.fault]
     changed = next(frame.index for frame in frames if frame.index > faults[-1])
-    assert faults == list(range(4, changed)), "from the fifth equal frame until the picture changes"
+    assert faults == list(range(4, changed)), "from the fifth equal frame until the image changes"
     assert all(frame.image is None and frame.fault.startswith("frozen camera:") for frame in frames if frame.fault)
     assert source.counters.frames_faulty == len(faults)
 

@@ -28,7 +28,7 @@ def read_all(source):
 def test_folder_yields_every_picture_below_it_in_path_order(make_image, tmp_path):
     names = ["b.png", "a.png", "bottle/c.png", "bottle/deep/d.png"]
     pixels = {str(tmp_path / name): make_image(tmp_path / name, seed) for seed, name in enumerate(names)}
-    (tmp_path / "notes.txt").write_text("not a picture")
+    (tmp_path / "notes.txt").write_text("not an image")
     frames, _ = read_all(ImageFolderSource(tmp_path, product="bottle"))
     assert [frame.source_id for frame in frames] == sorted(pixels)
     assert [frame.index for frame in frames] == [0, 1, 2, 3]
@@ -42,7 +42,7 @@ def test_unreadable_and_truncated_pictures_are_frames_with_a_fault(make_image, t
     make_image(tmp_path / "b.jpg")
     whole = (tmp_path / "b.jpg").read_bytes()
     (tmp_path / "b.jpg").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "c.png").write_bytes(b"no picture")
+    (tmp_path / "c.png").write_bytes(b"no image")
     (tmp_path / "d.png").write_bytes(b"")
     source = ImageFolderSource(tmp_path)
     frames, _ = read_all(source)
@@ -55,7 +55,7 @@ def test_unreadable_and_truncated_pictures_are_frames_with_a_fault(make_image, t
 @pytest.mark.parametrize("name", ["missing", "empty", "notes.txt", "m*.png"])
 def test_source_without_pictures_is_named(tmp_path, name):
     (tmp_path / "empty").mkdir()
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(SourceOpenError, match=re.escape(name)):
         ImageFolderSource(tmp_path / name).__enter__()
 
@@ -72,7 +72,7 @@ def test_video_yields_every_frame(make_video, tmp_path, suffix, fourcc):
     assert source.counters.frames_missing == source.counters.frames_faulty == 0
 
 
-def test_video_keeps_the_colour_order_it_states(tmp_path):
+def test_video_keeps_the_color_order_it_states(tmp_path):
     path = tmp_path / "blue.avi"
     writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*"MJPG"), 25, (64, 48))
     for _ in range(2):

@@ -34,7 +34,7 @@ class Impatient(PlcSink):
         os.kill(os.getpid(), signal.SIGTERM)
 
 def broken(*args, **kwargs):
-    raise RuntimeError("no licence")
+    raise RuntimeError("no license")
 """
 ENTRY_POINTS = """
 [snl_edge.sources]
@@ -89,7 +89,7 @@ def test_source_plug_in_that_fails_is_named_without_credentials(plug_in, address
 
 
 def test_sink_plug_in_that_fails_is_named(plug_in):
-    with pytest.raises(ConfigError, match="sink 'broken' failed: RuntimeError: no licence"):
+    with pytest.raises(ConfigError, match="sink 'broken' failed: RuntimeError: no license"):
         open_sink("broken:x")
 
 

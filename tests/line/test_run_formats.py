@@ -12,7 +12,7 @@ from snl_runtime.model.frame_range import FrameSizes
 
 @pytest.fixture
 def run(model, tmp_path, capsys):
-    """Run the tiny model, its decision changed, over pictures by name; return the records by name."""
+    """Run the tiny model, its decision changed, over images by name; return the records by name."""
 
     def run_it(changes, pictures, *more):
         (tmp_path / "model").mkdir()

@@ -25,11 +25,11 @@ def fixtures():
 
 @pytest.fixture
 def folder(fixtures, tmp_path):
-    """A model with an engine and a gain map beside it."""
+    """A model with an engine and a normalization map beside it."""
     (tmp_path / "model").mkdir()
     folder = fixtures.ModelFolder(tmp_path / "model")
     folder.write()
-    folder.give_gain(np.full((fixtures.SIZE, fixtures.SIZE), 1.0, np.float32))
+    folder.give_normalization(np.full((fixtures.SIZE, fixtures.SIZE), 1.0, np.float32))
     engine = folder.model.with_suffix(".trt")
     engine.write_bytes(b"a plan")
     entry = EngineEntry(
@@ -132,10 +132,10 @@ def test_bundle_that_was_changed_after_signing_verifies_and_runs_no_more(folder,
     assert "changed after it was signed" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["line.onnx", "line.golden.npz", "line.trt", "gain"])
+@pytest.mark.parametrize("name", ["line.onnx", "line.golden.npz", "line.trt", "normalization"])
 def test_tampered_file_is_named_and_neither_signed_nor_verified(folder, keys, call, name):
     sign(folder, keys, call)
-    path = next(folder.model.parent.glob("*.gain.*")) if name == "gain" else folder.model.with_name(name)
+    path = next(folder.model.parent.glob("*.normalization.*")) if name == "normalization" else folder.model.with_name(name)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))

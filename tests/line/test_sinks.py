@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from snl_runtime.line.image_folders import OverlaySaver, RejectSaver
 from snl_runtime.line.jsonl import JsonlSink
-from snl_runtime.line.picture_folders import OverlaySaver, RejectSaver
 from snl_runtime.line.records import StreamSink
 from snl_runtime.types import Verdict
 

@@ -1,4 +1,4 @@
-"""Helper modules of this folder, handed out as fixtures: with import-mode importlib a test cannot import its neighbour."""
+"""Helper modules of this folder, handed out as fixtures: with import-mode importlib a test cannot import its neighbor."""
 
 import importlib.util
 from pathlib import Path
@@ -15,7 +15,7 @@ def _load(name):
 
 @pytest.fixture(scope="session")
 def fixtures():
-    """The tiny calibrated model, its NumPy twin and the fake backends."""
+    """The tiny calibrated model, its NumPy reference and the fake backends."""
     return _load("detector_fixtures")
 
 

@@ -1,4 +1,4 @@
-"""A tiny calibrated model in a folder, its NumPy twin, and backends that misbehave in one way each."""
+"""A tiny calibrated model in a folder, its NumPy reference, and backends that misbehave in one way each."""
 
 import dataclasses
 import functools
@@ -11,10 +11,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from snl_runtime.files import sha256_file
 from snl_runtime.model.frame_range import FrameRange, FrameSizes
-from snl_runtime.model.gain import GainMap
-from snl_runtime.model.gain_files import encode_gain, write_gain
 from snl_runtime.model.golden import GoldenSamples, golden_path, write_golden
 from snl_runtime.model.manifest import Decision, Evidence, Manifest, manifest_path, read_manifest, write_manifest
+from snl_runtime.model.normalization import NormalizationMap
+from snl_runtime.model.normalization_files import encode_normalization, write_normalization
 from snl_runtime.verdict.frame_checks import FrameFormat, FrameStatistics, fit_frame_range, frame_statistics
 
 SIZE = 32
@@ -27,53 +27,53 @@ def good_frame(seed, size=SIZE):
     """A lit, textured part with natural variation: BGR uint8."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:size, 0:size] / size
-    grey = 110 + 50 * x + 15 * y + rng.uniform(-4, 4) + 6 * np.sin(10 * x + rng.uniform(0, 6)) + rng.normal(0, 2, (size, size))
-    return np.clip(grey[:, :, None] + [-8, 0, 8], 0, 255).astype(np.uint8)
+    gray = 110 + 50 * x + 15 * y + rng.uniform(-4, 4) + 6 * np.sin(10 * x + rng.uniform(0, 6)) + rng.normal(0, 2, (size, size))
+    return np.clip(gray[:, :, None] + [-8, 0, 8], 0, 255).astype(np.uint8)
 
 
 def bad_frame(seed, size=SIZE):
-    """A good part with a short dark scratch in rows 10 and 11 (at 32 pixels); its statistics stay inside the commissioned range."""
+    """A good part with a short dark scratch in rows 10 and 11 (at 32 pixels); its statistics stay inside the qualified input range."""
     frame = good_frame(seed, size)
     frame[size // 3 : size // 3 + 2, size // 4 : size // 4 + size // 5] -= 45
     return frame
 
 
-def twin_map(image_rgb):
-    """What the stub network computes, by loops: |grey - mean over a 5x5 window| + 0.25, edges replicated."""
-    grey = image_rgb.astype(np.float64).mean(axis=2)
-    padded = np.pad(grey, KERNEL // 2, mode="edge")
-    result = np.empty_like(grey)
-    for row in range(grey.shape[0]):
-        for column in range(grey.shape[1]):
-            result[row, column] = abs(grey[row, column] - padded[row : row + KERNEL, column : column + KERNEL].mean()) + 0.25
+def reference_map(image_rgb):
+    """What the stub network computes, by loops: |gray - mean over a 5x5 window| + 0.25, edges replicated."""
+    gray = image_rgb.astype(np.float64).mean(axis=2)
+    padded = np.pad(gray, KERNEL // 2, mode="edge")
+    result = np.empty_like(gray)
+    for row in range(gray.shape[0]):
+        for column in range(gray.shape[1]):
+            result[row, column] = abs(gray[row, column] - padded[row : row + KERNEL, column : column + KERNEL].mean()) + 0.25
     return result.astype(np.float32)
 
 
-def write_stub_onnx(path, *, kernel_value=1 / KERNEL**2, offset=0.25, score_gain=1.0, score_offset=0.0, map_gain=1.0, batch="N"):
+def write_stub_onnx(path, *, kernel_value=1 / KERNEL**2, offset=0.25, score_normalization=1.0, score_offset=0.0, map_normalization=1.0, batch="N"):
     """The stub network; each argument breaks it in one way."""
     kernel = np.full((1, 1, KERNEL, KERNEL), kernel_value, np.float32)
     constants = {
         "kernel": kernel,
         "offset": np.array(offset, np.float32),
-        "score_gain": np.array(score_gain, np.float32),
+        "score_normalization": np.array(score_normalization, np.float32),
         "score_offset": np.array(score_offset, np.float32),
-        "map_gain": np.array(map_gain, np.float32),
+        "map_normalization": np.array(map_normalization, np.float32),
         "pads": np.array([0, 0, 2, 2, 0, 0, 2, 2], np.int64),
         "axes": np.array([1, 2, 3], np.int64),
         "channel_axis": np.array([3], np.int64),
     }
     nodes = [
         helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["float", "channel_axis"], ["grey_nhwc"], keepdims=1),
-        helper.make_node("Transpose", ["grey_nhwc"], ["grey"], perm=[0, 3, 1, 2]),
-        helper.make_node("Pad", ["grey", "pads"], ["padded"], mode="edge"),
+        helper.make_node("ReduceMean", ["float", "channel_axis"], ["gray_nhwc"], keepdims=1),
+        helper.make_node("Transpose", ["gray_nhwc"], ["gray"], perm=[0, 3, 1, 2]),
+        helper.make_node("Pad", ["gray", "pads"], ["padded"], mode="edge"),
         helper.make_node("Conv", ["padded", "kernel"], ["blurred"]),
-        helper.make_node("Sub", ["grey", "blurred"], ["difference"]),
+        helper.make_node("Sub", ["gray", "blurred"], ["difference"]),
         helper.make_node("Abs", ["difference"], ["absolute"]),
         helper.make_node("Add", ["absolute", "offset"], ["raised"]),
-        helper.make_node("Mul", ["raised", "map_gain"], ["anomaly_map"]),
+        helper.make_node("Mul", ["raised", "map_normalization"], ["anomaly_map"]),
         helper.make_node("ReduceMax", ["anomaly_map", "axes"], ["peak"], keepdims=0),
-        helper.make_node("Mul", ["peak", "score_gain"], ["scaled"]),
+        helper.make_node("Mul", ["peak", "score_normalization"], ["scaled"]),
         helper.make_node("Add", ["scaled", "score_offset"], ["anomaly_score"]),
     ]
     graph = helper.make_graph(
@@ -97,7 +97,7 @@ ANY_FRAME = FrameRange(
 )
 ANY_SIZE = FrameSizes(seen_hw=[(1, 1 << 16), (1 << 16, 1)], any_size=True)
 FORMAT = FrameFormat(size_hw=(SIZE, SIZE), bit_depth=8)
-GREY = FrameStatistics(
+GRAY = FrameStatistics(
     mean=100.0,
     deviation=20.0,
     white_share=0.1,
@@ -109,7 +109,7 @@ GREY = FrameStatistics(
     red_share=0.0,
     blue_share=0.0,
 )
-"""A grey frame of medium light."""
+"""A gray frame of medium light."""
 INPUT = {"name": "image", "dtype": "uint8", "layout": "NHWC", "color": "rgb", "size_hw": [SIZE, SIZE], "batch": "dynamic", "max_batch": 8}
 EVIDENCE = Evidence(source="synthetic defects", counts={"scratch": (9, 10), "spot": (10, 10)}, detection_rate=0.95, min_detection=0.5)
 
@@ -147,17 +147,17 @@ def make_decision(**changes):
 @functools.cache
 def _good_sample():
     inputs = [good_frame(seed)[:, :, ::-1] for seed in GOOD_SEEDS]
-    return inputs, [float(twin_map(image).max()) for image in inputs]
+    return inputs, [float(reference_map(image).max()) for image in inputs]
 
 
 @functools.cache
 def _maps_of(image_bytes):
     images = np.frombuffer(image_bytes, np.uint8).reshape(-1, SIZE, SIZE, 3)
-    return np.stack([twin_map(image) for image in images])
+    return np.stack([reference_map(image) for image in images])
 
 
 class ModelFolder:
-    """A model bundle on disk, calibrated by hand: goldens and thresholds come from the NumPy twin, never from the runtime.
+    """A model bundle on disk, calibrated by hand: goldens and thresholds come from the NumPy reference, never from the runtime.
 
     ``decisions``, ``golden`` and the arguments of the network can be changed before :meth:`write`.
     """
@@ -206,18 +206,18 @@ class ModelFolder:
         write_manifest(self.manifest, manifest)
         return self.model
 
-    def give_gain(self, values, product="bottle"):
-        """Give the newest decision of a product a gain map and return its file."""
+    def give_normalization(self, values, product="bottle"):
+        """Give the newest decision of a product a normalization map and return its file."""
         manifest = read_manifest(self.manifest)
-        file, data = encode_gain(self.model, product, GainMap(values))
-        write_gain(self.model, file, data)
-        decisions = [dataclasses.replace(each, gain=file) if each.product == product else each for each in manifest.decisions]
+        file, data = encode_normalization(self.model, product, NormalizationMap(values))
+        write_normalization(self.model, file, data)
+        decisions = [dataclasses.replace(each, normalization=file) if each.product == product else each for each in manifest.decisions]
         write_manifest(self.manifest, dataclasses.replace(manifest, decisions=decisions))
         return self.model.with_name(file.file)
 
 
 class FakeBackend:
-    """A backend that computes the twin's map and breaks one promise, chosen by ``fault``.
+    """A backend that computes the reference's map and breaks one promise, chosen by ``fault``.
 
     ``fault`` is called with the image, map and score arrays in place of writing the answer; it may call ``answer`` itself.
     """
@@ -252,7 +252,7 @@ class FakeBackend:
 
 
 def answer(image, anomaly_map, anomaly_score):
-    """Write the twin's answer."""
+    """Write the reference's answer."""
     for index, picture in enumerate(image):
-        anomaly_map[index, 0] = twin_map(picture)
+        anomaly_map[index, 0] = reference_map(picture)
     anomaly_score[:] = anomaly_map.max(axis=(1, 2, 3))

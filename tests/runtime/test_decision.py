@@ -26,7 +26,7 @@ def map_with_peak(peak):
 
 @pytest.fixture(scope="module")
 def ruling_for(fixtures):
-    """Return the ruling on a frame; ``changes`` are of the decision, ``statistics`` and ``frame`` of a grey frame of 32 x 32 pixels."""
+    """Return the ruling on a frame; ``changes`` are of the decision, ``statistics`` and ``frame`` of a gray frame of 32 x 32 pixels."""
 
     def rule(changes=None, score=5.0, *, anomaly_map=None, statistics=None, frame=None, golden_checked=True, accepted=(HASH,)):
         changes = dict(changes or {})
@@ -37,7 +37,7 @@ def ruling_for(fixtures):
             map_with_peak(score) if anomaly_map is None else anomaly_map,
             fixtures.make_decision(**changes),
             frame=dataclasses.replace(fixtures.FORMAT, **(frame or {})),
-            statistics=dataclasses.replace(fixtures.GREY, **(statistics or {})),
+            statistics=dataclasses.replace(fixtures.GRAY, **(statistics or {})),
             golden_checked=golden_checked,
             accepted_sha256=accepted,
             now=NOW,
@@ -112,7 +112,7 @@ def test_each_missing_piece_of_evidence_is_an_error(ruling_for, changes, argumen
 
 
 def test_no_decision_and_no_map_are_errors(fixtures):
-    common = {"frame": fixtures.FORMAT, "statistics": fixtures.GREY, "golden_checked": True, "accepted_sha256": (HASH,), "now": NOW}
+    common = {"frame": fixtures.FORMAT, "statistics": fixtures.GRAY, "golden_checked": True, "accepted_sha256": (HASH,), "now": NOW}
     assert decide(5.0, map_with_peak(5), None, **common)[:2] == (Verdict.ERROR, "no_decision")
     assert decide(5.0, None, fixtures.make_decision(), **common)[:2] == (Verdict.ERROR, "output_not_finite")
 

@@ -46,7 +46,7 @@ def test_a_result_carries_score_map_thresholds_regions_and_times(fixtures, model
         assert detector.products == ("bottle",)
         assert detector.manifest.classes == ["bottle"]
         assert result.model_sha256 == detector.model_sha256
-    expected = fixtures.twin_map(frame[:, :, ::-1])
+    expected = fixtures.reference_map(frame[:, :, ::-1])
     np.testing.assert_allclose(result.anomaly_map, expected, atol=TOLERANCE)
     assert result.score == pytest.approx(float(expected.max()), abs=TOLERANCE)
     assert result.threshold == model_folder.decision_values["pass_threshold"]
@@ -63,7 +63,7 @@ def test_a_result_carries_score_map_thresholds_regions_and_times(fixtures, model
 @pytest.mark.parametrize("value", ["good", "review", "bad"])
 def test_the_three_verdicts_follow_the_thresholds(fixtures, model_folder, value):
     frame = fixtures.good_frame(1)
-    peak = float(fixtures.twin_map(frame[:, :, ::-1]).max())
+    peak = float(fixtures.reference_map(frame[:, :, ::-1]).max())
     low, high = {"good": (peak * 1.001, peak * 2), "review": (peak * 0.999, peak * 1.001), "bad": (peak * 0.99, peak * 0.999)}[value]
     with SnlDetector(model_folder.write(decisions=[{"pass_threshold": low, "reject_threshold": high, "floor": peak / 2}])) as detector:
         result = detector.detect(frame)
@@ -115,13 +115,13 @@ def test_a_lone_onnx_scores_and_says_why_it_does_not_pass(fixtures, model_folder
         assert detector.products == ()
     assert result.verdict is Verdict.ERROR
     assert "no manifest" in result.reason
-    assert result.score == pytest.approx(float(fixtures.twin_map(fixtures.good_frame(1)[:, :, ::-1]).max()), abs=TOLERANCE)
+    assert result.score == pytest.approx(float(fixtures.reference_map(fixtures.good_frame(1)[:, :, ::-1]).max()), abs=TOLERANCE)
     assert math.isnan(result.threshold)
     assert math.isnan(result.reject_threshold)
 
 
 def test_a_frame_of_unnamed_product_is_judged_by_the_lowest_threshold_of_several(fixtures, model_folder):
-    peak = float(fixtures.twin_map(fixtures.good_frame(1)[:, :, ::-1]).max())
+    peak = float(fixtures.reference_map(fixtures.good_frame(1)[:, :, ::-1]).max())
     decisions = [{"product": "cap", "pass_threshold": peak * 0.99, "reject_threshold": peak * 3}, {"product": "bottle"}]
     with SnlDetector(model_folder.write(decisions=decisions)) as detector:
         result = detector.detect(fixtures.good_frame(1))
@@ -183,7 +183,7 @@ def test_no_state_is_kept_between_frames(fixtures, model_folder):
 
 def test_results_belong_to_the_frames_of_their_threads(fixtures, model_folder):
     frames = [fixtures.good_frame(seed) for seed in range(24)]
-    expected = [fixtures.twin_map(frame[:, :, ::-1]) for frame in frames]
+    expected = [fixtures.reference_map(frame[:, :, ::-1]) for frame in frames]
     with SnlDetector(model_folder.write()) as detector, ThreadPoolExecutor(8) as pool:
         for _ in range(4):
             for result, anomaly_map in zip(pool.map(detector.detect, frames), expected, strict=True):

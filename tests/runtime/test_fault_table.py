@@ -124,21 +124,21 @@ def replace_text(name, text):
     return lambda folder: getattr(folder, name).write_text(text)
 
 
-def gained(damage=lambda path: None, shape=(32, 32)):
-    """Give the product a gain map that lets everything pass, then damage its file."""
-    return lambda folder: damage(folder.give_gain(np.full(shape, 1e-3, np.float32)))
+def normalized(damage=lambda path: None, shape=(32, 32)):
+    """Give the product a normalization map that lets everything pass, then damage its file."""
+    return lambda folder: damage(folder.give_normalization(np.full(shape, 1e-3, np.float32)))
 
 
-def forge_gain(**arrays):
-    """Replace the gain map and its hash, as someone without a key to defy could."""
+def forge_normalization(**arrays):
+    """Replace the normalization map and its hash, as someone without a key to defy could."""
 
     def damage(folder):
-        path = folder.give_gain(np.ones((32, 32), np.float32))
+        path = folder.give_normalization(np.ones((32, 32), np.float32))
         np.savez(path, **arrays)
         manifest = read_manifest(folder.manifest)
         (decision,) = manifest.decisions
-        file = dataclasses.replace(decision.gain, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
-        write_manifest(folder.manifest, dataclasses.replace(manifest, decisions=[dataclasses.replace(decision, gain=file)]))
+        file = dataclasses.replace(decision.normalization, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+        write_manifest(folder.manifest, dataclasses.replace(manifest, decisions=[dataclasses.replace(decision, normalization=file)]))
 
     return damage
 
@@ -187,9 +187,9 @@ MODEL_ROWS = [
     Row("infinite weights", InferenceError, {"kernel_value": INF, "decisions": [FAR]}),
     Row("NaN weights without golden samples", "no_golden_check", {"kernel_value": NAN, "golden": False, "decisions": [FAR]}),
     Row("NaN score from the graph", InferenceError, {"score_offset": NAN}),
-    Row("graph with a zero map", GoldenSampleError, {"map_gain": 0.0}),
+    Row("graph with a zero map", GoldenSampleError, {"map_normalization": 0.0}),
     Row("graph with another weight", GoldenSampleError, {"kernel_value": 0.039, "decisions": [FAR]}),
-    Row("graph whose score is not the maximum", InferenceError, {"score_gain": 0.9, "decisions": [FAR]}),
+    Row("graph whose score is not the maximum", InferenceError, {"score_normalization": 0.9, "decisions": [FAR]}),
     Row("moved golden samples", GoldenSampleError, {"golden_shift": 0.5}),
     Row("no golden samples", "no_golden_check", {"golden": False}),
     Row("missing golden file", GoldenSampleError, damage=remove("golden")),
@@ -234,15 +234,17 @@ DECISION_ROWS = [
     Row("region of interest outside the frame", "frame_size", {"decisions": [{"roi_xyxy": (0, 0, 64, 64)}]}),
 ]
 
-GAIN_ROWS = [
-    Row("missing gain map", ManifestError, {"decisions": [FAR]}, gained(lambda path: path.unlink())),
-    Row("truncated gain map", ManifestError, {"decisions": [FAR]}, gained(lambda path: path.write_bytes(path.read_bytes()[:-20]))),
-    Row("altered gain map", ManifestError, {"decisions": [FAR]}, gained(lambda path: path.write_bytes(path.read_bytes()[::-1]))),
-    Row("gain map of another size", ManifestError, {"decisions": [FAR]}, gained(shape=(64, 64))),
-    Row("forged gain map of zeros", ManifestError, {"decisions": [FAR]}, forge_gain(gain=np.zeros((32, 32), np.float32))),
-    Row("forged gain map of NaN", ManifestError, {"decisions": [FAR]}, forge_gain(gain=np.full((32, 32), NAN, np.float32))),
-    Row("forged gain map of objects", ManifestError, {"decisions": [FAR]}, forge_gain(gain=np.array([print], object))),
-    Row("gain map that takes the score below the floor", "below_floor", damage=gained()),
+NORMALIZATION_ROWS = [
+    Row("missing normalization map", ManifestError, {"decisions": [FAR]}, normalized(lambda path: path.unlink())),
+    Row("truncated normalization map", ManifestError, {"decisions": [FAR]}, normalized(lambda path: path.write_bytes(path.read_bytes()[:-20]))),
+    Row("altered normalization map", ManifestError, {"decisions": [FAR]}, normalized(lambda path: path.write_bytes(path.read_bytes()[::-1]))),
+    Row("normalization map of another size", ManifestError, {"decisions": [FAR]}, normalized(shape=(64, 64))),
+    Row("forged normalization map of zeros", ManifestError, {"decisions": [FAR]}, forge_normalization(normalization=np.zeros((32, 32), np.float32))),
+    Row(
+        "forged normalization map of NaN", ManifestError, {"decisions": [FAR]}, forge_normalization(normalization=np.full((32, 32), NAN, np.float32))
+    ),
+    Row("forged normalization map of objects", ManifestError, {"decisions": [FAR]}, forge_normalization(normalization=np.array([print], object))),
+    Row("normalization map that takes the score below the floor", "below_floor", damage=normalized()),
 ]
 
 FRAME_ROWS = [
@@ -266,8 +268,8 @@ FRAME_ROWS = [
     Row("channels first", "frame_unusable", frame=lambda fixtures: fixtures.good_frame(1).transpose(2, 0, 1)),
     Row("four channels as bgr", "frame_unusable", frame=constant(80, (32, 32, 4))),
     Row("three channels as gray", "frame_unusable", call={"color": "gray"}),
-    Row("unknown colour order", "frame_unusable", call={"color": "yuv"}),
-    Row("colour order that is no name", ("frame_unusable", "internal_error"), call={"color": ["bgr"]}),
+    Row("unknown color order", "frame_unusable", call={"color": "yuv"}),
+    Row("color order that is no name", ("frame_unusable", "internal_error"), call={"color": ["bgr"]}),
     Row("empty frame", "frame_unusable", frame=constant(0, (0, 32, 3))),
     Row("empty frame of no width", "frame_unusable", frame=constant(0, (32, 0, 3))),
     Row("frame of one pixel", "frame_flat", frame=constant(120, (1, 1, 3))),
@@ -276,7 +278,7 @@ FRAME_ROWS = [
     Row("black frame", "frame_flat", {"decisions": [FAR]}, frame=constant(0)),
     Row("saturated frame", "frame_flat", {"decisions": [FAR]}, frame=constant(255)),
     Row("constant frame", "frame_flat", {"decisions": [FAR]}, frame=constant(118)),
-    Row("constant colour", "frame_flat", {"decisions": [FAR]}, frame=constant((200, 20, 90))),
+    Row("constant color", "frame_flat", {"decisions": [FAR]}, frame=constant((200, 20, 90))),
     Row("noise frame", "frame_out_of_range", {"decisions": [FAR]}, frame=noise),
     Row("lower half black", "frame_out_of_range", {"decisions": [FAR]}, frame=half_black),
     Row("left half black", "frame_out_of_range", {"decisions": [FAR]}, frame=lambda fixtures: half_black(fixtures, np.s_[:, :16])),
@@ -305,7 +307,7 @@ BACKEND_ROWS = [
     Row("timeout", "timeout", backend_fault=hang, options={"timeout_ms": 300}),
 ]
 
-ROWS = MODEL_ROWS + DECISION_ROWS + GAIN_ROWS + FRAME_ROWS + BACKEND_ROWS
+ROWS = MODEL_ROWS + DECISION_ROWS + NORMALIZATION_ROWS + FRAME_ROWS + BACKEND_ROWS
 
 
 def half_white():

@@ -43,9 +43,9 @@ def test_a_frame_of_one_strong_color_has_no_deviation():
 
 def test_the_range_grows_by_half_of_its_width_on_each_side_and_is_clipped(fixtures):
     sample = [
-        dataclasses.replace(fixtures.GREY, mean=100, deviation=10, white_share=0.9, black_share=0.0, red_blue=-100),
-        dataclasses.replace(fixtures.GREY, mean=140, deviation=30, white_share=0.96, black_share=0.2, red_blue=20),
-        dataclasses.replace(fixtures.GREY, mean=120, deviation=20, white_share=0.95, black_share=0.1, red_blue=0),
+        dataclasses.replace(fixtures.GRAY, mean=100, deviation=10, white_share=0.9, black_share=0.0, red_blue=-100),
+        dataclasses.replace(fixtures.GRAY, mean=140, deviation=30, white_share=0.96, black_share=0.2, red_blue=20),
+        dataclasses.replace(fixtures.GRAY, mean=120, deviation=20, white_share=0.95, black_share=0.1, red_blue=0),
     ]
     fitted = fit_frame_range(sample)
     assert fitted.mean == (80.0, 160.0)
@@ -57,13 +57,13 @@ def test_the_range_grows_by_half_of_its_width_on_each_side_and_is_clipped(fixtur
 
 
 def test_one_frame_or_steady_light_still_leaves_a_margin(fixtures):
-    fitted = fit_frame_range([fixtures.GREY])
+    fitted = fit_frame_range([fixtures.GRAY])
     assert fitted.mean == (90.0, 110.0)
     assert fitted.deviation == (10.0, 30.0)
     assert fitted.white_share == pytest.approx((0.05, 0.15))
 
 
-def test_a_local_defect_of_any_grey_on_three_percent_of_the_frame_stays_inside():
+def test_a_local_defect_of_any_gray_on_three_percent_of_the_frame_stays_inside():
     rng = np.random.default_rng(5)
     good = [(90 + 40 * rng.standard_normal((64, 64, 1)) + np.zeros(3)).clip(0, 255).astype(np.uint8) for _ in range(30)]
     fitted = fit_frame_range([frame_statistics(image) for image in good])
@@ -130,7 +130,7 @@ def test_another_size_is_an_error_that_names_both_and_what_to_do(frame_hw):
 
 
 def colored_part(rng, tint, size=48):
-    """A noisy part on a plain background, both of the color ``tint`` (red, green, blue levels beside grey)."""
+    """A noisy part on a plain background, both of the color ``tint`` (red, green, blue levels beside gray)."""
     image = np.full((size, size, 3), 150.0)
     image[8:-8, 10:-10] = 90 + rng.uniform(-5, 5)
     return (image + tint + rng.normal(0, 3, image.shape)).clip(0, 255).astype(np.uint8)
@@ -151,19 +151,19 @@ def test_frame_with_red_and_blue_exchanged_is_an_error_and_the_frame_itself_is_n
         assert "color=" in ruling.reason
 
 
-@pytest.mark.parametrize("name", [*TINTS, "grey"])
+@pytest.mark.parametrize("name", [*TINTS, "gray"])
 def test_vivid_defect_of_any_color_on_five_percent_of_the_frame_stays_inside(name):
     rng = np.random.default_rng(2)
     parts = [colored_part(rng, TINTS.get(name, (0, 0, 0))) for _ in range(20)]
     fitted = fit_frame_range([frame_statistics(image) for image in parts])
-    fitted = dataclasses.replace(fitted, deviation=(0.0, 255.0))  # the margins of mean and deviation are of grey levels, not of vivid colors
+    fitted = dataclasses.replace(fitted, deviation=(0.0, 255.0))  # the margins of mean and deviation are of gray levels, not of vivid colors
     for index, color in enumerate([(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255), (255, 0, 255), (180, 90, 40)]):
         bad = parts[index].copy()
         bad[20:30, 20:31] = color  # 110 of 2304 pixels
         assert check_frame(frame_statistics(bad), fitted) is None
 
 
-def test_grey_parts_have_no_order_of_channels():
+def test_gray_parts_have_no_order_of_channels():
     rng = np.random.default_rng(3)
     parts = [np.repeat(colored_part(rng, (0, 0, 0))[:, :, :1], 3, axis=2) for _ in range(5)]
     fitted = fit_frame_range([frame_statistics(image) for image in parts])

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from snl_runtime.model.gain import GainMap
 from snl_runtime.model.guard_band import tightened
-from snl_runtime.model.manifest import GainFile
+from snl_runtime.model.manifest import NormalizationFile
+from snl_runtime.model.normalization import NormalizationMap
 from snl_runtime.types import Verdict
 from snl_runtime.verdict.decision import compare_with_thresholds
 
@@ -74,19 +74,24 @@ def test_model_score_a_rounding_away_from_a_threshold_is_no_exception(make_decis
     never_more_lenient(model_score, engine_score, decision, tightened(decision, guard_band=band, map_max_abs=0.0))
 
 
-@given(gain=st.floats(0.5, 2.0, width=32), model=st.floats(1.0, HIGHEST, width=32), moved=st.floats(-0.5, 0.5, width=32), steps=st.integers(-1, 1))
+@given(
+    normalization=st.floats(0.5, 2.0, width=32),
+    model=st.floats(1.0, HIGHEST, width=32),
+    moved=st.floats(-0.5, 0.5, width=32),
+    steps=st.integers(-1, 1),
+)
 @settings(max_examples=500, deadline=None)
-def test_gained_model_score_a_rounding_away_from_a_threshold_is_no_exception(make_decision, gain, model, moved, steps):
-    """Products in float32 are rounded: the gained scores may differ by more than gain times the difference of the maps."""
+def test_normalized_model_score_a_rounding_away_from_a_threshold_is_no_exception(make_decision, normalization, model, moved, steps):
+    """Products in float32 are rounded: the normalized scores may differ by more than normalization times the difference of the maps."""
     before, after = (np.array([[value]], np.float32) for value in (model, np.float32(model) + np.float32(moved)))
-    gain_map = GainMap(np.array([[gain]], np.float32))
-    peak = gain_map.peak(before)
+    normalization_map = NormalizationMap(np.array([[normalization]], np.float32))
+    peak = normalization_map.peak(before)
     threshold = peak if steps == 0 else math.nextafter(peak, math.copysign(math.inf, steps))
-    file = GainFile(file="a.npz", sha256="a" * 64, highest=float(gain_map.values.max()))
+    file = NormalizationFile(file="a.npz", sha256="a" * 64, highest=float(normalization_map.values.max()))
     map_max_abs = abs(float(after[0, 0]) - float(before[0, 0]))
     for thresholds in ((2.0**-20, threshold, 100.0), (2.0**-20, 2.0**-19, threshold), (threshold, 100.0, 200.0)):
-        decision = make_decision(thresholds, gain=file)
-        never_more_lenient(peak, gain_map.peak(after), decision, tightened(decision, guard_band=0.0, map_max_abs=map_max_abs))
+        decision = make_decision(thresholds, normalization=file)
+        never_more_lenient(peak, normalization_map.peak(after), decision, tightened(decision, guard_band=0.0, map_max_abs=map_max_abs))
 
 
 @given(thresholds=st.tuples(*[st.integers(1, 24)] * 3), band=st.integers(0, 6))
@@ -102,14 +107,14 @@ def test_brute_force_over_a_grid_of_scores(make_decision, thresholds, band):
 
 @given(thresholds=st.tuples(values, values, values), cells=st.lists(st.tuples(values, scores, st.floats(-1, 1)), min_size=1, max_size=6), band=scores)
 @settings(max_examples=500, deadline=None)
-def test_no_map_within_the_reported_difference_is_judged_more_leniently_under_a_gain_map(make_decision, thresholds, cells, band):
-    gains, model, moves = (np.array(each, np.float32)[None] for each in zip(*cells))
+def test_no_map_within_the_reported_difference_is_judged_more_leniently_under_a_normalization_map(make_decision, thresholds, cells, band):
+    normalizations, model, moves = (np.array(each, np.float32)[None] for each in zip(*cells))
     engine = np.maximum(model + moves * np.float32(band / 8), 0)
     map_max_abs = float(np.abs(engine.astype(np.float64) - model).max())
-    gain = GainMap(gains)
-    decision = make_decision(thresholds, gain=GainFile(file="a.npz", sha256="a" * 64, highest=float(gains.max())))
+    normalization = NormalizationMap(normalizations)
+    decision = make_decision(thresholds, normalization=NormalizationFile(file="a.npz", sha256="a" * 64, highest=float(normalizations.max())))
     inherited = tightened(decision, guard_band=0.0, map_max_abs=map_max_abs)
-    never_more_lenient(gain.peak(model), gain.peak(engine), decision, inherited)
+    never_more_lenient(normalization.peak(model), normalization.peak(engine), decision, inherited)
 
 
 @given(thresholds=st.tuples(values, values, values), band=st.floats(0, HIGHEST))
@@ -127,8 +132,8 @@ def test_tightened_thresholds_are_in_order_and_cost_no_more_than_the_band(make_d
 
 
 def test_engine_without_any_difference_keeps_the_thresholds(make_decision):
-    gained = make_decision((1.0, 2.0, 3.0), gain=GainFile(file="a.npz", sha256="a" * 64, highest=2.0))
-    for decision in (make_decision((1.0, 2.0, 3.0)), gained):
+    normalized = make_decision((1.0, 2.0, 3.0), normalization=NormalizationFile(file="a.npz", sha256="a" * 64, highest=2.0))
+    for decision in (make_decision((1.0, 2.0, 3.0)), normalized):
         assert tightened(decision, guard_band=0.0, map_max_abs=0.0) is decision
 
 

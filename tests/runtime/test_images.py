@@ -1,4 +1,4 @@
-"""A picture file gives its stored pixels as RGB, or a DataError that names it; a truncated file never gives half a picture."""
+"""An image file gives its stored pixels as RGB, or a DataError that names it; a truncated file never gives half an image."""
 
 import contextlib
 import hashlib
@@ -37,7 +37,7 @@ def test_jpeg_gives_what_opencv_decodes_in_rgb_order(image, tmp_path):
     assert np.array_equal(read_image(tmp_path / "x.jpg"), cv2.imread(str(tmp_path / "x.jpg"))[:, :, ::-1])
 
 
-def test_grey_is_replicated_and_alpha_dropped(tmp_path):
+def test_gray_is_replicated_and_alpha_dropped(tmp_path):
     gray = np.arange(12, dtype=np.uint8).reshape(3, 4)
     cv2.imwrite(str(tmp_path / "g.png"), gray)
     assert np.array_equal(read_image(tmp_path / "g.png"), np.stack([gray] * 3, axis=2))
@@ -95,7 +95,7 @@ def test_changed_bit_of_a_png_is_an_error_and_an_unknown_chunk_is_not(image, tmp
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"", "is empty"), (b"just text, no picture", "not a picture"), (b"\xff\xd8", "truncated"), (b"BM", "truncated")]
+    ("content", "message"), [(b"", "is empty"), (b"just text, no image", "not an image"), (b"\xff\xd8", "truncated"), (b"BM", "truncated")]
 )
 def test_file_that_is_no_picture_is_an_error_that_names_it(content, message, tmp_path):
     (tmp_path / "odd.png").write_bytes(content)
@@ -118,7 +118,20 @@ def test_float_tiff_is_refused_by_its_type(tmp_path):
 
 def test_random_bytes_after_every_magic_never_raise_anything_but_data_errors(tmp_path):
     rng = np.random.default_rng(0)
-    for magic in (b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*", b"RIFF\x20\0\0\0WEBP", b"P5\n", b""):
+    for magic in (
+        b"\xff\xd8\xff\xe0",
+        b"\x89PNG\r\n\x1a\n",
+        b"BM",
+        b"II*\0",
+        b"MM\0*",
+        b"RIFF\x20\0\0\0WEBP",
+        b"P5\n",
+        b"GIF89a",
+        b"\xff\x4f\xff\x51",
+        b"II+\0\x08\0\0\0",
+        b"P7\n",
+        b"",
+    ):
         for _ in range(20):
             (tmp_path / "x.bin").write_bytes(magic + rng.bytes(int(rng.integers(0, 200))))
             with contextlib.suppress(DataError):

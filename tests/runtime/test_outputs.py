@@ -41,7 +41,7 @@ def bilinear(anomaly_map, size_hw):
 
 
 def heat(image_rgb, frame_map, threshold):
-    """The stops of the colour scale in units of the threshold, linear in between."""
+    """The stops of the color scale in units of the threshold, linear in between."""
     value, stops = frame_map / threshold, [0, 0.5, 1, 2]
     opacity = np.interp(value, stops, [0, 0.25, 0.45, 0.6])[:, :, None]
     color = np.stack([np.interp(value, stops, channel) for channel in ((0, 0, 255, 255), (60, 200, 220, 0), (200, 180, 0, 0))], axis=-1)
@@ -141,7 +141,7 @@ def test_drawing_that_fails_is_an_error_without_pictures(model_folder, parts, mo
     def no_memory(*_):
         raise MemoryError
 
-    monkeypatch.setattr("snl_runtime.detector.inspection.draw_pictures", no_memory)
+    monkeypatch.setattr("snl_runtime.detector.inspection.draw_visualizations", no_memory)
     with SnlDetector(model_folder.write(), outputs=EVERYTHING) as detector:
         result = detector.detect(parts[Verdict.PASS])
     assert (result.verdict, result.reason_code, carried(result)) == (Verdict.ERROR, "internal_error", set())

@@ -1,4 +1,4 @@
-"""There is one way from a frame to the network's input: crop, colour by declared rule, one separable resize with one rounding."""
+"""There is one way from a frame to the network's input: crop, color by declared rule, one separable resize with one rounding."""
 
 import math
 from fractions import Fraction
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from snl_runtime.errors import ConfigError, FrameError, SnlError
 from snl_runtime.images.preprocess import InputSpec, axis_weights, prepare, resize, resize_mask, to_rgb
 
-ROUNDING = 0.5 + 2e-3  # half a grey level for the one rounding, the guard of 1/1024 for ties, and float32 sums
+ROUNDING = 0.5 + 2e-3  # half a gray level for the one rounding, the guard of 1/1024 for ties, and float32 sums
 SIDES = st.integers(1, 40)
 SEEDS = st.integers(0, 2**16)
 
@@ -30,11 +30,11 @@ def twin_weights(n_in, n_out):
                 covered = min((out + 1) * scale, pixel + 1) - max(out * scale, pixel)
                 weights[out, pixel] = max(covered, 0.0) / scale
             continue
-        centre = min(max((out + 0.5) * scale - 0.5, 0.0), n_in - 1.0)
-        left = min(int(centre), n_in - 1)
+        center = min(max((out + 0.5) * scale - 0.5, 0.0), n_in - 1.0)
+        left = min(int(center), n_in - 1)
         right = min(left + 1, n_in - 1)
-        weights[out, left] += 1 - (centre - left)
-        weights[out, right] += centre - left
+        weights[out, left] += 1 - (center - left)
+        weights[out, right] += center - left
     return weights
 
 

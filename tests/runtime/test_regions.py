@@ -16,7 +16,7 @@ MAPS = hnp.arrays(
 
 
 def flood_fill_components(above: np.ndarray) -> list[set[tuple[int, int]]]:
-    """Brute-force twin: grow one cell at a time over its eight neighbours."""
+    """Brute-force reference: grow one cell at a time over its eight neighbors."""
     left = {(int(r), int(c)) for r, c in np.argwhere(above)}
     components = []
     while left:
@@ -68,7 +68,7 @@ def test_a_maximum_above_the_threshold_has_a_region_inside_the_roi(anomaly_map, 
         assert region.area_px >= 1
 
 
-def test_diagonal_neighbours_are_one_region():
+def test_diagonal_neighbors_are_one_region():
     anomaly_map = np.array([[2, 0, 0], [0, 3, 0], [0, 0, 0]], np.float32)
     (region,) = find_regions(anomaly_map, 1.0, (0, 0, 30, 30))
     assert region.box_xyxy == (0, 0, 20, 20)

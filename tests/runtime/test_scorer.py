@@ -17,7 +17,7 @@ def inputs(fixtures):
 def test_scores_and_maps_equal_the_twin(fixtures, model_folder, inputs):
     with Scorer(model_folder.write()) as scorer:
         scores, maps = scorer.score_inputs(inputs)
-    expected = np.stack([fixtures.twin_map(image) for image in inputs])
+    expected = np.stack([fixtures.reference_map(image) for image in inputs])
     assert scores.shape == (5,)
     assert maps.shape == (5, fixtures.SIZE, fixtures.SIZE)
     assert scores.dtype == maps.dtype == np.float32
@@ -32,7 +32,7 @@ def test_a_graph_of_fixed_batch_size_scores_any_number_of_images(fixtures, model
         scores, maps = scorer.score_inputs(images)
     assert scores.shape == (count,)
     for image, anomaly_map in zip(images, maps, strict=True):
-        np.testing.assert_allclose(anomaly_map, fixtures.twin_map(image), atol=TOLERANCE)
+        np.testing.assert_allclose(anomaly_map, fixtures.reference_map(image), atol=TOLERANCE)
 
 
 def test_batches_stay_within_the_manifest_and_are_filled_with_nan_before_each_call(fixtures, model_folder, inputs):
@@ -58,7 +58,7 @@ def test_a_frame_is_prepared_cropped_and_timed(fixtures, model_folder):
     seen = fixtures.good_frame(7)[:, :, ::-1]
     assert scored.statistics.mean == pytest.approx(seen.mean(), rel=1e-6)
     assert scored.statistics.deviation == pytest.approx(np.sqrt(seen.var(axis=(0, 1)).mean()), rel=1e-6)
-    expected = fixtures.twin_map(seen)
+    expected = fixtures.reference_map(seen)
     np.testing.assert_allclose(scored.anomaly_map, expected, atol=TOLERANCE)
     assert scored.score == pytest.approx(float(expected.max()), abs=TOLERANCE)
     assert scored.timings.infer_ms > 0
@@ -96,7 +96,7 @@ def test_a_lone_onnx_scores_without_a_golden_check(fixtures, model_folder, input
         assert scorer.size_hw == (fixtures.SIZE, fixtures.SIZE)
         assert scorer.bundle.manifest is None
         assert not scorer.golden_checked
-    assert scores[0] == pytest.approx(float(fixtures.twin_map(inputs[0]).max()), abs=TOLERANCE)
+    assert scores[0] == pytest.approx(float(fixtures.reference_map(inputs[0]).max()), abs=TOLERANCE)
 
 
 def test_the_golden_check_can_be_left_out_and_made_later(model_folder):

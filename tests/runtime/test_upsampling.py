@@ -1,4 +1,4 @@
-"""The map lies on the frame exactly as the frame was sampled: bilinear with half-pixel centres."""
+"""The map lies on the frame exactly as the frame was sampled: bilinear with half-pixel centers."""
 
 import math
 

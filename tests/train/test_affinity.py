@@ -78,8 +78,8 @@ def test_hand_written_gradients_pass_the_numerical_check(tile_rows: int, with_te
     assert torch.autograd.gradcheck(lambda a, a2, b, b2: inter_affinity_error((a, a2), (b, b2), tile_rows), (s, s2, t, t2))
 
 
-def test_losses_pass_the_numerical_check_through_normalisation() -> None:
-    """The diagonal of D is 0 up to rounding there; normalisation makes its gradient vanish, so the kink is harmless."""
+def test_losses_pass_the_numerical_check_through_normalization() -> None:
+    """The diagonal of D is 0 up to rounding there; normalization makes its gradient vanish, so the kink is harmless."""
     generator = torch.Generator().manual_seed(5)
     teacher, student = (torch.randn(2, 3, 2, 3, dtype=torch.float64, generator=generator) for _ in range(2))
     student.requires_grad_()

@@ -50,7 +50,7 @@ def test_opacity_of_one_puts_nothing_of_the_good_image_into_the_flaw():
     for _ in range(20):
         flawed, _ = Corruption(config)(images)
         values |= set(flawed[0].unique().tolist())
-    # the other image (255) as it is or re-lit, or the image itself (0), re-lit by at most 40 grey levels; nothing in between
+    # the other image (255) as it is or re-lit, or the image itself (0), re-lit by at most 40 gray levels; nothing in between
     assert values <= set(range(41)) | set(range(87, 256))
 
 

@@ -51,7 +51,7 @@ def test_fast_form_has_the_gradients_of_the_printed_equations() -> None:
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
 
 
-def test_two_centres_by_hand() -> None:
+def test_two_centers_by_hand() -> None:
     """f = (1, 0), c = (0, 0) and (2, 2), alpha ln(2)/4: distances 1 and 5, so weights 2:1; F = 2/3 (1, 0) + 1/3 (-1, -2)."""
     cram = Cram(2, 2)
     with torch.no_grad():
@@ -61,13 +61,13 @@ def test_two_centres_by_hand() -> None:
     torch.testing.assert_close(result[0, :, 0, 0], torch.tensor([1 / 3, -2 / 3]))
 
 
-def test_one_centre_is_subtracted_whatever_alpha_is() -> None:
+def test_one_center_is_subtracted_whatever_alpha_is() -> None:
     cram = cram_float64(centers=1, alpha=3.0)
     features = torch.randn(1, 5, 2, 2, dtype=torch.float64)
     torch.testing.assert_close(cram(features), features - cram.centers[0][:, None, None])
 
 
-def test_parameters_are_the_centres_and_the_factor_itself() -> None:
+def test_parameters_are_the_centers_and_the_factor_itself() -> None:
     cram = Cram(6, 4, alpha=2.5)
     assert {name: tuple(value.shape) for name, value in cram.named_parameters()} == {"centers": (4, 6), "alpha": ()}
     assert cram.alpha.item() == 2.5
@@ -82,16 +82,16 @@ def test_long_features_stay_finite() -> None:
     assert all(torch.isfinite(part.grad).all() for part in (features, cram.centers, cram.alpha) if part.grad is not None)
 
 
-def test_normalised_input_is_the_printed_form_on_directions_times_length() -> None:
-    cram = cram_float64(normalise_input=True, alpha=4.0)
+def test_normalized_input_is_the_printed_form_on_directions_times_length() -> None:
+    cram = cram_float64(normalize_input=True, alpha=4.0)
     features = 3 * torch.randn(2, 5, 3, 4, dtype=torch.float64)
     length = features.square().sum(1, keepdim=True).sqrt()
     torch.testing.assert_close(cram(features), length * literal(features / length, cram.centers, 4.0), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(cram(10 * features), 10 * cram(features))
 
 
-def test_normalised_input_keeps_a_zero_vector_with_finite_gradient() -> None:
-    cram = Cram(5, 3, normalise_input=True)
+def test_normalized_input_keeps_a_zero_vector_with_finite_gradient() -> None:
+    cram = Cram(5, 3, normalize_input=True)
     features = torch.zeros(1, 5, 1, 1, requires_grad=True)
     result = cram(features)
     result.sum().backward()
@@ -108,7 +108,7 @@ def test_positive_alpha_uses_the_absolute_value() -> None:
     torch.testing.assert_close(cram(features), literal(features, cram.centers, 0.8), rtol=1e-10, atol=1e-12)
 
 
-def test_centres_start_with_the_given_expected_norm() -> None:
+def test_centers_start_with_the_given_expected_norm() -> None:
     torch.manual_seed(0)
     assert Cram(256, 200, center_norm=3.0).centers.norm(dim=1).mean().item() == pytest.approx(3.0, rel=0.02)
 

@@ -179,7 +179,7 @@ def test_an_unreadable_image_stops_or_is_listed(mvtec_root):
 
 
 def test_no_sample_at_all_is_an_error():
-    with pytest.raises(DataError, match="no labelled test images"):
+    with pytest.raises(DataError, match="no labeled test images"):
         evaluate(BrightnessScorer(), [])
 
 
@@ -229,13 +229,13 @@ def test_checkpoint_scorer_gives_the_papers_map_and_its_maximum():
     scores, maps = CheckpointScorer(checkpoint, "cpu").score_inputs(images)
     assert (scores.dtype, scores.shape, maps.dtype, maps.shape) == (np.float32, (3,), np.float32, (3, 32, 48))
     np.testing.assert_array_equal(scores, maps.max(axis=(1, 2)))
-    # Second derivation: normalised by hand, one image at a time, the literal map of the paper.
+    # Second derivation: normalized by hand, one image at a time, the literal map of the paper.
     model = checkpoint.build_model()
     mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     for image, one in zip(images, maps):
-        normalised = torch.from_numpy(((image / 255 - mean) / deviation).transpose(2, 0, 1)[None].astype(np.float32))
+        normalized = torch.from_numpy(((image / 255 - mean) / deviation).transpose(2, 0, 1)[None].astype(np.float32))
         with torch.no_grad():
-            expected = anomaly_map(*model(normalised), (32, 48))[0, 0]
+            expected = anomaly_map(*model(normalized), (32, 48))[0, 0]
         np.testing.assert_allclose(one, expected.numpy(), rtol=1e-4, atol=1e-5)  # float32, other order of operations
 
 
@@ -270,7 +270,7 @@ def test_plain_values_hold_null_and_relative_paths(mvtec_root):
     assert {entry["class"] for entry in plain["images"]} == {"cap", "nut"}
 
 
-def test_grey_pictures_are_evaluated_too(tmp_path):
+def test_gray_pictures_are_evaluated_too(tmp_path):
     for split, value in (("good", 10), ("dent", 240)):
         for index in range(2):
             folder = tmp_path / "test" / split

@@ -171,7 +171,7 @@ def test_visa_table_with_bad_images_in_train_is_refused(visa_root):
 
 
 def test_text_file_with_an_image_suffix_is_refused(mvtec_root):
-    (mvtec_root / "nut" / "train" / "good" / "001.png").write_text("no picture")
+    (mvtec_root / "nut" / "train" / "good" / "001.png").write_text("no image")
     refused(mvtec_root, "nut/train/good/001.png")
 
 

@@ -13,7 +13,7 @@ EXACT = 1e-12  # sums of a few hundred float64 terms
 
 
 @st.composite
-def labelled_scores(draw):
+def labeled_scores(draw):
     """Both classes present, few distinct values so that ties within and across classes are common."""
     count = draw(st.integers(2, 60))
     flags = draw(hnp.arrays(bool, count))
@@ -23,7 +23,7 @@ def labelled_scores(draw):
     return flags, (scores / 7).astype(draw(st.sampled_from([np.float32, np.float64])))
 
 
-@given(labelled_scores())
+@given(labeled_scores())
 @settings(max_examples=200, deadline=None)
 def test_image_metrics_equal_scikit_learn_with_ties(data):
     flags, scores = data
@@ -34,7 +34,7 @@ def test_image_metrics_equal_scikit_learn_with_ties(data):
     assert metrics.f1_max(flags, scores).value == pytest.approx(f1, abs=EXACT)
 
 
-@given(labelled_scores())
+@given(labeled_scores())
 @settings(max_examples=100, deadline=None)
 def test_f1_threshold_gives_the_f1_it_names(data):
     flags, scores = data
@@ -42,7 +42,7 @@ def test_f1_threshold_gives_the_f1_it_names(data):
     assert reference.f1_score(flags, scores >= best.threshold) == pytest.approx(best.value, abs=EXACT)
 
 
-@given(labelled_scores())
+@given(labeled_scores())
 @settings(max_examples=100, deadline=None)
 def test_roc_curve_passes_through_every_point_of_scikit_learn(data):
     flags, scores = data
@@ -62,7 +62,7 @@ def distance_to_polyline(point, line):
 
 
 def regions_by_flood_fill(mask):
-    """Connected components over the 8 neighbours, by a plain stack."""
+    """Connected components over the 8 neighbors, by a plain stack."""
     left, found = {(int(y), int(x)) for y, x in zip(*np.nonzero(mask))}, []
     while left:
         stack, region = [left.pop()], []
@@ -140,7 +140,7 @@ def test_aupro_by_hand_interpolates_inside_a_tie_at_the_limit():
     assert metrics.aupro(np.ones((1, 1, 11)), np.eye(1, 11, dtype=bool)[None]) == pytest.approx(0.15, abs=EXACT)
 
 
-def test_diagonal_neighbours_are_one_region():
+def test_diagonal_neighbors_are_one_region():
     # With regions {9, -1} (diagonal) and {10}, 3/4 is found before any false alarm; as three regions of one pixel it would be 2/3.
     maps = np.array([[[9, 0], [0, -1]], [[10, 0], [0, 0]]], np.float32)
     masks = np.array([[[1, 0], [0, 1]], [[1, 0], [0, 0]]], bool)

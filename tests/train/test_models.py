@@ -210,7 +210,7 @@ def test_random_features_vary_over_the_image_and_over_channels(architecture: str
 @pytest.mark.parametrize(("method", "architecture"), [*((method, "resnet18") for method in METHODS), ("snl-rd", "resnet50"), ("fd", "resnet50")])
 def test_student_has_the_teachers_shapes_also_when_not_square(method: Any, architecture: Any) -> None:
     model = build_model(ModelConfig(method=method, teacher=architecture, teacher_weights="random", centers=3))
-    teacher, student = model(model.normalise(pictures()))
+    teacher, student = model(model.normalize(pictures()))
     assert [s.shape for s in student] == [t.shape for t in teacher]
     assert [tuple(t.shape[2:]) for t in teacher] == [(16, 24), (8, 12), (4, 6)]
 
@@ -225,7 +225,7 @@ def test_sides_that_do_not_divide_are_refused(method: str, size: tuple[int, int]
 def test_every_trainable_parameter_gets_a_gradient_and_the_teacher_none(method: str) -> None:
     model = small_model(method, centers=0 if method in ("rd", "fd") else 3)
     before = {key: value.clone() for key, value in model.teacher.state_dict().items()}
-    teacher, student = model(model.normalise(pictures()))
+    teacher, student = model(model.normalize(pictures()))
     torch.autograd.backward(structural_loss(teacher, student, LossConfig())["total"])
     silent = [name for name, part in model.named_parameters() if part.requires_grad and (part.grad is None or part.grad.abs().max() == 0)]
     assert not silent
@@ -247,15 +247,15 @@ def test_plain_methods_have_no_cram_and_the_others_one_per_scale() -> None:
         names = [name for name, _ in small_model(method).named_parameters() if name.endswith(".alpha")]
         assert len(names) == (3 if method.startswith("snl") else 0)
     assert small_model("snl-rd", centers=0).student.crams is None
-    cram = crams_of(small_model("snl-fd", centers=9, cram_alpha=2.0, cram_normalise=True, cram_positive_alpha=True))[1]
-    assert (tuple(cram.centers.shape), cram.alpha.item(), cram.normalise_input, cram.positive_alpha) == ((9, 128), 2.0, True, True)
+    cram = crams_of(small_model("snl-fd", centers=9, cram_alpha=2.0, cram_normalize=True, cram_positive_alpha=True))[1]
+    assert (tuple(cram.centers.shape), cram.alpha.item(), cram.normalize_input, cram.positive_alpha) == ((9, 128), 2.0, True, True)
 
 
 @pytest.mark.parametrize("method", ["snl-rd", "snl-fd"])
 @pytest.mark.parametrize("feeds_next", [True, False])
 def test_only_a_feeding_cram_changes_what_later_stages_see(method: str, feeds_next: bool) -> None:
     model = small_model(method, centers=3, cram_feeds_next=feeds_next).eval()
-    images = model.normalise(pictures(1))
+    images = model.normalize(pictures(1))
     first, later = (2, [0, 1]) if method == "snl-rd" else (0, [1, 2])
     with torch.no_grad():
         before = model(images)[1]
@@ -277,19 +277,19 @@ def test_a_whole_state_dict_restores_the_model_without_the_teachers_file() -> No
     model = small_model().eval()
     restored = build_model(ModelConfig(teacher="resnet18", teacher_weights="imagenet"), load_teacher_weights=False).eval()
     restored.load_state_dict(model.state_dict())
-    images = model.normalise(pictures(1))
+    images = model.normalize(pictures(1))
     with torch.no_grad():
         for got, expected in zip(sum(restored(images), []), sum(model(images), []), strict=True):
             assert torch.equal(got, expected)
 
 
-def test_pictures_are_normalised_with_imagenets_mean_and_deviation() -> None:
+def test_pictures_are_normalized_with_imagenets_mean_and_deviation() -> None:
     picture = torch.tensor([0, 128, 255], dtype=torch.uint8).reshape(1, 1, 1, 3)
     expected = [(0 / 255 - 0.485) / 0.229, (128 / 255 - 0.456) / 0.224, (255 / 255 - 0.406) / 0.225]
-    assert small_model().normalise(picture).flatten().tolist() == pytest.approx(expected, rel=1e-6)
+    assert small_model().normalize(picture).flatten().tolist() == pytest.approx(expected, rel=1e-6)
     for wrong in (torch.zeros(1, 4, 4, 3), torch.zeros(1, 3, 4, 4, dtype=torch.uint8), torch.zeros(4, 4, 3, dtype=torch.uint8)):
         with pytest.raises(ValueError, match=r"\(B, H, W, 3\) uint8"):
-            small_model("fd").normalise(wrong)
+            small_model("fd").normalize(wrong)
 
 
 @pytest.mark.parametrize(

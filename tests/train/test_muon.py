@@ -46,7 +46,7 @@ def test_orthogonalised_directions_count_alike_whatever_their_size():
 @given(rows=st.integers(1, 64), columns=st.integers(1, 96), decades=st.floats(0, 9), strongest=st.integers(1, 4), seed=st.integers(0, 2**31))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_no_direction_is_ever_longer_than_the_polynomial_makes_it(dtype, rows, columns, decades, strongest, seed):
-    """A few strong directions above many weak ones, as gradients of smooth pictures have them."""
+    """A few strong directions above many weak ones, as gradients of smooth images have them."""
     rng = np.random.default_rng(seed)
     rank = min(rows, columns)
     u, v = (np.linalg.qr(rng.normal(size=(n, rank)))[0] for n in (rows, columns))

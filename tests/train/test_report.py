@@ -1,4 +1,4 @@
-"""The report is one HTML file that loads nothing, says what was measured, and shows pictures on one absolute scale per class."""
+"""The report is one HTML file that loads nothing, says what was measured, and shows images on one absolute scale per class."""
 
 import base64
 import re
@@ -126,7 +126,7 @@ def test_heat_pictures_share_one_scale_and_leave_zero_alone():
     np.testing.assert_array_equal(untouched, image)
     weak = report_html.heat_pictures(image, half, SCALE)[1]
     strong = report_html.heat_pictures(image, 4 * half, SCALE)[1]
-    # Twice the reference is 60 % red over the picture: 100 + 0.6 * (255 - 100) = 193, 100 - 60 = 40.
+    # Twice the reference is 60 % red over the image: 100 + 0.6 * (255 - 100) = 193, 100 - 60 = 40.
     assert strong[15, 15].tolist() == [193, 40, 40]
     assert weak[15, 15].tolist() != strong[15, 15].tolist()
 

@@ -47,8 +47,8 @@ def test_student_sees_the_flaws_and_is_compared_with_the_teacher_on_good_images(
     monkeypatch.setattr(trainer, "_corruption", lambda batch: (flawed, has_flaw))
     model = copy.deepcopy(trainer._model)
     with torch.no_grad():
-        teacher = model.teacher(model.normalise(images))
-        _, student = model(model.normalise(flawed))  # one pass over the flawed batch
+        teacher = model.teacher(model.normalize(images))
+        _, student = model(model.normalize(flawed))  # one pass over the flawed batch
         expected = structural_loss(teacher, student, config.loss, labels=torch.zeros(4))["total"]
     got = trainer.step(images, torch.zeros(4, dtype=torch.int64))["total"]
     assert float(got) == pytest.approx(float(expected), rel=1e-4)

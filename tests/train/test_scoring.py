@@ -66,13 +66,13 @@ def test_resizing_equals_torchs(alignment: Any, sizes: tuple[int, int]) -> None:
 
 
 def test_grid_alignment_puts_cell_i_on_pixel_stride_times_i() -> None:
-    """Values i at cells, stride 4: pixel y has y / 4 up to the last cell's centre and the last value after it."""
+    """Values i at cells, stride 4: pixel y has y / 4 up to the last cell's center and the last value after it."""
     weights = upsampling_weights(4, 16, "grid")
     np.testing.assert_allclose(weights @ np.arange(4), np.minimum(np.arange(16) / 4, 3))
 
 
 def test_grid_alignment_puts_the_peak_where_a_resnet_sees_it() -> None:
-    """One bright pixel moves through stride 4 of convolutions that are odd and centred: cell i responds most for pixel 4 i."""
+    """One bright pixel moves through stride 4 of convolutions that are odd and centerd: cell i responds most for pixel 4 i."""
     convolution = torch.ones(1, 1, 3)
     for pixel in (0, 8, 16, 28):
         image = torch.zeros(1, 1, 32)

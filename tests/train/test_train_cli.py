@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -88,12 +90,31 @@ def test_text_names_checkpoint_classes_and_speed(plain_root, tmp_path, capsys):
 def test_left_out_files_are_listed(plain_root, tmp_path, capsys):
     broken = plain_root / "bolt" / "003.png"
     broken.write_bytes(broken.read_bytes()[:60])
+    (plain_root / "notes.txt").write_text("text")
     out = tmp_path / "x.pt"
-    assert main(["--data", str(plain_root), "--out", str(out), *TINY, "--epochs", "1", "--skip-unreadable", "--json"]) == 0
+    assert main(["--data", str(plain_root), "--out", str(out), *TINY, "--epochs", "1", "--skip-unreadable", "--list-left-out", "--json"]) == 0
     captured = capsys.readouterr()
+    assert "12 images taken, 0 cannot be taken, 1 files left out" in captured.err
+    assert f"left out: {plain_root / 'notes.txt'} is not an image" in captured.err
     assert [entry["path"] for entry in json.loads(captured.out)["left_out"]] == [str(broken)]
     assert f"left out {broken}" in captured.err
     assert load_checkpoint(out).provenance["left_out"][0]["path"] == str(broken)
+
+
+def test_bit_depth_is_saved_with_the_checkpoint_and_read_by_it(tmp_path, capsys):
+    for seed in range(4):
+        values = np.random.default_rng(seed).integers(0, 4096, (40, 48)).astype(np.uint16)
+        (tmp_path / "data" / "cap").mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(tmp_path / "data" / "cap" / f"{seed}.png"), values)
+    out = tmp_path / "x.pt"
+    command = ["--data", str(tmp_path / "data"), "--out", str(out), *TINY, "--epochs", "1"]
+    assert main(command) == 2
+    assert "--bit-depth 12" in capsys.readouterr().err
+    assert not out.exists()
+    assert main([*command, "--bit-depth", "12"]) == 0
+    checkpoint = load_checkpoint(out)
+    assert checkpoint.config.data.bit_depth == 12
+    assert checkpoint.golden_images.max() > 200
 
 
 def test_resume_takes_its_settings_from_the_interrupted_training(plain_root, tmp_path, capsys):

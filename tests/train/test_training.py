@@ -61,7 +61,7 @@ def assert_same_bits(first, second):
 
 # Resuming
 
-OPTIMISERS = {
+OPTIMIZERS = {
     "last weights": OptimConfig(),
     "exponential average": OptimConfig(average_decay=0.9, gradient_clip=1.0),
     "mean of the last half": OptimConfig(average_last_share=0.5, schedule="cosine"),
@@ -69,7 +69,7 @@ OPTIMISERS = {
 }
 
 
-@pytest.mark.parametrize("optim", OPTIMISERS.values(), ids=OPTIMISERS.keys())
+@pytest.mark.parametrize("optim", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
 def test_training_stopped_in_an_epoch_and_resumed_equals_a_straight_one_to_the_bit(data, tmp_path, optim):
     config = make_config(optim=optim)
     straight = train(config, data, tmp_path / "straight.pt")
@@ -236,7 +236,7 @@ def test_first_logged_loss_is_the_cosine_distance_of_the_first_batches(data, tmp
     expected = []
     for numbers in itertools.islice(BalancedBatches(data.labels, 4, seed=config.seed), STEPS_PER_EPOCH):
         images = torch.from_numpy(data.inputs.read([data.samples[number] for number in numbers]))
-        teacher, student = model(model.normalise(images))
+        teacher, student = model(model.normalize(images))
         expected.append(channel_distillation(teacher, student).item())
     line = json.loads(metrics_path(tmp_path / "x.pt").read_text().splitlines()[0])
     assert line["loss"]["total"] == pytest.approx(sum(expected) / STEPS_PER_EPOCH, rel=1e-5)

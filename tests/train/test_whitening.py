@@ -78,7 +78,7 @@ def test_fitting_takes_every_position_of_every_batch():
 
 
 @pytest.mark.parametrize("expectation", [0.0, 0.5])
-def test_levelled_peaks_are_one_on_average_over_the_good_images(expectation):
+def test_leveled_peaks_are_one_on_average_over_the_good_images(expectation):
     rng = np.random.default_rng(4)
     batches = [rng.normal(size=(n, 14, 3, 4)).astype(np.float32) for n in (2, 5)]
     inputs = [torch.from_numpy(batch) for batch in batches]
@@ -102,7 +102,7 @@ def test_levelling_needs_images_and_residuals():
     with pytest.raises(ValueError, match="at least one batch"):
         level_peaks(Pair(), modules, [])
     same = torch.ones(1, 14, 2, 2)  # teacher and student agree everywhere
-    with pytest.raises(ValueError, match="finite and not all zero to be levelled"):
+    with pytest.raises(ValueError, match="finite and not all zero to be leveled"):
         level_peaks(Pair(), modules, [same])
 
 
@@ -153,7 +153,7 @@ def test_a_model_has_weights_only_where_asked_and_a_checkpoint_scores_with_them(
     )
     scores, maps = CheckpointScorer(checkpoint).score_inputs(images)
     with torch.no_grad():
-        teacher, student = model(model.normalise(torch.from_numpy(images)))
+        teacher, student = model(model.normalize(torch.from_numpy(images)))
         whitened = score_features(teacher, student, (64, 64), config.score, whitening=model.whitening)[0][:, 0]
         plain = score_features(teacher, student, (64, 64), config.score)[0][:, 0]
     np.testing.assert_allclose(maps, whitened.numpy(), rtol=1e-5)

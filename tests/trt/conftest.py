@@ -42,7 +42,7 @@ def dlpack_producer():
 
 @pytest.fixture(scope="session")
 def model_fixtures():
-    """The tiny calibrated model and its NumPy twin."""
+    """The tiny calibrated model and its NumPy reference."""
     return _load(Path(__file__).parents[1] / "runtime" / "detector_fixtures.py")
 
 

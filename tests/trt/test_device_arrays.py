@@ -109,7 +109,7 @@ def test_object_that_fails_when_asked_is_no_device_array():
 
 
 @pytest.mark.parametrize("kind", [CupyLike, DlpackLike])
-@pytest.mark.parametrize("array", [FRAME, FRAME.astype(np.uint16) * 257, FRAME[:, :, 0]], ids=["rgb", "16 bit", "grey"])
+@pytest.mark.parametrize("array", [FRAME, FRAME.astype(np.uint16) * 257, FRAME[:, :, 0]], ids=["rgb", "16 bit", "gray"])
 def test_frame_on_the_gpu_is_read_as_it_is(reader, make, kind, array):
     frame = make(kind, np.ascontiguousarray(array))
     assert is_device_array(frame)
@@ -156,7 +156,7 @@ def test_owner_is_referenced_until_the_view_ends(cuda, make):
         ({"typestr": "nonsense"}, "cannot be read as a device array"),
         ({"shape": None}, "cannot be read as a device array"),
         ({"data": None}, "cannot be read as a device array"),
-        ({"shape": (0, 5, 3)}, r"shape \(0, 5, 3\), expected a picture"),
+        ({"shape": (0, 5, 3)}, r"shape \(0, 5, 3\), expected an image"),
     ],
 )
 def test_device_array_that_cannot_be_used_is_a_frame_error(reader, make, changes, words):

@@ -71,15 +71,15 @@ def test_engine_that_scores_alike_passes_and_the_manifest_says_where(engine_path
 
 
 @pytest.mark.parametrize(
-    ("precision", "gain", "passes"),
+    ("precision", "normalization", "passes"),
     [("fp32", 1.0005, True), ("fp32", 1.002, False), ("fp16", 1.01, True), ("fp16", 1.03, False), ("int8", 1.09, True), ("int8", 1.11, False)],
 )
-def test_each_precision_has_its_limit(write_engine, installed, shifted, precision, gain, passes):
+def test_each_precision_has_its_limit(write_engine, installed, shifted, precision, normalization, passes):
     path = write_engine(parity=False, precision=precision)
-    shifted(lambda maps: maps * gain)
+    shifted(lambda maps: maps * normalization)
     report = verify_engine(path)
     assert report.passed is passes
-    assert report.map_max_abs == pytest.approx((gain - 1) * report.map_scale, rel=1e-3)
+    assert report.map_max_abs == pytest.approx((normalization - 1) * report.map_scale, rel=1e-3)
 
 
 def test_failed_report_is_recorded_and_lends_no_threshold(engine_path, installed, shifted):
@@ -97,7 +97,7 @@ def test_engine_that_differs_inherits_tightened_thresholds_and_the_report_says_w
     The model passes all three. Under the band of 0.01 s the engine passes those that score, times 1.01, at most 1.005 s - 0.01 s.
     """
     path = manifest_path(engine_path)
-    scores = [float(model_fixtures.twin_map(image).max()) for image in model_fixtures.ModelFolder(engine_path.parent).golden_images]
+    scores = [float(model_fixtures.reference_map(image).max()) for image in model_fixtures.ModelFolder(engine_path.parent).golden_images]
     shifted(lambda maps: maps * 1.01)
     manifest = read_manifest(path)
     threshold, band = max(scores) * 1.005, max(scores) * 0.01
@@ -122,7 +122,7 @@ def test_engine_that_differs_inherits_tightened_thresholds_and_the_report_says_w
 def test_engine_that_is_kinder_than_its_model_passes_nothing_that_the_model_reviews(engine_path, installed, shifted, model_fixtures):
     """The engine gives 0.99 s, the model s above its pass threshold: REVIEW, which was PASS on the engine and counted as no flip."""
     path = manifest_path(engine_path)
-    score = float(model_fixtures.twin_map(model_fixtures.good_frame(1)[:, :, ::-1]).max())
+    score = float(model_fixtures.reference_map(model_fixtures.good_frame(1)[:, :, ::-1]).max())
     manifest = read_manifest(path)
     decision = dataclasses.replace(manifest.decisions[0], pass_threshold=score * 0.995, reject_threshold=score * 1.5)
     write_manifest(path, dataclasses.replace(manifest, decisions=[decision]))
@@ -137,7 +137,7 @@ def test_broken_guard_band_fails_the_gate(engine_path, installed, shifted, model
     """The same engine, and thresholds that nobody tightened."""
     monkeypatch.setattr("snl_runtime.parity.verdicts.tightened", lambda decision, **_: decision)
     path = manifest_path(engine_path)
-    scores = [float(model_fixtures.twin_map(image).max()) for image in model_fixtures.ModelFolder(engine_path.parent).golden_images]
+    scores = [float(model_fixtures.reference_map(image).max()) for image in model_fixtures.ModelFolder(engine_path.parent).golden_images]
     manifest = read_manifest(path)
     decision = dataclasses.replace(manifest.decisions[0], pass_threshold=max(scores) * 0.995, reject_threshold=max(scores) * 1.5)
     write_manifest(path, dataclasses.replace(manifest, decisions=[decision]))
@@ -148,23 +148,23 @@ def test_broken_guard_band_fails_the_gate(engine_path, installed, shifted, model
     assert read_manifest(path).decisions_for(sha256_file(engine_path)) == {}
 
 
-def test_flip_under_the_gain_map_of_a_decision_is_counted_and_its_map_needed(engine_path, installed, shifted, model_fixtures):
-    """As above with a gain of 0.5: the raw score is above the threshold on both sides, the gained one crosses it."""
+def test_flip_under_the_normalization_map_of_a_decision_is_counted_and_its_map_needed(engine_path, installed, shifted, model_fixtures):
+    """As above with a normalization of 0.5: the raw score is above the threshold on both sides, the normalized one crosses it."""
     folder = model_fixtures.ModelFolder(engine_path.parent)
-    scores = [float(model_fixtures.twin_map(image).max()) for image in folder.golden_images]
-    gain = folder.give_gain(np.full((model_fixtures.SIZE, model_fixtures.SIZE), 0.5, np.float32))
+    scores = [float(model_fixtures.reference_map(image).max()) for image in folder.golden_images]
+    normalization = folder.give_normalization(np.full((model_fixtures.SIZE, model_fixtures.SIZE), 0.5, np.float32))
     shifted(lambda maps: maps * 1.01)
     manifest = read_manifest(manifest_path(engine_path))
     for threshold, flips in ((max(scores) * 1.005 / 2, 1), (max(scores) * 1.02 / 2, 0)):
         decision = dataclasses.replace(manifest.decisions[0], pass_threshold=threshold, reject_threshold=threshold, floor=0.1)
         write_manifest(manifest_path(engine_path), dataclasses.replace(manifest, decisions=[decision]))
         assert verify_engine(engine_path, _golden_only()).flips == flips
-    gain.unlink()
-    with pytest.raises(ManifestError, match="the gain map of product 'bottle'"):
+    normalization.unlink()
+    with pytest.raises(ManifestError, match="the normalization map of product 'bottle'"):
         verify_engine(engine_path, _golden_only())
 
 
-def test_auroc_drift_is_measured_on_a_labelled_folder(engine_path, installed, shifted, model_fixtures, tmp_path):
+def test_auroc_drift_is_measured_on_a_labeled_folder(engine_path, installed, shifted, model_fixtures, tmp_path):
     for seed in range(6):
         for kind, frame in (("good", model_fixtures.good_frame(seed)), ("scratch", model_fixtures.bad_frame(seed))):
             (tmp_path / "test" / kind).mkdir(parents=True, exist_ok=True)
@@ -211,13 +211,13 @@ def test_engine_gate_export_gate_and_self_test_share_one_tolerance(precision):
     assert LIMITS[precision].relative == (1e-4 if precision == "fp32" else TOLERANCES[precision])
 
 
-@pytest.mark.parametrize(("precision", "gain"), [("fp32", 1.0009), ("fp16", 1.019), ("int8", 1.09)])
-def test_engine_that_passes_the_gate_opens_and_one_that_moves_by_more_is_refused_at_load(write_engine, installed, shifted, precision, gain):
+@pytest.mark.parametrize(("precision", "normalization"), [("fp32", 1.0009), ("fp16", 1.019), ("int8", 1.09)])
+def test_engine_that_passes_the_gate_opens_and_one_that_moves_by_more_is_refused_at_load(write_engine, installed, shifted, precision, normalization):
     path = write_engine(parity=False, precision=precision)
-    shifted(lambda maps: maps * gain)
+    shifted(lambda maps: maps * normalization)
     assert verify_engine(path).passed
     SnlDetector(path).close()
-    shifted(lambda maps: maps * (1 + 1.3 * (gain - 1)))
+    shifted(lambda maps: maps * (1 + 1.3 * (normalization - 1)))
     assert not verify_engine(path).passed
     with pytest.raises(GoldenSampleError, match="golden sample 0"):
         SnlDetector(path)
@@ -227,7 +227,7 @@ def test_gate_refuses_what_the_self_test_would_refuse_though_the_onnx_file_is_ma
     """The checkpoint's golden answers lie 3 % from both the ONNX file and the engine, more than fp16 may lose in all."""
     path = write_engine(parity=False)
     model = model_fixtures.ModelFolder(path.parent)
-    maps = np.stack([model_fixtures.twin_map(image) for image in model.golden_images]) * np.float32(1.03)
+    maps = np.stack([model_fixtures.reference_map(image) for image in model.golden_images]) * np.float32(1.03)
     write_golden(model.golden, GoldenSamples(images=model.golden_images, scores=maps.max(axis=(1, 2)), maps=maps))
     manifest = read_manifest(model.manifest)
     write_manifest(model.manifest, dataclasses.replace(manifest, files={model.golden.name: sha256_file(model.golden)}))
@@ -273,7 +273,7 @@ def test_unverified_engine_is_verified_at_first_load_when_asked_and_then_passes_
 def test_engine_that_fails_its_verification_opens_and_passes_nothing(engine_path, installed, shifted, model_fixtures, caplog):
     """Honest on the golden samples, which the self-test at load asks for, and off by 3 % where a frame was cropped, flipped or noisy."""
     golden = model_fixtures.ModelFolder(engine_path.parent).golden_images
-    known = [model_fixtures.twin_map(image) for image in golden]
+    known = [model_fixtures.reference_map(image) for image in golden]
     shifted(lambda maps: np.stack([each if any(np.array_equal(each, one) for one in known) else each * np.float32(1.03) for each in maps]))
     with caplog.at_level("WARNING"), SnlDetector(engine_path, rebuild=True) as detector:
         assert detector.detect(model_fixtures.good_frame(120)).verdict is Verdict.ERROR
@@ -324,7 +324,7 @@ def test_engine_that_does_not_fit_is_rebuilt_verified_and_used(write_engine, rtx
         assert detector.detect(model_fixtures.bad_frame(120)).verdict is Verdict.REJECT
     (rebuilt,) = read_manifest(manifest_path(path)).engines
     assert rebuilt.sha256 == sha256_file(path)
-    assert rebuilt.compute_capability == ["8.9"]  # the GPU at hand
+    assert rebuilt.compute_capability == ["8.9"]  # the GPU here
     assert rebuilt.parity.passed
     assert cuda.leaks == {}
 

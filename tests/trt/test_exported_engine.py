@@ -95,7 +95,7 @@ def test_engine_that_scores_otherwise_is_refused_and_keeps_its_report(station, m
 def test_engine_that_flips_one_verdict_is_exported_with_its_guard_band_and_what_it_costs(station, model, model_fixtures):
     """It is off by half of what fp32 may be off by, and the threshold lies between its score and the ONNX file's for one golden sample."""
     manifest = read_manifest(manifest_path(model))
-    peaks = sorted(float(model_fixtures.twin_map(image).max()) for image in model_fixtures.ModelFolder(model.parent).golden_images)
+    peaks = sorted(float(model_fixtures.reference_map(image).max()) for image in model_fixtures.ModelFolder(model.parent).golden_images)
     threshold = peaks[-1] * 1.00025
     decision = dataclasses.replace(manifest.decisions[0], pass_threshold=threshold, reject_threshold=threshold)
     write_manifest(manifest_path(model), dataclasses.replace(manifest, decisions=[decision]))

@@ -47,7 +47,7 @@ def check_answers(backend, images, model_fixtures, *, times=1):
         backend.infer(images, *outputs(len(images), model_fixtures.SIZE))
     maps, scores = outputs(len(images), model_fixtures.SIZE)
     backend.infer(images, maps, scores)
-    expected = np.stack([model_fixtures.twin_map(image) for image in images])
+    expected = np.stack([model_fixtures.reference_map(image) for image in images])
     assert np.array_equal(maps[:, 0], expected)
     assert np.array_equal(scores, expected.max(axis=(1, 2)))
 
@@ -173,7 +173,7 @@ def test_each_thread_has_its_own_context_stream_and_buffers(open_backend, cuda, 
     assert cuda.leaks == {}
 
 
-def test_lane_of_an_ended_thread_is_released_when_the_next_one_comes(open_backend, cuda, images, model_fixtures):
+def test_context_of_an_ended_thread_is_released_when_the_next_one_comes(open_backend, cuda, images, model_fixtures):
     backend = open_backend()
     for _ in range(4):
         thread = threading.Thread(target=check_answers, args=(backend, images[:1], model_fixtures))

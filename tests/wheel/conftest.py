@@ -44,7 +44,7 @@ def load_model():
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """A model with its bundle, a checkpoint by name, and pictures in MVTec AD layout."""
+    """A model with its bundle, a checkpoint by name, and images in MVTec AD layout."""
     model, folder = load_model(), tmp_path_factory.mktemp("station")
     model.ModelFolder(folder).write()
     (folder / "x.pt").write_bytes(b"PK\3\4 a checkpoint")

@@ -1,32 +1,31 @@
 """ONNX Runtime on an NVIDIA GPU with input and outputs in this SDK's own device memory, so that the CUDA kernels work around it without a copy.
 
-Runs on a stream that the kernels share; used like :class:`snl_runtime.backends.tensorrt.context.EngineLane` by :mod:`snl_runtime.gpu.pipeline`.
+Runs on a stream that the kernels share; used like :class:`snl_runtime.backends.tensorrt.context.TensorRtContext` by :mod:`snl_runtime.gpu.pipeline`.
 """
 
 import contextlib
-import os
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from snl_runtime.backends.base import INPUT_NAME, MAP_NAME, SCORE_NAME, one_line, path_or_bytes
+from snl_runtime.backends.base import INPUT_NAME, MAP_NAME, SCORE_NAME, one_line
 from snl_runtime.cuda.api import CudaApi
 from snl_runtime.cuda.resources import CudaStream, DeviceBuffer
-from snl_runtime.errors import BackendError, BackendUnavailableError, InferenceError
+from snl_runtime.errors import BackendError, InferenceError
 
 _NAN_BYTE = 0xFF  # four of them are a float32 NaN
 _FLOAT_BYTES = 4
 
 
-class OnnxRuntimeLane:
+class OnnxRuntimeContext:
     """One stream, one session and the device memory that it reads and writes; used by one thread until :meth:`close`.
 
     Args:
         api: CUDA, with the session's device current on this thread in every call.
-        open_session: Returns an ``InferenceSession`` that runs on the stream with the given handle, see :func:`open_cuda_session`.
+        open_session: Returns an ``InferenceSession`` that runs on the stream with the given handle, see
+            :func:`snl_runtime.backends.onnxruntime.session.open_session`.
         size_hw: Network size.
         device_type: What ONNX Runtime calls the memory.
         device_index: Which GPU.
@@ -66,17 +65,17 @@ class OnnxRuntimeLane:
             self._resources = opened.pop_all()
 
     def run_on_device(self, count: int, bring_image: Callable[[int, CudaStream], None]) -> None:
-        """Queue one run; the outputs are in the lane's device buffers, in stream order, until the next run.
+        """Queue one run; the outputs are in the context's device buffers, in stream order, until the next run.
 
         Args:
             count: 1; more is refused.
             bring_image: Queues what puts the image at the given address.
 
         Raises:
-            InferenceError: If the library or CUDA fails; the lane must be closed.
+            InferenceError: If the library or CUDA fails; the context must be closed.
         """
         if count != 1 or self._binding is None:
-            raise InferenceError(f"an open ONNX Runtime lane takes one image at a time, got {count}; queue them one after the other")
+            raise InferenceError(f"an open ONNX Runtime context takes one image at a time, got {count}; queue them one after the other")
         bring_image(self.image.handle, self.stream)
         self._api.fill_async(self.anomaly_map.handle, _NAN_BYTE, self._map_bytes, self.stream.handle)
         self._api.fill_async(self.anomaly_score.handle, _NAN_BYTE, _FLOAT_BYTES, self.stream.handle)
@@ -89,7 +88,7 @@ class OnnxRuntimeLane:
         """Wait for the stream and release everything; a second call does nothing."""
         self._resources.close()
 
-    def __enter__(self) -> "OnnxRuntimeLane":
+    def __enter__(self) -> "OnnxRuntimeContext":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -101,42 +100,3 @@ class OnnxRuntimeLane:
     def _drain(self) -> None:
         with contextlib.suppress(BackendError):  # what failed before fails again here; releasing must go on
             self.stream.synchronize()
-
-
-def load_onnxruntime() -> Any:
-    """Return the module ``onnxruntime``; every import of it goes through here.
-
-    Releases for Linux from 1.32 on collect telemetry: opening a model writes a device number and a database of events below the user's cache folder.
-    It is switched off unless the environment says otherwise; the variable must be set before the import.
-
-    Raises:
-        BackendUnavailableError: If the package is missing or its libraries do not load.
-    """
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    try:
-        import onnxruntime
-    except (ImportError, OSError) as error:
-        raise BackendUnavailableError(
-            f"backend 'onnxruntime' needs the package onnxruntime: pip install 'snl-edge[cpu]', on a GPU 'snl-edge[gpu]' ({one_line(error)})"
-        ) from error
-    return onnxruntime
-
-
-def open_cuda_session(model_path: str | os.PathLike[str], stream: int, *, device_index: int = 0) -> Any:
-    """Return a session of an ``.onnx`` file whose GPU work goes onto the given stream.
-
-    Raises:
-        BackendUnavailableError: If the package or its CUDA provider is missing.
-        BackendError: If the file cannot be loaded.
-    """
-    onnxruntime = load_onnxruntime()
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        raise BackendUnavailableError("device 'cuda' needs the package onnxruntime-gpu instead of onnxruntime: pip install 'snl-edge[gpu]'")
-    providers = [("CUDAExecutionProvider", {"device_id": str(device_index), "user_compute_stream": str(stream)}), "CPUExecutionProvider"]
-    try:
-        session = onnxruntime.InferenceSession(path_or_bytes(Path(model_path)), providers=providers)
-    except Exception as error:  # the library's exception classes share no base
-        raise BackendError(f"onnxruntime cannot load {Path(model_path)} on the GPU: {one_line(error)}") from error
-    if session.get_providers()[0] != "CUDAExecutionProvider":  # it falls back to the CPU silently
-        raise BackendUnavailableError("onnxruntime could not start device 'cuda'; check the driver and CUDA, or use device cpu")
-    return session

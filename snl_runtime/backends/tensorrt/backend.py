@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from snl_runtime.backends.base import check_arrays
-from snl_runtime.backends.tensorrt.context import EngineLane
+from snl_runtime.backends.tensorrt.context import TensorRtContext
 from snl_runtime.backends.tensorrt.engine import EngineLibrary, open_library, rebuild_advice
 from snl_runtime.cache import default_cache_folder
 from snl_runtime.cuda import api as cuda_api
@@ -70,27 +70,27 @@ class TensorRtBackend:
         check_gpu(path.name, entry, gpu)
         self.device = f"cuda:{self._device} ({gpu.name}, SM{gpu.compute_capability}, driver for CUDA {gpu.driver_version})"
         self.library = f"{library.name} {library.version}"
-        self._lanes: dict[threading.Thread, EngineLane] = {}
-        self._lanes_lock = threading.Lock()
+        self._contexts: dict[threading.Thread, TensorRtContext] = {}
+        self._contexts_lock = threading.Lock()
         self._failure: str | None = None
         self._closed = False
         with device_scope(self._api, self._device), contextlib.ExitStack() as opened:
             self._engine = library.load_engine(plan, file_name=path.name, cache_path=_cache_path(library, gpu, entry))
             opened.callback(self._engine.close)
             self.input_shape: tuple[int | None, int, int, int] = self._engine.input_shape
-            self._lanes[threading.current_thread()] = EngineLane(self._api, self._engine)
+            self._contexts[threading.current_thread()] = TensorRtContext(self._api, self._engine)
             opened.pop_all()
 
     def infer(self, image: npt.NDArray[np.uint8], anomaly_map: npt.NDArray[np.float32], anomaly_score: npt.NDArray[np.float32]) -> None:
         """Write map and score into the caller's arrays; see ``Backend.infer``."""
         self._check_open()
         check_arrays(self.name, self.input_shape, image, anomaly_map, anomaly_score)
-        with self.lane() as lane:
-            lane.infer(image, anomaly_map, anomaly_score)
+        with self.execution_context() as context:
+            context.infer(image, anomaly_map, anomaly_score)
 
     @contextlib.contextmanager
-    def lane(self) -> Iterator[EngineLane]:
-        """Lend the calling thread its lane, with the engine's device current; kernels may be queued on ``lane.stream``.
+    def execution_context(self) -> Iterator[TensorRtContext]:
+        """Lend the calling thread its context, with the engine's device current; kernels may be queued on ``context.stream``.
 
         After any failure in the body the backend answers no more: what is on the device is then unknown.
 
@@ -100,23 +100,23 @@ class TensorRtBackend:
         self._check_open()
         with device_scope(self._api, self._device):
             try:
-                yield self._own_lane()
+                yield self._own_context()
             except BaseException as failure:
                 self._failure = f"{type(failure).__name__}: {failure}"
-                self._close_lane(threading.current_thread())
+                self._close_context(threading.current_thread())
                 raise
 
     def close(self) -> None:
-        """Release all lanes and the engine; a second call does nothing. No other thread may be inside :meth:`infer`."""
+        """Release all contexts and the engine; a second call does nothing. No other thread may be inside :meth:`infer`."""
         if self._closed:
             return
         self._closed = True
         with device_scope(self._api, self._device), contextlib.ExitStack() as closing:
             closing.callback(self._engine.close)
-            with self._lanes_lock:
-                for lane in self._lanes.values():
-                    closing.callback(lane.close)
-                self._lanes.clear()
+            with self._contexts_lock:
+                for context in self._contexts.values():
+                    closing.callback(context.close)
+                self._contexts.clear()
 
     def __enter__(self) -> "TensorRtBackend":
         return self
@@ -130,21 +130,21 @@ class TensorRtBackend:
         if self._failure is not None:
             raise InferenceError(f"backend 'tensorrt' failed before ({self._failure}); close it and open the model again")
 
-    def _own_lane(self) -> EngineLane:
+    def _own_context(self) -> TensorRtContext:
         thread = threading.current_thread()
-        with self._lanes_lock:
-            for ended in [other for other in self._lanes if not other.is_alive()]:
-                self._lanes.pop(ended).close()
-            if thread not in self._lanes:
-                self._lanes[thread] = EngineLane(self._api, self._engine)
-            return self._lanes[thread]
+        with self._contexts_lock:
+            for ended in [other for other in self._contexts if not other.is_alive()]:
+                self._contexts.pop(ended).close()
+            if thread not in self._contexts:
+                self._contexts[thread] = TensorRtContext(self._api, self._engine)
+            return self._contexts[thread]
 
-    def _close_lane(self, thread: threading.Thread) -> None:
-        with self._lanes_lock:
-            lane = self._lanes.pop(thread, None)
-        if lane is not None:
+    def _close_context(self, thread: threading.Thread) -> None:
+        with self._contexts_lock:
+            context = self._contexts.pop(thread, None)
+        if context is not None:
             with contextlib.suppress(BackendError):  # the failure that led here is raised
-                lane.close()
+                context.close()
 
 
 def read_engine(path: Path) -> tuple[bytes, EngineEntry]:

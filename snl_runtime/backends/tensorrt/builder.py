@@ -36,7 +36,8 @@ logger = logging.getLogger(__name__)
 DEFAULT_RTX_TARGETS = (86, 89, 120)
 """Compute capabilities of an RTX engine when nobody says otherwise: RTX 30, 40 and 50 series."""
 BUILD_RECIPE = 1
-"""Raised when :mod:`snl_runtime.backends.tensorrt.library` sets other flags for the same request, so that no engine of an earlier release comes out of the cache."""
+"""Raised when :mod:`snl_runtime.backends.tensorrt.library` sets other flags for the same request, so that no engine of an earlier release comes out
+of the cache."""
 CACHE_LIMIT_BYTES = 4 << 30
 """The build cache drops its oldest engines beyond this size."""
 
@@ -47,7 +48,7 @@ class EngineTarget:
 
     Attributes:
         library: Which TensorRT builds and runs it.
-        compute_capabilities: SM numbers, e.g. (86, 89, 120); full TensorRT takes the GPU at hand and needs exactly its number here.
+        compute_capabilities: SM numbers, e.g. (86, 89, 120); full TensorRT takes the GPU here and needs exactly its number here.
         device: What else ties the engine to one machine (GPU name, driver, system); empty for TensorRT-RTX, whose engines are portable.
     """
 
@@ -106,7 +107,7 @@ def choose_target(library: LibraryName | None, compute_capabilities: Sequence[in
 
     Raises:
         BackendUnavailableError: If the library is missing, or full TensorRT has no GPU to build on.
-        ConfigError: If full TensorRT is asked for another GPU than the one at hand.
+        ConfigError: If full TensorRT is asked for another GPU than the one here.
     """
     if library == "tensorrt":
         return _target_of_this_gpu(load_library("tensorrt"), compute_capabilities)
@@ -227,7 +228,7 @@ def rebuild_engine(engine_path: Path, *, cache_folder: Path | None = None) -> Bu
     try:
         target = target_at_hand(library)
     except BackendUnavailableError as failure:
-        logger.debug("not built for a GPU at hand: %s", failure)
+        logger.debug("not built for a GPU here: %s", failure)
         target = choose_target(library)
     built = build_engine(onnx_path, engine_path, target, options, cache_folder=cache_folder)
     update_manifest(path, lambda listed: listed.with_engine(built.entry))
@@ -263,7 +264,9 @@ def _target_of_this_gpu(library: TensorRtLibrary, compute_capabilities: Sequence
     gpu = describe_device()  # raises BackendUnavailableError where there is none
     if compute_capabilities and tuple(compute_capabilities) != (gpu.compute_capability,):
         asked = ", ".join(f"SM{sm}" for sm in compute_capabilities)
-        raise ConfigError(f"full TensorRT builds for the GPU at hand (SM{gpu.compute_capability}), not for {asked}; leave --sm out or build there")
+        raise ConfigError(
+            f"full TensorRT builds for the GPU of this machine (SM{gpu.compute_capability}), not for {asked}; leave --sm out or build there"
+        )
     return EngineTarget(
         library=library, compute_capabilities=(gpu.compute_capability,), device=f"{gpu.name}, driver {gpu.driver_version}, {sys.platform}"
     )

@@ -56,11 +56,11 @@ class _GraphState:
         self.runs = 0
 
 
-class EngineLane:
+class TensorRtContext:
     """One stream with everything on it; used by one thread, on one device, until :meth:`close`.
 
     Args:
-        api: CUDA, with the lane's device current on this thread in every call.
+        api: CUDA, with the context's device current on this thread in every call.
         engine: What runs.
         capture: Record the engine's work as a CUDA graph once a batch size has come twice in a row.
     """
@@ -86,7 +86,7 @@ class EngineLane:
 
     @property
     def has_graph(self) -> bool:
-        """Whether runs of the current batch size replay a CUDA graph that this lane recorded."""
+        """Whether runs of the current batch size replay a CUDA graph that this context recorded."""
         return self._state.graph is not None
 
     def infer(self, images: Images, anomaly_map: Floats, anomaly_score: Floats) -> None:
@@ -98,7 +98,7 @@ class EngineLane:
             anomaly_score: (N,), written.
 
         Raises:
-            InferenceError: If CUDA or the engine failed; the lane must be closed.
+            InferenceError: If CUDA or the engine failed; the context must be closed.
         """
         count = len(images)
         for index, start in enumerate(range(0, count, self._largest)):
@@ -110,7 +110,7 @@ class EngineLane:
             self._collect(slot)
 
     def run_on_device(self, count: int, bring_image: Callable[[int, CudaStream], None]) -> None:
-        """Queue one run whose input is already on the device; outputs are in the lane's own device buffers until the next run.
+        """Queue one run whose input is already on the device; outputs are in the context's own device buffers until the next run.
 
         Args:
             count: Images, at most the engine's largest batch.

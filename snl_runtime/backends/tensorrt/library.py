@@ -136,7 +136,7 @@ class BuildRequest:
 
     Attributes:
         onnx: The serialized graph.
-        compute_capabilities: SM numbers an RTX engine is for, e.g. (86, 89); full TensorRT builds for the GPU at hand and ignores it.
+        compute_capabilities: SM numbers an RTX engine is for, e.g. (86, 89); full TensorRT builds for the GPU of this machine and ignores it.
         batches: Smallest, typical and largest N of a graph with dynamic N; unused for a fixed one.
         max_aux_streams: Hidden streams; 0 keeps row tiles of the affinity from running side by side, which is what saves their memory.
         optimization_level: 0 to 5; None for the library's default.

@@ -1,7 +1,7 @@
 // Kernels of snl-edge. The files of this folder are joined to one translation unit, which includes nothing, so that NVRTC needs no header.
-// Every one has a twin in NumPy, named above it, which is the specification; the tests run this very text on the CPU against it.
+// Every one has a reference in NumPy, named above it, which is the specification; the tests run this very text on the CPU against it.
 
-// What one output cell takes from an axis: `count` neighbouring input cells from `first` on, with shares that sum to 1.
+// What one output cell takes from an axis: `count` neighboring input cells from `first` on, with shares that sum to 1.
 struct Window {
   int first;
   int count;
@@ -10,7 +10,7 @@ struct Window {
   float last_share;
 };
 
-// Twin: snl_runtime.images.preprocess.axis_weights. Area average where the axis shrinks, linear between half-pixel centres where it grows.
+// Twin: snl_runtime.images.preprocess.axis_weights. Area average where the axis shrinks, linear between half-pixel centers where it grows.
 __device__ inline Window axis_window(int n_in, int n_out, int index) {
   Window window;
   if (n_out < n_in) {

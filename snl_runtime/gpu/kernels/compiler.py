@@ -11,7 +11,7 @@ KERNEL_NAMES = (
     "frame_rows",
     "frame_columns",
     "input_sums",
-    "gain_cells",
+    "normalization_cells",
     "map_to_frame",
     "map_statistics",
     "label_cells",
@@ -21,7 +21,7 @@ KERNEL_NAMES = (
 )
 """Every kernel that the sources define, in the order in which a frame meets them."""
 COMPILE_OPTIONS = ("--std=c++17",)
-"""Exact division stays on (no fast math): the shares of a resize must be those of the NumPy twin."""
+"""Exact division stays on (no fast math): the shares of a resize must be those of the NumPy reference."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ def kernel_source() -> str:
 
 
 def nvrtc_version() -> tuple[int, int]:
-    """Return the version of the compiler at hand.
+    """Return the version of the compiler here.
 
     Raises:
         BackendUnavailableError: If there is none.
@@ -57,7 +57,7 @@ def nvrtc_version() -> tuple[int, int]:
 
 
 def supported_compute_capabilities() -> list[int]:
-    """Return the SM numbers that the compiler at hand knows, ascending.
+    """Return the SM numbers that the compiler here knows, ascending.
 
     Raises:
         BackendUnavailableError: If there is no compiler.

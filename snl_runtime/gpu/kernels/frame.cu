@@ -1,7 +1,7 @@
 // Frame -> network input. Twin: snl_runtime.images.preprocess.prepare, first axis first as there.
 
 // Resizes the first axis: frame (height, width, channels) uint8 or uint16 -> rows (out_height, width, 1 or 3) float32, alpha left out.
-// One thread per column and output row: neighbouring threads read neighbouring pixels.
+// One thread per column and output row: neighboring threads read neighboring pixels.
 extern "C" __global__ void frame_rows(const unsigned char* __restrict__ frame, long long pitch_bytes, int channels, int is_16_bit, int height,
                                       int width, float* __restrict__ rows, int out_height) {
   const int x = blockIdx.x * blockDim.x + threadIdx.x;

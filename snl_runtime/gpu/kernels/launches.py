@@ -172,10 +172,10 @@ def launch_input_sums(kernels: Launcher, *, source: int, size_hw: tuple[int, int
     kernels.launch("input_sums", grid=_line_grid(pixels, most=_MOST_BLOCKS), block=(_LINE, 1, 1), stream=stream, arguments=arguments)
 
 
-def launch_gain(kernels: Launcher, *, anomaly_map: int, gain: int, cells: int, gained: int, stream: CudaStream) -> None:
-    """Multiply a map with a gain map into ``gained``; all three hold ``cells`` float32."""
-    arguments = (c_void_p(anomaly_map), c_void_p(gain), c_int32(cells), c_void_p(gained))
-    kernels.launch("gain_cells", grid=_line_grid(cells), block=(_LINE, 1, 1), stream=stream, arguments=arguments)
+def launch_normalization(kernels: Launcher, *, anomaly_map: int, normalization: int, cells: int, normalized: int, stream: CudaStream) -> None:
+    """Multiply a map with a normalization map into ``normalized``; all three hold ``cells`` float32."""
+    arguments = (c_void_p(anomaly_map), c_void_p(normalization), c_int32(cells), c_void_p(normalized))
+    kernels.launch("normalization_cells", grid=_line_grid(cells), block=(_LINE, 1, 1), stream=stream, arguments=arguments)
 
 
 def launch_map_statistics(kernels: Launcher, *, anomaly_map: int, cells: int, statistics: int, stream: CudaStream) -> None:
@@ -306,7 +306,7 @@ def read_frame_statistics(sums: npt.NDArray[np.uint64]) -> tuple[FrameStatistics
 
 
 def ordered_values(keys: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]:
-    """Return the floats whose ordered keys these are; the twin of ``ordered_value`` in the kernels."""
+    """Return the floats whose ordered keys these are; the reference implementation of ``ordered_value`` in the kernels."""
     sign = np.uint32(0x80000000)
     return np.where(keys & sign, keys & ~sign, ~keys).astype(np.uint32).view(np.float32)
 
@@ -328,7 +328,7 @@ def unpack_mask(words: npt.NDArray[np.uint32], size_hw: tuple[int, int]) -> npt.
 
 
 def heat_values() -> npt.NDArray[np.float32]:
-    """Return the colour table of the overlay as the kernel reads it: (4, steps) float32."""
+    """Return the color table of the overlay as the kernel reads it: (4, steps) float32."""
     added, kept = heat_table()
     return np.ascontiguousarray(np.concatenate([added, kept[None]]))
 

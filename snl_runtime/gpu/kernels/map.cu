@@ -1,8 +1,8 @@
-// Gained map: one product per cell, rounded once as on the host. Twin: snl_runtime.model.gain.GainMap.apply.
-extern "C" __global__ void gain_cells(const float* __restrict__ map, const float* __restrict__ gain, int cells, float* __restrict__ gained) {
+// Normalized map: one product per cell, rounded once as on the host. Twin: snl_runtime.model.normalization.NormalizationMap.apply.
+extern "C" __global__ void normalization_cells(const float* __restrict__ map, const float* __restrict__ normalization, int cells, float* __restrict__ normalized) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i < cells) {
-    gained[i] = map[i] * gain[i];
+    normalized[i] = map[i] * normalization[i];
   }
 }
 

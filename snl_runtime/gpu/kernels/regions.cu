@@ -82,7 +82,7 @@ __device__ inline void join_regions(int* labels, int a, int b) {
   }
 }
 
-// Joins each cell with its neighbours above and to the left. Neighbours that touch each other join themselves, so one of them is enough.
+// Joins each cell with its neighbors above and to the left. Neighbors that touch each other join themselves, so one of them is enough.
 extern "C" __global__ void join_cells(int height, int width, int* labels) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= height * width || labels[i] < 0) {

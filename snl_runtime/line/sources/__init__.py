@@ -1,4 +1,4 @@
-"""Where frames come from: a folder of pictures, a video file, a camera."""
+"""Where frames come from: a folder of images, a video file, a camera."""
 
 from snl_runtime.line.sources.base import FrameSource, FrameStamper, SourceCounters
 from snl_runtime.line.sources.camera import CameraSource, parse_camera

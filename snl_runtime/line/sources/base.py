@@ -21,7 +21,7 @@ class SourceCounters:
 
     Attributes:
         frames_announced: Frames the source says it has; None if it has no end or does not know.
-        frames_faulty: Frames handed over without a picture (unreadable, damaged, frozen); each of them gets an ERROR record.
+        frames_faulty: Frames handed over without an image (unreadable, damaged, frozen); each of them gets an ERROR record.
         frames_missing: Announced frames that never came.
         reconnects: How often the connection was opened again.
     """
@@ -52,7 +52,7 @@ class FrameSource(AbstractContextManager["FrameSource"], Protocol):
         """Yield frames until the source ends or ``stop`` is set.
 
         Every wait inside has a time limit, so that ``stop`` is noticed while nothing arrives. A frame that was announced but did not arrive whole is
-        yielded with ``image=None`` and a ``fault``, never skipped and never replaced by another picture.
+        yielded with ``image=None`` and a ``fault``, never skipped and never replaced by another image.
 
         Raises:
             SourceStalledError: If no frame arrived within the source's own time limit.

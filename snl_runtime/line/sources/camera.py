@@ -152,10 +152,10 @@ class CameraSource:
 
 
 class RepeatCounter:
-    """Notices a camera that sends the same picture again and again; sensor noise makes real pictures differ.
+    """Notices a camera that sends the same image again and again; sensor noise makes real images differ.
 
     Args:
-        frozen_after: Byte-equal pictures in a row that count as frozen; 0 for never.
+        frozen_after: Byte-equal images in a row that count as frozen; 0 for never.
     """
 
     def __init__(self, frozen_after: int) -> None:
@@ -164,7 +164,7 @@ class RepeatCounter:
         self.count = 0
 
     def is_frozen(self, image: npt.NDArray[Any]) -> bool:
-        """Return whether this picture is at least the ``frozen_after``-th equal one in a row. Keeps a reference to it until the next call."""
+        """Return whether this image is at least the ``frozen_after``-th equal one in a row. Keeps a reference to it until the next call."""
         if self._frozen_after == 0:
             return False
         self.count = self.count + 1 if self._previous is not None and _are_equal(self._previous, image) else 1

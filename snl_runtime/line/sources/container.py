@@ -8,7 +8,7 @@ from typing import BinaryIO
 def count_missing_bytes(path: Path) -> int:
     """Return by how many bytes an AVI or MP4/MOV file is shorter than its chunks announce; 0 for whole files and for other formats.
 
-    FFmpeg decodes the half frame at such an end into a picture that looks whole, so the file has to say itself that it was cut.
+    FFmpeg decodes the half frame at such an end into an image that looks whole, so the file has to say itself that it was cut.
 
     Raises:
         OSError: If the file cannot be read.

@@ -1,4 +1,4 @@
-"""Picture files as a frame source: a folder, a file or a pattern."""
+"""Image files as a frame source: a folder, a file or a pattern."""
 
 import os
 import threading
@@ -18,16 +18,16 @@ Pages: TypeAlias = Literal["one", "all"]
 
 
 class ImageFolderSource:
-    """Every picture that a folder, a file or a pattern names, sorted by path.
+    """Every image that a folder, a file or a pattern names, sorted by path.
 
-    What is or claims to be a picture and cannot be read whole is yielded as a frame without a picture, so that it gets an ERROR record.
-    ``source_id`` is the file's path, with ``#page=2`` behind it for one of several pictures in a file.
+    What is or claims to be an image and cannot be read whole is yielded as a frame without an image, so that it gets an ERROR record.
+    ``source_id`` is the file's path, with ``#page=2`` behind it for one of several images in a file.
 
     Args:
-        folder: Where the pictures are, see :func:`snl_runtime.images.listing.list_pattern`.
+        folder: Where the images are, see :func:`snl_runtime.images.listing.list_pattern`.
         product: Product of all of them; None if unknown.
-        pages: Whether a file of several pictures is a fault (``one``) or gives one frame for each (``all``).
-        exclude: Folders that the caller writes pictures to.
+        pages: Whether a file of several images is a fault (``one``) or gives one frame for each (``all``).
+        exclude: Folders that the caller writes images to.
         on_listed: Called with what was found before the first file is read, from the thread that enters.
     """
 
@@ -55,7 +55,7 @@ class ImageFolderSource:
 
     @property
     def counters(self) -> SourceCounters:
-        """Number of files, and of further pictures in those read so far; how many of them could not be read."""
+        """Number of files, and of further images in those read so far; how many of them could not be read."""
         return SourceCounters(frames_announced=self._announced, frames_faulty=self._stamper.faults)
 
     def __enter__(self) -> "ImageFolderSource":
@@ -67,14 +67,14 @@ class ImageFolderSource:
         self._offered = sorted([*listing.taken, *listing.rejected], key=lambda one: one.path if isinstance(one, LeftOut) else one)
         self._announced = len(self._offered)
         if not self._offered:
-            raise SourceOpenError(f"{listing.summary()}; name a folder with pictures in it or below it, a picture, or a pattern")
+            raise SourceOpenError(f"{listing.summary()}; name a folder with images in it or below it, an image, or a pattern")
         return self
 
     def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None) -> None:
         """Nothing is held between two files."""
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """Yield one RGB frame per picture, uint8 or uint16 as it is stored."""
+        """Yield one RGB frame per image, uint8 or uint16 as it is stored."""
         for one in self._offered:
             if stop.is_set():
                 return

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 class VideoSource:
     """Every frame of a video file, decoded by FFmpeg.
 
-    A frame that cannot be decoded is yielded without a picture if whole ones follow it. So is the last frame of a file that is shorter than its
+    A frame that cannot be decoded is yielded without an image if whole ones follow it. So is the last frame of a file that is shorter than its
     header says, because FFmpeg paints half of such a frame.
 
     Args:

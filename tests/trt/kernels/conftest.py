@@ -11,7 +11,8 @@ import onnxruntime
 import pytest
 
 from snl_runtime.backends.onnxruntime import backend as onnxruntime_backend
-from snl_runtime.backends.onnxruntime.context import OnnxRuntimeLane
+from snl_runtime.backends.onnxruntime import session as onnxruntime_session
+from snl_runtime.backends.onnxruntime.context import OnnxRuntimeContext
 from snl_runtime.cuda import api as cuda_api
 from snl_runtime.cuda.resources import CudaModule, DeviceBuffer
 from snl_runtime.detector.detector import SnlDetector
@@ -83,10 +84,18 @@ def fake(kernels, make_gpu, monkeypatch, model_fixtures, gpu, device_detector):
     monkeypatch.setattr("snl_runtime.gpu.path.load_kernels", lambda api: CudaModule(api, b"code"))
     monkeypatch.setattr("snl_runtime.backends.tensorrt.backend.open_library", lambda name: library)
     names = {name: getattr(onnxruntime, name) for name in ("SessionOptions", "ExecutionMode", "GraphOptimizationLevel")}
-    provided = SimpleNamespace(InferenceSession=device_detector.CudaSession, get_available_providers=lambda: ["CUDAExecutionProvider"], **names)
-    monkeypatch.setattr(onnxruntime_backend, "load_onnxruntime", lambda: provided)
-    monkeypatch.setattr(onnxruntime_backend, "OnnxRuntimeLane", functools.partial(OnnxRuntimeLane, device_type="cpu"))
-    monkeypatch.setattr(onnxruntime_backend, "open_cuda_session", lambda path, stream, device_index: session(cuda, path, stream))
+
+    def open_fake(path, sess_options, providers):
+        if providers == ["CPUExecutionProvider"]:
+            return onnxruntime.InferenceSession(path, sess_options=sess_options, providers=providers)
+        stream = providers[0][1].get("user_compute_stream")
+        return device_detector.CudaSession(path, sess_options) if stream is None else session(cuda, path, int(stream))
+
+    provided = SimpleNamespace(
+        InferenceSession=open_fake, get_available_providers=lambda: ["CUDAExecutionProvider"], set_default_logger_severity=lambda level: None, **names
+    )
+    monkeypatch.setattr(onnxruntime_session, "load_onnxruntime", lambda: provided)
+    monkeypatch.setattr(onnxruntime_backend, "OnnxRuntimeContext", functools.partial(OnnxRuntimeContext, device_type="cpu"))
     monkeypatch.setattr(session, "spoil", staticmethod(session.spoil))  # put back after the test
     cuda.library = library
     return cuda
@@ -94,25 +103,24 @@ def fake(kernels, make_gpu, monkeypatch, model_fixtures, gpu, device_detector):
 
 @pytest.fixture
 def open_on(fake, tmp_path, model_fixtures, write_engine, monkeypatch):
-    """Open the detector of the tiny model on ``host``, ``onnxruntime`` or ``tensorrt``; ``changes``: of its decisions, ``gains``: by product."""
+    """Open the detector of the tiny model on ``host``, ``onnxruntime`` or ``tensorrt``; ``changes``: of its decisions, ``normalizations``: by
+    product."""
     with contextlib.ExitStack() as opened:
 
-        def open_detector(where, *, changes=None, gains=None, **options):
+        def open_detector(where, *, changes=None, normalizations=None, **options):
             folder = tmp_path / f"model{len(list(tmp_path.iterdir()))}"
             folder.mkdir()
             write = model_fixtures.ModelFolder.write
             monkeypatch.setattr(model_fixtures.ModelFolder, "write", lambda self, **kwargs: write(self, decisions=changes, **kwargs))
             path = write_engine(folder=folder)
             monkeypatch.setattr(model_fixtures.ModelFolder, "write", write)
-            for product, values in (gains or {}).items():
-                model_fixtures.ModelFolder(folder).give_gain(values, product)
+            for product, values in (normalizations or {}).items():
+                model_fixtures.ModelFolder(folder).give_normalization(values, product)
             if where == "tensorrt":
                 return opened.enter_context(SnlDetector(path, **options))
             if where == "onnxruntime":
                 return opened.enter_context(SnlDetector(path.with_suffix(".onnx"), device="cuda", **options))
-            with monkeypatch.context() as real:
-                real.setattr(onnxruntime_backend, "load_onnxruntime", lambda: onnxruntime)
-                return opened.enter_context(SnlDetector(path.with_suffix(".onnx"), **options))
+            return opened.enter_context(SnlDetector(path.with_suffix(".onnx"), **options))
 
         yield open_detector
         fake.failing.clear()

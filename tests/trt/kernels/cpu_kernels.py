@@ -12,7 +12,7 @@ from snl_runtime.gpu.kernels import KERNEL_NAMES, kernel_source
 SHIM = Path(__file__).with_name("cuda_on_cpu.h")
 GUARD_BYTES = 256
 GUARD = 0xA5
-# A GPU contracts a * b + c into one rounding, a CPU without FMA does not: the twins must agree with both.
+# A GPU contracts a * b + c into one rounding, a CPU without FMA does not: the reference implementations must agree with both.
 VARIANTS = {"separate": ("-ffp-contract=off",), "contracted": ("-mfma", "-ffp-contract=fast")}
 
 

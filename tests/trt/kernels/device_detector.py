@@ -7,7 +7,7 @@ import pytest
 from snl_runtime.images.preprocess import resize
 from snl_runtime.verdict.regions import find_regions
 
-# The input may differ by a grey level where a value lies on a tie, and the stub network passes on at most two of them.
+# The input may differ by a gray level where a value lies on a tie, and the stub network passes on at most two of them.
 SCORE_TOLERANCE = 2.0
 
 
@@ -20,6 +20,9 @@ class Session:
         self._cuda, self._stream = cuda, stream
         self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         self._bound = {}
+
+    def get_providers(self):
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
     def io_binding(self):
         binding = self._session.io_binding()
@@ -48,7 +51,7 @@ class Session:
 class CudaSession(onnxruntime.InferenceSession):
     """Says that it runs on a GPU."""
 
-    def __init__(self, path, sess_options, providers):
+    def __init__(self, path, sess_options):
         super().__init__(path, sess_options=sess_options, providers=["CPUExecutionProvider"])
 
     def get_providers(self):
@@ -84,8 +87,8 @@ def make_frames(model_fixtures):
         "text": ("frame.png", "bgr"),
         "float": (odd_good.astype(np.float32), "bgr"),
         "empty": (np.zeros((0, 91, 3), np.uint8), "bgr"),
-        "grey called colour": (odd_good[:, :, 0], "bgr"),
-        "unknown colour": (odd_good, "yuv"),
+        "gray called color": (odd_good[:, :, 0], "bgr"),
+        "unknown color": (odd_good, "yuv"),
     }
 
 
@@ -104,7 +107,7 @@ def cause(result):
 
 
 def assert_alike(result, expected):
-    """The same verdict with the same evidence, as far as a grey level allows."""
+    """The same verdict with the same evidence, as far as a gray level allows."""
     assert cause(result) == cause(expected)
     assert result.score == pytest.approx(expected.score, abs=SCORE_TOLERANCE, nan_ok=True)
     assert (result.threshold, result.reject_threshold, result.roi_xyxy) == (expected.threshold, expected.reject_threshold, expected.roi_xyxy)

@@ -129,13 +129,13 @@ def test_a_frame_costs_one_upload_of_its_inspected_part_and_no_allocation(open_o
     assert not {name for name in fake.calls if name.startswith(("allocate", "free", "create", "destroy", "load", "unload"))}
 
 
-def test_backends_offer_a_lane_by_what_they_can_do(model_fixtures, tmp_path):
+def test_backends_offer_a_context_by_what_they_can_do(model_fixtures, tmp_path):
     model = model_fixtures.ModelFolder(tmp_path).write()
     assert not isinstance(model_fixtures.FakeBackend(), DeviceBackend)
     assert issubclass(TensorRtBackend, DeviceBackend)
     with onnxruntime_backend.OnnxRuntimeBackend(model) as backend:
         assert isinstance(backend, DeviceBackend)
-        assert backend.lane() is None
+        assert backend.execution_context() is None
     with Scorer(model) as scorer:
         assert not scorer.is_on_device
         with pytest.raises(InferenceError, match="has no device path"):
@@ -208,7 +208,7 @@ def test_frame_of_12_bits_is_uploaded_as_8_and_gives_the_same(open_on, frames, m
 
 @plain_kernels
 @pytest.mark.parametrize("engine", ENGINES)
-def test_unusable_frame_on_the_gpu_is_an_error_and_the_lane_goes_on(open_on, fake, frames, on_gpu, engine):
+def test_unusable_frame_on_the_gpu_is_an_error_and_the_context_goes_on(open_on, fake, frames, on_gpu, engine):
     detector = open_on(engine)
     good = frames["odd good"][0]
     streams = dict(fake.live["stream"])

@@ -44,7 +44,7 @@ def test_kernel_that_writes_nothing_is_found_at_opening(open_on, fake, frames, e
 
 @pytest.mark.parametrize(("position", "wrong"), [(2, ctypes.c_int32(0)), (7, ctypes.c_float(2.5)), (7, ctypes.c_float(0.0))])
 def test_kernel_that_makes_another_input_is_found_at_opening(open_on, fake, frames, position, wrong, caplog, monkeypatch):
-    """The colours in another order, two grey levels more, half a grey level less."""
+    """The colors in another order, two gray levels more, half a gray level less."""
     launch = fake.launch_kernel
 
     def spoiled(kernel, *, arguments, **rest):
@@ -56,7 +56,7 @@ def test_kernel_that_makes_another_input_is_found_at_opening(open_on, fake, fram
     detector = open_on("tensorrt")
     assert detector.detect(frames["odd good"][0]).verdict is Verdict.PASS
     if position == 7 and wrong.value == 0:
-        assert detector._scorer.is_on_device  # a grey level is allowed
+        assert detector._scorer.is_on_device  # a gray level is allowed
         return
     (line,) = (record.getMessage() for record in caplog.records)
     assert line.startswith(f"{HOST_LINE}, not on the GPU: its network input of a bgr uint8 frame differs by ")

@@ -16,7 +16,7 @@ ENGINES = ("onnxruntime", "tensorrt")
 
 
 def stale(score, anomaly_map):
-    anomaly_map[...] = score[...] = np.frombuffer(b"\xff" * 4, np.float32)[0]  # what the lane filled in before the run
+    anomaly_map[...] = score[...] = np.frombuffer(b"\xff" * 4, np.float32)[0]  # what the context filled in before the run
 
 
 def one_nan(score, anomaly_map):

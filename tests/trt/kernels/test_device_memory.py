@@ -5,6 +5,7 @@ import gc
 import pytest
 
 from snl_runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
+from snl_runtime.backends.onnxruntime.session import open_session
 from snl_runtime.errors import BackendUnavailableError
 from snl_runtime.types import Verdict
 
@@ -39,11 +40,13 @@ def test_host_path_opens_its_session_again(open_on, frames, device_detector, cou
     assert count_sessions()[0] == 1
 
 
-def test_lane_that_cannot_be_opened_leaves_the_host_path(open_on, frames, count_sessions, monkeypatch):
-    def refuse(path, stream, device_index):
-        raise BackendUnavailableError("onnxruntime could not start device 'cuda'")
+def test_context_that_cannot_be_opened_leaves_the_host_path(open_on, frames, count_sessions, monkeypatch):
+    def refuse(path, *, stream=None, **options):
+        if stream is not None:
+            raise BackendUnavailableError("onnxruntime could not start device 'cuda'")
+        return open_session(path, stream=stream, **options)
 
-    monkeypatch.setattr("snl_runtime.backends.onnxruntime.backend.open_cuda_session", refuse)
+    monkeypatch.setattr("snl_runtime.backends.onnxruntime.backend.open_session", refuse)
     detector = open_on("onnxruntime")
     assert detector.detect(frames["odd good"][0]).verdict is Verdict.PASS
     assert count_sessions() == (1, 0)
@@ -51,7 +54,7 @@ def test_lane_that_cannot_be_opened_leaves_the_host_path(open_on, frames, count_
 
 def test_close_releases_both(fake, write_engine, count_sessions):
     backend = OnnxRuntimeBackend(write_engine().with_suffix(".onnx"), device="cuda")
-    with backend.lane():
+    with backend.execution_context():
         pass
     assert count_sessions() == (0, 1)
     backend.close()

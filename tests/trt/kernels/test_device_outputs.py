@@ -334,4 +334,4 @@ def test_overlay_of_the_gpu_is_the_picture_of_the_host(fake, line, tmp_path, mon
     pairs = [[cv2.imread(str(path)).astype(int) for path in sorted((tmp_path / name).iterdir())] for name in ("device", "host")]
     for on_device, on_host in zip(*pairs, strict=True):
         assert on_device.shape == on_host.shape
-        assert np.abs(on_device - on_host).mean() < 1  # the banner says another last digit, and JPEG spreads a grey level
+        assert np.abs(on_device - on_host).mean() < 1  # the banner says another last digit, and JPEG spreads a gray level

@@ -10,9 +10,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from snl_runtime.backends.onnxruntime.context import OnnxRuntimeLane, open_cuda_session
+from snl_runtime.backends.onnxruntime.context import OnnxRuntimeContext
 from snl_runtime.cuda.resources import CudaModule, CudaStream, DeviceBuffer
-from snl_runtime.errors import BackendError, BackendUnavailableError, FrameError, InferenceError
+from snl_runtime.errors import FrameError, InferenceError
 from snl_runtime.gpu.kernels import load_kernels, loader
 from snl_runtime.gpu.pipeline import DevicePostprocess, DevicePreprocess, Wanted, inspect_on_device
 from snl_runtime.images.overlay import blend_heat
@@ -45,19 +45,19 @@ class Session:
 
 
 class Stages:
-    """Lane, kernels and both stages on one GPU."""
+    """Context, kernels and both stages on one GPU."""
 
     def __init__(self, cuda, path, size_hw):
         self.module = CudaModule(cuda, b"code")
-        self.lane = OnnxRuntimeLane(cuda, lambda stream: Session(cuda, path, stream), size_hw, device_type="cpu")
-        self.before = DevicePreprocess(cuda, self.module, self.lane.stream, size_hw)
-        self.after = DevicePostprocess(cuda, self.module, self.lane.stream, size_hw)
+        self.context = OnnxRuntimeContext(cuda, lambda stream: Session(cuda, path, stream), size_hw, device_type="cpu")
+        self.before = DevicePreprocess(cuda, self.module, self.context.stream, size_hw)
+        self.after = DevicePostprocess(cuda, self.module, self.context.stream, size_hw)
 
     def inspect(self, image, color="bgr", roi_xyxy=None, threshold=math.nan, wanted=None):
-        return inspect_on_device(self.lane, self.before, self.after, image, color=color, roi_xyxy=roi_xyxy, threshold=threshold, wanted=wanted)
+        return inspect_on_device(self.context, self.before, self.after, image, color=color, roi_xyxy=roi_xyxy, threshold=threshold, wanted=wanted)
 
     def close(self):
-        for part in (self.after, self.before, self.lane, self.module):
+        for part in (self.after, self.before, self.context, self.module):
             part.close()
 
 
@@ -101,7 +101,7 @@ def test_device_and_host_agree_on_a_whole_inspection(kernels, make_gpu, open_sta
     part = to_rgb(image, color)[covered[1] : covered[3], covered[0] : covered[2]]
     with Scorer(model) as scorer:
         scored = scorer.score(image, color, roi)
-    # The input may differ by a grey level at a tie, and the stub model passes that on.
+    # The input may differ by a gray level at a tie, and the stub model passes that on.
     assert output.score == pytest.approx(scored.score, abs=2)
     np.testing.assert_allclose(output.anomaly_map, scored.anomaly_map, atol=2)
     assert output.score == pytest.approx(output.peak, rel=1e-6) == output.anomaly_map.max()
@@ -220,17 +220,19 @@ def test_drawing_without_an_inspected_frame_is_an_error(kernels, make_gpu, open_
     with pytest.raises(InferenceError, match="no inspected frame on the device"):
         stages.after.render(EVERYTHING)
     stages.inspect(frame(), threshold=20.0)
-    on_device = stages.before.enqueue(frame(), "bgr", None, stages.lane.image.handle)
-    stages.after.enqueue(stages.lane.anomaly_map.handle, stages.lane.anomaly_score.handle, frame=on_device, roi_xyxy=(0, 0, 130, 100), threshold=1.0)
+    on_device = stages.before.enqueue(frame(), "bgr", None, stages.context.image.handle)
+    stages.after.enqueue(
+        stages.context.anomaly_map.handle, stages.context.anomaly_score.handle, frame=on_device, roi_xyxy=(0, 0, 130, 100), threshold=1.0
+    )
     with pytest.raises(InferenceError, match="no inspected frame on the device"):
         stages.after.render(EVERYTHING)
 
 
 def test_a_frame_of_another_size_than_its_roi_is_refused(kernels, make_gpu, open_stages):
     stages = open_stages(make_gpu(kernels))
-    uploaded = stages.before.enqueue(frame(), "bgr", None, stages.lane.image.handle)
+    uploaded = stages.before.enqueue(frame(), "bgr", None, stages.context.image.handle)
     with pytest.raises(InferenceError, match="its ROI"):
-        stages.after.enqueue(stages.lane.anomaly_map.handle, stages.lane.anomaly_score.handle, frame=uploaded, roi_xyxy=ROI, threshold=1.0)
+        stages.after.enqueue(stages.context.anomaly_map.handle, stages.context.anomaly_score.handle, frame=uploaded, roi_xyxy=ROI, threshold=1.0)
 
 
 OPENING_CALLS = ("load_module", "create_stream", "allocate", "allocate_pinned", "copy_async", "synchronize_stream")
@@ -242,9 +244,9 @@ def test_nothing_leaks_when_opening_fails_at_any_call(make_gpu, model, failing):
     cuda.failing[failing[0]] = failing[1]
     with contextlib.suppress(InferenceError), contextlib.ExitStack() as opened:
         module = opened.enter_context(CudaModule(cuda, b"code"))
-        lane = opened.enter_context(OnnxRuntimeLane(cuda, lambda stream: Session(cuda, model, stream), (32, 32), device_type="cpu"))
-        opened.enter_context(DevicePreprocess(cuda, module, lane.stream, (32, 32)))
-        opened.enter_context(DevicePostprocess(cuda, module, lane.stream, (32, 32)))
+        context = opened.enter_context(OnnxRuntimeContext(cuda, lambda stream: Session(cuda, model, stream), (32, 32), device_type="cpu"))
+        opened.enter_context(DevicePreprocess(cuda, module, context.stream, (32, 32)))
+        opened.enter_context(DevicePostprocess(cuda, module, context.stream, (32, 32)))
     assert cuda.leaks == {}
 
 
@@ -270,33 +272,6 @@ def test_a_session_that_fails_closes_as_an_inference_error(make_gpu, open_stages
         stages.inspect(frame())
 
 
-def test_cuda_session_without_the_gpu_package_says_what_to_install(model):
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        pytest.skip("onnxruntime-gpu is installed")
-    with pytest.raises(BackendUnavailableError, match="needs the package onnxruntime-gpu instead of onnxruntime"):
-        open_cuda_session(model, 7)
-
-
-def test_cuda_session_runs_on_the_lanes_stream(monkeypatch, model):
-    """ONNX Runtime takes the stream's address as decimal text; without it, it would work on a stream of its own."""
-    given = {}
-
-    class Fake:
-        def __init__(self, path, providers):
-            given.update(path=path, providers=providers)
-
-        def get_providers(self):
-            return [given.get("got", "CUDAExecutionProvider")]
-
-    monkeypatch.setattr(onnxruntime, "InferenceSession", Fake)
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    open_cuda_session(model, 0x7F00, device_index=1)
-    assert given["providers"][0] == ("CUDAExecutionProvider", {"device_id": "1", "user_compute_stream": "32512"})
-    given["got"] = "CPUExecutionProvider"
-    with pytest.raises(BackendError, match="could not start device 'cuda'"):
-        open_cuda_session(model, 0x7F00)
-
-
 def test_kernels_are_loaded_for_the_gpu_at_hand(make_gpu, monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(loader, "cached_image", lambda number, cache_folder: asked.append((number, cache_folder)) or b"code")
@@ -307,21 +282,21 @@ def test_kernels_are_loaded_for_the_gpu_at_hand(make_gpu, monkeypatch, tmp_path)
     assert cuda.leaks == {}
 
 
-def test_a_tensorrt_lane_takes_the_same_stages(kernels, make_gpu, gpu, model_fixtures):
-    from snl_runtime.backends.tensorrt.context import EngineLane
+def test_a_tensorrt_context_takes_the_same_stages(kernels, make_gpu, gpu, model_fixtures):
+    from snl_runtime.backends.tensorrt.context import TensorRtContext
 
     cuda = make_gpu(kernels)
     size_hw = (model_fixtures.SIZE, model_fixtures.SIZE)
     library = gpu.FakeLibrary(cuda, lambda images: model_fixtures._maps_of(images.tobytes()), size_hw)
     engine = library.load_engine(b"plan", file_name="x.trt", cache_path=None)
-    lane, module = EngineLane(cuda, engine), CudaModule(cuda, b"code")
-    with module, DevicePreprocess(cuda, module, lane.stream, size_hw) as before, DevicePostprocess(cuda, module, lane.stream, size_hw) as after:
+    context, module = TensorRtContext(cuda, engine), CudaModule(cuda, b"code")
+    with module, DevicePreprocess(cuda, module, context.stream, size_hw) as before, DevicePostprocess(cuda, module, context.stream, size_hw) as after:
         for seed in (3, 4, 5):  # the third run is a launch of the recorded graph
             image = frame(seed)
-            _, output = inspect_on_device(lane, before, after, image, color="bgr", roi_xyxy=ROI, threshold=20.0, wanted=Wanted(anomaly_map=True))
-            expected = model_fixtures.twin_map(prepare(image, "bgr", InputSpec(size_hw=size_hw, roi_xyxy=ROI)))
+            _, output = inspect_on_device(context, before, after, image, color="bgr", roi_xyxy=ROI, threshold=20.0, wanted=Wanted(anomaly_map=True))
+            expected = model_fixtures.reference_map(prepare(image, "bgr", InputSpec(size_hw=size_hw, roi_xyxy=ROI)))
             np.testing.assert_allclose(output.anomaly_map, expected, atol=2)
             assert output.regions == find_regions(output.anomaly_map, 20.0, ROI)
     assert "launch_graph" in cuda.calls
-    lane.close()
+    context.close()
     assert cuda.leaks == {}

@@ -1,6 +1,6 @@
 """Thresholds and metrics come from frames prepared where the line prepares them: what is fitted is what will be judged.
 
-The GPU is one in NumPy whose kernel rounds half a grey level down, as the tolerance of one grey level allows, so that a frame prepared on the host
+The GPU is one in NumPy whose kernel rounds half a gray level down, as the tolerance of one gray level allows, so that a frame prepared on the host
 would score differently.
 """
 
@@ -98,10 +98,10 @@ def test_threshold_and_range_are_fitted_on_what_the_detector_will_see(fake, writ
 def test_fixtured_parts_are_judged_on_the_gpu_by_the_scores_of_the_fit(fake, write_engine, parts, tmp_path):
     path = write_engine()
     write_parts(parts, tmp_path)
-    (fit,) = calibrate(path, tmp_path / "good", CalibrationOptions(max_frr=0.1, bad=tmp_path / "bad", fixtured=True))
+    (fit,) = calibrate(path, tmp_path / "good", CalibrationOptions(max_frr=0.1, bad=tmp_path / "bad", fixed_pose=True))
     assert fit.refusal is None
     with Scorer(path) as scorer:
-        expected = [float((scorer.score(image, "rgb").anomaly_map * fit.gain.gain.values).max()) for image in parts["bad"]]
+        expected = [float((scorer.score(image, "rgb").anomaly_map * fit.normalization.normalization.values).max()) for image in parts["bad"]]
     with SnlDetector(path, keep_maps=False) as detector:
         assert detector._scorer.is_on_device
         judged = [detector.detect(image, color="rgb") for image in parts["bad"]]

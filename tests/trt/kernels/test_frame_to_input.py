@@ -1,4 +1,4 @@
-"""The kernels' frame -> network input is that of snl_runtime.images.preprocess, within one grey level; their statistics are those of the decision."""
+"""The kernels' frame -> network input is that of snl_runtime.images.preprocess, within one gray level; their statistics are those of the decision."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def noise(seed, shape, dtype=np.uint8):
 
 @EXAMPLES
 @given(st.tuples(SIDES, SIDES), st.tuples(SIDES, SIDES), st.sampled_from(sorted(CHANNELS)), st.sampled_from([np.uint8, np.uint16]), st.data())
-def test_input_is_within_one_grey_level_of_prepare(cpu, kernels, frame_hw, size_hw, color, dtype, data):
+def test_input_is_within_one_gray_level_of_prepare(cpu, kernels, frame_hw, size_hw, color, dtype, data):
     height, width = frame_hw
     left, top = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
     roi = (left, top, data.draw(st.integers(left + 1, width)), data.draw(st.integers(top + 1, height)))

@@ -15,7 +15,7 @@ from snl_runtime.images.upsampling import upsample_map
 CHANNELS = {"gray": 1, "rgb": 3, "bgr": 3, "rgba": 4, "bgra": 4}
 SIDES = st.integers(1, 70)
 EXAMPLES = settings(max_examples=40, deadline=None, derandomize=True)
-RELATIVE = 1e-5  # issue 4: the map within 1e-5 of its twin
+RELATIVE = 1e-5  # issue 4: the map within 1e-5 of its reference
 
 
 def bumpy_map(seed, size_hw, scale=1.0):
@@ -65,13 +65,13 @@ def test_mask_is_the_map_above_the_threshold(cpu, kernels, map_hw, size_hw, thre
 
 @EXAMPLES
 @given(st.tuples(SIDES, SIDES), st.tuples(SIDES, SIDES), st.sampled_from(sorted(CHANNELS)), st.sampled_from([np.uint8, np.uint16]))
-def test_overlay_is_within_one_grey_level_of_blend_heat(cpu, kernels, map_hw, size_hw, color, dtype):
+def test_overlay_is_within_one_gray_level_of_blend_heat(cpu, kernels, map_hw, size_hw, color, dtype):
     anomaly_map = bumpy_map(map_hw[0] * 71 + map_hw[1], map_hw)
     image = np.random.default_rng(size_hw).integers(0, np.iinfo(dtype).max + 1, (*size_hw, CHANNELS[color]), dtype=dtype)
     given = run(cpu, kernels, anomaly_map, size_hw, 0.9, image, color)["overlay"]
     expected = blend_heat(to_rgb(image, color), anomaly_map, 0.9)
     assert np.abs(given.astype(int) - expected).max() <= 1
-    assert (given != expected).mean() <= 0.02, "values may fall into the next step of the colour table, nothing else"
+    assert (given != expected).mean() <= 0.02, "values may fall into the next step of the color table, nothing else"
 
 
 @pytest.mark.parametrize("threshold", [0.0, -1.0, math.nan, math.inf])
@@ -99,7 +99,7 @@ def test_every_block_is_counted_once(cpu, kernels, size_hw, blocks):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3e38])
-def test_no_value_of_the_map_reads_outside_the_colour_table(cpu, kernels, value):
+def test_no_value_of_the_map_reads_outside_the_color_table(cpu, kernels, value):
     image = np.full((16, 40, 3), 90, np.uint8)
     given = run(cpu, kernels, np.full((4, 4), value, np.float32), (16, 40), 1e-3, image, "rgb")["overlay"]
     red = [int(channel) for channel in (90 * 0.4 + np.array([255, 0, 0]) * 0.6 + 0.5)]

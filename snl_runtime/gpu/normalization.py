@@ -1,4 +1,6 @@
-"""A product's gain map on the GPU: uploaded once, applied to every map where it lies, while the checks of the raw output stay on the raw map."""
+"""A product's normalization map on the GPU: uploaded once, applied to every map where it lies, while the checks of the raw output stay on the raw
+map.
+"""
 
 import contextlib
 import math
@@ -10,16 +12,16 @@ from snl_runtime.cuda.api import CudaApi
 from snl_runtime.cuda.buffers import drain
 from snl_runtime.cuda.resources import CudaStream, DeviceBuffer, PinnedBuffer
 from snl_runtime.errors import InferenceError
-from snl_runtime.gpu.kernels.launches import STATISTICS_WORDS, Launcher, launch_gain, launch_map_statistics, read_map_statistics
-from snl_runtime.model.gain import GainMap
+from snl_runtime.gpu.kernels.launches import STATISTICS_WORDS, Launcher, launch_map_statistics, launch_normalization, read_map_statistics
+from snl_runtime.model.normalization import NormalizationMap
 from snl_runtime.verdict.decision import MapSummary
 
 _NAN_BYTE = 0xFF
 """Four of them are a float32 NaN."""
 
 
-class DeviceGain:
-    """Applies gain maps on the device. One frame at a time, on one thread.
+class DeviceNormalization:
+    """Applies normalization maps on the device. One frame at a time, on one thread.
 
     Args:
         api: CUDA, with the stream's device current in every call.
@@ -30,11 +32,11 @@ class DeviceGain:
 
     def __init__(self, api: CudaApi, kernels: Launcher, stream: CudaStream, map_hw: tuple[int, int]) -> None:
         self._api, self._kernels, self._stream, self._map_hw = api, kernels, stream, map_hw
-        self._uploaded: dict[GainMap, DeviceBuffer] = {}
+        self._uploaded: dict[NormalizationMap, DeviceBuffer] = {}
         with contextlib.ExitStack() as opened:
             self._statistics = opened.enter_context(DeviceBuffer(api, 4 * STATISTICS_WORDS))
             self._host_statistics = opened.enter_context(PinnedBuffer(api, 4 * STATISTICS_WORDS))
-            self._gained = opened.enter_context(DeviceBuffer(api, 4 * map_hw[0] * map_hw[1]))
+            self._normalized = opened.enter_context(DeviceBuffer(api, 4 * map_hw[0] * map_hw[1]))
             self._no_score = opened.enter_context(DeviceBuffer(api, 4))
             api.fill_async(self._no_score.handle, _NAN_BYTE, 4, stream.handle)
             opened.callback(drain, stream)
@@ -42,31 +44,34 @@ class DeviceGain:
 
     @property
     def no_score(self) -> int:
-        """Device address of a NaN: the graph's score belongs to the raw map, the gained one is judged by its peak alone."""
+        """Device address of a NaN: the graph's score belongs to the raw map, the normalized one is judged by its peak alone."""
         return self._no_score.handle
 
-    def enqueue(self, anomaly_map: int, gain: GainMap) -> int:
-        """Queue the checks of a raw map and its gained map; the first frame of a product uploads its gain map and waits for that.
+    def enqueue(self, anomaly_map: int, normalization: NormalizationMap) -> int:
+        """Queue the checks of a raw map and its normalized map; the first frame of a product uploads its normalization map and waits for that.
 
         Args:
             anomaly_map: Device address of the raw map.
-            gain: Of its size.
+            normalization: Of its size.
 
         Returns:
-            Device address of the gained map, valid until the next frame. What the kernel does not write is NaN, so no earlier map can stand for it.
+            Device address of the normalized map, valid until the next frame. What the kernel does not write is NaN, so no earlier map can stand for
+            it.
 
         Raises:
-            InferenceError: If CUDA fails, or the gain map is of another size or does not arrive.
+            InferenceError: If CUDA fails, or the normalization map is of another size or does not arrive.
         """
         api, stream, cells = self._api, self._stream.handle, self._map_hw[0] * self._map_hw[1]
-        factors = self._uploaded.get(gain) or self._upload(gain)
+        factors = self._uploaded.get(normalization) or self._upload(normalization)
         self._host_statistics.array((STATISTICS_WORDS,), np.uint32)[...] = 0  # a copy that did not run then looked at no cell
         api.fill_async(self._statistics.handle, 0, self._statistics.byte_count, stream)
         launch_map_statistics(self._kernels, anomaly_map=anomaly_map, cells=cells, statistics=self._statistics.handle, stream=self._stream)
         api.copy_async(self._host_statistics.handle, self._statistics.handle, self._statistics.byte_count, "device_to_host", stream)
-        api.fill_async(self._gained.handle, _NAN_BYTE, self._gained.byte_count, stream)
-        launch_gain(self._kernels, anomaly_map=anomaly_map, gain=factors.handle, cells=cells, gained=self._gained.handle, stream=self._stream)
-        return self._gained.handle
+        api.fill_async(self._normalized.handle, _NAN_BYTE, self._normalized.byte_count, stream)
+        launch_normalization(
+            self._kernels, anomaly_map=anomaly_map, normalization=factors.handle, cells=cells, normalized=self._normalized.handle, stream=self._stream
+        )
+        return self._normalized.handle
 
     def raw_summary(self) -> MapSummary:
         """Return what is known of the raw map queued last, once the stream has passed it.
@@ -85,29 +90,31 @@ class DeviceGain:
         self._uploaded.clear()
         self._resources.close()
 
-    def __enter__(self) -> "DeviceGain":
+    def __enter__(self) -> "DeviceNormalization":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _upload(self, gain: GainMap) -> DeviceBuffer:
-        if gain.size_hw != self._map_hw:
-            raise InferenceError(f"the gain map has {gain.size_hw} cells, the engine's map {self._map_hw}; calibrate this model again")
-        stream, shape = self._stream.handle, gain.values.shape
-        buffer = self._resources.enter_context(DeviceBuffer(self._api, gain.values.nbytes))
-        with PinnedBuffer(self._api, gain.values.nbytes) as staging:
+    def _upload(self, normalization: NormalizationMap) -> DeviceBuffer:
+        if normalization.size_hw != self._map_hw:
+            raise InferenceError(
+                f"the normalization map has {normalization.size_hw} cells, the engine's map {self._map_hw}; calibrate this model again"
+            )
+        stream, shape = self._stream.handle, normalization.values.shape
+        buffer = self._resources.enter_context(DeviceBuffer(self._api, normalization.values.nbytes))
+        with PinnedBuffer(self._api, normalization.values.nbytes) as staging:
             try:
-                staging.array(shape, np.float32)[...] = gain.values
+                staging.array(shape, np.float32)[...] = normalization.values
                 self._api.copy_async(buffer.handle, staging.handle, staging.byte_count, "host_to_device", stream)
                 self._stream.synchronize()
                 staging.array(shape, np.float32)[...] = np.nan
                 self._api.copy_async(staging.handle, buffer.handle, staging.byte_count, "device_to_host", stream)
                 self._stream.synchronize()
-                has_arrived = np.array_equal(staging.array(shape, np.float32), gain.values)
+                has_arrived = np.array_equal(staging.array(shape, np.float32), normalization.values)
             finally:
                 drain(self._stream)  # the staging memory may not go while a copy is on its way
         if not has_arrived:  # a copy may silently do nothing, and every later verdict would rest on this one
-            raise InferenceError("a gain map did not arrive on the device; open the backend again")
-        self._uploaded[gain] = buffer
+            raise InferenceError("a normalization map did not arrive on the device; open the backend again")
+        self._uploaded[normalization] = buffer
         return buffer

@@ -1,17 +1,22 @@
-"""A file gives the picture that it shows and nothing of a truncated one; of several pictures it gives none, or each on its own."""
+"""A file gives the image that it shows and nothing of a truncated one; of several images it gives none, or each on its own."""
 
 import contextlib
 import importlib.util
+import tempfile
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from snl_runtime.errors import DataError
 from snl_runtime.images.files import check_range, read_frame, read_image, read_mask, read_pages, to_image
+from snl_runtime.images.integrity import find_damage
+from snl_runtime.images.pages import find_pictures
 
-_spec = importlib.util.spec_from_file_location("snl_tests_picture_files", Path(__file__).with_name("picture_files.py"))
+_spec = importlib.util.spec_from_file_location("snl_tests_image_files", Path(__file__).with_name("image_files.py"))
 files = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(files)
 
@@ -60,7 +65,7 @@ def test_mask_is_turned_like_its_image(orientation, tmp_path):
 
 
 def several(tmp_path):
-    """Name -> file of three pictures, and whether they come back without loss."""
+    """Name -> file of three images, and whether they come back without loss."""
     made = {
         "stack.tif": (files.tiff(RGB), True),
         "motorola.tif": (files.tiff(RGB, order=">"), True),
@@ -79,7 +84,7 @@ def several(tmp_path):
 def test_file_of_several_pictures_is_an_error_that_says_how_many(tmp_path):
     for name, (data, _) in several(tmp_path).items():
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(DataError, match=rf"{name} holds 3 pictures; .*--pages all"):
+        with pytest.raises(DataError, match=rf"{name} holds 3 images; .*--pages all"):
             read_image(tmp_path / name)
 
 
@@ -127,11 +132,15 @@ def test_damaged_page_is_an_error_of_that_page_alone(tmp_path):
     (tmp_path / "x.mpo").write_bytes(data[:end] + b"\0\0" + data[end + 2 :])
     pages = list(read_pages(tmp_path / "x.mpo"))
     assert [page.fault is None for page in pages] == [True, False, True]
-    assert "x.mpo, picture 2 of 3, is " in pages[1].fault
+    assert "x.mpo, image 2 of 3, is " in pages[1].fault
     stack = files.tiff(RGB)
     (tmp_path / "x.tif").write_bytes(stack[: len(stack) - 10])
     pages = list(read_pages(tmp_path / "x.tif"))
     assert [page.fault is None for page in pages] == [True, True, False]
+
+
+def codestream(jp2):
+    return jp2[jp2.index(b"\xff\x4f\xff\x51") :]
 
 
 WHOLE = {
@@ -157,8 +166,20 @@ WHOLE = {
 }
 
 
-def codestream(jp2):
-    return jp2[jp2.index(b"\xff\x4f\xff\x51") :]
+def small_samples():
+    """One small file of every kind, of those that this OpenCV writes."""
+    samples = {"big.tif": files.tiff(RGB, big=True), "motorola.tif": files.tiff([image[:9] for image in RGB], order=">")}
+    for suffix, make in WHOLE.items():
+        with contextlib.suppress(cv2.error, AssertionError):
+            samples[suffix] = make()
+    if HAS_ANIMATIONS:
+        with tempfile.TemporaryDirectory() as folder:
+            for suffix in (".png", ".gif", ".webp", ".avif"):
+                samples[f"moving{suffix}"] = files.animation(suffix, IMAGES, Path(folder))
+    return samples
+
+
+SAMPLES = small_samples()
 
 
 @pytest.mark.parametrize("suffix", WHOLE)
@@ -176,6 +197,31 @@ def test_truncated_file_never_gives_other_pixels_than_the_whole_one(suffix, tmp_
         path.write_bytes(data[:length])
         with contextlib.suppress(DataError):
             assert np.array_equal(read_frame(path), whole[0]), length
+
+
+@pytest.mark.parametrize("offset", [2**64 - 1, 2**63, 10**9])
+def test_directory_beyond_the_file_is_a_picture_that_is_damaged(offset, tmp_path):
+    data = files.tiff(RGB[:1], big=True)
+    (tmp_path / "x.tif").write_bytes(data[:-8] + offset.to_bytes(8, "little"))
+    first, second = read_pages(tmp_path / "x.tif")
+    assert np.array_equal(first.frame, RGB[0])
+    assert "x.tif, image 2 of 2, is truncated" in second.fault
+    with pytest.raises(DataError, match="holds 2 images"):
+        read_image(tmp_path / "x.tif")
+
+
+@given(data=st.data())
+@settings(max_examples=300, deadline=None)
+def test_damaged_bytes_never_break_the_search_for_pictures_and_damage(data):
+    whole = bytearray(data.draw(st.sampled_from(sorted(SAMPLES.values()))))
+    for _ in range(data.draw(st.integers(0, 6))):
+        at = data.draw(st.integers(0, min(len(whole), 400) - 1) | st.integers(0, len(whole) - 1))
+        whole[at] = data.draw(st.integers(0, 255))
+    damaged = bytes(whole[: data.draw(st.integers(0, len(whole)))])
+    pictures = find_pictures(damaged)
+    assert 0 <= pictures.count <= len(damaged) + 1
+    for number in range(min(pictures.count, 3)):
+        find_damage(damaged if pictures.cut is None else pictures.cut(number))
 
 
 def test_every_truncation_of_a_common_file_is_an_error(tmp_path):

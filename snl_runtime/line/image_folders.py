@@ -1,4 +1,4 @@
-"""Folders of pictures for people to look at. A picture that cannot be saved is counted, and the line goes on."""
+"""Folders of images for people to look at. An image that cannot be saved is counted, and the line goes on."""
 
 import io
 import logging
@@ -24,9 +24,9 @@ from snl_runtime.images.preprocess import to_rgb
 from snl_runtime.types import AnomalyResult, Frame, Image, OutputRequest, Verdict
 
 DEFAULT_MAX_BYTES = 10 << 30
-"""Most bytes that a picture folder may hold."""
+"""Most bytes that an image folder may hold."""
 LEAST_FREE_BYTES = 1 << 30
-"""What pictures leave free on the disk, or 5 % of it if that is less: the records may need it."""
+"""What images leave free on the disk, or 5 % of it if that is less: the records may need it."""
 RECOUNT_INTERVAL_S = 60.0
 """How often a full folder is measured again; somebody may have made room."""
 
@@ -35,11 +35,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PictureCounts:
-    """What became of the pictures of one folder.
+    """What became of the images of one folder.
 
     Attributes:
-        saved: Pictures in the folder.
-        lost: Pictures that could not be saved; their records are whole.
+        saved: Visualizations in the folder.
+        lost: Visualizations that could not be saved; their records are whole.
         why_lost: Why the first of them was lost, None if none was.
     """
 
@@ -52,10 +52,10 @@ _Folder = TypeVar("_Folder", bound="PictureFolder")
 
 
 class PictureFolder:
-    """A folder that pictures are added to, as ``20261128T065326.123Z_<source>_000012_REJECT.png``: the UTC time of capture comes first.
+    """A folder that images are added to, as ``20261128T065326.123Z_<source>_000012_REJECT.png``: the UTC time of capture comes first.
 
-    Nothing in it is ever overwritten or deleted. A folder that cannot be written when it is entered is an error. After that a picture that does not
-    fit (the folder holds ``max_bytes``, pictures of earlier runs included, or the disk is nearly full) or cannot be written is counted as lost, with
+    Nothing in it is ever overwritten or deleted. A folder that cannot be written when it is entered is an error. After that an image that does not
+    fit (the folder holds ``max_bytes``, images of earlier runs included, or the disk is nearly full) or cannot be written is counted as lost, with
     one warning.
 
     Args:
@@ -86,14 +86,14 @@ class PictureFolder:
             with tempfile.TemporaryFile(dir=self.folder):
                 self._count()
         except OSError as error:
-            raise SinkError(f"cannot write pictures to {self.folder}: {error.strerror or error}; check its permissions and the free space") from error
+            raise SinkError(f"cannot write images to {self.folder}: {error.strerror or error}; check its permissions and the free space") from error
         return self
 
     def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None) -> None:
-        """Nothing is held between two pictures."""
+        """Nothing is held between two images."""
 
     def emit(self, frame: Frame, result: AnomalyResult) -> None:
-        """Save one picture if this folder wants it of such a verdict; raises nothing."""
+        """Save one image if this folder wants it of such a verdict; raises nothing."""
         try:
             made = self._make(frame, result)
             if made is None:
@@ -101,21 +101,21 @@ class PictureFolder:
             data, suffix = made
             self._need_room(len(data))
             self._write(data, _name(frame, result), suffix)
-        except Exception as error:  # noqa: BLE001 - no picture is worth stopping the line
+        except Exception as error:  # noqa: BLE001 - no image is worth stopping the line
             self._lose(error)
             return
         self._held_bytes += len(data)
         self._counts = replace(self._counts, saved=self._counts.saved + 1)
 
     def _make(self, frame: Frame, result: AnomalyResult) -> tuple[bytes, str] | None:
-        """Return the bytes and the suffix of the picture, None if there is none to save."""
+        """Return the bytes and the suffix of the image, None if there is none to save."""
         raise NotImplementedError
 
     def _need_room(self, needed_bytes: int) -> None:
         if self._held_bytes + needed_bytes > self._max_bytes and time.monotonic() - self._counted_s >= RECOUNT_INTERVAL_S:
             self._count()
         if self._held_bytes + needed_bytes > self._max_bytes:
-            raise SinkError(f"it holds {self._held_bytes / 2**20:.0f} MiB of at most {self._max_bytes / 2**20:.0f}; move pictures away")
+            raise SinkError(f"it holds {self._held_bytes / 2**20:.0f} MiB of at most {self._max_bytes / 2**20:.0f}; move images away")
         disk = shutil.disk_usage(self.folder)
         least_free_bytes = self._least_free_bytes if self._least_free_bytes is not None else min(LEAST_FREE_BYTES, disk.total // 20)
         if disk.free - needed_bytes < least_free_bytes:
@@ -141,14 +141,14 @@ class PictureFolder:
         why = str(error) or type(error).__name__
         if not self._counts.lost:
             is_expected = isinstance(error, (SinkError, OSError))
-            logger.warning("pictures are lost, %s: %s; records go on", self.folder, why, exc_info=None if is_expected else error)
+            logger.warning("images are lost, %s: %s; records go on", self.folder, why, exc_info=None if is_expected else error)
         self._counts = replace(self._counts, lost=self._counts.lost + 1, why_lost=self._counts.why_lost or why)
 
 
 class RejectSaver(PictureFolder):
     """Saves the untouched frame of every verdict other than PASS.
 
-    A frame without a picture has nothing to save; its record says why. A frame that PNG cannot hold is saved as ``.npy``.
+    A frame without an image has nothing to save; its record says why. A frame that PNG cannot hold is saved as ``.npy``.
     """
 
     def _make(self, frame: Frame, result: AnomalyResult) -> tuple[bytes, str] | None:
@@ -164,7 +164,7 @@ class OverlaySaver(PictureFolder):
     The heat map of a result that carries an overlay was blended on a GPU; only outlines and banner are drawn here then.
 
     Args:
-        folder: Where the pictures go.
+        folder: Where the images go.
         verdicts: Verdicts that are saved.
         max_bytes: See :class:`PictureFolder`.
         least_free_bytes: See :class:`PictureFolder`.

@@ -1,7 +1,7 @@
-"""A per-product gain map: what the anomaly map of a fixtured part is multiplied with before it is judged.
+"""A per-product normalization map: what the anomaly map of a fixed-pose part is multiplied with before it is judged.
 
 A part that always lies in the same pose raises the same places of the map on every good frame: edges, prints, reflections. Where good parts score
-high anyway, the gain is low, so that a defect elsewhere is not hidden below them.
+high anyway, the normalization is low, so that a defect elsewhere is not hidden below them.
 """
 
 import functools
@@ -12,12 +12,12 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from snl_runtime.errors import GainError
+from snl_runtime.errors import NormalizationError
 from snl_runtime.images.opencv import load_opencv
 from snl_runtime.types import AnomalyMap
 
 OFFSET = 1.0
-"""What is added to the mean map before it divides, in units of its mean over all pixels; the larger, the flatter the gain."""
+"""What is added to the mean map before it divides, in units of its mean over all pixels; the larger, the flatter the normalization."""
 SIGMA = 2 / 128
 """Deviation of the Gaussian that smooths the mean map, as a share of the map's side along that axis: 2 px at 128."""
 _REACH = 4.0
@@ -27,23 +27,25 @@ MeanMap: TypeAlias = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class GainMap:
-    """A gain per cell of the map.
+class NormalizationMap:
+    """A normalization per cell of the map.
 
     Attributes:
         values: (H, W) float32, finite and above 0, 1 where the map stays as it is; read-only.
 
     Raises:
-        GainError: If ``values`` is anything else.
+        NormalizationError: If ``values`` is anything else.
     """
 
     values: AnomalyMap
 
     def __post_init__(self) -> None:
         if self.values.dtype != np.float32 or self.values.ndim != 2 or self.values.size == 0:
-            raise GainError(f"a gain map must be float32 of shape (H, W), got {self.values.dtype} of {self.values.shape}")
+            raise NormalizationError(f"a normalization map must be float32 of shape (H, W), got {self.values.dtype} of {self.values.shape}")
         if not (np.isfinite(self.values).all() and self.values.min() > 0):
-            raise GainError("a gain map must be finite and above 0 everywhere: a gain of 0 would hide every defect below it")
+            raise NormalizationError(
+                "a normalization map must be finite and above 0 everywhere: a normalization of 0 would hide every defect below it"
+            )
         own = np.ascontiguousarray(self.values).copy()
         own.flags.writeable = False
         object.__setattr__(self, "values", own)
@@ -54,24 +56,26 @@ class GainMap:
         return self.values.shape[0], self.values.shape[1]
 
     def apply(self, anomaly_map: AnomalyMap) -> AnomalyMap:
-        """Return the gained map: one product in float32 per cell, as the CUDA kernel rounds it.
+        """Return the normalized map: one product in float32 per cell, as the CUDA kernel rounds it.
 
         Raises:
-            GainError: If the map has another shape.
+            NormalizationError: If the map has another shape.
         """
         if anomaly_map.shape != self.values.shape:
-            raise GainError(f"the gain map is for maps of shape {self.values.shape}, got one of {anomaly_map.shape}; calibrate this model again")
+            raise NormalizationError(
+                f"the normalization map is for maps of shape {self.values.shape}, got one of {anomaly_map.shape}; calibrate this model again"
+            )
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found by whoever judges
-            gained: AnomalyMap = np.multiply(anomaly_map.astype(np.float32, copy=False), self.values)
-        return gained
+            normalized: AnomalyMap = np.multiply(anomaly_map.astype(np.float32, copy=False), self.values)
+        return normalized
 
     def peak(self, anomaly_map: AnomalyMap) -> float:
-        """Return the gained score: the largest value of the gained map; NaN if there is one in it."""
+        """Return the normalized score: the largest value of the normalized map; NaN if there is one in it."""
         return float(self.apply(anomaly_map).max())
 
 
-def fit_gain(maps: npt.NDArray[np.float32] | Sequence[AnomalyMap]) -> GainMap:
-    """Return the gain of a fixtured product from the maps of its good parts.
+def fit_normalization(maps: npt.NDArray[np.float32] | Sequence[AnomalyMap]) -> NormalizationMap:
+    """Return the normalization of a fixed-pose product from the maps of its good parts.
 
     mu = Gaussian(mean of the maps), g = c / (mu + OFFSET * mean(mu)), with c such that the mean over all pixels of g * mu is that of mu: scores stay
     in the model's units. The Gaussian has ``SIGMA`` of the side along each axis and mirrors at the edges.
@@ -80,28 +84,28 @@ def fit_gain(maps: npt.NDArray[np.float32] | Sequence[AnomalyMap]) -> GainMap:
         maps: (n, H, W) float32 raw maps, one per good part.
 
     Raises:
-        GainError: If there is no map, their shapes differ, a value is not finite, or they are zero on the mean.
+        NormalizationError: If there is no map, their shapes differ, a value is not finite, or they are zero on the mean.
     """
     stack = _checked(maps)
-    return _gain_of(stack.mean(axis=0, dtype=np.float64))
+    return _normalization_of(stack.mean(axis=0, dtype=np.float64))
 
 
-def leave_one_out_gains(maps: npt.NDArray[np.float32] | Sequence[AnomalyMap]) -> Iterator[GainMap]:
-    """Yield, for each map in order, the gain that is fitted on all the others.
+def leave_one_out_normalizations(maps: npt.NDArray[np.float32] | Sequence[AnomalyMap]) -> Iterator[NormalizationMap]:
+    """Yield, for each map in order, the normalization that is fitted on all the others.
 
-    A part of the fit lowers the gain where it scores high itself, which no part of the line does: judged with the common gain, the calibration sample
-    scores too low and its threshold would refuse more good parts than promised.
+    A part of the fit lowers the normalization where it scores high itself, which no part of the line does: judged with the common normalization, the
+    calibration sample scores too low and its threshold would refuse more good parts than promised.
 
     Args:
-        maps: As for :func:`fit_gain`, two at least.
+        maps: As for :func:`fit_normalization`, two at least.
 
     Raises:
-        GainError: As :func:`fit_gain`, and for a single map.
+        NormalizationError: As :func:`fit_normalization`, and for a single map.
     """
     stack = _checked(maps)
     if len(stack) < 2:
-        raise GainError("leaving one map out needs at least 2 maps, got 1")
-    return (_gain_of(mean) for mean in _means_without_one(stack))
+        raise NormalizationError("leaving one map out needs at least 2 maps, got 1")
+    return (_normalization_of(mean) for mean in _means_without_one(stack))
 
 
 def _means_without_one(stack: npt.NDArray[np.float32]) -> Iterator[MeanMap]:
@@ -111,15 +115,15 @@ def _means_without_one(stack: npt.NDArray[np.float32]) -> Iterator[MeanMap]:
         yield np.maximum((total - anomaly_map) / (len(stack) - 1), min(0.0, float(stack.min())))
 
 
-def _gain_of(mean_map: MeanMap) -> GainMap:
+def _normalization_of(mean_map: MeanMap) -> NormalizationMap:
     smooth = _smoothed(mean_map)
     level = float(smooth.mean())
     divisor = smooth + OFFSET * level
     if not (level > 0 and divisor.min() > 0):
-        raise GainError(f"the mean map of the good parts must be above 0, its mean is {level:.3g}; the model sees nothing of them")
+        raise NormalizationError(f"the mean map of the good parts must be above 0, its mean is {level:.3g}; the model sees nothing of them")
     inverse = 1 / divisor
     scale = level / float((inverse * smooth).mean())
-    return GainMap((scale * inverse).astype(np.float32))
+    return NormalizationMap((scale * inverse).astype(np.float32))
 
 
 def _smoothed(mean_map: MeanMap) -> MeanMap:
@@ -138,11 +142,11 @@ def _gaussian(sigma: float) -> npt.NDArray[np.float64]:
 
 def _checked(maps: npt.NDArray[np.float32] | Sequence[AnomalyMap]) -> npt.NDArray[np.float32]:
     if len(maps) == 0:
-        raise GainError("a gain map needs the maps of good parts, got none")
+        raise NormalizationError("a normalization map needs the maps of good parts, got none")
     shapes = {np.shape(anomaly_map) for anomaly_map in maps}
     if len(shapes) > 1 or len(next(iter(shapes))) != 2 or 0 in next(iter(shapes)):
-        raise GainError(f"maps must all have one shape (H, W), got {', '.join(map(str, sorted(shapes)[:3]))}")
+        raise NormalizationError(f"maps must all have one shape (H, W), got {', '.join(map(str, sorted(shapes)[:3]))}")
     stack = np.asarray(maps, np.float32)
     if not np.isfinite(stack).all():
-        raise GainError("a map of a good part holds NaN or infinity")
+        raise NormalizationError("a map of a good part holds NaN or infinity")
     return stack

@@ -1,4 +1,4 @@
-"""Saved pictures are the frames themselves, nothing is overwritten, and what cannot be saved is counted while the line goes on."""
+"""Saved images are the frames themselves, nothing is overwritten, and what cannot be saved is counted while the line goes on."""
 
 import logging
 import os
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from snl_runtime.errors import SinkError
-from snl_runtime.line.picture_folders import OverlaySaver, RejectSaver
+from snl_runtime.line.image_folders import OverlaySaver, RejectSaver
 from snl_runtime.types import Verdict
 
 
@@ -38,7 +38,7 @@ def test_saved_frame_holds_the_very_pixels(fakes, tmp_path, color, shape, dtype,
     assert np.array_equal(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), image[:, :, stored])
 
 
-def test_grey_frame_of_16_bits_is_saved_as_it_is(fakes, tmp_path):
+def test_gray_frame_of_16_bits_is_saved_as_it_is(fakes, tmp_path):
     image = np.arange(35, dtype=np.uint16).reshape(5, 7) * 1000
     with RejectSaver(tmp_path) as sink:
         sink.emit(fakes.frame_of(image=image, color="gray"), fakes.result_of(Verdict.REJECT))
@@ -119,7 +119,7 @@ def test_folder_that_cannot_be_made_is_named(tmp_path, saver):
 
 @pytest.mark.parametrize("saver", [RejectSaver, OverlaySaver])
 def test_folder_that_cannot_be_written_is_an_error_when_it_is_entered(saver):
-    with pytest.raises(SinkError, match="cannot write pictures to /proc/self"):
+    with pytest.raises(SinkError, match="cannot write images to /proc/self"):
         saver("/proc/self").__enter__()
 
 
@@ -147,7 +147,7 @@ def disk_is_full(folder):
 
 
 LOSSES = {
-    "quota": (lambda folder: {"max_bytes": 1}, lambda folder: None, "it holds 0 MiB of at most 0; move pictures away"),
+    "quota": (lambda folder: {"max_bytes": 1}, lambda folder: None, "it holds 0 MiB of at most 0; move images away"),
     "disk": (disk_is_full, lambda folder: None, "stay free for records"),
     "deleted": (lambda folder: {}, lambda folder: folder.rmdir(), "No such file or directory"),
     "replaced": (lambda folder: {}, lambda folder: (folder.rmdir(), folder.write_text("")), "Not a directory"),
@@ -158,7 +158,7 @@ LOSSES = {
 @pytest.mark.parametrize("saver", [RejectSaver, OverlaySaver])
 def test_pictures_that_cannot_be_saved_are_counted_with_one_warning(fakes, tmp_path, caplog, saver, name):
     options, damage, why = LOSSES[name]
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "saved_images"
     with caplog.at_level(logging.WARNING), saver(folder, **options(tmp_path)) as sink:
         damage(folder)
         for index in range(3):
@@ -179,7 +179,7 @@ def test_pictures_of_earlier_runs_count_towards_the_quota_and_none_is_deleted(fa
 
 
 def test_full_folder_takes_pictures_again_once_somebody_made_room(fakes, tmp_path, monkeypatch):
-    monkeypatch.setattr("snl_runtime.line.picture_folders.RECOUNT_INTERVAL_S", 0.0)
+    monkeypatch.setattr("snl_runtime.line.image_folders.RECOUNT_INTERVAL_S", 0.0)
     (tmp_path / "earlier.png").write_bytes(bytes(5000))
     with RejectSaver(tmp_path, max_bytes=5050) as sink:
         sink.emit(*bad_part(fakes, 0))

@@ -1,4 +1,5 @@
-"""A gain map is uploaded once and applied on the GPU, the verdicts are those of the host, and no failure lets a raw or an earlier map be judged.
+"""A normalization map is uploaded once and applied on the GPU, the verdicts are those of the host, and no failure lets a raw or an earlier map be
+judged.
 
 The GPU is one in NumPy; its kernels are the real ones, compiled for the CPU.
 """
@@ -9,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snl_runtime.gpu.kernels import launches
-from snl_runtime.gpu.kernels.launches import STATISTICS_WORDS, launch_gain, launch_map_statistics, read_map_statistics
+from snl_runtime.gpu.kernels.launches import STATISTICS_WORDS, launch_map_statistics, launch_normalization, read_map_statistics
 from snl_runtime.images.upsampling import upsample_map
-from snl_runtime.model.gain import GainMap
+from snl_runtime.model.normalization import NormalizationMap
 from snl_runtime.types import OutputRequest, Verdict
 from snl_runtime.verdict.regions import find_regions
 
@@ -23,22 +24,27 @@ EXAMPLES = settings(max_examples=40, deadline=None, derandomize=True)
 plain_kernels = pytest.mark.parametrize("kernels", ["separate"], indirect=True)
 
 
-def gain_values(seed=0, low=0.4, high=1.6):
+def normalization_values(seed=0, low=0.4, high=1.6):
     return np.random.default_rng(seed).uniform(low, high, (SIZE, SIZE)).astype(np.float32)
 
 
 @EXAMPLES
 @given(st.integers(1, 70), st.integers(1, 70), st.sampled_from([1e-42, 1e-3, 1.0, 3e38]), st.integers(0, 1000))
-def test_gained_map_is_that_of_the_host_bit_for_bit(cpu, kernels, height, width, scale, seed):
+def test_normalized_map_is_that_of_the_host_bit_for_bit(cpu, kernels, height, width, scale, seed):
     rng = np.random.default_rng(seed)
     anomaly_map = (scale * rng.uniform(0, 1, (height, width))).astype(np.float32)
     anomaly_map[rng.random((height, width)) < 0.05] = np.nan
-    gain = GainMap(rng.uniform(0.1, 3, (height, width)).astype(np.float32))
-    gained = cpu.Guarded((height, width), np.float32)
-    launch_gain(
-        kernels, anomaly_map=anomaly_map.ctypes.data, gain=gain.values.ctypes.data, cells=anomaly_map.size, gained=gained.pointer.value, stream=None
+    normalization = NormalizationMap(rng.uniform(0.1, 3, (height, width)).astype(np.float32))
+    normalized = cpu.Guarded((height, width), np.float32)
+    launch_normalization(
+        kernels,
+        anomaly_map=anomaly_map.ctypes.data,
+        normalization=normalization.values.ctypes.data,
+        cells=anomaly_map.size,
+        normalized=normalized.pointer.value,
+        stream=None,
     )
-    assert np.array_equal(gained.check(), gain.apply(anomaly_map), equal_nan=True)
+    assert np.array_equal(normalized.check(), normalization.apply(anomaly_map), equal_nan=True)
 
 
 @EXAMPLES
@@ -59,8 +65,8 @@ def test_statistics_of_the_raw_map_are_counted_without_a_threshold(cpu, kernels,
 @pytest.mark.parametrize("roi", [None, ROI])
 @plain_kernels
 def test_every_kind_of_frame_gets_the_verdict_of_the_host(open_on, fake, frames, engine, roi, caplog, device_detector):
-    changes, gains = [{"roi_xyxy": roi}], {"bottle": gain_values(low=0.85, high=1.02)}
-    host, device = (open_on(where, changes=changes, gains=gains) for where in ("host", engine))
+    changes, normalizations = [{"roi_xyxy": roi}], {"bottle": normalization_values(low=0.85, high=1.02)}
+    host, device = (open_on(where, changes=changes, normalizations=normalizations) for where in ("host", engine))
     verdicts = set()
     for name, (image, color) in frames.items():
         expected, result = host.detect(image, color=color), device.detect(image, color=color)
@@ -78,13 +84,13 @@ def test_every_kind_of_frame_gets_the_verdict_of_the_host(open_on, fake, frames,
 
 @pytest.mark.parametrize("engine", ENGINES)
 @plain_kernels
-def test_frame_of_the_networks_size_has_the_raw_map_times_the_gain(open_on, frames, engine):
-    """By hand: what a detector without a gain map says, multiplied."""
-    values = gain_values()
-    plain, gained = open_on(engine), open_on(engine, gains={"bottle": values})
+def test_frame_of_the_networks_size_has_the_raw_map_times_the_normalization(open_on, frames, engine):
+    """By hand: what a detector without a normalization map says, multiplied."""
+    values = normalization_values()
+    plain, normalized = open_on(engine), open_on(engine, normalizations={"bottle": values})
     for name in ("good", "bad"):
         raw = plain.detect(frames[name][0])
-        result = gained.detect(frames[name][0], outputs=OutputRequest(frame_map=True, mask=True))
+        result = normalized.detect(frames[name][0], outputs=OutputRequest(frame_map=True, mask=True))
         expected = raw.anomaly_map * values
         assert np.array_equal(result.anomaly_map, expected)
         assert result.score == expected.max()
@@ -95,9 +101,9 @@ def test_frame_of_the_networks_size_has_the_raw_map_times_the_gain(open_on, fram
 
 @pytest.mark.parametrize("engine", ENGINES)
 @plain_kernels
-def test_gain_map_is_uploaded_once_and_the_raw_map_stays_on_the_device(open_on, fake, frames, engine, monkeypatch):
+def test_normalization_map_is_uploaded_once_and_the_raw_map_stays_on_the_device(open_on, fake, frames, engine, monkeypatch):
     changes = [{"roi_xyxy": ROI}, {"product": "cap", "roi_xyxy": ROI}]
-    detector = open_on(engine, changes=changes, gains={"bottle": gain_values(1), "cap": gain_values(2)}, keep_maps=False)
+    detector = open_on(engine, changes=changes, normalizations={"bottle": normalization_values(1), "cap": normalization_values(2)}, keep_maps=False)
     image = frames["odd good"][0]
     for product in ("bottle", "cap", "bottle", "cap"):
         detector.detect(image, product=product)
@@ -121,8 +127,8 @@ def test_gain_map_is_uploaded_once_and_the_raw_map_stays_on_the_device(open_on, 
 @pytest.mark.parametrize("engine", ENGINES)
 @plain_kernels
 def test_without_maps_everything_else_stays_the_same(open_on, frames, engine, device_detector):
-    gains = {"bottle": gain_values()}
-    with_maps, without = open_on(engine, gains=gains), open_on(engine, gains=gains, keep_maps=False)
+    normalizations = {"bottle": normalization_values()}
+    with_maps, without = open_on(engine, normalizations=normalizations), open_on(engine, normalizations=normalizations, keep_maps=False)
     for name in ("odd good", "odd bad", "black"):
         expected, result = with_maps.detect(frames[name][0]), without.detect(frames[name][0])
         assert device_detector.cause(result) == device_detector.cause(expected)
@@ -133,13 +139,13 @@ def test_without_maps_everything_else_stays_the_same(open_on, frames, engine, de
 @pytest.mark.parametrize("keep_maps", [True, False])
 @pytest.mark.parametrize("engine", ENGINES)
 @plain_kernels
-def test_with_no_product_named_each_decision_has_its_own_gain(open_on, frames, engine, keep_maps):
+def test_with_no_product_named_each_decision_has_its_own_normalization(open_on, frames, engine, keep_maps):
     limits = [(25.0, 30.0), (14.0, 40.0), (18.0, 19.0)]
     products = ("bottle", "cap", "plain")
     changes = [{"product": name, "pass_threshold": low, "reject_threshold": high, "floor": 0.01} for name, (low, high) in zip(products, limits)]
-    gains = {"bottle": gain_values(1), "cap": gain_values(2, 0.2, 0.9)}
-    host = open_on("host", changes=changes, gains=gains, keep_maps=keep_maps)
-    device = open_on(engine, changes=changes, gains=gains, keep_maps=keep_maps)
+    normalizations = {"bottle": normalization_values(1), "cap": normalization_values(2, 0.2, 0.9)}
+    host = open_on("host", changes=changes, normalizations=normalizations, keep_maps=keep_maps)
+    device = open_on(engine, changes=changes, normalizations=normalizations, keep_maps=keep_maps)
     request = OutputRequest(frame_map=True, overlay=True)
     for name in ("good", "bad", "odd good", "odd bad", "large", "noise"):
         image, color = frames[name]
@@ -156,35 +162,35 @@ def test_with_no_product_named_each_decision_has_its_own_gain(open_on, frames, e
 
 
 @plain_kernels
-def test_map_with_too_many_regions_is_gained_once(open_on, frames, monkeypatch):
-    values = gain_values(3, 0.5, 0.9)
-    plain, gained = open_on("tensorrt"), open_on("tensorrt", gains={"bottle": values})
+def test_map_with_too_many_regions_is_normalized_once(open_on, frames, monkeypatch):
+    values = normalization_values(3, 0.5, 0.9)
+    plain, normalized = open_on("tensorrt"), open_on("tensorrt", normalizations={"bottle": values})
     raw = plain.detect(frames["bad"][0])
-    before = gained.detect(frames["bad"][0])
+    before = normalized.detect(frames["bad"][0])
     monkeypatch.setattr(launches, "MAX_COMPONENTS", 0)  # now every region is found on the host
-    result = gained.detect(frames["bad"][0])
+    result = normalized.detect(frames["bad"][0])
     assert np.array_equal(result.anomaly_map, raw.anomaly_map * values)
     assert result.regions == before.regions != ()
 
 
 @pytest.mark.parametrize("keep_maps", [True, False])
 @plain_kernels
-def test_gain_that_is_not_applied_leaves_no_map_to_judge(open_on, fake, frames, keep_maps):
-    detector = open_on("tensorrt", gains={"bottle": gain_values(low=0.9, high=1.0)}, keep_maps=keep_maps)
+def test_normalization_that_is_not_applied_leaves_no_map_to_judge(open_on, fake, frames, keep_maps):
+    detector = open_on("tensorrt", normalizations={"bottle": normalization_values(low=0.9, high=1.0)}, keep_maps=keep_maps)
     assert detector.detect(frames["odd good"][0]).verdict is Verdict.PASS
-    fake.broken.add("gain_cells")
+    fake.broken.add("normalization_cells")
     result = detector.detect(frames["odd good"][0])
     assert (result.verdict, result.regions) == (Verdict.ERROR, ())
     assert result.reason_code == ("backend_error" if keep_maps else "output_not_finite")
-    after = detector.detect(frames["odd bad"][0])  # with the map at hand the lie is seen, and the host takes over
+    after = detector.detect(frames["odd bad"][0])  # with the map here the lie is seen, and the host takes over
     assert after.verdict is (Verdict.REJECT if keep_maps else Verdict.ERROR)
     fake.broken.clear()
     assert detector.detect(frames["odd good"][0]).verdict is Verdict.PASS
 
 
 @plain_kernels
-def test_gain_map_that_does_not_arrive_is_an_error(open_on, fake, frames, monkeypatch):
-    detector = open_on("tensorrt", gains={"bottle": gain_values(low=0.9, high=1.0)})
+def test_normalization_map_that_does_not_arrive_is_an_error(open_on, fake, frames, monkeypatch):
+    detector = open_on("tensorrt", normalizations={"bottle": normalization_values(low=0.9, high=1.0)})
     copy = fake.copy_async
 
     def lossy(destination, source, byte_count, kind, stream):
@@ -193,13 +199,13 @@ def test_gain_map_that_does_not_arrive_is_an_error(open_on, fake, frames, monkey
     monkeypatch.setattr(fake, "copy_async", lossy)
     result = detector.detect(frames["odd good"][0])
     assert (result.verdict, result.reason_code) == (Verdict.ERROR, "backend_error")
-    assert "gain map did not arrive" in result.reason
+    assert "normalization map did not arrive" in result.reason
 
 
 @plain_kernels
-def test_device_whose_gain_is_wrong_is_not_used(open_on, fake, frames, caplog):
-    fake.broken.add("gain_cells")
-    detector = open_on("tensorrt", gains={"bottle": gain_values(low=0.9, high=1.0)})
+def test_device_whose_normalization_is_wrong_is_not_used(open_on, fake, frames, caplog):
+    fake.broken.add("normalization_cells")
+    detector = open_on("tensorrt", normalizations={"bottle": normalization_values(low=0.9, high=1.0)})
     assert not detector._scorer.is_on_device
     assert "frames are prepared on the host, not on the GPU: it finds" in caplog.text
     assert detector.detect(frames["odd good"][0]).verdict is Verdict.PASS
@@ -218,9 +224,9 @@ FAILING = [
 
 @pytest.mark.parametrize("failing", FAILING, ids=lambda value: f"{value[0]}-{value[1]}")
 @plain_kernels
-def test_failing_call_on_the_first_gained_frame_never_passes_a_bad_part(open_on, fake, frames, failing):
-    """The gain map is uploaded with that frame, so its calls are among those that fail."""
-    detector = open_on("tensorrt", gains={"bottle": gain_values(low=0.9, high=1.0)})
+def test_failing_call_on_the_first_normalized_frame_never_passes_a_bad_part(open_on, fake, frames, failing):
+    """The normalization map is uploaded with that frame, so its calls are among those that fail."""
+    detector = open_on("tensorrt", normalizations={"bottle": normalization_values(low=0.9, high=1.0)})
     fake.failing[failing[0]] = failing[1]
     during = [detector.detect(frames["odd bad"][0]) for _ in range(3)]
     for result in during:

@@ -1,4 +1,4 @@
-"""A gain map is low where good parts score high, keeps scores in the model's units, and is fitted without the part that it judges."""
+"""A normalization map is low where good parts score high, keeps scores in the model's units, and is fitted without the part that it judges."""
 
 import math
 
@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snl_runtime.errors import GainError
-from snl_runtime.model.gain import GainMap, fit_gain, leave_one_out_gains
+from snl_runtime.errors import NormalizationError
+from snl_runtime.model.normalization import NormalizationMap, fit_normalization, leave_one_out_normalizations
 
 SHAPE = (64, 48)
 
@@ -39,7 +39,7 @@ def smoothed_by_loops(mean, axis):
     return np.moveaxis(np.array(result), 0, axis)
 
 
-def gain_by_loops(maps):
+def normalization_by_loops(maps):
     """The equation, without the code under test."""
     mean = np.zeros(maps.shape[1:])
     for anomaly_map in maps:
@@ -51,47 +51,47 @@ def gain_by_loops(maps):
 
 
 @pytest.mark.parametrize("shape", [(128, 128), SHAPE, (7, 5)])
-def test_gain_is_the_smoothed_mean_plus_its_level_inverted(shape):
+def test_normalization_is_the_smoothed_mean_plus_its_level_inverted(shape):
     maps = random_maps(9, shape)
-    expected, _ = gain_by_loops(maps)
-    assert np.allclose(fit_gain(maps).values, expected, rtol=1e-6)
+    expected, _ = normalization_by_loops(maps)
+    assert np.allclose(fit_normalization(maps).values, expected, rtol=1e-6)
 
 
-def test_mean_map_keeps_its_level_under_the_gain():
+def test_mean_map_keeps_its_level_under_the_normalization():
     maps = random_maps(9)
-    _, mu = gain_by_loops(maps)
-    assert (fit_gain(maps).values * mu).mean() == pytest.approx(mu.mean(), rel=1e-6)
+    _, mu = normalization_by_loops(maps)
+    assert (fit_normalization(maps).values * mu).mean() == pytest.approx(mu.mean(), rel=1e-6)
 
 
-def test_gain_is_low_where_good_parts_score_high_and_above_1_elsewhere():
-    gain = fit_gain(random_maps(30)).values
-    assert gain[24, 36] < 0.8
-    assert gain[50, 10] > 1.2
+def test_normalization_is_low_where_good_parts_score_high_and_above_1_elsewhere():
+    normalization = fit_normalization(random_maps(30)).values
+    assert normalization[24, 36] < 0.8
+    assert normalization[50, 10] > 1.2
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
-def test_gain_does_not_depend_on_the_unit_of_the_scores(scale):
+def test_normalization_does_not_depend_on_the_unit_of_the_scores(scale):
     maps = random_maps(9)
-    assert np.allclose(fit_gain(maps * np.float32(scale)).values, fit_gain(maps).values, rtol=1e-5)
+    assert np.allclose(fit_normalization(maps * np.float32(scale)).values, fit_normalization(maps).values, rtol=1e-5)
 
 
-def test_equal_maps_of_one_value_give_a_gain_of_one():
-    assert np.allclose(fit_gain(np.full((5, *SHAPE), 0.3, np.float32)).values, 1, rtol=1e-6)
+def test_equal_maps_of_one_value_give_a_normalization_of_one():
+    assert np.allclose(fit_normalization(np.full((5, *SHAPE), 0.3, np.float32)).values, 1, rtol=1e-6)
 
 
-def test_each_part_is_judged_by_the_gain_of_all_others():
+def test_each_part_is_judged_by_the_normalization_of_all_others():
     maps = random_maps(6)
-    for index, gain in enumerate(leave_one_out_gains(maps)):
-        expected, _ = gain_by_loops(np.delete(maps, index, axis=0))
-        assert np.allclose(gain.values, expected, rtol=1e-5)
+    for index, normalization in enumerate(leave_one_out_normalizations(maps)):
+        expected, _ = normalization_by_loops(np.delete(maps, index, axis=0))
+        assert np.allclose(normalization.values, expected, rtol=1e-5)
 
 
-def test_a_part_with_its_own_flaw_scores_lower_by_a_gain_that_knows_it():
-    """Why one is left out: the flaw of the part itself lowers the common gain where it lies."""
+def test_a_part_with_its_own_flaw_scores_lower_by_a_normalization_that_knows_it():
+    """Why one is left out: the flaw of the part itself lowers the common normalization where it lies."""
     maps = random_maps(20)
     maps[3, 50:54, 10:14] += np.float32(5)
-    own = list(leave_one_out_gains(maps))[3].peak(maps[3])
-    assert fit_gain(maps).peak(maps[3]) < 0.95 * own
+    own = list(leave_one_out_normalizations(maps))[3].peak(maps[3])
+    assert fit_normalization(maps).peak(maps[3]) < 0.95 * own
 
 
 @pytest.mark.parametrize(
@@ -110,14 +110,14 @@ def test_a_part_with_its_own_flaw_scores_lower_by_a_gain_that_knows_it():
     ],
 )
 def test_unusable_maps_are_refused(maps, message):
-    for fit in (fit_gain, lambda maps: list(leave_one_out_gains(maps))):
-        with pytest.raises(GainError, match=message):
+    for fit in (fit_normalization, lambda maps: list(leave_one_out_normalizations(maps))):
+        with pytest.raises(NormalizationError, match=message):
             fit(maps)
 
 
 def test_one_map_has_no_others():
-    with pytest.raises(GainError, match="at least 2"):
-        leave_one_out_gains(random_maps(1))
+    with pytest.raises(NormalizationError, match="at least 2"):
+        leave_one_out_normalizations(random_maps(1))
 
 
 @pytest.mark.parametrize(
@@ -132,38 +132,38 @@ def test_one_map_has_no_others():
         np.full((4, 4), np.inf, np.float32),
     ],
 )
-def test_gain_map_is_finite_float32_and_hides_nothing(values):
-    with pytest.raises(GainError):
-        GainMap(values)
+def test_normalization_map_is_finite_float32_and_hides_nothing(values):
+    with pytest.raises(NormalizationError):
+        NormalizationMap(values)
 
 
-def test_gained_map_is_one_product_per_cell_and_its_score_the_largest():
+def test_normalized_map_is_one_product_per_cell_and_its_score_the_largest():
     anomaly_map = np.float32([[1, 2], [3, 0.1]])
-    gain = GainMap(np.float32([[8, 0.5], [1, 3]]))
-    assert gain.apply(anomaly_map).tolist() == [[8, 1], [3, np.float32(0.1) * np.float32(3)]]
-    assert gain.peak(anomaly_map) == 8
+    normalization = NormalizationMap(np.float32([[8, 0.5], [1, 3]]))
+    assert normalization.apply(anomaly_map).tolist() == [[8, 1], [3, np.float32(0.1) * np.float32(3)]]
+    assert normalization.peak(anomaly_map) == 8
 
 
 def test_map_of_another_shape_is_refused():
-    with pytest.raises(GainError, match=r"\(2, 2\).*\(2, 3\)"):
-        GainMap(np.ones((2, 2), np.float32)).apply(np.ones((2, 3), np.float32))
+    with pytest.raises(NormalizationError, match=r"\(2, 2\).*\(2, 3\)"):
+        NormalizationMap(np.ones((2, 2), np.float32)).apply(np.ones((2, 3), np.float32))
 
 
-def test_gain_map_does_not_change_with_the_array_it_was_made_of():
+def test_normalization_map_does_not_change_with_the_array_it_was_made_of():
     values = np.ones((2, 2), np.float32)
-    gain = GainMap(values)
+    normalization = NormalizationMap(values)
     values[:] = 7
-    assert gain.values.max() == 1
+    assert normalization.values.max() == 1
     with pytest.raises(ValueError, match="read-only"):
-        gain.values[0, 0] = 2
+        normalization.values[0, 0] = 2
 
 
 @given(seed=st.integers(0, 10**6), count=st.integers(2, 6))
 @settings(max_examples=40, deadline=None)
-def test_any_usable_maps_give_a_usable_gain_and_a_level_that_stays(seed, count):
+def test_any_usable_maps_give_a_usable_normalization_and_a_level_that_stays(seed, count):
     rng = np.random.default_rng(seed)
     maps = (rng.gamma(0.3, 1, (count, *rng.integers(2, 40, 2))) * 10.0 ** rng.integers(-6, 6)).astype(np.float32)
     if not (maps.sum(axis=0) > 0).any():
         return
-    _, mu = gain_by_loops(maps)
-    assert (fit_gain(maps).values * mu).mean() == pytest.approx(mu.mean(), rel=1e-5)
+    _, mu = normalization_by_loops(maps)
+    assert (fit_normalization(maps).values * mu).mean() == pytest.approx(mu.mean(), rel=1e-5)

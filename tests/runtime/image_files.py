@@ -1,4 +1,4 @@
-"""Picture files that OpenCV does not write, built from their formats' descriptions."""
+"""Image files that OpenCV does not write, built from their formats' descriptions."""
 
 import struct
 import zlib
