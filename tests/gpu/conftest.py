@@ -6,6 +6,7 @@ products first; ``--gpu-model`` and ``--gpu-images`` take the place of that, on 
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -123,9 +124,14 @@ def model(request, given, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def images(given, request):
-    """The folder of images that verdicts are compared on."""
-    return Path(given[1]).resolve() if given[0] else request.getfixturevalue("products") / "images"
+def images(given, request, tmp_path_factory):
+    """The folder of images that verdicts are compared on, without the masks that lie beside generated ones."""
+    if given[0]:
+        return Path(given[1]).resolve()
+    source, folder = request.getfixturevalue("products") / "images", tmp_path_factory.mktemp("images")
+    for product in source.iterdir():
+        shutil.copytree(product / "test", folder / product.name)
+    return folder
 
 
 def _run(command, *arguments):
