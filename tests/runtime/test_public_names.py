@@ -29,6 +29,7 @@ NAMES = {
     "DataError",
     "Decision",
     "DetectorClosedError",
+    "DetectorState",
     "EngineBuildError",
     "EngineMismatchError",
     "Frame",
