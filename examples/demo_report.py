@@ -9,8 +9,7 @@ from typing import Any
 import cv2
 from generate_products import DEFECTS, PRODUCTS
 
-from snl_runtime.images.files import read_image
-from snl_runtime.model.manifest import Decision, Manifest, read_manifest
+from snl_runtime import Decision, Manifest, read_image, read_manifest
 from snl_train import report_html as html
 from snl_train.plots_svg import histogram_plot
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from snl_runtime import SnlDetector, read_image, render_overlay
-from snl_runtime.images.files import write_image
+from snl_runtime import SnlDetector, read_image, render_overlay, write_image
 
 PARTS = (("board", "good"), ("board", "foreign_body"), ("washer", "good"), ("washer", "chip"), ("tile", "scratch"))
 """Product and kind of part, left to right."""

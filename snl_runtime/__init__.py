@@ -12,57 +12,180 @@ if TYPE_CHECKING:
     from snl_runtime.backends import available_backends, open_backend
     from snl_runtime.backends.base import Backend
     from snl_runtime.detector.detector import SnlDetector
-    from snl_runtime.errors import SnlError
-    from snl_runtime.images.files import read_image
+    from snl_runtime.errors import (
+        BackendError,
+        BackendTimeoutError,
+        BackendUnavailableError,
+        BuildCanceledError,
+        CalibrationRefusedError,
+        CheckpointError,
+        ConfigError,
+        DataError,
+        DetectorClosedError,
+        EngineBuildError,
+        EngineMismatchError,
+        FrameError,
+        GoldenSampleError,
+        InferenceError,
+        ManifestError,
+        NormalizationError,
+        ParityRefusedError,
+        RefusedError,
+        SignatureError,
+        SinkError,
+        SnlError,
+        SourceEndedError,
+        SourceError,
+        SourceOpenError,
+        SourceStalledError,
+    )
+    from snl_runtime.images.files import read_image, write_image
     from snl_runtime.images.overlay import render_overlay
+    from snl_runtime.line.handoff import OverflowPolicy
+    from snl_runtime.line.image_folders import OverlaySaver, PictureCounts, PictureFolder, RejectSaver
+    from snl_runtime.line.jsonl import JsonlSink
+    from snl_runtime.line.pipeline import Pipeline, PipelineCounts, UndeliveredVerdict
+    from snl_runtime.line.records import StreamSink, record_line
+    from snl_runtime.line.sinks import Sink
+    from snl_runtime.line.sources.base import FrameSource, FrameStamper, SourceCounters
+    from snl_runtime.line.sources.camera import CameraSource, parse_camera
+    from snl_runtime.line.sources.folder import ImageFolderSource
+    from snl_runtime.line.sources.video import VideoSource
+    from snl_runtime.line.summary import RunTally, summary_lines
     from snl_runtime.model.bundle import ModelBundle, open_bundle
-    from snl_runtime.model.manifest import Decision, Manifest, read_manifest
+    from snl_runtime.model.manifest import Decision, Manifest, read_manifest, update_manifest
+    from snl_runtime.model.signing import make_key_pair, sign_manifest, verify_manifest
     from snl_runtime.scorer import Scorer
-    from snl_runtime.types import AnomalyRegion, AnomalyResult, Frame, OutputRequest, StageTimings, Verdict
+    from snl_runtime.types import AnomalyRegion, AnomalyResult, ColorOrder, DetectorState, Frame, OutputRequest, StageTimings, Verdict
+    from snl_runtime.verdict.ruling import REASON_CODES
 
 __all__ = [
+    "REASON_CODES",
     "AnomalyRegion",
     "AnomalyResult",
     "Backend",
+    "BackendError",
+    "BackendTimeoutError",
+    "BackendUnavailableError",
+    "BuildCanceledError",
+    "CalibrationRefusedError",
+    "CameraSource",
+    "CheckpointError",
+    "ColorOrder",
+    "ConfigError",
+    "DataError",
     "Decision",
+    "DetectorClosedError",
+    "DetectorState",
+    "EngineBuildError",
+    "EngineMismatchError",
     "Frame",
+    "FrameError",
+    "FrameSource",
+    "FrameStamper",
+    "GoldenSampleError",
+    "ImageFolderSource",
+    "InferenceError",
+    "JsonlSink",
     "Manifest",
+    "ManifestError",
     "ModelBundle",
+    "NormalizationError",
     "OutputRequest",
+    "OverflowPolicy",
+    "OverlaySaver",
+    "ParityRefusedError",
+    "PictureCounts",
+    "PictureFolder",
+    "Pipeline",
+    "PipelineCounts",
+    "RefusedError",
+    "RejectSaver",
+    "RunTally",
     "Scorer",
+    "SignatureError",
+    "Sink",
+    "SinkError",
     "SnlDetector",
     "SnlError",
+    "SourceCounters",
+    "SourceEndedError",
+    "SourceError",
+    "SourceOpenError",
+    "SourceStalledError",
     "StageTimings",
+    "StreamSink",
+    "UndeliveredVerdict",
     "Verdict",
+    "VideoSource",
     "available_backends",
+    "make_key_pair",
     "open_backend",
     "open_bundle",
+    "parse_camera",
     "read_image",
     "read_manifest",
+    "record_line",
     "render_overlay",
+    "sign_manifest",
+    "summary_lines",
+    "update_manifest",
+    "verify_manifest",
+    "write_image",
 ]
 
-_MODULES = {
-    "AnomalyRegion": "types",
-    "AnomalyResult": "types",
-    "Backend": "backends.base",
-    "Decision": "model.manifest",
-    "Frame": "types",
-    "Manifest": "model.manifest",
-    "ModelBundle": "model.bundle",
-    "OutputRequest": "types",
-    "Scorer": "scorer",
-    "SnlDetector": "detector.detector",
-    "SnlError": "errors",
-    "StageTimings": "types",
-    "Verdict": "types",
-    "available_backends": "backends",
-    "open_backend": "backends",
-    "open_bundle": "model.bundle",
-    "read_image": "images.files",
-    "read_manifest": "model.manifest",
-    "render_overlay": "images.overlay",
+_NAMES = {
+    "backends": ("available_backends", "open_backend"),
+    "backends.base": ("Backend",),
+    "detector.detector": ("SnlDetector",),
+    "errors": (
+        "BackendError",
+        "BackendTimeoutError",
+        "BackendUnavailableError",
+        "BuildCanceledError",
+        "CalibrationRefusedError",
+        "CheckpointError",
+        "ConfigError",
+        "DataError",
+        "DetectorClosedError",
+        "EngineBuildError",
+        "EngineMismatchError",
+        "FrameError",
+        "GoldenSampleError",
+        "InferenceError",
+        "ManifestError",
+        "NormalizationError",
+        "ParityRefusedError",
+        "RefusedError",
+        "SignatureError",
+        "SinkError",
+        "SnlError",
+        "SourceEndedError",
+        "SourceError",
+        "SourceOpenError",
+        "SourceStalledError",
+    ),
+    "images.files": ("read_image", "write_image"),
+    "images.overlay": ("render_overlay",),
+    "line.handoff": ("OverflowPolicy",),
+    "line.image_folders": ("OverlaySaver", "PictureCounts", "PictureFolder", "RejectSaver"),
+    "line.jsonl": ("JsonlSink",),
+    "line.pipeline": ("Pipeline", "PipelineCounts", "UndeliveredVerdict"),
+    "line.records": ("StreamSink", "record_line"),
+    "line.sinks": ("Sink",),
+    "line.sources.base": ("FrameSource", "FrameStamper", "SourceCounters"),
+    "line.sources.camera": ("CameraSource", "parse_camera"),
+    "line.sources.folder": ("ImageFolderSource",),
+    "line.sources.video": ("VideoSource",),
+    "line.summary": ("RunTally", "summary_lines"),
+    "model.bundle": ("ModelBundle", "open_bundle"),
+    "model.manifest": ("Decision", "Manifest", "read_manifest", "update_manifest"),
+    "model.signing": ("make_key_pair", "sign_manifest", "verify_manifest"),
+    "scorer": ("Scorer",),
+    "types": ("AnomalyRegion", "AnomalyResult", "ColorOrder", "DetectorState", "Frame", "OutputRequest", "StageTimings", "Verdict"),
+    "verdict.ruling": ("REASON_CODES",),
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

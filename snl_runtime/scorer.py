@@ -22,7 +22,7 @@ from snl_runtime.model.bundle import ModelBundle, open_bundle
 from snl_runtime.model.golden import check_golden, golden_path
 from snl_runtime.model.normalization import NormalizationMap
 from snl_runtime.model.signing import PublicKey
-from snl_runtime.types import AnomalyMap, ColorOrder, Image, StageTimings
+from snl_runtime.types import AnomalyMap, ColorOrder, DetectorState, Image, StageTimings
 from snl_runtime.verdict.decision import check_output
 from snl_runtime.verdict.frame_checks import FrameStatistics, frame_statistics
 
@@ -81,8 +81,7 @@ class Scorer:
         public_key: PublicKey | None = None,
         golden_check: bool = True,
     ) -> None:
-        self._golden_checked = False
-        self._failed = False
+        self._state = DetectorState.UNCHECKED
         self._device_path: DevicePath | None = None
         self._device_failures = 0
         with contextlib.ExitStack() as opened:
@@ -103,9 +102,14 @@ class Scorer:
             opened.pop_all()  # nothing failed: the backend stays open until close()
 
     @property
+    def state(self) -> DetectorState:
+        """What the backend may be trusted with; never CLOSED."""
+        return self._state
+
+    @property
     def golden_checked(self) -> bool:
         """Whether the golden samples agreed in this process, on this backend, since its last failure."""
-        return self._golden_checked
+        return self._state is DetectorState.READY
 
     @property
     def is_on_device(self) -> bool:
@@ -124,8 +128,7 @@ class Scorer:
 
     def distrust_backend(self) -> None:
         """Note that the backend failed: no golden check holds any more, and :meth:`recover` opens it again."""
-        self._golden_checked = False
-        self._failed = True
+        self._state = DetectorState.FAILED
 
     def recover(self) -> None:
         """After a failure, open the backend again and score the golden samples; otherwise do nothing. A backend that was handed over stays open.
@@ -134,7 +137,7 @@ class Scorer:
             BackendError: If it cannot be opened or fails again.
             GoldenSampleError: If the golden samples score differently now.
         """
-        if not self._failed:
+        if self._state is not DetectorState.FAILED:
             return
         was_on_device = self.is_on_device
         with contextlib.suppress(BackendError):  # what failed may fail again here; opening decides
@@ -149,8 +152,8 @@ class Scorer:
                 logger.warning("frames are prepared on the host from now on: the GPU failed on %d frames in a row", _MOST_DEVICE_FAILURES)
         elif was_on_device:
             logger.warning("frames are prepared on the host from now on: the GPU failed, and a backend that was handed over is not opened again")
-        self.check_golden_samples()
-        self._failed = False
+        if not self.check_golden_samples():
+            self._state = DetectorState.UNCHECKED
 
     def score(self, image: object, color: ColorOrder = "bgr", roi_xyxy: tuple[int, int, int, int] | None = None) -> Scored:
         """Score one frame, prepared where the detector prepares it: on the GPU if there is a device path, on the host otherwise.
@@ -275,7 +278,8 @@ class Scorer:
             GoldenSampleError: If the manifest lists samples that are not there, or one scores differently from what the checkpoint gave.
             InferenceError: If the backend fails.
         """
-        self._golden_checked = False
+        if self._state is DetectorState.READY:
+            self._state = DetectorState.UNCHECKED
         manifest, golden = self.bundle.manifest, self.bundle.golden
         if golden is None:
             path = golden_path(self.bundle.path)
@@ -290,7 +294,7 @@ class Scorer:
             logger.warning("frames are prepared on the host, not on the GPU: %s", mismatch)
             self._close_device_path()
             check_golden(golden, self.score_inputs, self.bundle.golden_tolerance)
-        self._golden_checked = True
+        self._state = DetectorState.READY
         return True
 
     def close(self) -> None:

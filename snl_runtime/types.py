@@ -36,6 +36,19 @@ class Verdict(enum.Enum):
     """Not inspected: evidence is missing or a fault occurred. Never treat it as good."""
 
 
+class DetectorState(enum.Enum):
+    """What an opened model may be trusted with."""
+
+    UNCHECKED = "unchecked"
+    """No golden sample was scored yet, or the model has none: frames are scored and nothing passes."""
+    READY = "ready"
+    """The golden samples agreed in this process, on this backend, and it has not failed since."""
+    FAILED = "failed"
+    """The backend failed or did not answer in time: before the next frame it is opened again and checked."""
+    CLOSED = "closed"
+    """Frames are refused."""
+
+
 def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     view = array.view()
     view.flags.writeable = False

@@ -118,6 +118,7 @@ def open_detector(arguments: argparse.Namespace, engine: str, *, keep_maps: bool
     Raises:
         SnlError: If the model, its backend or the public key cannot be opened.
     """
+    from snl_runtime.cli.rebuild import open_or_rebuild
     from snl_runtime.detector.detector import SnlDetector
 
     public_key = None
@@ -126,14 +127,13 @@ def open_detector(arguments: argparse.Namespace, engine: str, *, keep_maps: bool
             public_key = Path(arguments.public_key).read_bytes()
         except OSError as error:
             raise ConfigError(f"cannot read the public key {arguments.public_key}: {error.strerror or error}") from error
-    return SnlDetector(
+    return (open_or_rebuild if arguments.rebuild else SnlDetector)(
         engine,
         backend=arguments.backend,
         device=arguments.device,
         timeout_ms=arguments.timeout_ms,
         threads=arguments.threads,
         public_key=public_key,
-        rebuild=arguments.rebuild,
         keep_maps=keep_maps,
         outputs=outputs,
     )

@@ -15,21 +15,17 @@ from snl_runtime.detector.worker import BackendWorker
 from snl_runtime.errors import (
     BackendError,
     BackendTimeoutError,
-    BackendUnavailableError,
     ConfigError,
     DetectorClosedError,
-    EngineMismatchError,
     FrameError,
     GoldenSampleError,
-    ManifestError,
-    SignatureError,
 )
 from snl_runtime.model.bundle import ModelBundle
 from snl_runtime.model.manifest import Manifest
 from snl_runtime.model.normalization_files import open_normalizations
 from snl_runtime.model.signing import PublicKey
 from snl_runtime.scorer import Scorer
-from snl_runtime.types import AnomalyResult, ColorOrder, OutputRequest
+from snl_runtime.types import AnomalyResult, ColorOrder, DetectorState, OutputRequest
 from snl_runtime.verdict.decision import check_output
 from snl_runtime.verdict.ruling import Ruling, error
 from snl_runtime.verdict.selection import DecisionBook
@@ -61,8 +57,6 @@ class SnlDetector:
         timeout_ms: How long one frame may take in the backend, and how long it may wait for the frames before it.
         threads: Most CPU threads the backend may use; None for its default.
         public_key: Ed25519 key that must have signed the manifest; None accepts unsigned manifests.
-        rebuild: Build ``x.trt`` again from ``x.onnx`` if it is missing, altered or made for another GPU or library version. An engine without a
-            parity report, new or copied from the export, is then compared with its ONNX file here; it passes nothing before it passed that gate.
         keep_maps: Whether results carry the anomaly map. Without, a GPU keeps the map to itself; score, checks and regions are the same.
         outputs: What results carry at frame resolution (map, mask, overlay) and for which verdicts; None for nothing. Verdict and regions do not
             depend on it, except that a GPU which fails while it draws makes the frame an ERROR like any failure.
@@ -91,7 +85,6 @@ class SnlDetector:
         timeout_ms: float = 10_000,
         threads: int | None = None,
         public_key: PublicKey | None = None,
-        rebuild: bool = False,
         keep_maps: bool = True,
         outputs: OutputRequest | None = None,
     ) -> None:
@@ -109,18 +102,7 @@ class SnlDetector:
             return Scorer(model, backend=backend, device=device, threads=threads, public_key=public_key, golden_check=False)
 
         try:
-            try:
-                self._scorer = self._worker.call(open_scorer)
-            except (EngineMismatchError, ManifestError) as mismatch:
-                if not rebuild:
-                    raise
-                _rebuild(Path(model), mismatch, is_signed=public_key is not None)
-                self._scorer = self._worker.call(open_scorer)
-            engine = self._scorer.bundle.engine
-            if rebuild and (backend is None or isinstance(backend, str)) and engine is not None and engine.parity is None:
-                self._worker.call(self._scorer.close)
-                _verify(Path(model), is_signed=public_key is not None)
-                self._scorer = self._worker.call(open_scorer)
+            self._scorer = self._worker.call(open_scorer)
         except BaseException:
             self._worker.stop(_nothing, _CLOSING_TIMEOUT_S)
             raise
@@ -132,6 +114,11 @@ class SnlDetector:
             raise
         self._frames = DeviceFrameReader(_cuda_index(device))
         self._closed = False
+
+    @property
+    def state(self) -> DetectorState:
+        """What the detector may be trusted with now, e.g. for a health check; it does not wait for a frame under way."""
+        return DetectorState.CLOSED if self._closed else self._scorer.state
 
     @property
     def manifest(self) -> Manifest | None:
@@ -282,35 +269,6 @@ def _explain(fault: Exception) -> Ruling:
         return error("backend_error", str(fault))
     logger.error("a frame could not be inspected", exc_info=fault)
     return error("internal_error", f"{type(fault).__name__} while inspecting the frame; the log has the traceback")
-
-
-def _rebuild(model: Path, mismatch: EngineMismatchError | ManifestError, *, is_signed: bool) -> None:
-    """Build an engine that is missing, altered or made for another device again; on the caller's thread, so that Ctrl-C stops it."""
-    if model.suffix.lower() != ".trt" or isinstance(mismatch, SignatureError):
-        raise mismatch
-    if is_signed:
-        raise SignatureError(f"{mismatch}; rebuilding changes the signed manifest, so rebuild and snl-sign it where the private key is") from mismatch
-    from snl_runtime.backends.tensorrt.builder import rebuild_engine
-
-    logger.info("rebuilding %s: %s", model.name, mismatch)
-    rebuild_engine(model)
-
-
-def _verify(model: Path, *, is_signed: bool) -> None:
-    """Compare an engine that has no parity report yet with its ONNX file, here where it runs; without a passed report it has no threshold."""
-    if is_signed:
-        logger.warning("%s is not verified: the report would change the signed manifest; verify and snl-sign it where the private key is", model.name)
-        return
-    from snl_runtime.parity.engine import verify_engine
-
-    logger.info("verifying %s against its ONNX file", model.name)
-    try:
-        report = verify_engine(model)
-    except BackendUnavailableError as failure:  # no ONNX Runtime on this station: frames are scored and nothing passes
-        logger.warning("%s cannot be verified here: %s", model.name, failure)
-        return
-    if not report.passed:
-        logger.warning("%s does not score like its ONNX file: %s", model.name, "; ".join(report.failures[:3]))
 
 
 class _BusyError(BackendError):

@@ -1,32 +1,91 @@
 """The public names of snl_runtime are all there, and importing the package loads none of them."""
 
+import ast
+import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import snl_runtime
+from snl_runtime import errors
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 NAMES = {
     "AnomalyRegion",
     "AnomalyResult",
     "Backend",
+    "BackendError",
+    "BackendTimeoutError",
+    "BackendUnavailableError",
+    "BuildCanceledError",
+    "CalibrationRefusedError",
+    "CameraSource",
+    "CheckpointError",
+    "ColorOrder",
+    "ConfigError",
+    "DataError",
     "Decision",
+    "DetectorClosedError",
+    "DetectorState",
+    "EngineBuildError",
+    "EngineMismatchError",
     "Frame",
+    "FrameError",
+    "FrameSource",
+    "FrameStamper",
+    "GoldenSampleError",
+    "ImageFolderSource",
+    "InferenceError",
+    "JsonlSink",
     "Manifest",
+    "ManifestError",
     "ModelBundle",
+    "NormalizationError",
     "OutputRequest",
+    "OverflowPolicy",
+    "OverlaySaver",
+    "ParityRefusedError",
+    "PictureCounts",
+    "PictureFolder",
+    "Pipeline",
+    "PipelineCounts",
+    "REASON_CODES",
+    "RefusedError",
+    "RejectSaver",
+    "RunTally",
     "Scorer",
+    "SignatureError",
+    "Sink",
+    "SinkError",
     "SnlDetector",
     "SnlError",
+    "SourceCounters",
+    "SourceEndedError",
+    "SourceError",
+    "SourceOpenError",
+    "SourceStalledError",
     "StageTimings",
+    "StreamSink",
+    "UndeliveredVerdict",
     "Verdict",
+    "VideoSource",
     "available_backends",
+    "make_key_pair",
     "open_backend",
     "open_bundle",
+    "parse_camera",
     "read_image",
     "read_manifest",
+    "record_line",
     "render_overlay",
+    "sign_manifest",
+    "summary_lines",
+    "update_manifest",
+    "verify_manifest",
+    "write_image",
 }
 
 
@@ -36,7 +95,21 @@ def test_inventory_of_the_public_api():
 
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_public_name_can_be_imported(name):
-    assert getattr(snl_runtime, name).__module__.startswith("snl_runtime.")
+    value = getattr(snl_runtime, name)
+    if inspect.isclass(value) or inspect.isfunction(value):
+        assert value.__module__.startswith("snl_runtime.")
+
+
+def test_every_error_is_public():
+    defined = {name for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, errors.SnlError)}
+    assert defined == {name for name in NAMES if name.endswith("Error")}
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*.py")), ids=lambda path: path.name)
+def test_examples_import_public_names_only(path):
+    imports = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    modules = [node.module or "" if isinstance(node, ast.ImportFrom) else alias.name for node in imports for alias in node.names]
+    assert [module for module in modules if module.startswith("snl_runtime.")] == []
 
 
 def test_unknown_name_is_an_attribute_error():

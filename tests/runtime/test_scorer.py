@@ -5,6 +5,7 @@ import pytest
 
 from snl_runtime.errors import FrameError, GoldenSampleError, InferenceError, ManifestError, SnlError
 from snl_runtime.scorer import Scorer
+from snl_runtime.types import DetectorState
 
 TOLERANCE = 1e-4  # float32 sums of 25 values up to 255 against float64 loops
 
@@ -116,6 +117,35 @@ def test_a_failed_call_takes_the_golden_check_back(fixtures, model_folder, input
         with pytest.raises(InferenceError, match="OSError: device lost"):
             scorer.score_inputs(inputs)
         assert not scorer.golden_checked
+        assert scorer.state is DetectorState.FAILED
+
+
+def test_a_backend_that_answers_again_is_ready_once_its_samples_agreed(fixtures, model_folder):
+    with Scorer(model_folder.write(), backend=fixtures.FakeBackend()) as scorer:
+        scorer.distrust_backend()
+        scorer.recover()
+        assert scorer.state is DetectorState.READY
+
+
+def test_a_backend_that_answers_again_without_samples_is_unchecked(fixtures, model_folder):
+    model = model_folder.write()
+    model_folder.manifest.unlink()
+    model_folder.golden.unlink()
+    with Scorer(model, backend=fixtures.FakeBackend()) as scorer:
+        assert scorer.state is DetectorState.UNCHECKED
+        scorer.distrust_backend()
+        assert scorer.state is DetectorState.FAILED
+        scorer.recover()
+        assert scorer.state is DetectorState.UNCHECKED
+
+
+def test_a_backend_whose_samples_differ_after_a_failure_stays_failed(fixtures, model_folder):
+    with Scorer(model_folder.write(golden_shift=0.5), backend=fixtures.FakeBackend(), golden_check=False) as scorer:
+        scorer.distrust_backend()
+        for _ in range(2):
+            with pytest.raises(GoldenSampleError):
+                scorer.recover()
+            assert scorer.state is DetectorState.FAILED
 
 
 @pytest.mark.parametrize("damage", ["golden_shift", "model"])

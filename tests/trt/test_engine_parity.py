@@ -13,6 +13,8 @@ from snl_runtime.backends.tensorrt import builder as engine_builder
 from snl_runtime.backends.tensorrt.backend import TensorRtBackend
 from snl_runtime.backends.tensorrt.builder import rebuild_engine
 from snl_runtime.backends.tensorrt.library import load_library
+from snl_runtime.cli import rebuild
+from snl_runtime.cli.rebuild import open_or_rebuild
 from snl_runtime.cli.run import main as run_main
 from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.errors import BackendUnavailableError, ConfigError, EngineMismatchError, GoldenSampleError, ManifestError
@@ -264,7 +266,7 @@ def test_unverified_engine_is_verified_at_first_load_when_asked_and_then_passes_
     with SnlDetector(engine_path) as detector:
         assert detector.detect(model_fixtures.good_frame(120)).verdict is Verdict.ERROR
         assert "not verified on a device" in detector.notes[0]
-    with SnlDetector(engine_path, rebuild=True) as detector:
+    with open_or_rebuild(engine_path) as detector:
         assert detector.detect(model_fixtures.good_frame(120)).verdict is Verdict.PASS
         assert detector.notes == ()
     assert cuda.leaks == {}
@@ -275,10 +277,19 @@ def test_engine_that_fails_its_verification_opens_and_passes_nothing(engine_path
     golden = model_fixtures.ModelFolder(engine_path.parent).golden_images
     known = [model_fixtures.reference_map(image) for image in golden]
     shifted(lambda maps: np.stack([each if any(np.array_equal(each, one) for one in known) else each * np.float32(1.03) for each in maps]))
-    with caplog.at_level("WARNING"), SnlDetector(engine_path, rebuild=True) as detector:
+    with caplog.at_level("WARNING"), open_or_rebuild(engine_path) as detector:
         assert detector.detect(model_fixtures.good_frame(120)).verdict is Verdict.ERROR
         assert "does not score like its ONNX file" in detector.notes[0]
     assert "does not score like its ONNX file" in caplog.text
+
+
+def test_an_engine_is_not_rebuilt_because_another_file_is_missing(write_engine, installed, model_fixtures, monkeypatch):
+    path = write_engine()
+    folder = model_fixtures.ModelFolder(path.parent)
+    folder.give_normalization(np.full((model_fixtures.SIZE, model_fixtures.SIZE), 0.5, np.float32)).unlink()
+    monkeypatch.setattr(rebuild, "rebuild_engine", lambda engine: pytest.fail(f"{engine} was rebuilt"))
+    with pytest.raises(ManifestError, match="normalization map"):
+        open_or_rebuild(path)
 
 
 def test_snl_run_repeats_that_the_engine_is_not_verified(engine_path, installed, model_fixtures, tmp_path, capsys):
@@ -319,7 +330,7 @@ def test_engine_that_does_not_fit_is_rebuilt_verified_and_used(write_engine, rtx
     path = write_engine(parity=False, precision="fp32", **{"library": "tensorrt-rtx", "library_version": rtx.version, **entry})
     with pytest.raises((EngineMismatchError, ManifestError), match="--rebuild"):
         SnlDetector(path)
-    with SnlDetector(path, rebuild=True) as detector:
+    with open_or_rebuild(path) as detector:
         assert detector.detect(model_fixtures.good_frame(120)).verdict is Verdict.PASS
         assert detector.detect(model_fixtures.bad_frame(120)).verdict is Verdict.REJECT
     (rebuilt,) = read_manifest(manifest_path(path)).engines
@@ -345,7 +356,7 @@ def test_snl_run_refuses_a_truncated_engine_in_one_line_and_rebuilds_it_when_ask
 def test_missing_engine_is_built_from_its_onnx(write_engine, rtx, model_fixtures):
     path = write_engine(parity=False, library="tensorrt-rtx", library_version=rtx.version)
     path.unlink()
-    with SnlDetector(path, rebuild=True) as detector:
+    with open_or_rebuild(path) as detector:
         assert detector.detect(model_fixtures.good_frame(120)).verdict is Verdict.PASS
     assert path.is_file()
 
@@ -395,7 +406,7 @@ def test_rebuild_where_there_is_no_gpu_builds_and_says_that_it_cannot_run(write_
     path = write_engine(parity=False, library="tensorrt-rtx", library_version="1.0.0.1")
     cuda.devices = []
     with pytest.raises(BackendUnavailableError, match="no CUDA device"):
-        SnlDetector(path, rebuild=True)
+        open_or_rebuild(path)
     (entry,) = read_manifest(manifest_path(path)).engines
     assert entry.library_version == rtx.version
     assert entry.parity is None

@@ -3,8 +3,7 @@
 import socket
 from types import TracebackType
 
-from snl_runtime import AnomalyResult, Frame
-from snl_runtime.errors import ConfigError, SinkError
+from snl_runtime import AnomalyResult, ConfigError, Frame, SinkError
 
 TIMEOUT_S = 2.0
 """A peer that does not take a line for that long has failed; without a limit it would stop the line silently."""

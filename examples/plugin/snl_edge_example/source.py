@@ -9,10 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from snl_runtime import Frame
-from snl_runtime.errors import SourceOpenError
-from snl_runtime.line.handoff import OverflowPolicy
-from snl_runtime.line.sources import FrameStamper, SourceCounters
+from snl_runtime import Frame, FrameStamper, OverflowPolicy, SourceCounters, SourceOpenError
 
 
 class NumpySource:
