@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from snl_runtime.config import canonical_json
 from snl_runtime.errors import CheckpointError, ConfigError, GoldenSampleError, ManifestError, ParityRefusedError, SinkError
 from snl_runtime.files import check_writable, exclusive_lock, sha256_file
 from snl_runtime.model.golden import GoldenSamples, golden_path, write_golden
 from snl_runtime.model.manifest import Decision, Manifest, ParityReport, manifest_path, read_manifest, write_manifest
-from snl_runtime.model.manifest_codec import canonical_json
 from snl_runtime.model.normalization_files import open_normalizations
 from snl_runtime.parity.frames import FrameSet, derived_frames, folder_frames
 from snl_runtime.parity.meter import LIMITS, ParityMeter
@@ -168,7 +168,11 @@ class _Export:
 
     def write_model(self) -> None:
         onnx_export.export_onnx(
-            self._graph, self.path, size_hw=self._reference.size_hw, batch=self._options.batch, metadata=canonical_json(self._portable)
+            self._graph,
+            self.path,
+            size_hw=self._reference.size_hw,
+            batch=self._options.batch,
+            metadata=self._metadata(),
         )
         if self._options.int8 is not None:
             self._quantize(self._options.int8)
@@ -176,7 +180,10 @@ class _Export:
     def _quantize(self, options: Int8Options) -> None:
         model, described = quantize_file(self.path, options, self._checkpoint.config.data.bit_depth)
         self._portable["graph"].update(described)
-        onnx_export.write_model(model, self.path, size_hw=self._reference.size_hw, batch=self._options.batch, metadata=canonical_json(self._portable))
+        onnx_export.write_model(model, self.path, size_hw=self._reference.size_hw, batch=self._options.batch, metadata=self._metadata())
+
+    def _metadata(self) -> str:
+        return canonical_json(self._portable, error=ManifestError)
 
     def write_golden(self) -> GoldenSamples:
         images = np.ascontiguousarray(self._checkpoint.golden_images)

@@ -192,7 +192,7 @@ def _parity_line(report: "ParityReport") -> str:
 
 
 def _as_plain(bundle: "ExportedBundle", engine: "ExportedEngine | None", why_not: str | None) -> dict[str, Any]:
-    from snl_runtime.model.manifest_codec import to_plain
+    from snl_runtime.config import to_plain
 
     return {
         "model": str(bundle.model_path),

@@ -1,24 +1,36 @@
-"""YAML to frozen dataclasses and back: one dataclass per concern, unknown keys refused, errors name the dotted key.
+"""Frozen dataclasses <-> plain values, YAML and strict JSON: the one codec of settings, protocols and manifests.
 
-Supported field types: ``bool``, ``int``, ``float``, ``str``, ``Literal`` of strings, ``X | None``, ``tuple[X, Y]``, ``tuple[X, ...]``,
-``dict[str, X]`` and nested dataclasses.
+A key that is unknown, missing or of another type than declared is named by its dotted path. Supported field types: ``bool``, ``int``, ``float``,
+``str``, ``Any``, ``Literal`` of strings, ``X | None``, ``list[X]``, ``tuple[X, Y]``, ``tuple[X, ...]``, ``dict[str, X]`` and nested dataclasses.
 """
 
 import dataclasses
 import difflib
+import functools
+import json
+import math
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePath
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import yaml
 
-from snl_runtime.errors import ConfigError
+from snl_runtime.errors import ConfigError, SnlError
 
 T = TypeVar("T")
 
+ADDED_LATER: Mapping[str, bool] = types.MappingProxyType({"omit_none": True})
+"""Metadata of an optional field that the first files of a schema do not have: None is not written, so that their signatures hold."""
+
 _NAMES: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+_EXACT_BELOW = 2**53
+"""Whole numbers from here on are not all floats."""
+_SHOWN_CHARACTERS = 60
 
 
 def load_config(cls: type[T], path: Path | None = None, overrides: Mapping[str, object] | None = None, *, base: T | None = None) -> T:
@@ -41,36 +53,89 @@ def load_config(cls: type[T], path: Path | None = None, overrides: Mapping[str, 
     return from_plain(cls, plain)
 
 
-def from_plain(cls: type[T], plain: Mapping[str, object], *, prefix: str = "") -> T:
+def from_plain(cls: type[T], plain: object, *, prefix: str = "", error: type[SnlError] = ConfigError, strict: bool = False) -> T:
     """Build a dataclass from plain values, checking every key and type.
 
     Args:
         cls: Dataclass to build; fields that ``plain`` does not name keep their defaults.
         plain: Mappings, sequences, text, numbers, booleans and None only.
         prefix: Dotted name of the section that ``plain`` is, for messages.
+        error: What to raise.
+        strict: Take JSON's types as they are. Otherwise what people write in YAML is taken too: a number as text (YAML reads 1e-3 so), an empty
+            section as None.
 
     Raises:
-        ConfigError: If a key is unknown or missing, or a value has another type or is out of range.
+        SnlError: An ``error`` if a key is unknown or missing or a value has another type, and what the dataclass itself raises.
     """
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(cls)
-    values: dict[str, object] = {}
-    for key, value in plain.items():
-        if key not in fields:
-            raise ConfigError(_unknown_key(_dotted(prefix, key), str(key), list(fields)))
-        values[key] = _convert(hints[key], value, _dotted(prefix, key))
-    for name, field in fields.items():
-        is_required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if is_required and name not in values:
-            raise ConfigError(f"key '{_dotted(prefix, name)}' is missing; it has no default")
-    return cls(**values)
+    return _Decoder(error, strict).dataclass(cls, plain, prefix)
 
 
-def to_plain(config: object) -> dict[str, Any]:
-    """Return a dataclass as nested dicts, lists, text, numbers, booleans and None, fit for JSON, YAML and ``from_plain``."""
-    if not dataclasses.is_dataclass(config):
-        raise TypeError(f"config must be a dataclass, got {type(config).__name__}")
-    return {field.name: _plain_value(getattr(config, field.name)) for field in dataclasses.fields(config) if field.init}
+def to_plain(value: object, *, prefix: str = "", error: type[SnlError] = ConfigError) -> Any:
+    """Return a dataclass, mapping, sequence, path or (NumPy) number as plain values, fit for JSON, YAML and ``from_plain``.
+
+    A number gets the declared type, so that 1 and 1.0 in a float field give one text.
+
+    Raises:
+        SnlError: An ``error`` that names the key of a value that strict JSON cannot hold.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        hints = _hints(type(value))
+        kept = [one.name for one in dataclasses.fields(value) if not (one.metadata.get("omit_none") and getattr(value, one.name) is None)]
+        return {name: _as_declared(to_plain(getattr(value, name), prefix=_dotted(prefix, name), error=error), hints[name]) for name in kept}
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item, prefix=_dotted(prefix, key), error=error) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item, prefix=f"{prefix}[{index}]", error=error) for index, item in enumerate(value)]
+    if isinstance(value, np.generic):
+        return to_plain(value.item(), prefix=prefix, error=error)
+    if isinstance(value, PurePath):
+        return value.as_posix()
+    if isinstance(value, float) and not math.isfinite(value):
+        raise error(f"{prefix} must be finite, got {value}")
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise error(f"{prefix} must be a plain value, got {type(value).__name__}")
+
+
+def parse_json(text: str, *, error: type[SnlError] = ConfigError) -> dict[str, Any]:
+    """Return one JSON object, read strictly: no NaN, no Infinity, no key twice.
+
+    Raises:
+        SnlError: An ``error`` if ``text`` is anything else; the message is the end of a sentence about the file.
+    """
+
+    def refuse_constant(name: str) -> None:
+        raise error(f"holds {name}, which is no JSON number")
+
+    def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        document = dict(pairs)
+        if len(document) != len(pairs):
+            keys = [key for key, _ in pairs]
+            raise error(f"has the key '{next(key for key in keys if keys.count(key) > 1)}' twice")
+        return document
+
+    try:
+        document = json.loads(text, parse_constant=refuse_constant, object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as caught:
+        raise error(f"is not JSON ({caught})") from caught
+    if not isinstance(document, dict):
+        raise error(f"must be a section of keys, got {_describe(document)}")
+    return document
+
+
+def canonical_json(document: Mapping[str, Any], *, error: type[SnlError] = ConfigError) -> str:
+    """Return the one text that hashes and signatures are taken of: sorted keys, no spaces, UTF-8 letters as they are.
+
+    What Python keeps of a name that is not UTF-8 is escaped, so that it comes back as it was and the file can be found again.
+
+    Raises:
+        SnlError: An ``error`` if a value is not finite or no JSON value.
+    """
+    try:
+        text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as caught:
+        raise error(f"holds a value that strict JSON cannot carry ({caught})") from caught
+    return re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,72 +204,107 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def _convert(hint: Any, value: object, name: str) -> object:
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        return _convert_optional(hint, value, name)
-    if origin is Literal:
-        return _convert_choice(typing.get_args(hint), value, name)
-    if origin is tuple:
-        return _convert_tuple(typing.get_args(hint), value, name)
-    if origin is dict:
-        mapping = _section(value, name)
-        return {str(key): _convert(typing.get_args(hint)[1], item, _dotted(name, key)) for key, item in mapping.items()}
-    if dataclasses.is_dataclass(hint):
-        if isinstance(value, hint):  # type: ignore[arg-type]
+@dataclass(frozen=True, slots=True)
+class _Decoder:
+    error: type[SnlError]
+    is_strict: bool
+
+    def dataclass(self, cls: type[T], plain: object, name: str) -> T:
+        fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        hints = _hints(typing.cast(Any, cls))
+        values: dict[str, object] = {}
+        for key, value in self._section(plain, name).items():
+            if key not in fields:
+                raise self.error(_unknown_key(_dotted(name, key), str(key), list(fields)))
+            values[key] = self._value(hints[key], value, _dotted(name, key))
+        for key, field in fields.items():
+            is_required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+            if is_required and key not in values:
+                raise self.error(f"key '{_dotted(name, key)}' is missing; it has no default")
+        return cls(**values)
+
+    def _value(self, hint: Any, value: object, name: str) -> object:
+        origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+        if hint is Any:
             return value
-        return from_plain(hint, _section(value, name), prefix=name)  # type: ignore[arg-type]
-    return _convert_scalar(hint, value, name)
+        if origin in (typing.Union, types.UnionType):
+            return self._optional(hint, value, name)
+        if origin is Literal:
+            return self._choice(arguments, value, name)
+        if origin is tuple:
+            return self._tuple(arguments, value, name)
+        if origin is list:
+            return [self._value(arguments[0], item, f"{name}[{index}]") for index, item in enumerate(self._sequence(value, name))]
+        if origin is dict:
+            return {str(key): self._value(arguments[1], item, _dotted(name, key)) for key, item in self._section(value, name).items()}
+        if dataclasses.is_dataclass(hint):
+            return value if isinstance(value, hint) else self.dataclass(hint, value, name)  # type: ignore[arg-type]
+        return self._scalar(hint, value, name)
 
+    def _optional(self, hint: Any, value: object, name: str) -> object:
+        if value is None:
+            return None
+        inner = [option for option in typing.get_args(hint) if option is not type(None)]
+        if len(inner) != 1:
+            raise TypeError(f"{name}: a field may be one type or None, got {hint}")
+        return self._value(inner[0], value, name)
 
-def _convert_optional(hint: Any, value: object, name: str) -> object:
-    if value is None:
-        return None
-    inner = [option for option in typing.get_args(hint) if option is not type(None)]
-    if len(inner) != 1:
-        raise TypeError(f"{name}: a configuration field may be one type or None, got {hint}")
-    return _convert(inner[0], value, name)
+    def _choice(self, choices: tuple[Any, ...], value: object, name: str) -> object:
+        if value in choices and not isinstance(value, bool):
+            return value
+        close = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        raise self.error(f"{name} must be one of {', '.join(map(str, choices))}, got {_describe(value)}{hint}")
 
+    def _tuple(self, items: tuple[Any, ...], value: object, name: str) -> tuple[object, ...]:
+        values = self._sequence(value, name)
+        if len(items) == 2 and items[1] is Ellipsis:
+            items = (items[0],) * len(values)
+        if len(items) != len(values):
+            raise self.error(f"{name} must have {len(items)} values, got {len(values)}")
+        return tuple(self._value(item, entry, f"{name}[{index}]") for index, (item, entry) in enumerate(zip(items, values, strict=True)))
 
-def _convert_choice(choices: tuple[Any, ...], value: object, name: str) -> object:
-    if value in choices and not isinstance(value, bool):
+    def _scalar(self, kind: type, value: object, name: str) -> object:
+        if kind not in _NAMES:
+            raise TypeError(f"{name}: a field cannot be of type {kind}")
+        if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+            return value
+        if kind is float and type(value) is int and abs(value) < _EXACT_BELOW:
+            return float(value)
+        if kind is float and isinstance(value, str) and not self.is_strict:
+            try:
+                return float(value)  # YAML reads 1e-3 as text because it has no dot
+            except ValueError:
+                pass
+        raise self.error(f"{name} must be {_NAMES[kind]}, got {_describe(value)}")
+
+    def _sequence(self, value: object, name: str) -> Sequence[object]:
+        if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+            raise self.error(f"{name} must be a list, got {_describe(value)}")
         return value
-    close = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
-    hint = f"; did you mean '{close[0]}'?" if close else ""
-    raise ConfigError(f"{name} must be one of {', '.join(map(str, choices))}, got {_describe(value)}{hint}")
 
-
-def _convert_tuple(items: tuple[Any, ...], value: object, name: str) -> tuple[object, ...]:
-    is_sequence = isinstance(value, Sequence) and not isinstance(value, str | bytes)
-    if not is_sequence:
-        raise ConfigError(f"{name} must be a list, got {_describe(value)}")
-    values = list(value)  # type: ignore[call-overload]
-    if len(items) == 2 and items[1] is Ellipsis:
-        items = (items[0],) * len(values)
-    if len(items) != len(values):
-        raise ConfigError(f"{name} must have {len(items)} values, got {len(values)}")
-    return tuple(_convert(item, entry, f"{name}[{index}]") for index, (item, entry) in enumerate(zip(items, values, strict=True)))
-
-
-def _convert_scalar(kind: type, value: object, name: str) -> object:
-    if kind not in _NAMES:
-        raise TypeError(f"{name}: a configuration field cannot be of type {kind}")
-    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+    def _section(self, value: object, name: str) -> Mapping[str, object]:
+        if value is None and not self.is_strict:
+            return {}  # "optim:" with nothing below it
+        if not isinstance(value, Mapping):
+            raise self.error(f"{name or 'the document'} must be a section of keys, got {_describe(value)}")
         return value
-    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 1e-3 as text because it has no dot
-        except ValueError:
-            pass
-    raise ConfigError(f"{name} must be {_NAMES[kind]}, got {_describe(value)}")
 
 
-def _section(value: object, name: str) -> Mapping[str, object]:
-    if value is None:
-        return {}  # "optim:" with nothing below it
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{name} must be a section of keys, got {_describe(value)}")
-    return value
+@functools.cache
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _as_declared(plain: Any, declared: Any) -> Any:
+    """Turn the whole numbers of a float field into floats, as ``from_plain`` does."""
+    arguments = typing.get_args(declared)
+    if type(plain) is int and (declared is float or (float in arguments and int not in arguments)):
+        return float(plain)
+    if isinstance(plain, list) and typing.get_origin(declared) is tuple:
+        kinds = arguments[:1] * len(plain) if arguments[1:] == (Ellipsis,) else arguments
+        return [_as_declared(item, kind) for item, kind in zip(plain, kinds, strict=False)]
+    return plain
 
 
 def _nested(name: str, value: object) -> dict[str, Any]:
@@ -213,16 +313,6 @@ def _nested(name: str, value: object) -> dict[str, Any]:
     for section in reversed(sections):
         nested = {section: nested}
     return nested
-
-
-def _plain_value(value: object) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return to_plain(value)
-    if isinstance(value, Mapping):
-        return {key: _plain_value(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain_value(item) for item in value]
-    return value
 
 
 def _unknown_key(dotted: str, key: str, known: list[str]) -> str:
@@ -242,8 +332,9 @@ def _describe(value: object) -> str:
         return "a section of keys"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "a list"
-    return f"'{value}'"
+    text = _one_line(value)
+    return f"'{text}'" if len(text) <= _SHOWN_CHARACTERS else f"'{text[:_SHOWN_CHARACTERS]}...'"
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _one_line(value: object) -> str:
+    return " ".join(str(value).split())

@@ -327,7 +327,8 @@ def load_config(path: Path | None = None, overrides: Mapping[str, object] | None
 
 def to_plain(config: TrainConfig) -> dict[str, Any]:
     """Return the configuration as nested plain values, fit for JSON, YAML and a checkpoint."""
-    return generic.to_plain(config)
+    plain: dict[str, Any] = generic.to_plain(config)
+    return plain
 
 
 def from_plain(plain: Mapping[str, object]) -> TrainConfig:

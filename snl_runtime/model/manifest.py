@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from snl_runtime.config import ADDED_LATER, canonical_json, from_plain, parse_json, to_plain
 from snl_runtime.errors import ManifestError
 from snl_runtime.files import atomic_write_text, exclusive_lock, sha256_bytes
 from snl_runtime.model.frame_range import FrameRange, FrameSizes
 from snl_runtime.model.guard_band import tightened
-from snl_runtime.model.manifest_codec import ADDED_LATER, canonical_json, from_plain, parse_json, to_plain
 from snl_runtime.model.manifest_records import NOT_VERIFIED, EngineEntry, Evidence, NormalizationFile, ParityReport, check_input, check_listed_file
 from snl_runtime.types import BIT_DEPTHS
 
@@ -243,7 +243,7 @@ def canonical_text(manifest: Manifest) -> str:
     Raises:
         ManifestError: If a value cannot be written as strict JSON.
     """
-    return _canonical_text(to_plain(manifest))
+    return _canonical_text(to_plain(manifest, error=ManifestError))
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
@@ -254,11 +254,11 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     """
     source = Path(path)
     try:
-        document = parse_json(source.read_text(encoding="utf-8"))
+        document = parse_json(source.read_text(encoding="utf-8"), error=ManifestError)
         schema = document.get("schema")
         if type(schema) is int and schema != SCHEMA:
             raise ManifestError(f"has schema {schema}, this snl-edge reads schema {SCHEMA}; export the model again with this version")
-        manifest = from_plain(Manifest, document)
+        manifest = _decoded(document)
         _check_self_hash(document)
     except OSError as error:
         raise ManifestError(f"cannot read {source}: {error.strerror or error}; copy it beside the model from the folder of the export") from error
@@ -318,23 +318,27 @@ def write_manifest(path: str | os.PathLike[str], manifest: Manifest) -> Manifest
     """
     target = Path(path)
     try:
-        document = to_plain(manifest)
+        document = to_plain(manifest, error=ManifestError)
         document["self_sha256"] = sha256_bytes(_canonical_text(document).encode("utf-8"))
         text = _readable_text(document)
-        written = from_plain(Manifest, parse_json(text))
+        written = _decoded(parse_json(text, error=ManifestError))
     except ManifestError as error:
         raise ManifestError(f"{target} was not written: {error}") from error
     atomic_write_text(target, text)
     return written
 
 
+def _decoded(document: dict[str, Any]) -> Manifest:
+    return from_plain(Manifest, document, error=ManifestError, strict=True)
+
+
 def _canonical_text(document: dict[str, Any]) -> str:
-    return canonical_json({key: value for key, value in document.items() if key not in _UNHASHED_KEYS})
+    return canonical_json({key: value for key, value in document.items() if key not in _UNHASHED_KEYS}, error=ManifestError)
 
 
 def _readable_text(document: dict[str, Any]) -> str:
     """One key per line at the top level: people read manifests and compare them."""
-    lines = [f"  {canonical_json({key: value})[1:-1]}" for key, value in document.items()]
+    lines = [f"  {canonical_json({key: value}, error=ManifestError)[1:-1]}" for key, value in document.items()]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from snl_runtime.config import ADDED_LATER
 from snl_runtime.errors import ManifestError
-from snl_runtime.model.manifest_codec import ADDED_LATER
 from snl_runtime.text import printable
 
 NOT_VERIFIED = "not verified on a device"
