@@ -12,7 +12,7 @@ import numpy.typing as npt
 from snl_runtime.cuda.arrays import DeviceFrameReader, is_device_array
 from snl_runtime.errors import FrameError
 from snl_runtime.gpu.path import DeviceInspection
-from snl_runtime.images.frame_outputs import Visualizations, draw_visualizations, wants_any
+from snl_runtime.images.frame_outputs import Visualizations, draw_visualizations
 from snl_runtime.images.preprocess import crop_frame, stored_bits, to_8_bit
 from snl_runtime.scorer import Scorer
 from snl_runtime.types import AnomalyMap, AnomalyRegion, AnomalyResult, ColorOrder, Image, OutputRequest, StageTimings, Verdict
@@ -231,7 +231,7 @@ def _answer_on_device(scorer: Scorer, request: Request, started_s: float) -> Out
         threshold=request.selection.threshold,
         keep_map=request.keep_map or request.selection.needs_map,
         normalization=request.selection.normalization,
-        choose=choose if wants_any(request.outputs) else None,
+        choose=choose if request.outputs.wants_any else None,
     )
     return Output(
         score=seen.score,

@@ -25,10 +25,10 @@ from snl_runtime.gpu.checks import check_stages
 from snl_runtime.gpu.kernels import load_kernels
 from snl_runtime.gpu.kernels.launches import DeviceFrame
 from snl_runtime.gpu.pipeline import DeviceOutput, DevicePostprocess, DevicePreprocess, Roi, Wanted, inspect_on_device
-from snl_runtime.images.frame_outputs import PictureFlags, Visualizations
+from snl_runtime.images.frame_outputs import Visualizations
 from snl_runtime.images.preprocess import crop_frame, stored_bits
 from snl_runtime.model.normalization import NormalizationMap
-from snl_runtime.types import AnomalyMap, AnomalyRegion, ColorOrder
+from snl_runtime.types import AnomalyMap, AnomalyRegion, ColorOrder, OutputRequest
 from snl_runtime.verdict.decision import MapSummary, summarize_map
 from snl_runtime.verdict.frame_checks import FrameFormat, FrameStatistics
 
@@ -60,7 +60,7 @@ class DeviceInspection:
     pictures: Visualizations = dataclasses.field(default_factory=Visualizations)
 
 
-ChoosePictures = Callable[[DeviceInspection], PictureFlags | None]
+ChoosePictures = Callable[[DeviceInspection], OutputRequest | None]
 """What is wanted of a frame, given everything else that is known of it; None for nothing."""
 
 
