@@ -16,7 +16,7 @@ import numpy.typing as npt
 from snl_runtime.backends import open_backend
 from snl_runtime.backends.base import Backend
 from snl_runtime.errors import BackendError, BackendTimeoutError, FrameError, GoldenSampleError, InferenceError, ManifestError
-from snl_runtime.gpu.path import ChoosePictures, DeviceInspection, DevicePath, map_of, offers_context, open_device_path
+from snl_runtime.gpu.path import ChoosePictures, DevicePath, map_of, offers_context, open_device_path
 from snl_runtime.images.preprocess import InputSpec, prepare
 from snl_runtime.model.bundle import ModelBundle, open_bundle
 from snl_runtime.model.golden import check_golden, golden_path
@@ -25,6 +25,7 @@ from snl_runtime.model.signing import PublicKey
 from snl_runtime.types import AnomalyMap, ColorOrder, DetectorState, Image, StageTimings
 from snl_runtime.verdict.decision import check_output
 from snl_runtime.verdict.frame_checks import FrameStatistics, frame_statistics
+from snl_runtime.verdict.scored_frame import ScoredFrame
 
 logger = logging.getLogger(__name__)
 
@@ -194,7 +195,7 @@ class Scorer:
         keep_map: bool,
         normalization: NormalizationMap | None = None,
         choose: ChoosePictures | None = None,
-    ) -> DeviceInspection:
+    ) -> ScoredFrame:
         """Prepare, score and measure one frame on the GPU, unchecked; only where :attr:`is_on_device`.
 
         Args:

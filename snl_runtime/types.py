@@ -154,9 +154,14 @@ class OutputRequest:
                 raise ConfigError(f"outputs can be had for PASS, REVIEW and REJECT, got {verdict}; an ERROR has none")
         object.__setattr__(self, "verdicts", frozenset(self.verdicts))
 
+    @property
+    def wants_any(self) -> bool:
+        """Whether anything is asked for."""
+        return self.frame_map or self.mask or self.overlay
+
     def wanted_for(self, verdict: Verdict) -> bool:
         """Return whether a frame of that verdict carries anything."""
-        return verdict in self.verdicts and (self.frame_map or self.mask or self.overlay)
+        return self.wants_any and verdict in self.verdicts
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

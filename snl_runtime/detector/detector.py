@@ -227,11 +227,9 @@ class SnlDetector:
         inspection.prepared_s = time.perf_counter()
         output = self._answer(request, prepared)
         inspection.inferred_s, inspection.infer_ms = time.perf_counter(), output.infer_ms
-        inspection.ruling = output.ruling or request.rule(
-            output.score, output.evidence, output.statistics, frame=output.frame, golden_checked=output.golden_checked
-        )
-        if check_output(output.score, output.evidence) is None:
-            inspection.keep(output)
+        inspection.ruling = output.ruling or request.rule(output.scored, golden_checked=output.golden_checked)
+        if check_output(output.scored.score, output.scored.evidence) is None:
+            inspection.keep(output.scored)
             inspection.draw(output, request)
 
     def _answer(self, request: Request, prepared: Prepared | None) -> Output:

@@ -11,15 +11,15 @@ import numpy.typing as npt
 
 from snl_runtime.cuda.arrays import DeviceFrameReader, is_device_array
 from snl_runtime.errors import FrameError
-from snl_runtime.gpu.path import DeviceInspection
-from snl_runtime.images.frame_outputs import Visualizations, draw_visualizations, wants_any
+from snl_runtime.images.frame_outputs import Visualizations, draw_visualizations
 from snl_runtime.images.preprocess import crop_frame, stored_bits, to_8_bit
 from snl_runtime.scorer import Scorer
 from snl_runtime.types import AnomalyMap, AnomalyRegion, AnomalyResult, ColorOrder, Image, OutputRequest, StageTimings, Verdict
-from snl_runtime.verdict.decision import MapSummary, summarize_map
+from snl_runtime.verdict.decision import summarize_map
 from snl_runtime.verdict.frame_checks import FrameFormat, FrameStatistics, frame_statistics
 from snl_runtime.verdict.regions import find_regions
 from snl_runtime.verdict.ruling import Ruling, error
+from snl_runtime.verdict.scored_frame import ScoredFrame
 from snl_runtime.verdict.selection import Selection
 
 _Roi = tuple[int, int, int, int]
@@ -126,11 +126,10 @@ class Request:
             )
         return calibrated if self.bit_depth is None else self.bit_depth
 
-    def rule(
-        self, score: float, evidence: AnomalyMap | MapSummary, statistics: FrameStatistics, *, frame: FrameFormat, golden_checked: bool
-    ) -> Ruling:
+    def rule(self, scored: ScoredFrame, *, golden_checked: bool) -> Ruling:
         """Return the verdict on the frame, scored as given."""
-        return self.selection.rule(score, evidence, statistics, frame=frame, golden_checked=golden_checked, now=datetime.now(timezone.utc))
+        now = datetime.now(timezone.utc)
+        return self.selection.rule(scored.score, scored.evidence, scored.statistics, frame=scored.frame, golden_checked=golden_checked, now=now)
 
     def _left_on_device(self) -> "Request":
         if (declared := self.declared_bit_depth()) not in (None, 8, 16):
@@ -147,37 +146,18 @@ class Output:
     """What the backend's thread hands back, unchecked.
 
     Attributes:
-        score: The graph's score.
-        anomaly_map: (H, W) float32; None where it stayed on the device.
-        summary: Of the map.
-        statistics: Of the network input.
-        regions: None where the map is here and they are still to be found.
-        ruling: None where it is still to be made.
-        images: What was wanted at frame resolution; None where the host is still to draw it.
-        crop: The inspected part where the host prepared it.
-        roi_xyxy: Part of the frame that the map covers.
-        frame: Size and bit depth of the whole frame.
+        scored: The frame with its score.
         golden_checked: Whether the golden samples agreed on the path that scored.
         infer_ms: How long the backend took; on a device path with upload, preprocessing and postprocessing.
+        ruling: None where it is still to be made.
+        crop: The inspected part where the host prepared it.
     """
 
-    score: float
-    anomaly_map: AnomalyMap | None
-    summary: MapSummary
-    statistics: FrameStatistics
-    regions: tuple[AnomalyRegion, ...] | None
-    roi_xyxy: _Roi
-    frame: FrameFormat
+    scored: ScoredFrame
     golden_checked: bool
     infer_ms: float
     ruling: Ruling | None = None
-    pictures: Visualizations | None = None
     crop: npt.NDArray[Any] | None = None
-
-    @property
-    def evidence(self) -> AnomalyMap | MapSummary:
-        """What the verdict is given of."""
-        return self.summary if self.anomaly_map is None else self.anomaly_map
 
 
 def answer(scorer: Scorer, request: Request, prepared: Prepared | None) -> Output:
@@ -200,7 +180,7 @@ def answer(scorer: Scorer, request: Request, prepared: Prepared | None) -> Outpu
     prepared = prepared or request.prepare(scorer)
     started_s = time.perf_counter()
     scores, maps = scorer.infer(prepared.network_input[None])
-    return Output(
+    scored = ScoredFrame(
         score=float(scores[0]),
         anomaly_map=maps[0],
         summary=summarize_map(maps[0]),
@@ -208,20 +188,20 @@ def answer(scorer: Scorer, request: Request, prepared: Prepared | None) -> Outpu
         regions=None,
         roi_xyxy=prepared.roi_xyxy,
         frame=prepared.frame,
-        golden_checked=scorer.golden_checked,
-        infer_ms=(time.perf_counter() - started_s) * 1e3,
-        crop=prepared.crop,
     )
+    infer_ms = (time.perf_counter() - started_s) * 1e3
+    return Output(scored=scored, golden_checked=scorer.golden_checked, infer_ms=infer_ms, crop=prepared.crop)
 
 
 def _answer_on_device(scorer: Scorer, request: Request, started_s: float) -> Output:
     """Where images may be wanted, rule while the frame is still on the device: only then is known whether they are."""
     rulings: list[Ruling] = []
 
-    def choose(seen: DeviceInspection) -> OutputRequest | None:
-        evidence = seen.summary if seen.anomaly_map is None else seen.anomaly_map
-        frame = request.frame or seen.frame
-        rulings.append(request.rule(seen.score, evidence, seen.statistics, frame=frame, golden_checked=scorer.golden_checked))
+    def as_captured(seen: ScoredFrame) -> ScoredFrame:
+        return seen if request.frame is None else replace(seen, frame=request.frame)
+
+    def choose(seen: ScoredFrame) -> OutputRequest | None:
+        rulings.append(request.rule(as_captured(seen), golden_checked=scorer.golden_checked))
         return request.outputs if request.outputs.wanted_for(rulings[0].verdict) else None
 
     seen = scorer.inspect(
@@ -231,22 +211,16 @@ def _answer_on_device(scorer: Scorer, request: Request, started_s: float) -> Out
         threshold=request.selection.threshold,
         keep_map=request.keep_map or request.selection.needs_map,
         normalization=request.selection.normalization,
-        choose=choose if wants_any(request.outputs) else None,
+        choose=choose if request.outputs.wants_any else None,
     )
+    scored = as_captured(seen)
+    if request.selection.needs_map:
+        scored = replace(scored, regions=None)  # of a merged normalization: the host then asks for one where a part is not passed
     return Output(
-        score=seen.score,
-        anomaly_map=seen.anomaly_map,
-        summary=seen.summary,
-        statistics=seen.statistics,
-        regions=None
-        if request.selection.needs_map
-        else seen.regions,  # of a merged normalization: the host then asks for one where a part is not passed
-        roi_xyxy=seen.roi_xyxy,
-        frame=request.frame or seen.frame,
+        scored=scored,
         golden_checked=scorer.golden_checked,
         infer_ms=(time.perf_counter() - started_s) * 1e3,
         ruling=rulings[0] if rulings else None,
-        pictures=seen.pictures,
     )
 
 
@@ -261,35 +235,35 @@ class Inspection:
     prepared_s: float | None = None
     inferred_s: float | None = None
     infer_ms: float = 0.0
-    output: Output | None = None
+    scored: ScoredFrame | None = None
     score: float = math.nan
     anomaly_map: AnomalyMap | None = None
     regions: tuple[AnomalyRegion, ...] = ()
     pictures: Visualizations = field(default_factory=Visualizations)
     ruling: Ruling = field(default_factory=lambda: error("internal_error", "the frame was not inspected"))
 
-    def keep(self, output: Output) -> None:
-        """Keep a checked output, its map and score under the normalization map if there is one, with its regions."""
+    def keep(self, scored: ScoredFrame) -> None:
+        """Keep a checked frame, its map and score under the normalization map if there is one, with its regions."""
         normalization = self.selection.normalization
-        normalized_map = output.anomaly_map if normalization is None or output.anomaly_map is None else normalization.apply(output.anomaly_map)
-        score = output.score if normalization is None else output.summary.normalized_peak if normalized_map is None else float(normalized_map.max())
+        normalized_map = scored.anomaly_map if normalization is None or scored.anomaly_map is None else normalization.apply(scored.anomaly_map)
+        score = scored.score if normalization is None else scored.summary.normalized_peak if normalized_map is None else float(normalized_map.max())
         if score is None or not math.isfinite(score):
             return
-        self.output, self.score, self.anomaly_map = output, score, normalized_map
-        if output.regions is not None:
-            self.regions = output.regions
+        self.scored, self.score, self.anomaly_map = scored, score, normalized_map
+        if scored.regions is not None:
+            self.regions = scored.regions
         elif normalized_map is not None:
             threshold = self.selection.threshold
             if self.ruling.verdict in (Verdict.REVIEW, Verdict.REJECT):
                 # The score may exceed the maximum of the map by a rounding; what is not passed must still point somewhere.
                 threshold = min(threshold, float(np.nextafter(normalized_map.max(), np.float32(-np.inf))))
-            self.regions = find_regions(normalized_map, threshold, output.roi_xyxy)
+            self.regions = find_regions(normalized_map, threshold, scored.roi_xyxy)
 
     def draw(self, output: Output, request: Request) -> None:
         """Keep what was wanted at frame resolution: as the device made it, else made here."""
         outputs = request.outputs
-        if output.pictures is not None:
-            self.pictures = output.pictures
+        if output.scored.pictures is not None:
+            self.pictures = output.scored.pictures
         elif outputs.wanted_for(self.ruling.verdict) and not outputs.device_only and output.crop is not None and self.anomaly_map is not None:
             self.pictures = draw_visualizations(output.crop, request.color, self.anomaly_map, self.selection.threshold, outputs)
 
@@ -308,7 +282,7 @@ class Inspection:
             reject_threshold=self.selection.reject_threshold,
             product=self.selection.product,
             anomaly_map=anomaly_map,
-            roi_xyxy=self.output.roi_xyxy if self.output is not None and has_arrays else None,
+            roi_xyxy=self.scored.roi_xyxy if self.scored is not None and has_arrays else None,
             regions=self.regions,
             timings=StageTimings(
                 preprocess_ms=((self.prepared_s or now_s) - self.started_s) * 1e3,

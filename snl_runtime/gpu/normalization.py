@@ -10,9 +10,9 @@ import numpy as np
 
 from snl_runtime.cuda.api import CudaApi
 from snl_runtime.cuda.buffers import drain
-from snl_runtime.cuda.resources import CudaStream, DeviceBuffer, PinnedBuffer
+from snl_runtime.cuda.resources import CudaModule, CudaStream, DeviceBuffer, PinnedBuffer
 from snl_runtime.errors import InferenceError
-from snl_runtime.gpu.kernels.launches import STATISTICS_WORDS, Launcher, launch_map_statistics, launch_normalization, read_map_statistics
+from snl_runtime.gpu.kernels.launches import STATISTICS_WORDS, launch_map_statistics, launch_normalization, read_map_statistics
 from snl_runtime.model.normalization import NormalizationMap
 from snl_runtime.verdict.decision import MapSummary
 
@@ -30,7 +30,7 @@ class DeviceNormalization:
         map_hw: Size of the engine's map.
     """
 
-    def __init__(self, api: CudaApi, kernels: Launcher, stream: CudaStream, map_hw: tuple[int, int]) -> None:
+    def __init__(self, api: CudaApi, kernels: CudaModule, stream: CudaStream, map_hw: tuple[int, int]) -> None:
         self._api, self._kernels, self._stream, self._map_hw = api, kernels, stream, map_hw
         self._uploaded: dict[NormalizationMap, DeviceBuffer] = {}
         with contextlib.ExitStack() as opened:

@@ -9,7 +9,6 @@ import dataclasses
 import logging
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,46 +24,21 @@ from snl_runtime.gpu.checks import check_stages
 from snl_runtime.gpu.kernels import load_kernels
 from snl_runtime.gpu.kernels.launches import DeviceFrame
 from snl_runtime.gpu.pipeline import DeviceOutput, DevicePostprocess, DevicePreprocess, Roi, Wanted, inspect_on_device
-from snl_runtime.images.frame_outputs import PictureFlags, Visualizations
 from snl_runtime.images.preprocess import crop_frame, stored_bits
 from snl_runtime.model.normalization import NormalizationMap
-from snl_runtime.types import AnomalyMap, AnomalyRegion, ColorOrder
+from snl_runtime.types import AnomalyMap, ColorOrder, OutputRequest
 from snl_runtime.verdict.decision import MapSummary, summarize_map
 from snl_runtime.verdict.frame_checks import FrameFormat, FrameStatistics
+from snl_runtime.verdict.scored_frame import ScoredFrame
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class DeviceInspection:
-    """What came back of one frame, before any decision.
-
-    Attributes:
-        score: The graph's score, unchecked.
-        summary: Of the raw map, and the peak of the normalized one, counted on the device.
-        anomaly_map: (h, w) float32 raw map, if it was asked for.
-        statistics: Of the network input, from the device's exact sums.
-        regions: As :func:`snl_runtime.verdict.regions.find_regions` gives them.
-        roi_xyxy: Part of the frame that was inspected, frame pixels.
-        frame: Size and bit depth of the whole frame as it came here.
-        images: What was chosen of map, mask and overlay at the resolution of that part.
-    """
-
-    score: float
-    summary: MapSummary
-    anomaly_map: AnomalyMap | None
-    statistics: FrameStatistics
-    regions: tuple[AnomalyRegion, ...]
-    roi_xyxy: Roi
-    frame: FrameFormat
-    pictures: Visualizations = dataclasses.field(default_factory=Visualizations)
-
-
-ChoosePictures = Callable[[DeviceInspection], PictureFlags | None]
+ChoosePictures = Callable[[ScoredFrame], OutputRequest | None]
 """What is wanted of a frame, given everything else that is known of it; None for nothing."""
 
 
-def map_of(inspection: DeviceInspection) -> AnomalyMap:
+def map_of(inspection: ScoredFrame) -> AnomalyMap:
     """Return the map of an inspection that was asked to keep it.
 
     Raises:
@@ -149,7 +123,7 @@ class DevicePath:
         keep_map: bool,
         normalization: NormalizationMap | None = None,
         choose: ChoosePictures | None = None,
-    ) -> DeviceInspection:
+    ) -> ScoredFrame:
         """Inspect one frame, from host or device memory, with one wait at the end, and a second one for images.
 
         Args:
@@ -224,7 +198,7 @@ class DevicePath:
         threshold: float,
         wanted: Wanted,
         choose: ChoosePictures | None,
-    ) -> DeviceInspection:
+    ) -> ScoredFrame:
         if is_device_array(image):
             with view_of(image, stream=context.stream.handle) as view:
                 covered = _checked_roi(view, color, roi_xyxy)
@@ -249,8 +223,8 @@ class DevicePath:
         frame: FrameFormat,
         normalization: NormalizationMap | None,
         choose: ChoosePictures | None,
-    ) -> DeviceInspection:
-        inspection = DeviceInspection(
+    ) -> ScoredFrame:
+        inspection = ScoredFrame(
             score=output.score,
             summary=_checked_summary(output, normalization),
             anomaly_map=output.anomaly_map,

@@ -17,13 +17,12 @@ import numpy.typing as npt
 from snl_runtime.backends.base import ExecutionContext
 from snl_runtime.cuda.api import CudaApi
 from snl_runtime.cuda.buffers import GrowingBuffer, drain
-from snl_runtime.cuda.resources import CudaStream, DeviceBuffer, PinnedBuffer
+from snl_runtime.cuda.resources import CudaModule, CudaStream, DeviceBuffer, PinnedBuffer
 from snl_runtime.errors import InferenceError
 from snl_runtime.gpu.kernels.launches import (
     REPORT_WORDS,
     SUMS_COUNT,
     DeviceFrame,
-    Launcher,
     MapReport,
     RegionScratch,
     launch_frame_to_input,
@@ -35,10 +34,10 @@ from snl_runtime.gpu.kernels.launches import (
 )
 from snl_runtime.gpu.normalization import DeviceNormalization
 from snl_runtime.gpu.render import DeviceRenderer
-from snl_runtime.images.frame_outputs import PictureFlags, Visualizations
+from snl_runtime.images.frame_outputs import Visualizations
 from snl_runtime.images.preprocess import crop_frame
 from snl_runtime.model.normalization import NormalizationMap
-from snl_runtime.types import AnomalyMap, AnomalyRegion, ColorOrder
+from snl_runtime.types import AnomalyMap, AnomalyRegion, ColorOrder, OutputRequest
 from snl_runtime.verdict.decision import MapSummary
 from snl_runtime.verdict.frame_checks import FrameStatistics
 from snl_runtime.verdict.regions import find_regions
@@ -124,7 +123,7 @@ class DevicePreprocess:
         size_hw: Network size.
     """
 
-    def __init__(self, api: CudaApi, kernels: Launcher, stream: CudaStream, size_hw: tuple[int, int]) -> None:
+    def __init__(self, api: CudaApi, kernels: CudaModule, stream: CudaStream, size_hw: tuple[int, int]) -> None:
         self._api, self._kernels, self._stream, self._size_hw = api, kernels, stream, size_hw
         with contextlib.ExitStack() as opened:
             self._sums = opened.enter_context(DeviceBuffer(api, 8 * SUMS_COUNT))
@@ -226,7 +225,7 @@ class DevicePostprocess:
         map_hw: Size of the engine's map.
     """
 
-    def __init__(self, api: CudaApi, kernels: Launcher, stream: CudaStream, map_hw: tuple[int, int]) -> None:
+    def __init__(self, api: CudaApi, kernels: CudaModule, stream: CudaStream, map_hw: tuple[int, int]) -> None:
         self._api, self._kernels, self._stream, self._map_hw = api, kernels, stream, map_hw
         self._pending: _Pending | None = None
         self._shown: _Pending | None = None
@@ -317,7 +316,7 @@ class DevicePostprocess:
         self._shown = pending
         return output
 
-    def render(self, wanted: PictureFlags) -> Visualizations:
+    def render(self, wanted: OutputRequest) -> Visualizations:
         """Wait for images of the frame that was collected last; frame and map must still be where they were queued.
 
         Args:

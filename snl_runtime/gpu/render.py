@@ -8,19 +8,19 @@ import numpy as np
 
 from snl_runtime.cuda.api import CudaApi
 from snl_runtime.cuda.buffers import DownloadBuffer
-from snl_runtime.cuda.resources import CudaStream, DeviceBuffer, PinnedBuffer
+from snl_runtime.cuda.resources import CudaModule, CudaStream, DeviceBuffer, PinnedBuffer
 from snl_runtime.errors import InferenceError
 from snl_runtime.gpu.kernels.launches import (
     DeviceFrame,
     FrameOutputs,
-    Launcher,
     frame_blocks,
     heat_values,
     launch_map_to_frame,
     mask_words,
     unpack_mask,
 )
-from snl_runtime.images.frame_outputs import PictureFlags, Visualizations
+from snl_runtime.images.frame_outputs import Visualizations
+from snl_runtime.types import OutputRequest
 
 _COUNTER_BYTES = 4
 
@@ -55,7 +55,7 @@ class DeviceRenderer:
         map_hw: Size of the engine's map.
     """
 
-    def __init__(self, api: CudaApi, kernels: Launcher, stream: CudaStream, map_hw: tuple[int, int]) -> None:
+    def __init__(self, api: CudaApi, kernels: CudaModule, stream: CudaStream, map_hw: tuple[int, int]) -> None:
         self._api, self._kernels, self._stream, self._map_hw = api, kernels, stream, map_hw
         self._layout: _Layout | None = None
         heat = heat_values()
@@ -68,7 +68,7 @@ class DeviceRenderer:
                 stream.synchronize()
             self._resources = opened.pop_all()
 
-    def enqueue(self, anomaly_map: int, *, frame: DeviceFrame, threshold: float, wanted: PictureFlags) -> None:
+    def enqueue(self, anomaly_map: int, *, frame: DeviceFrame, threshold: float, wanted: OutputRequest) -> None:
         """Queue what is wanted of a frame.
 
         Args:
@@ -136,7 +136,7 @@ class DeviceRenderer:
         self.close()
 
 
-def _layout_of(frame_hw: tuple[int, int], wanted: PictureFlags) -> _Layout:
+def _layout_of(frame_hw: tuple[int, int], wanted: OutputRequest) -> _Layout:
     height, width = frame_hw
     sizes = {"frame_map": 4 * height * width, "mask": 4 * mask_words(frame_hw), "overlay": 3 * height * width}
     parts: dict[str, slice | None] = dict.fromkeys(sizes)

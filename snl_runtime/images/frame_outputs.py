@@ -3,7 +3,7 @@ kernel.
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,31 +11,7 @@ import numpy.typing as npt
 from snl_runtime.images.overlay import blend_frame_map
 from snl_runtime.images.preprocess import to_rgb
 from snl_runtime.images.upsampling import upsample_map
-from snl_runtime.types import AnomalyMap, ColorOrder, Image, Mask
-
-
-class PictureFlags(Protocol):
-    """Which images are wanted."""
-
-    @property
-    def frame_map(self) -> bool:
-        """The map."""
-        ...
-
-    @property
-    def mask(self) -> bool:
-        """Where the map is above the threshold."""
-        ...
-
-    @property
-    def overlay(self) -> bool:
-        """The frame with the heat map blended over it."""
-        ...
-
-
-def wants_any(wanted: PictureFlags) -> bool:
-    """Return whether anything is wanted."""
-    return wanted.frame_map or wanted.mask or wanted.overlay
+from snl_runtime.types import AnomalyMap, ColorOrder, Image, Mask, OutputRequest
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -53,7 +29,9 @@ class Visualizations:
     overlay: Image | None = None
 
 
-def draw_visualizations(crop: npt.NDArray[Any], color: ColorOrder, anomaly_map: AnomalyMap, threshold: float, wanted: PictureFlags) -> Visualizations:
+def draw_visualizations(
+    crop: npt.NDArray[Any], color: ColorOrder, anomaly_map: AnomalyMap, threshold: float, wanted: OutputRequest
+) -> Visualizations:
     """Return what is wanted of one frame.
 
     Args:

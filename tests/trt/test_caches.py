@@ -13,7 +13,7 @@ from snl_runtime import cache as cache_module
 from snl_runtime.backends.tensorrt import builder
 from snl_runtime.backends.tensorrt import library as trt_api
 from snl_runtime.backends.tensorrt.builder import EngineTarget, build_engine
-from snl_runtime.backends.tensorrt.engine import _LoadedEngine
+from snl_runtime.backends.tensorrt.engine import Engine
 from snl_runtime.backends.tensorrt.library import TensorRtLibrary
 from snl_runtime.cache import Cache, default_cache_folder
 from snl_runtime.errors import SinkError
@@ -62,7 +62,7 @@ def make_runtime(folder, tmp_path, trt, monkeypatch):
     trt.CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole")
     engine = trt.Runtime(SimpleNamespace()).deserialize_cuda_engine(b"plan")
     engine.create_runtime_config = lambda: configuration
-    opened = _LoadedEngine(TensorRtLibrary("tensorrt-rtx", "1.7", trt), None, engine, "x.trt", folder / "runtime.cache")
+    opened = Engine(TensorRtLibrary("tensorrt-rtx", "1.7", trt), None, engine, "x.trt", folder / "runtime.cache")
     opened.close()
     return CODE
 

@@ -12,7 +12,7 @@ import pytest
 from snl_runtime.backends.tensorrt import builder as engine_builder
 from snl_runtime.backends.tensorrt import library as trt_api
 from snl_runtime.backends.tensorrt.builder import EngineTarget, build_engine
-from snl_runtime.backends.tensorrt.engine import InstalledLibrary
+from snl_runtime.backends.tensorrt.engine import EngineLibrary
 from snl_runtime.backends.tensorrt.library import BuildRequest, TensorRtLibrary, build_plan
 from snl_runtime.errors import BackendUnavailableError, BuildCanceledError, EngineBuildError, EngineMismatchError, InferenceError
 
@@ -135,7 +135,7 @@ def test_cancel_that_was_asked_for_is_told_from_a_failure(trt, library):
 
 @pytest.fixture
 def engine(library):
-    return InstalledLibrary(library).load_engine(b"plan", file_name="x.trt", cache_path=None)
+    return EngineLibrary(library).load_engine(b"plan", file_name="x.trt", cache_path=None)
 
 
 def test_engine_is_read_and_run_by_tensor_names(trt, engine):
@@ -177,7 +177,7 @@ def test_refused_step_is_a_typed_error_in_the_librarys_words(trt, library, step,
     trt.refusing.add(step)
 
     def run():
-        context = InstalledLibrary(library).load_engine(b"plan", file_name="x.trt", cache_path=None).create_context(77)
+        context = EngineLibrary(library).load_engine(b"plan", file_name="x.trt", cache_path=None).create_context(77)
         context.set_batch(2)
         context.set_addresses(10, 20, 30)
 

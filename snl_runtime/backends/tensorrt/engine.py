@@ -1,13 +1,13 @@
 """Running engines of TensorRT 10.3 to 11.x and TensorRT-RTX: the half of :mod:`snl_runtime.backends.tensorrt.library` that needs a GPU.
 
-The backend sees three small protocols and no TensorRT, so that a fake can prove its order of calls. What differs between the libraries is decided
+The backend sees three small classes and no TensorRT, so that a fake can prove its order of calls. What differs between the libraries is decided
 here: RTX can judge an engine by its header, keeps a cache of compiled kernels and captures CUDA graphs itself.
 """
 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from snl_runtime.backends.base import INPUT_NAME, MAP_NAME, SCORE_NAME, check_signature
 from snl_runtime.backends.tensorrt.library import LIBRARY_NAMES, TensorRtLibrary, library_logger, load_library, recorded_log
@@ -32,73 +32,7 @@ _OBSTACLES = {
 }
 
 
-class EngineContext(Protocol):
-    """One thread's state for running an engine on its stream."""
-
-    captures_itself: bool
-    """Whether the library records CUDA graphs by itself."""
-
-    def set_batch(self, count: int) -> None:
-        """Prepare for N = ``count``. Not while work of this context is under way."""
-        ...
-
-    def set_addresses(self, image: int, anomaly_map: int, anomaly_score: int) -> None:
-        """Say where the device buffers of input and outputs lie; they must hold the largest batch."""
-        ...
-
-    def enqueue(self, stream: int) -> bool:
-        """Queue one run and return whether the library accepted it. Raises nothing: it is called while a stream is being captured."""
-        ...
-
-    def close(self) -> None:
-        """Release the context; a second call does nothing."""
-        ...
-
-
-class Engine(Protocol):
-    """A loaded engine; any number of contexts may share it.
-
-    Attributes:
-        input_shape: (N, H, W, 3); N is None if it may vary.
-        batch_range: Smallest and largest N.
-    """
-
-    input_shape: tuple[int | None, int, int, int]
-    batch_range: tuple[int, int]
-
-    def create_context(self, stream: int) -> EngineContext:
-        """Return a context for one stream."""
-        ...
-
-    def close(self) -> None:
-        """Release the engine after all its contexts; a second call does nothing."""
-        ...
-
-
-class EngineLibrary(Protocol):
-    """A TensorRT that can load engines.
-
-    Attributes:
-        name: ``tensorrt`` or ``tensorrt-rtx``.
-        version: As the library states it.
-    """
-
-    @property
-    def name(self) -> str:
-        """Name of the library."""
-        ...
-
-    @property
-    def version(self) -> str:
-        """Its version."""
-        ...
-
-    def load_engine(self, plan: bytes, *, file_name: str, cache_path: Path | None) -> Engine:
-        """Return an engine on the calling thread's device; see :meth:`InstalledLibrary.load_engine`."""
-        ...
-
-
-def open_library(name: str) -> EngineLibrary:
+def open_library(name: str) -> "EngineLibrary":
     """Return an installed TensorRT by the name that a manifest gives.
 
     Raises:
@@ -106,7 +40,7 @@ def open_library(name: str) -> EngineLibrary:
     """
     for known in LIBRARY_NAMES:
         if name == known:
-            return InstalledLibrary(load_library(known))
+            return EngineLibrary(load_library(known))
     raise BackendUnavailableError(f"no library called '{name}' runs engines; expected tensorrt or tensorrt-rtx")
 
 
@@ -115,8 +49,8 @@ def rebuild_advice(file_name: str) -> str:
     return f"rebuild it: snl-run --engine {file_name} --rebuild"
 
 
-class InstalledLibrary:
-    """:class:`EngineLibrary` over a real TensorRT."""
+class EngineLibrary:
+    """A TensorRT that can load engines."""
 
     def __init__(self, library: TensorRtLibrary) -> None:
         self._library = library
@@ -131,7 +65,7 @@ class InstalledLibrary:
         """As the library states it."""
         return self._library.version
 
-    def load_engine(self, plan: bytes, *, file_name: str, cache_path: Path | None) -> Engine:
+    def load_engine(self, plan: bytes, *, file_name: str, cache_path: Path | None) -> "Engine":
         """Return an engine on the calling thread's device.
 
         Args:
@@ -154,7 +88,7 @@ class InstalledLibrary:
             engine = runtime.deserialize_cuda_engine(plan)
             if engine is None:
                 raise EngineMismatchError(f"{self.name} {self.version} refuses {file_name}: {_words(lines)}; {rebuild_advice(file_name)}")
-        return _LoadedEngine(self._library, runtime, engine, file_name, cache_path)
+        return Engine(self._library, runtime, engine, file_name, cache_path)
 
 
 def _check_header(trt: Any, runtime: Any, plan: bytes, file_name: str, lines: Sequence[tuple[str, str]]) -> None:
@@ -172,8 +106,13 @@ def _check_header(trt: Any, runtime: Any, plan: bytes, file_name: str, lines: Se
     raise BackendUnavailableError(f"{file_name} cannot run here: {reason}")
 
 
-class _LoadedEngine:
-    """:class:`Engine` of a real library."""
+class Engine:
+    """A loaded engine; any number of contexts may share it.
+
+    Attributes:
+        input_shape: (N, H, W, 3); N is None if it may vary.
+        batch_range: Smallest and largest N.
+    """
 
     def __init__(self, library: TensorRtLibrary, runtime: Any, engine: Any, file_name: str, cache_path: Path | None) -> None:
         self._library = library
@@ -189,7 +128,8 @@ class _LoadedEngine:
         if library.is_rtx:
             self._configure_rtx()
 
-    def create_context(self, stream: int) -> EngineContext:
+    def create_context(self, stream: int) -> "EngineContext":
+        """Return a context for one stream."""
         trt = self._library.module
         with recorded_log() as lines:
             how = trt.ExecutionContextAllocationStrategy.STATIC if self._configuration is None else self._configuration
@@ -199,9 +139,10 @@ class _LoadedEngine:
             if context.active_optimization_profile != _PROFILE and not context.set_optimization_profile_async(_PROFILE, stream):
                 raise InferenceError(f"{self._library.name} could not select the profile of {self._file_name}: {_words(lines)}")
         _, height, width, _ = self.input_shape
-        return _Context(context, (height, width), captures_itself=self._library.is_rtx)
+        return EngineContext(context, (height, width), captures_itself=self._library.is_rtx)
 
     def close(self) -> None:
+        """Release the engine after all its contexts; a second call does nothing."""
         if self._engine is None:
             return
         self._save_cache()
@@ -257,8 +198,12 @@ class _LoadedEngine:
         Cache(self._cache_path.parent).write(self._cache_path.name, content)
 
 
-class _Context:
-    """:class:`EngineContext` of a real library."""
+class EngineContext:
+    """One thread's state for running an engine on its stream.
+
+    Attributes:
+        captures_itself: Whether the library records CUDA graphs by itself.
+    """
 
     def __init__(self, context: Any, size_hw: tuple[int, int], *, captures_itself: bool) -> None:
         self._context = context
@@ -266,6 +211,7 @@ class _Context:
         self.captures_itself = captures_itself
 
     def set_batch(self, count: int) -> None:
+        """Prepare for N = ``count``. Not while work of this context is under way."""
         height, width = self._size_hw
         with recorded_log() as lines:
             if not self._context.set_input_shape(INPUT_NAME, (count, height, width, 3)):
@@ -278,11 +224,13 @@ class _Context:
                 raise InferenceError(f"the engine gives {name} the shape {actual}, expected {expected}; export the model again with snl-export")
 
     def set_addresses(self, image: int, anomaly_map: int, anomaly_score: int) -> None:
+        """Say where the device buffers of input and outputs lie; they must hold the largest batch."""
         for name, address in ((INPUT_NAME, image), (MAP_NAME, anomaly_map), (SCORE_NAME, anomaly_score)):
             if not self._context.set_tensor_address(name, address):
                 raise InferenceError(f"the engine refused the address of {name}")
 
     def enqueue(self, stream: int) -> bool:
+        """Queue one run and return whether the library accepted it. Raises nothing: it is called while a stream is being captured."""
         try:
             return bool(self._context.execute_async_v3(stream))
         except Exception as failure:  # noqa: BLE001 - an exception must not leave a capture open
@@ -290,6 +238,7 @@ class _Context:
             return False
 
     def close(self) -> None:
+        """Release the context; a second call does nothing."""
         self._context = None
 
 

@@ -7,13 +7,12 @@ import math
 from collections.abc import Sequence
 from ctypes import c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from snl_runtime.cuda.api import KernelArgument, Size3
-from snl_runtime.cuda.resources import CudaStream
+from snl_runtime.cuda.resources import CudaModule, CudaStream
 from snl_runtime.images.overlay import HEAT_STEPS, heat_table
 from snl_runtime.images.preprocess import ROUNDING
 from snl_runtime.types import AnomalyRegion, ColorOrder
@@ -34,14 +33,6 @@ _WARP_ROWS: Size3 = (32, 8, 1)  # a warp is one row of 32 pixels and makes one w
 _LINE = 256
 _MOST_BLOCKS = 256
 """Blocks of a reduction: enough to fill a large GPU, few enough that their final atomics do not count."""
-
-
-class Launcher(Protocol):
-    """What launches kernels: :class:`snl_runtime.cuda.resources.CudaModule`, or a stand-in on the CPU."""
-
-    def launch(self, name: str, *, grid: Size3, block: Size3, stream: CudaStream, arguments: Sequence[KernelArgument]) -> None:
-        """Run a kernel in stream order; see :meth:`snl_runtime.cuda.resources.CudaModule.launch`."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +119,7 @@ def rows_bytes(frame_hw: tuple[int, int], planes: int, size_hw: tuple[int, int])
     return size_hw[0] * frame_hw[1] * planes * 4
 
 
-def launch_frame_to_input(kernels: Launcher, frame: DeviceFrame, *, rows: int, target: int, size_hw: tuple[int, int], stream: CudaStream) -> None:
+def launch_frame_to_input(kernels: CudaModule, frame: DeviceFrame, *, rows: int, target: int, size_hw: tuple[int, int], stream: CudaStream) -> None:
     """Make the network's input of a frame, by the definition of :mod:`snl_runtime.images.preprocess`.
 
     Args:
@@ -164,7 +155,7 @@ def launch_frame_to_input(kernels: Launcher, frame: DeviceFrame, *, rows: int, t
     kernels.launch("frame_columns", grid=_grid(size_hw, _TILE), block=_TILE, stream=stream, arguments=arguments)
 
 
-def launch_input_sums(kernels: Launcher, *, source: int, size_hw: tuple[int, int], sums: int, stream: CudaStream) -> None:
+def launch_input_sums(kernels: CudaModule, *, source: int, size_hw: tuple[int, int], sums: int, stream: CudaStream) -> None:
     """Count what :func:`read_frame_statistics` needs into ``sums``, SUMS_COUNT uint64 that the caller cleared in stream order."""
     pixels = size_hw[0] * size_hw[1]
     levels = [c_int32(level) for level in (WHITE_LEVEL, BLACK_LEVEL, TINT_LEVEL, COLOR_LEVEL)]
@@ -172,20 +163,20 @@ def launch_input_sums(kernels: Launcher, *, source: int, size_hw: tuple[int, int
     kernels.launch("input_sums", grid=_line_grid(pixels, most=_MOST_BLOCKS), block=(_LINE, 1, 1), stream=stream, arguments=arguments)
 
 
-def launch_normalization(kernels: Launcher, *, anomaly_map: int, normalization: int, cells: int, normalized: int, stream: CudaStream) -> None:
+def launch_normalization(kernels: CudaModule, *, anomaly_map: int, normalization: int, cells: int, normalized: int, stream: CudaStream) -> None:
     """Multiply a map with a normalization map into ``normalized``; all three hold ``cells`` float32."""
     arguments = (c_void_p(anomaly_map), c_void_p(normalization), c_int32(cells), c_void_p(normalized))
     kernels.launch("normalization_cells", grid=_line_grid(cells), block=(_LINE, 1, 1), stream=stream, arguments=arguments)
 
 
-def launch_map_statistics(kernels: Launcher, *, anomaly_map: int, cells: int, statistics: int, stream: CudaStream) -> None:
+def launch_map_statistics(kernels: CudaModule, *, anomaly_map: int, cells: int, statistics: int, stream: CudaStream) -> None:
     """Count what :func:`read_map_statistics` needs into ``statistics``, STATISTICS_WORDS uint32 that the caller cleared in stream order."""
     arguments = (c_void_p(anomaly_map), c_int32(cells), c_float(math.nan), c_void_p(statistics))
     kernels.launch("map_statistics", grid=_line_grid(cells, most=_MOST_BLOCKS), block=(_LINE, 1, 1), stream=stream, arguments=arguments)
 
 
 def launch_map_to_frame(  # noqa: PLR0913 - one launch writes three outputs
-    kernels: Launcher,
+    kernels: CudaModule,
     *,
     anomaly_map: int,
     map_hw: tuple[int, int],
@@ -230,7 +221,7 @@ def launch_map_to_frame(  # noqa: PLR0913 - one launch writes three outputs
 
 
 def launch_regions(
-    kernels: Launcher, *, anomaly_map: int, map_hw: tuple[int, int], score: int, threshold: float, scratch: RegionScratch, stream: CudaStream
+    kernels: CudaModule, *, anomaly_map: int, map_hw: tuple[int, int], score: int, threshold: float, scratch: RegionScratch, stream: CudaStream
 ) -> None:
     """Check a map and measure its regions, at its own resolution.
 
