@@ -5,6 +5,7 @@
 #   make lint          ruff, mypy --strict, import arrows
 #   make test-slow     the tests that take minutes: real engines of real networks
 #   make test-station  tests with servers
+#   make docs         the documentation site, in build/site
 #   make test-wheel    every command from the built wheel, in environments without torch
 #   make test-py310    the runtime's tests on Python 3.10 without torch (skipped where there is no python3.10)
 
@@ -12,7 +13,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := cpu,train,export,openvino,dev
 
-.PHONY: demo test test-slow lint test-station test-py310 test-wheel clean
+.PHONY: demo docs test test-slow lint test-station test-py310 test-wheel clean
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "snl-edge needs Python >= 3.10, $(PYTHON) is $$($(PYTHON) -V); run: make PYTHON=python3.11"; exit 2; }
@@ -38,8 +39,13 @@ test-station: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	MYPYPATH=.venv/links:. $(BIN)/mypy -p snl_runtime -p snl_train -p snl_export -p snl_calibration -p benchmarks.accuracy -p benchmarks.speed
+	MYPYPATH=.venv/links:. $(BIN)/mypy -p snl_runtime -p snl_train -p snl_export -p snl_calibration -p benchmarks.accuracy -p benchmarks.speed -p docs
 	PYTHONPATH=.venv/links:. $(BIN)/lint-imports
+
+# Installs the extra once; the build itself fetches nothing.
+docs: .venv/installed
+	@$(BIN)/python -c 'import material, mkdocstrings_handlers.python' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/python -m docs.build_site --out build/site
 
 # A python3.10 on the path, else one that pyenv installed.
 PYTHON310 ?= $(shell python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || ls -1 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.10*/bin/python3.10 2>/dev/null | tail -1)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))  # docs/ is no installed package
 
 
 @pytest.fixture(scope="session")
