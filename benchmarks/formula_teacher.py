@@ -5,7 +5,7 @@
         --weights runs/teacher/formula.safetensors --out runs/teacher/formula
 
 Air-gapped factories cannot fetch ImageNet weights. Each class is one iterated function system (Kataoka et al., Pre-training without natural images,
-2020) on a texture of its own; every image is a new sample of it in other colors, cropped, turned and lit by lot. Writes the teacher's part of the
+2020) on a texture of its own; every image is a new sample of it in other colors, cropped, turned and lit at random. Writes the teacher's part of the
 network with torchvision's names, which ``--teacher-weights`` takes. ``--only`` matches a part of the name, so the second command trains SNL(RD)
 after RD; stop it there. Resumes from ``x.resume.pt`` beside the output.
 """
@@ -99,15 +99,15 @@ def draw_batch(shapes: Tensor, grounds: Tensor, numbers: Tensor) -> Tensor:
     colors = torch.rand(4, count, 3, 1, 1)
     below = colors[0] + (colors[1] - colors[0]) * ground  # (B, 3, SIDE, SIDE)
     above = colors[2] + (colors[3] - colors[2]) * figure
-    pictures = below + (above - below) * figure.sqrt()
+    images = below + (above - below) * figure.sqrt()
     angle = torch.rand(count) * 2 * math.pi
     zoom = torch.empty(count).uniform_(0.5, 0.95)
     turn = torch.stack([torch.stack([angle.cos(), -angle.sin()], 1), torch.stack([angle.sin(), angle.cos()], 1)], 1) * zoom[:, None, None]
     shift = torch.empty(count, 2, 1).uniform_(-0.3, 0.3)
     grid = F.affine_grid(torch.cat([turn, shift], 2), [count, 3, CROP, CROP], align_corners=False)
-    pictures = F.grid_sample(pictures, grid, padding_mode="reflection", align_corners=False)
-    pictures = pictures + torch.randn_like(pictures) * torch.rand(count, 1, 1, 1) * 0.08
-    return (pictures.clamp(0, 1) - 0.45) / 0.225
+    images = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    images = images + torch.randn_like(images) * torch.rand(count, 1, 1, 1) * 0.08
+    return (images.clamp(0, 1) - 0.45) / 0.225
 
 
 def save_teacher(network: nn.Module, out: Path) -> None:

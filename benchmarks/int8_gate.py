@@ -63,7 +63,9 @@ def read_test_images(data: Path) -> TestImages:
 
 
 def link_images(data: Path, work: Path) -> None:
-    """Put links to training goods into ``ranges``, to test images into ``frames`` and to bad ones into ``bad``, so that no folder holds both."""
+    """Put links to training good images into ``ranges``, to test images into ``frames`` and to bad ones into ``bad``, so that no folder holds
+    both.
+    """
     for product in sorted(path.parent.name for path in data.glob("*/test")):
         kinds = [path.name for path in (data / product / "test").iterdir() if path.is_dir()]
         folders = {f"ranges/{product}/good": data / product / "train" / "good"}

@@ -1,4 +1,4 @@
-"""The whole line on real images: checkpoint and export side by side, thresholds from held-out goods, verdicts on the test images.
+"""The whole line on real images: checkpoint and export side by side, thresholds from held-out good parts, verdicts on the test images.
 
     python benchmarks/realmix_line.py --data ../shared/data/realmix --ckpt runs/realmix/realmix.pt
 
@@ -70,7 +70,7 @@ def _value(metric: dict[str, Any]) -> str:
 
 def calibration_table(products: Sequence[dict[str, Any]]) -> list[str]:
     """Return a Markdown table of what each product's calibration gave, refusals included."""
-    lines = ["| product | held-out goods | pass threshold | synthetic defects detected | outcome |", "|---|---|---|---|---|"]
+    lines = ["| product | held-out good parts | pass threshold | synthetic defects detected | outcome |", "|---|---|---|---|---|"]
     for product in products:
         decision = product["decision"]
         threshold = f"{decision['pass_threshold']:.4f}" if decision else "none"

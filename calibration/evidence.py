@@ -152,7 +152,8 @@ def collect_from_synthetic_defects(
 def require_detection(evidence: Evidence, fit: ThresholdFit) -> None:
     """Refuse a threshold that finds too few defects, or no more than a model that scores at random.
 
-    A blind model whose scores are noise exceeds the threshold with a share of ``max_frr`` of anything, so a loose promise makes it look sighted.
+    A blind model whose scores are noise exceeds the threshold with a share of ``max_frr`` of anything, so a loose promise makes it look able to see
+    defects.
 
     Raises:
         CalibrationRefusedError: With the counts per kind.

@@ -19,7 +19,7 @@ MIN_NORMALIZATION_SAMPLE = 20
 A part that is left out moves the mean map by 1 / n, so at 20 no part counts for more than 5 % of it, and what the threshold is fitted under is within
 that of what the line applies. Values of one cell vary between good parts by about their mean; over 20 parts, and the 50 cells that the smoothing
 joins, little of that is left."""
-PICTURE_PX = 256
+IMAGE_PX = 256
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -111,7 +111,7 @@ def render_normalization(normalization: NormalizationMap) -> Image:
     logarithm = np.log(normalization.values)
     span = float(np.ptp(logarithm)) or 1.0
     gray = np.rint((logarithm - logarithm.min()) / span * 255).astype(np.uint8)
-    times = max(1, PICTURE_PX // max(gray.shape))
+    times = max(1, IMAGE_PX // max(gray.shape))
     colored = cv2.applyColorMap(gray.repeat(times, 0).repeat(times, 1), cv2.COLORMAP_VIRIDIS)
     return np.ascontiguousarray(colored[..., ::-1])
 

@@ -67,10 +67,10 @@ def plan_engine(asked: str | None, compute_capabilities: Sequence[int]) -> Engin
         return EnginePlan(target=None, why_not="--engine none was given")
     if asked is not None or compute_capabilities:
         return EnginePlan(target=_target(asked, compute_capabilities), why_not=None)
-    from snl_runtime.backends.tensorrt.builder import target_at_hand
+    from snl_runtime.backends.tensorrt.builder import local_target
 
     try:
-        return EnginePlan(target=target_at_hand(), why_not=None)
+        return EnginePlan(target=local_target(), why_not=None)
     except (BackendUnavailableError, ConfigError) as error:
         return EnginePlan(target=None, why_not=f"{error} (--engine tensorrt-rtx builds without a GPU)")
 

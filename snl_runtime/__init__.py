@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from snl_runtime.images.files import read_image, write_image
     from snl_runtime.images.overlay import render_overlay
     from snl_runtime.line.handoff import OverflowPolicy
-    from snl_runtime.line.image_folders import OverlaySaver, PictureCounts, PictureFolder, RejectSaver
+    from snl_runtime.line.image_folders import ImageFolder, ImageFolderCounts, OverlaySaver, RejectSaver
     from snl_runtime.line.jsonl import JsonlSink
     from snl_runtime.line.pipeline import Pipeline, PipelineCounts, UndeliveredVerdict
     from snl_runtime.line.records import StreamSink, record_line
@@ -84,6 +84,8 @@ __all__ = [
     "FrameSource",
     "FrameStamper",
     "GoldenSampleError",
+    "ImageFolder",
+    "ImageFolderCounts",
     "ImageFolderSource",
     "InferenceError",
     "JsonlSink",
@@ -95,8 +97,6 @@ __all__ = [
     "OverflowPolicy",
     "OverlaySaver",
     "ParityRefusedError",
-    "PictureCounts",
-    "PictureFolder",
     "Pipeline",
     "PipelineCounts",
     "RefusedError",
@@ -168,7 +168,7 @@ _NAMES = {
     "images.files": ("read_image", "write_image"),
     "images.overlay": ("render_overlay",),
     "line.handoff": ("OverflowPolicy",),
-    "line.image_folders": ("OverlaySaver", "PictureCounts", "PictureFolder", "RejectSaver"),
+    "line.image_folders": ("OverlaySaver", "ImageFolderCounts", "ImageFolder", "RejectSaver"),
     "line.jsonl": ("JsonlSink",),
     "line.pipeline": ("Pipeline", "PipelineCounts", "UndeliveredVerdict"),
     "line.records": ("StreamSink", "record_line"),

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from snl_runtime.backends import open_backend
 from snl_runtime.backends.base import Backend
 from snl_runtime.errors import BackendError, BackendTimeoutError, FrameError, GoldenSampleError, InferenceError, ManifestError
-from snl_runtime.gpu.path import ChoosePictures, DevicePath, map_of, offers_context, open_device_path
+from snl_runtime.gpu.path import ChooseVisualizations, DevicePath, map_of, offers_context, open_device_path
 from snl_runtime.images.preprocess import InputSpec, prepare
 from snl_runtime.model.bundle import ModelBundle, open_bundle
 from snl_runtime.model.golden import check_golden, golden_path
@@ -194,7 +194,7 @@ class Scorer:
         threshold: float,
         keep_map: bool,
         normalization: NormalizationMap | None = None,
-        choose: ChoosePictures | None = None,
+        choose: ChooseVisualizations | None = None,
     ) -> ScoredFrame:
         """Prepare, score and measure one frame on the GPU, unchecked; only where :attr:`is_on_device`.
 
@@ -213,7 +213,7 @@ class Scorer:
         """
         if self._device_path is None:
             raise InferenceError(f"backend {self.backend.name!r} has no device path; use score()")
-        with self._guarded():
+        with self._marking_failure():
             inspection = self._device_path.inspect(
                 image, color=color, roi_xyxy=roi_xyxy, threshold=threshold, keep_map=keep_map, normalization=normalization, choose=choose
             )
@@ -316,14 +316,14 @@ class Scorer:
             raise InferenceError(f"{self.bundle.path.name} gave no usable answer for {what} on {self.backend.name}: {fault.reason}")
 
     def _infer_batch(self, images: npt.NDArray[np.uint8], maps: Maps, scores: Scores) -> None:
-        with self._guarded():
+        with self._marking_failure():
             if self._device_path is None:
                 self.backend.infer(np.ascontiguousarray(images), maps, scores)
             else:
                 scores[0], maps[0, 0] = self._device_path.infer(images[0])
 
     @contextlib.contextmanager
-    def _guarded(self) -> Iterator[None]:
+    def _marking_failure(self) -> Iterator[None]:
         """Turn whatever a backend raises into an ``InferenceError`` and distrust it from then on."""
         try:
             yield

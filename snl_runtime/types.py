@@ -40,7 +40,7 @@ class DetectorState(enum.Enum):
     """What an opened model may be trusted with."""
 
     UNCHECKED = "unchecked"
-    """No golden sample was scored yet, or the model has none: frames are scored and nothing passes."""
+    """No golden sample was scored yet, or the model has none: frames are scored, and every verdict is ERROR."""
     READY = "ready"
     """The golden samples agreed in this process, on this backend, and it has not failed since."""
     FAILED = "failed"

@@ -18,7 +18,7 @@ Pairing: TypeAlias = Literal["roll", "permutation", "mutual", "different-class"]
 Optimizer: TypeAlias = Literal["adam", "muon"]
 Schedule: TypeAlias = Literal["one-cycle", "cosine", "constant"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
-WhiteningNormalization: TypeAlias = Literal["mean", "peak"]
+WhiteningNormalization: TypeAlias = Literal["mean", "maximum"]
 Preset: TypeAlias = Literal["paper", "best"]
 
 
@@ -39,7 +39,7 @@ class ModelConfig:
     cram_normalize: bool = False
     """Assign features to centers by direction (L2-normalized), restoring their length afterwards; False is Eq. 8 and 9 as printed."""
     cram_alpha: float = 1.0
-    """Start value of alpha of Eq. 8, which is learnt."""
+    """Start value of alpha of Eq. 8, which is learned."""
     cram_positive_alpha: bool = False
     """Use the absolute value of alpha, so that training cannot turn near centers into far ones."""
     cram_center_norm: float = 1.0
@@ -93,7 +93,7 @@ class LossConfig:
     """Weight of the cosine distance per position, Eq. 2."""
     channel_focus: float = 0.0
     """Exponent g of each position's weight in that loss, its distance to the power of g: what the student still gets wrong counts for more than what
-    it has learnt. 0 is Eq. 2, where all positions count alike. The plain methods take it too."""
+    it has learned. 0 is Eq. 2, where all positions count alike. The plain methods take it too."""
     spatial_weight: float = 1.0
     """Lambda 1: KL divergence over positions, Eq. 3. Always 0 for the plain methods, as are the next two."""
     intra_weight: float = 1.0
@@ -154,7 +154,7 @@ class OptimConfig:
     """How the student is trained. The paper states Adam and the learning rate only; the rest is this project's."""
 
     optimizer: Optimizer = "adam"
-    """``adam`` is the paper's; ``muon`` orthogonalises the steps of the convolution kernels and leaves the rest to Adam, see ``snl_train.muon``."""
+    """``adam`` is the paper's; ``muon`` orthogonalizes the steps of the convolution kernels and leaves the rest to Adam, see ``snl_train.muon``."""
     learning_rate: float = 5e-3
     """Peak learning rate of either optimizer."""
     betas: tuple[float, float] = (0.5, 0.999)
@@ -164,7 +164,7 @@ class OptimConfig:
     weight_decay: float = 0.0
     """Decoupled weight decay on the student's weights."""
     schedule: Schedule = "one-cycle"
-    """Step size over the run: up then down to almost 0, straight down from the peak, or unchanged."""
+    """Learning rate over the run: up then down to almost 0, straight down from the peak, or unchanged."""
     warmup_share: float = 0.1
     """Share of the steps with a rising learning rate (one-cycle only)."""
     gradient_clip: float = 0.0
@@ -210,26 +210,27 @@ class DataConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CorruptionConfig:
-    """Flaws painted into the student's input, see ``snl_train.corruption``; the paper has none."""
+class SyntheticAnomalyConfig:
+    """Synthetic anomalies in the student's input, see ``snl_train.synthetic_anomalies``; the paper has none."""
 
     share: float = 0.0
-    """Share of the training images that get a flaw; 0 trains as the paper does."""
+    """Share of the training images that get a synthetic anomaly; 0 trains as the paper does."""
     opacity_min: float = 0.3
-    """Faintest flaw; opacities are drawn evenly from here to 1."""
+    """Faintest synthetic anomaly; opacities are drawn evenly from here to 1."""
     area_min: float = 0.01
-    """Smallest share of the image that a flaw covers, before it is cut to a disc half of the time."""
+    """Smallest share of the image that a synthetic anomaly covers, before it is cut to a disc half of the time."""
     area_max: float = 0.15
-    """Largest share of the image that a flaw covers."""
+    """Largest share of the image that a synthetic anomaly covers."""
     foreign_share: float = 0.5
-    """Share of the flaws filled from another image of the batch, of whatever product; the rest is the image itself, moved, or flat color."""
+    """Share of the synthetic anomalies filled from another image of the batch, of whatever product; the rest is the image itself, moved, or flat
+    color."""
 
     def __post_init__(self) -> None:
-        _check("corruption.share", self.share, "in [0, 1]", 0 <= self.share <= 1)
-        _check("corruption.opacity_min", self.opacity_min, "in (0, 1]", 0 < self.opacity_min <= 1)
-        _check("corruption.area_min", self.area_min, "in (0, 1)", 0 < self.area_min < 1)
-        _check("corruption.area_max", self.area_max, "in [area_min, 1)", self.area_min <= self.area_max < 1)
-        _check("corruption.foreign_share", self.foreign_share, "in [0, 1]", 0 <= self.foreign_share <= 1)
+        _check("synthetic_anomalies.share", self.share, "in [0, 1]", 0 <= self.share <= 1)
+        _check("synthetic_anomalies.opacity_min", self.opacity_min, "in (0, 1]", 0 < self.opacity_min <= 1)
+        _check("synthetic_anomalies.area_min", self.area_min, "in (0, 1)", 0 < self.area_min < 1)
+        _check("synthetic_anomalies.area_max", self.area_max, "in [area_min, 1)", self.area_min <= self.area_max < 1)
+        _check("synthetic_anomalies.foreign_share", self.foreign_share, "in [0, 1]", 0 <= self.foreign_share <= 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,8 +251,8 @@ class TrainConfig:
     """Optimizer."""
     data: DataConfig = field(default_factory=DataConfig)
     """Images."""
-    corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
-    """Flaws painted into the student's input."""
+    synthetic_anomalies: SyntheticAnomalyConfig = field(default_factory=SyntheticAnomalyConfig)
+    """Synthetic anomalies in the student's input."""
     preset: Preset | None = None
     """Preset that the run started from; recorded, of no effect by itself."""
     seed: int = 0
@@ -289,7 +290,7 @@ def preset_config(name: str) -> TrainConfig:
 
     ``paper``: WRN50 at 256x256, Adam with learning rate 0.005, batch 8, 50 centers, all lambdas 1, as the paper states; epochs, betas, schedule and
     the reductions of the losses are this project's, because the paper does not state them.
-    ``best``: what measured best in ``benchmarks/accuracy``: Muon, L_cd weighted by the distance itself, flaws painted into the student's input,
+    ``best``: what measured best in ``benchmarks/accuracy``: Muon, L_cd weighted by the distance itself, synthetic anomalies in the student's input,
     residual whitening normalized by maxima, CRAM on directions with a positive alpha, a map smoothed by 4 pixels as RD4AD's, and no affinity error in
     it. The affinity losses stay with a tenth of the paper's weight, on at most 256 positions drawn per scale; L_sd is left out.
     ``docs/decisions`` says why.
@@ -302,11 +303,11 @@ def preset_config(name: str) -> TrainConfig:
     if name == "best":
         return TrainConfig(
             preset="best",
-            model=ModelConfig(cram_normalize=True, cram_alpha=10.0, cram_positive_alpha=True, whitening=True, whitening_normalization="peak"),
+            model=ModelConfig(cram_normalize=True, cram_alpha=10.0, cram_positive_alpha=True, whitening=True, whitening_normalization="maximum"),
             loss=LossConfig(channel_focus=1.0, spatial_weight=0.0, intra_weight=0.1, inter_weight=0.1, affinity_positions=256),
             optim=OptimConfig(optimizer="muon"),
             score=ScoreConfig(affinity_weight=0.0, smoothing_sigma=4.0),
-            corruption=CorruptionConfig(share=0.7),
+            synthetic_anomalies=SyntheticAnomalyConfig(share=0.7),
         )
     raise ConfigError(f"unknown preset '{name}'; known: paper, best")
 

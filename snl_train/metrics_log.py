@@ -55,7 +55,7 @@ class MetricsLog:
         self._steps += 1
         self._images += images
 
-    def write(self, step: int, step_size: float) -> None:
+    def write(self, step: int, learning_rate: float) -> None:
         """Append a line about the steps since the last one; does nothing if there were none.
 
         Raises:
@@ -68,7 +68,7 @@ class MetricsLog:
         line = {
             "step": step,
             "epoch": round(step / self._steps_per_epoch, 4),
-            "learning_rate": step_size,
+            "learning_rate": learning_rate,
             "images_per_s": round(self._images / max(now_s - self._line_s, 1e-9), 2),
             "seconds": round(now_s - self._started_s, 2),
             "loss": {name: value if math.isfinite(value) else None for name, value in self.last_losses.items()},

@@ -1,4 +1,4 @@
-"""Muon: momentum with orthogonalised steps for convolution kernels (Jordan et al. 2024).
+"""Muon: momentum with orthogonalized steps for convolution kernels (Jordan et al. 2024).
 
 Adam scales every weight by itself, and one direction of a kernel's gradient usually outweighs all others. Muon takes the kernel as a matrix and gives
 all its directions the same step: with the momentum M = U S V^T it moves along U V^T. A student learns in far fewer steps that way;
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from snl_train.config import OptimConfig
 
 ROWS_AT_ONCE = 256
-"""Most rows that are orthogonalised together; a kernel with more is cut: a 512 x 4608 kernel then takes about a third of the work."""
+"""Most rows that are orthogonalized together; a kernel with more is cut: a 512 x 4608 kernel then takes about a third of the work."""
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the odd quintic a x + b x^3 + c x^5, which five times over takes every singular value from 0.01 to 1 to about 0.7 to 1.2 (Jordan et al.)."""
 _ITERATIONS = 5
@@ -42,13 +42,13 @@ def make_optimizers(parameters: Iterable[nn.Parameter], config: OptimConfig) -> 
 
 
 class Muon(torch.optim.Optimizer):
-    """Moves each kernel along its orthogonalised momentum.
+    """Moves each kernel along its orthogonalized momentum.
 
     PyTorch's own ``torch.optim.Muon`` takes matrices only and refuses the kernels of convolutions.
 
     Args:
         kernels: (rows, ...) parameters with two or more dimensions; all but the first are taken as one.
-        config: Step size, ``momentum`` and weight decay.
+        config: Learning rate, ``momentum`` and weight decay.
     """
 
     def __init__(self, kernels: Sequence[nn.Parameter], config: OptimConfig) -> None:
@@ -56,7 +56,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002 - the signature of every optimizer
-        """Take one step: M <- momentum M + (1 - momentum) G, then along momentum M + (1 - momentum) G (Nesterov), orthogonalised."""
+        """Take one step: M <- momentum M + (1 - momentum) G, then along momentum M + (1 - momentum) G (Nesterov), orthogonalized."""
         for group in self.param_groups:
             kernels = [kernel for kernel in group["params"] if kernel.grad is not None]
             # A GPU takes all of them together, or it would wait for a thousand launches a step; a CPU is faster with one at a time in its cache.
@@ -88,8 +88,8 @@ class Muon(torch.optim.Optimizer):
         """Return the steps along matrices (m, n) of one shape."""
         scale = _MATCHED_RMS * max(same[0].shape) ** 0.5
         if same[0].is_cuda:
-            return list(orthogonalise(torch.stack(same)) * scale)  # (N, m, n)
-        return [orthogonalise(block) * scale for block in same]
+            return list(orthogonalize(torch.stack(same)) * scale)  # (N, m, n)
+        return [orthogonalize(block) * scale for block in same]
 
 
 @contextlib.contextmanager
@@ -115,7 +115,7 @@ def _exact_products() -> Iterator[None]:
 
 
 @_exact_products()
-def orthogonalise(matrices: Tensor) -> Tensor:
+def orthogonalize(matrices: Tensor) -> Tensor:
     """Return about U V^T for matrices U S V^T, (m, n) or (N, m, n): singular values near 1 wherever they are not tiny beside the largest.
 
     Newton and Schulz's iteration X <- (a I + b X X^T + c (X X^T)^2) X, carried out on the small Gram matrix X X^T alone and applied to X once: two
@@ -132,7 +132,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
         The same shape, float32.
     """
     if matrices.shape[-2] > matrices.shape[-1]:
-        return orthogonalise(matrices.mT).mT
+        return orthogonalize(matrices.mT).mT
     a, b, c = _COEFFICIENTS
     x = matrices.float()
     x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)  # singular values at most 1

@@ -99,8 +99,8 @@ def _class_section(group: GroupMeasures, evaluation: Evaluation, index: int) -> 
         for title, chosen in _chosen(images, group.reference_score)
         if chosen
     ]
-    pictures = html.card(html.heat_legend(scale), *galleries)
-    return html.section(group.name, html.note(counts), html.columns(*plots), pictures, anchor=_anchor(index))
+    visualizations = html.card(html.heat_legend(scale), *galleries)
+    return html.section(group.name, html.note(counts), html.columns(*plots), visualizations, anchor=_anchor(index))
 
 
 def _roc(group: GroupMeasures, images: Sequence[ScoredImage]) -> str:
@@ -144,14 +144,14 @@ def _chosen(images: Sequence[ScoredImage], reference: float | None) -> list[tupl
 
 def _tile(image: ScoredImage, scale: html.HeatScale, group: GroupMeasures) -> str:
     sample = image.sample
-    pictures = html.heat_pictures(sample.read_image(), image.anomaly_map, scale, sample.read_mask())
+    visualizations = html.heat_images(sample.read_image(), image.anomaly_map, scale, sample.read_mask())
     kind = (sample.defect or "anomalous") if sample.is_anomalous else "good"
     detail = f"{kind}, score {image.score:#.4g}" + (f" ({image.score / scale.reference:.2f} x)" if scale.reference > 0 else "")
     if group.reference_score is None:
-        return html.tile(pictures, sample.path.name, detail)
+        return html.tile(visualizations, sample.path.name, detail)
     if sample.is_anomalous == (image.score >= group.reference_score):
-        return html.tile(pictures, sample.path.name, detail, badge="right", tone="good")
-    return html.tile(pictures, sample.path.name, detail, badge="missed" if sample.is_anomalous else "false alarm", tone="bad")
+        return html.tile(visualizations, sample.path.name, detail, badge="right", tone="good")
+    return html.tile(visualizations, sample.path.name, detail, badge="missed" if sample.is_anomalous else "false alarm", tone="bad")
 
 
 def _heat_scale(group: GroupMeasures, images: Sequence[ScoredImage]) -> html.HeatScale:

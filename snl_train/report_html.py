@@ -20,7 +20,7 @@ from snl_train.metrics import Flags
 
 Tone: TypeAlias = Literal["plain", "good", "bad"]
 
-PICTURE_PX = 220
+IMAGE_PX = 220
 """Longest side of an image in a report."""
 _TRUTH_COLOR = (255, 0, 210)
 
@@ -55,8 +55,8 @@ tr.total td { font-weight: 600; background: #f3f5f7; }
 tr.total td small { font-weight: 400; }
 .tiles { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill, minmax(min(250px, 100%), 1fr)); }
 figure { margin: 0; border: 1px solid var(--line); border-radius: 8px; overflow: hidden; background: var(--card); }
-figure .pictures { display: flex; gap: 2px; background: #e9ecef; }
-figure .pictures img { flex: 1 1 0; min-width: 0; width: 50%; height: 150px; object-fit: contain; display: block; }
+figure .visualizations { display: flex; gap: 2px; background: #e9ecef; }
+figure .visualizations img { flex: 1 1 0; min-width: 0; width: 50%; height: 150px; object-fit: contain; display: block; }
 figcaption { padding: 8px 12px 10px; font-size: 13px; line-height: 1.4; overflow-wrap: anywhere; }
 figcaption span { color: var(--soft); display: block; font-variant-numeric: tabular-nums; }
 .badge { float: right; border-radius: 9px; padding: 0 9px; margin-left: 8px; font-size: 12px; font-weight: 600; }
@@ -168,9 +168,9 @@ def tiles(*tiles_html: str) -> str:
     return f'<div class="tiles">{"".join(tiles_html)}</div>'
 
 
-def tile(pictures: Sequence[Image], title: str, detail: str, *, badge: str = "", tone: Tone = "plain") -> str:
+def tile(visualizations: Sequence[Image], title: str, detail: str, *, badge: str = "", tone: Tone = "plain") -> str:
     """Return images (H, W, 3) uint8 RGB side by side with a caption and, if not empty, a badge in it."""
-    images = "".join(f'<img alt="{escape(title)}" src="{png_data_uri(picture)}">' for picture in pictures)
+    images = "".join(f'<img alt="{escape(title)}" src="{png_data_uri(image)}">' for image in visualizations)
     mark = f'<b class="badge {tone}">{escape(badge)}</b>' if badge else ""
     return f'<figure><div class="saved_images">{images}</div><figcaption>{mark}{escape(title)}<span>{escape(detail)}</span></figcaption></figure>'
 
@@ -192,7 +192,7 @@ class HeatScale(NamedTuple):
         return 2 * self.reference - self.floor
 
 
-def heat_pictures(image_rgb: Image, anomaly_map: AnomalyMap, scale: HeatScale, mask: Flags | None = None) -> list[Image]:
+def heat_images(image_rgb: Image, anomaly_map: AnomalyMap, scale: HeatScale, mask: Flags | None = None) -> list[Image]:
     """Return the image and its heat map at report size, in the colors of the line (`snl_runtime.images.overlay`).
 
     The line itself colors from 0 (``HeatScale(0, threshold)``); a floor above 0 shows more where good parts already score well above 0.
@@ -203,7 +203,7 @@ def heat_pictures(image_rgb: Image, anomaly_map: AnomalyMap, scale: HeatScale, m
         scale: Meaning of the colors.
         mask: (H, W) bool, outlined in the first image; None or all False for no outline.
     """
-    shrink = min(1.0, PICTURE_PX / max(image_rgb.shape[:2]))
+    shrink = min(1.0, IMAGE_PX / max(image_rgb.shape[:2]))
     size_hw = (max(1, round(image_rgb.shape[0] * shrink)), max(1, round(image_rgb.shape[1] * shrink)))
     small = resize(image_rgb, size_hw)
     heat = blend_heat(small, anomaly_map - np.float32(scale.floor), scale.reference - scale.floor)
@@ -211,7 +211,7 @@ def heat_pictures(image_rgb: Image, anomaly_map: AnomalyMap, scale: HeatScale, m
 
 
 def heat_legend(scale: HeatScale) -> str:
-    """Return the color bar of `heat_pictures` with its values."""
+    """Return the color bar of `heat_images` with its values."""
     steps = 46
     colors, opacity = heat_colors(np.linspace(0, HEAT_STOPS[-1][0], steps)[None])
     shown = 255 + (colors[0] - 255) * opacity[0][:, None]
@@ -237,10 +237,10 @@ def png_data_uri(image_rgb: Image) -> str:
 
 def _outlined(image_rgb: Image, mask: Flags) -> Image:
     cv2 = load_opencv()
-    picture = np.ascontiguousarray(image_rgb).copy()
+    image = np.ascontiguousarray(image_rgb).copy()
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(picture, contours, -1, _TRUTH_COLOR, 1)
-    return picture
+    cv2.drawContours(image, contours, -1, _TRUTH_COLOR, 1)
+    return image
 
 
 def _cell(cell: Cell | str) -> str:

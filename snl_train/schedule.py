@@ -1,4 +1,4 @@
-"""Step size of the optimizer as a function of the step alone, so that a resumed training needs no state for it."""
+"""Learning rate of the optimizer as a function of the step alone, so that a resumed training needs no state for it."""
 
 import math
 

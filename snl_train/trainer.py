@@ -12,12 +12,12 @@ from torch import Tensor
 from snl_runtime.errors import ConfigError, SnlError
 from snl_train.averaging import WeightAverage, estimate_statistics
 from snl_train.config import Device, TrainConfig
-from snl_train.corruption import Corruption
 from snl_train.losses import structural_loss
 from snl_train.models import build_model
-from snl_train.models.whitening import fit_whitening, level_peaks
+from snl_train.models.whitening import fit_whitening, normalize_maxima
 from snl_train.muon import make_optimizers
 from snl_train.schedule import learning_rate
+from snl_train.synthetic_anomalies import SyntheticAnomalies
 
 
 class TrainingDivergedError(SnlError):
@@ -46,7 +46,7 @@ class Trainer:
         self._config = config
         self._total_steps = total_steps
         self._augment = augment
-        self._corruption = Corruption(config.corruption)
+        self._synthetic_anomalies = SyntheticAnomalies(config.synthetic_anomalies)
         self.steps_done = 0
         self.device = resolve_device(config.device)
         torch.manual_seed(config.seed)
@@ -61,8 +61,8 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._half is torch.float16)
 
     @property
-    def step_size(self) -> float:
-        """Step size of the next optimizer step."""
+    def learning_rate(self) -> float:
+        """Learning rate of the next optimizer step."""
         return learning_rate(self.steps_done, self._total_steps, self._config.optim)
 
     def step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -80,7 +80,7 @@ class Trainer:
             ConfigError: If the GPU has too little memory.
         """
         for group in self._groups():
-            group["lr"] = self.step_size
+            group["lr"] = self.learning_rate
         if self._augment is not None:
             images = self._augment(images)
         try:
@@ -96,11 +96,11 @@ class Trainer:
 
     def _forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         images = self._moved(images)
-        flawed, has_flaw = self._corruption(images)
+        altered, has_anomaly = self._synthetic_anomalies(images)
         inputs = self._model.normalize(images)
         with torch.autocast(self.device.type, dtype=self._half) if self._half is not None else contextlib.nullcontext():
-            if has_flaw.any():
-                teacher, student = self._restore(inputs, self._model.normalize(flawed), self._moved(has_flaw.nonzero().flatten()))
+            if has_anomaly.any():
+                teacher, student = self._restore(inputs, self._model.normalize(altered), self._moved(has_anomaly.nonzero().flatten()))
             else:
                 teacher, student = self._model(inputs)
         # Leaves autocast by itself: only the affinities' matrix products are in half precision.
@@ -110,14 +110,14 @@ class Trainer:
         """Return a tensor on the device; from pinned memory, or every copy would wait until the GPU has done all that was asked of it before."""
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
-    def _restore(self, inputs: Tensor, flawed: Tensor, numbers: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the teacher's features of the good images and the student's answer to the flawed ones, which are those with these numbers, (F,)."""
+    def _restore(self, inputs: Tensor, altered: Tensor, numbers: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the teacher's features of the good images and the student's answer to the altered ones, which are those with these numbers, (F,)."""
         teacher = self._model.teacher(inputs)
         if self._model.bottleneck is None:
-            return teacher, self._model.imitate(flawed, teacher)  # a forward student sees the image and not the teacher's features
-        seen = self._model.teacher(flawed[numbers])  # (F, D_k, H_k, W_k); the others are the same as without a flaw
+            return teacher, self._model.imitate(altered, teacher)  # a forward student sees the image and not the teacher's features
+        seen = self._model.teacher(altered[numbers])  # (F, D_k, H_k, W_k); the others are the same as without a synthetic anomaly
         shown = [good.index_copy(0, numbers, bad.to(good.dtype)) for good, bad in zip(teacher, seen, strict=True)]
-        return teacher, self._model.imitate(flawed, shown)
+        return teacher, self._model.imitate(altered, shown)
 
     def _update(self, total: Tensor) -> None:
         for optimizer in self._optimizers:
@@ -167,8 +167,8 @@ class Trainer:
             reference.eval()
             try:
                 fit_whitening(reference, reference.whitening, inputs())
-                if self._config.model.whitening_normalization == "peak":
-                    level_peaks(reference, reference.whitening, inputs())
+                if self._config.model.whitening_normalization == "maximum":
+                    normalize_maxima(reference, reference.whitening, inputs())
             except ValueError as error:
                 raise TrainingDivergedError(f"{error} (step {self.steps_done} of {self._total_steps})") from error
         measured: dict[str, Tensor] = reference.state_dict()

@@ -176,13 +176,13 @@ class _Run:
             Progress(total_images, unit="images", label="train", done=done) as progress,
         ):
             for numbers, images in self._remaining():
-                step_size = self.trainer.step_size
+                learning_rate = self.trainer.learning_rate
                 log.add(self._step(images, numbers), len(numbers))
                 step = self.trainer.steps_done
                 is_epoch_end = step % per_epoch == 0
                 stopping = should_stop()
                 if step % LOG_EVERY_STEPS == 0 or is_epoch_end or stopping:
-                    log.write(step, step_size)
+                    log.write(step, learning_rate)
                 notes = {"loss": log.last_losses["total"]} if log.last_losses else {}
                 progress.advance(len(numbers), epoch=f"{-(-step // per_epoch)}/{self._config.epochs}", **notes)
                 if stopping:

@@ -82,30 +82,32 @@ def pasted(base: Image, other: Image, rng: np.random.Generator) -> tuple[Image, 
     return result, mask
 
 
-def separation(scorer: Any, goods: Mapping[str, npt.NDArray[np.uint8]], *, per_pair: int, seed: int) -> dict[str, Any]:
+def separation(scorer: Any, good_images: Mapping[str, npt.NDArray[np.uint8]], *, per_pair: int, seed: int) -> dict[str, Any]:
     """Return the separation of mixtures from good images, per pair or class and as means.
 
     Args:
         scorer: Has ``score_inputs(images (N, H, W, 3) uint8) -> (scores (N,), maps (N, H, W))``.
-        goods: Good test images of each class, (N, H, W, 3) uint8.
+        good_images: Good test images of each class, (N, H, W, 3) uint8.
         per_pair: Mixtures of each pair of classes, and pastes on each class.
         seed: Chooses images, patches and places; the same mixtures for every model.
 
     Raises:
         DataError: If there are fewer than two classes.
     """
-    if len(goods) < 2:
-        raise DataError(f"mixtures need good test images of two classes, got {', '.join(goods) or 'none'}")
-    good = {name: _scored(scorer, images) for name, images in goods.items()}
+    if len(good_images) < 2:
+        raise DataError(f"mixtures need good test images of two classes, got {', '.join(good_images) or 'none'}")
+    good = {name: _scored(scorer, images) for name, images in good_images.items()}
     found: dict[str, dict[str, float]] = {kind: {} for kind in KINDS}
-    for number, (first, second) in enumerate(itertools.combinations(sorted(goods), 2)):
+    for number, (first, second) in enumerate(itertools.combinations(sorted(good_images), 2)):
         rng = np.random.default_rng([seed, 1, number])
-        scores, _ = _scored(scorer, np.stack([mixed(_drawn(goods[first], rng), _drawn(goods[second], rng)) for _ in range(per_pair)]))
+        scores, _ = _scored(scorer, np.stack([mixed(_drawn(good_images[first], rng), _drawn(good_images[second], rng)) for _ in range(per_pair)]))
         found["mixup"][f"{first} + {second}"] = _auroc([*good[first][0], *good[second][0]], scores)
-    for number, name in enumerate(sorted(goods)):
+    for number, name in enumerate(sorted(good_images)):
         rng = np.random.default_rng([seed, 2, number])
-        others = [other for other in sorted(goods) if other != name]
-        made = [pasted(_drawn(goods[name], rng), _drawn(goods[others[int(rng.integers(len(others)))]], rng), rng) for _ in range(per_pair)]
+        others = [other for other in sorted(good_images) if other != name]
+        made = [
+            pasted(_drawn(good_images[name], rng), _drawn(good_images[others[int(rng.integers(len(others)))]], rng), rng) for _ in range(per_pair)
+        ]
         scores, maps = _scored(scorer, np.stack([image for image, _ in made]))
         masks = np.stack([mask for _, mask in made])
         found["paste"][name] = _auroc(list(good[name][0]), scores)
@@ -120,15 +122,15 @@ def _run(options: argparse.Namespace) -> int:
     options.out.parent.mkdir(parents=True, exist_ok=True)  # a wrong name must not cost the minutes of scoring
     read_rows(options.out, MIXTURES)
     rows: list[dict[str, str]] = []
-    goods: dict[tuple[int, int], dict[str, npt.NDArray[np.uint8]]] = {}
+    good_images: dict[tuple[int, int], dict[str, npt.NDArray[np.uint8]]] = {}
     for path in (path for path in options.checkpoints if not path.name.endswith(".resume.pt")):  # x*.pt names the states of unfinished runs too
         checkpoint = load_checkpoint(path)
         if len(checkpoint.classes) < 2:
             raise ConfigError(f"{path} knows the class {checkpoint.classes[0]!r} only; give multi-class checkpoints")
         scorer = CheckpointScorer(checkpoint, options.device)
-        if scorer.size_hw not in goods:
-            goods[scorer.size_hw] = _good_test_images(options.data, checkpoint.classes, scorer.size_hw, set(checkpoint.training_image_sha256))
-        found = separation(scorer, goods[scorer.size_hw], per_pair=options.per_pair, seed=options.seed)
+        if scorer.size_hw not in good_images:
+            good_images[scorer.size_hw] = _good_test_images(options.data, checkpoint.classes, scorer.size_hw, set(checkpoint.training_image_sha256))
+        found = separation(scorer, good_images[scorer.size_hw], per_pair=options.per_pair, seed=options.seed)
         common = {"model": re.sub(r"_s\d+$", "", path.stem), "seed": str(checkpoint.seed), **provenance.origin(scorer.device, options.commit)}
         rows += [
             {**common, "kind": kind, "of": name, "auroc": number_text(value)}

@@ -43,7 +43,7 @@ class Shown:
     """
 
     sample: Sample
-    pictures: list[Image]
+    images: list[Image]
     scores: list[float]
 
 
@@ -79,8 +79,8 @@ def compare(scored: Sequence[Sequence[ScoredImage]], *, per_class: int) -> list[
     found = []
     for number in (anomalous[index] for index in chosen):
         sample = scored[0][number].sample
-        picture, mask = read_image(sample.path), sample.read_mask()
-        pairs = [html.heat_pictures(picture, images[number].anomaly_map, scale, mask) for images, scale in zip(scored, scales)]
+        image, mask = read_image(sample.path), sample.read_mask()
+        pairs = [html.heat_images(image, images[number].anomaly_map, scale, mask) for images, scale in zip(scored, scales)]
         scores = [images[number].score / scale.reference for images, scale in zip(scored, scales)]
         found.append(Shown(sample, [pairs[0][0], *(heat for _, heat in pairs)], scores))
     return found
@@ -88,7 +88,7 @@ def compare(scored: Sequence[Sequence[ScoredImage]], *, per_class: int) -> list[
 
 def sheet(rows: Sequence[Shown]) -> Image:
     """Return all images as one image, a row per test image, every cell the same size."""
-    return np.concatenate([np.concatenate([resize(picture, (_CELL_PX, _CELL_PX)) for picture in row.pictures], axis=1) for row in rows])
+    return np.concatenate([np.concatenate([resize(image, (_CELL_PX, _CELL_PX)) for image in row.images], axis=1) for row in rows])
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -106,7 +106,7 @@ def _run(options: argparse.Namespace) -> int:
             raise DataError(f"{options.data} has no anomalous test image of class {class_name!r}; its classes are {', '.join(index.classes)}")
         shown = compare([_scored(path, samples, options.device) for path in options.checkpoints], per_class=options.per_class)
         rows += shown
-        tiles = [html.tile(one.pictures, one.sample.path.name, _caption(one, names)) for one in shown]
+        tiles = [html.tile(one.images, one.sample.path.name, _caption(one, names)) for one in shown]
         sections.append(html.section(class_name, html.card(html.tiles(*tiles)), anchor=class_name))
     lead = f"Left to right: test image (defect outlined), then {', '.join(names)}. Images were chosen by their place in the list and by no score."
     note = html.note(

@@ -51,7 +51,7 @@ class Protocol:
     variants: Mapping[str, Variant] = field(default_factory=dict)
     """Rows of the tables by name."""
     settings: tuple[Setting, ...] = ("multi-class",)
-    """One model for all classes of a set, or one model per class."""
+    """One multi-class model classes of a set, or one model per class."""
     image_sizes: tuple[int, ...] = (256,)
     """Sides of the square network input in pixels."""
     seeds: tuple[int, ...] = (0, 1, 2)

@@ -85,8 +85,8 @@ def rendered(pages: Path, results: Path) -> dict[str, str]:
             shown = list(rows(read_rows(results / f"{name}.csv", ACCURACY)).values())
             files[f"{name}.md"] = "\n".join(protocol_classes(protocol, shown))
             files[f"{name}.svg"] = _plot(protocol, shown)
-            picture = f"![Image AUROC of each seed]({name}.svg)"
-            return "\n".join([*protocol_tables(protocol, shown), picture, "", f"Figures of each class: [{protocol.title}]({name}.md)."])
+            image = f"![Image AUROC of each seed]({name}.svg)"
+            return "\n".join([*protocol_tables(protocol, shown), image, "", f"Figures of each class: [{protocol.title}]({name}.md)."])
 
         files[page.name] = MARKER.sub(fill, page.read_text(encoding="utf-8"))
     return files

@@ -95,7 +95,7 @@ def _verify(model: Path, *, is_signed: bool) -> None:
     logger.info("verifying %s against its ONNX file", model.name)
     try:
         report = verify_engine(model)
-    except BackendUnavailableError as failure:  # no ONNX Runtime on this station: frames are scored and nothing passes
+    except BackendUnavailableError as failure:  # no ONNX Runtime on this station: frames are scored, and every verdict is ERROR
         logger.warning("%s cannot be verified here: %s", model.name, failure)
         return
     if not report.passed:

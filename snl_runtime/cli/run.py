@@ -27,7 +27,7 @@ from snl_runtime.text import to_json
 
 if TYPE_CHECKING:
     from snl_runtime.detector.detector import SnlDetector
-    from snl_runtime.line.image_folders import OverlaySaver, PictureFolder, RejectSaver
+    from snl_runtime.line.image_folders import ImageFolder, OverlaySaver, RejectSaver
     from snl_runtime.line.jsonl import JsonlSink
     from snl_runtime.line.pipeline import Pipeline
     from snl_runtime.line.records import StreamSink
@@ -190,7 +190,7 @@ def _inspect(arguments: argparse.Namespace, request: "_StopRequest") -> int:
             raise
         finally:
             _report_undelivered(pipeline, outputs.records)
-            summary = tally.summary(pipeline.counts, pictures=outputs.pictures) | {"stopped_by": request.signal}
+            summary = tally.summary(pipeline.counts, saved_images=outputs.saved_images) | {"stopped_by": request.signal}
             _report(arguments, summary, detector, failure)
     return EXIT_NOT_ALL_PASSED if arguments.fail_on_reject and not tally.all_passed else EXIT_OK
 
@@ -224,12 +224,12 @@ class _Outputs:
     overlays: "OverlaySaver | None"
 
     @property
-    def pictures(self) -> "list[PictureFolder]":
+    def saved_images(self) -> "list[ImageFolder]":
         return [folder for folder in (self.rejects, self.overlays) if folder is not None]
 
     @property
     def others(self) -> "list[Sink]":
-        return [*self.plug_ins, *self.pictures]  # a PLC waits for its verdict, an image does not
+        return [*self.plug_ins, *self.saved_images]  # a PLC waits for its verdict, an image does not
 
     @property
     def need_maps(self) -> bool:
@@ -281,13 +281,13 @@ def _outputs(arguments: argparse.Namespace) -> _Outputs:
     from snl_runtime.types import Verdict
 
     jsonl_bytes = None if arguments.jsonl_max_mib is None else arguments.jsonl_max_mib << 20
-    picture_bytes = arguments.saved_images_max_mib << 20
+    saved_images_bytes = arguments.saved_images_max_mib << 20
     drawn = [verdict for verdict in Verdict if arguments.overlay_of == "all" or verdict is not Verdict.PASS]
     return _Outputs(
         records=JsonlSink(arguments.jsonl, max_bytes=jsonl_bytes) if arguments.jsonl else StreamSink(),
         plug_ins=[open_sink(text) for text in arguments.sink],
-        rejects=RejectSaver(arguments.save_rejects, max_bytes=picture_bytes) if arguments.save_rejects else None,
-        overlays=OverlaySaver(arguments.overlay, verdicts=drawn, max_bytes=picture_bytes) if arguments.overlay else None,
+        rejects=RejectSaver(arguments.save_rejects, max_bytes=saved_images_bytes) if arguments.save_rejects else None,
+        overlays=OverlaySaver(arguments.overlay, verdicts=drawn, max_bytes=saved_images_bytes) if arguments.overlay else None,
     )
 
 

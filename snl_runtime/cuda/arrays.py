@@ -69,24 +69,24 @@ def view_of(value: object, *, stream: int) -> Iterator[DeviceView]:
     Raises:
         FrameError: If it is no such array; the message says what is wrong with it.
     """
-    view, release = _borrow(value, stream)
+    view, release = _import_array(value, stream)
     try:
         yield view
     finally:
         release()
 
 
-def _borrow(value: object, stream: int) -> tuple[DeviceView, Callable[[], None]]:
+def _import_array(value: object, stream: int) -> tuple[DeviceView, Callable[[], None]]:
     kind = type(value).__name__
     try:
         interface = getattr(value, _INTERFACE, None)
         if interface is not None:
             return _from_interface(value, interface, kind), _nothing
-        lent = dlpack.take_capsule(value.__dlpack__(stream=stream))  # type: ignore[attr-defined]
+        imported = dlpack.take_capsule(value.__dlpack__(stream=stream))  # type: ignore[attr-defined]
         try:
-            return _from_capsule(value, lent, kind), lent.release
+            return _from_capsule(value, imported, kind), imported.release
         except BaseException:
-            lent.release()
+            imported.release()
             raise
     except FrameError:
         raise
@@ -182,12 +182,12 @@ def _from_interface(value: object, interface: Mapping[str, Any], kind: str) -> D
     return DeviceView(address=address, shape=shape, dtype=dtype, producer_stream=None if stream is None else int(stream), owner=value)
 
 
-def _from_capsule(value: object, lent: dlpack.ImportedTensor, kind: str) -> DeviceView:
-    if lent.device_type != dlpack.DEVICE_CUDA:
-        raise FrameError(f"the {kind} lies on a device of DLPack type {lent.device_type}, expected CUDA ({dlpack.DEVICE_CUDA})")
-    strides = None if lent.strides is None else tuple(step * lent.dtype.itemsize for step in lent.strides)
-    _check_dense(lent.shape, strides, lent.dtype.itemsize, kind)
-    return DeviceView(address=lent.address, shape=lent.shape, dtype=lent.dtype, producer_stream=None, owner=value)
+def _from_capsule(value: object, imported: dlpack.ImportedTensor, kind: str) -> DeviceView:
+    if imported.device_type != dlpack.DEVICE_CUDA:
+        raise FrameError(f"the {kind} lies on a device of DLPack type {imported.device_type}, expected CUDA ({dlpack.DEVICE_CUDA})")
+    strides = None if imported.strides is None else tuple(step * imported.dtype.itemsize for step in imported.strides)
+    _check_dense(imported.shape, strides, imported.dtype.itemsize, kind)
+    return DeviceView(address=imported.address, shape=imported.shape, dtype=imported.dtype, producer_stream=None, owner=value)
 
 
 def _check_dense(shape: tuple[int, ...], strides: tuple[int, ...] | None, item_bytes: int, kind: str) -> None:

@@ -87,7 +87,7 @@ def take_capsule(capsule: object) -> ImportedTensor:
     if kind is None or tensor.dtype.contexts != 1 or tensor.dtype.bits % 8:
         raise ValueError(f"its elements (DLPack type {tensor.dtype.code}, {tensor.dtype.bits} bits) have no NumPy type")
     dtype = np.dtype(f"{kind}{tensor.dtype.bits // 8}")
-    lent = ImportedTensor(
+    imported = ImportedTensor(
         address=(tensor.data or 0) + tensor.byte_offset,
         shape=tuple(tensor.shape[: tensor.ndim]),
         strides=tuple(tensor.strides[: tensor.ndim]) if tensor.strides else None,
@@ -97,4 +97,4 @@ def take_capsule(capsule: object) -> ImportedTensor:
         release=lambda: _Deleter(managed.deleter)(address) if managed.deleter else None,
     )
     _set_name(capsule, _USED_NAME)  # from now on the release is ours, not the capsule's
-    return lent
+    return imported

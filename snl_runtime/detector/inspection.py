@@ -239,7 +239,7 @@ class Inspection:
     score: float = math.nan
     anomaly_map: AnomalyMap | None = None
     regions: tuple[AnomalyRegion, ...] = ()
-    pictures: Visualizations = field(default_factory=Visualizations)
+    visualizations: Visualizations = field(default_factory=Visualizations)
     ruling: Ruling = field(default_factory=lambda: error("internal_error", "the frame was not inspected"))
 
     def keep(self, scored: ScoredFrame) -> None:
@@ -262,17 +262,17 @@ class Inspection:
     def draw(self, output: Output, request: Request) -> None:
         """Keep what was wanted at frame resolution: as the device made it, else made here."""
         outputs = request.outputs
-        if output.scored.pictures is not None:
-            self.pictures = output.scored.pictures
+        if output.scored.visualizations is not None:
+            self.visualizations = output.scored.visualizations
         elif outputs.wanted_for(self.ruling.verdict) and not outputs.device_only and output.crop is not None and self.anomaly_map is not None:
-            self.pictures = draw_visualizations(output.crop, request.color, self.anomaly_map, self.selection.threshold, outputs)
+            self.visualizations = draw_visualizations(output.crop, request.color, self.anomaly_map, self.selection.threshold, outputs)
 
     def result(self, model_sha256: str) -> AnomalyResult:
         """Return the result as of now."""
         now_s = time.perf_counter()
         anomaly_map = self.anomaly_map if self.keep_map else None
-        pictures = Visualizations() if self.ruling.verdict is Verdict.ERROR else self.pictures
-        has_arrays = any(array is not None for array in (anomaly_map, pictures.frame_map, pictures.mask, pictures.overlay))
+        visualizations = Visualizations() if self.ruling.verdict is Verdict.ERROR else self.visualizations
+        has_arrays = any(array is not None for array in (anomaly_map, visualizations.frame_map, visualizations.mask, visualizations.overlay))
         return AnomalyResult(
             verdict=self.ruling.verdict,
             reason_code=self.ruling.reason_code,
@@ -291,8 +291,8 @@ class Inspection:
                 total_ms=(now_s - self.started_s) * 1e3,
             ),
             model_sha256=model_sha256,
-            frame_map=pictures.frame_map,
-            mask=pictures.mask,
-            overlay=pictures.overlay,
+            frame_map=visualizations.frame_map,
+            mask=visualizations.mask,
+            overlay=visualizations.overlay,
             bit_depth=self.bit_depth,
         )

@@ -60,7 +60,7 @@ def check_stages(
         try:
             for image, color, roi_xyxy in _frames(size_hw) if frames is None else frames:
                 checks.check_input(image, color, roi_xyxy)
-                checks.check_pictures(image, color, roi_xyxy)
+                checks.check_visualizations(image, color, roi_xyxy)
             for spoiled in (False, True):
                 for normalization in (None, _normalization(size_hw)):
                     checks.check_map(normalization, spoiled=spoiled)
@@ -120,7 +120,7 @@ class _Checks:
         if not spoiled and (output.score, output.peak, output.regions) != (peak, peak, expected):
             raise BackendError(f"it finds {len(output.regions)} regions up to {output.peak:.6g} in a map, the host {len(expected)} up to {peak:.6g}")
 
-    def check_pictures(self, image: npt.NDArray[Any], color: ColorOrder, roi_xyxy: Roi | None) -> None:
+    def check_visualizations(self, image: npt.NDArray[Any], color: ColorOrder, roi_xyxy: Roi | None) -> None:
         anomaly_map = _cells(self.size_hw)
         threshold = float(np.quantile(anomaly_map, 0.5))
         frame = self.before.enqueue(image, color, roi_xyxy, self.device.handle)

@@ -34,7 +34,7 @@ from snl_runtime.verdict.scored_frame import ScoredFrame
 logger = logging.getLogger(__name__)
 
 
-ChoosePictures = Callable[[ScoredFrame], OutputRequest | None]
+ChooseVisualizations = Callable[[ScoredFrame], OutputRequest | None]
 """What is wanted of a frame, given everything else that is known of it; None for nothing."""
 
 
@@ -62,11 +62,11 @@ def open_device_path(backend: Backend, size_hw: tuple[int, int]) -> "DevicePath 
         size_hw: Network size.
     """
     try:
-        if not isinstance(backend, DeviceBackend) or (lent := backend.execution_context()) is None:
+        if not isinstance(backend, DeviceBackend) or (opened_context := backend.execution_context()) is None:
             return None
         if backend.input_shape[0] not in (None, 1):
             raise BackendError(f"the model takes batches of {backend.input_shape[0]} only")
-        with lent as context:
+        with opened_context as context:
             opened = _try_open(backend, context, size_hw)  # must not raise in here: a context ends with any failure
         if isinstance(opened, DevicePath):
             return opened
@@ -95,7 +95,7 @@ class DevicePath:
 
     Args:
         backend: Lends the context; outlives this object.
-        context: The backend's, lent now.
+        context: The backend's, opened_context now.
         size_hw: Network size.
 
     Raises:
@@ -122,7 +122,7 @@ class DevicePath:
         threshold: float,
         keep_map: bool,
         normalization: NormalizationMap | None = None,
-        choose: ChoosePictures | None = None,
+        choose: ChooseVisualizations | None = None,
     ) -> ScoredFrame:
         """Inspect one frame, from host or device memory, with one wait at the end, and a second one for images.
 
@@ -139,7 +139,7 @@ class DevicePath:
             FrameError: If the frame cannot be used; the path goes on.
             InferenceError: If the device fails; path and backend must be closed.
         """
-        with self._lend() as context:
+        with self._own_execution_context() as context:
             try:
                 return self._inspect(context, image, color, roi_xyxy, threshold, Wanted(anomaly_map=keep_map, normalization=normalization), choose)
             except FrameError as fault:  # nothing was queued for it: the context must not end
@@ -169,11 +169,11 @@ class DevicePath:
             self._resources.close()
 
     @contextlib.contextmanager
-    def _lend(self) -> Iterator[ExecutionContext]:
-        lent = self._backend.execution_context()
-        if lent is None:
+    def _own_execution_context(self) -> Iterator[ExecutionContext]:
+        opened_context = self._backend.execution_context()
+        if opened_context is None:
             raise InferenceError("the backend lends its context no more; open the model again")
-        with lent as context:
+        with opened_context as context:
             if context is not self._context:  # another thread has another context
                 self._close_stages()
                 self._bind(context)
@@ -197,14 +197,14 @@ class DevicePath:
         roi_xyxy: Roi | None,
         threshold: float,
         wanted: Wanted,
-        choose: ChoosePictures | None,
+        choose: ChooseVisualizations | None,
     ) -> ScoredFrame:
         if is_device_array(image):
             with view_of(image, stream=context.stream.handle) as view:
                 covered = _checked_roi(view, color, roi_xyxy)
                 try:
                     statistics, output = self._inspect_view(context, view, color, covered, threshold, wanted)
-                    return self._with_pictures(statistics, output, covered, _format_of(view), wanted.normalization, choose)
+                    return self._with_visualizations(statistics, output, covered, _format_of(view), wanted.normalization, choose)
                 except BaseException:
                     drain(context.stream)  # the producer's memory is given back with the view
                     raise
@@ -213,16 +213,16 @@ class DevicePath:
         statistics, output = inspect_on_device(
             context, self._before, self._after, image, color=color, roi_xyxy=covered, threshold=threshold, wanted=wanted
         )
-        return self._with_pictures(statistics, output, covered, frame, wanted.normalization, choose)
+        return self._with_visualizations(statistics, output, covered, frame, wanted.normalization, choose)
 
-    def _with_pictures(
+    def _with_visualizations(
         self,
         statistics: FrameStatistics,
         output: DeviceOutput,
         covered: Roi,
         frame: FrameFormat,
         normalization: NormalizationMap | None,
-        choose: ChoosePictures | None,
+        choose: ChooseVisualizations | None,
     ) -> ScoredFrame:
         inspection = ScoredFrame(
             score=output.score,
@@ -234,7 +234,7 @@ class DevicePath:
             frame=frame,
         )
         wanted = None if choose is None else choose(inspection)
-        return inspection if wanted is None else dataclasses.replace(inspection, pictures=self._after.render(wanted))
+        return inspection if wanted is None else dataclasses.replace(inspection, visualizations=self._after.render(wanted))
 
     def _inspect_view(
         self, context: ExecutionContext, view: DeviceView, color: ColorOrder, roi_xyxy: Roi, threshold: float, wanted: Wanted

@@ -171,7 +171,7 @@ class TiffFile:
         return values, position + count * size
 
     def _values(self, position: int, kind: int, count: int, width: int) -> tuple[int, ...]:
-        is_raw = kind == 7  # undefined bytes, as the entries of a multi-picture index are
+        is_raw = kind == 7  # undefined bytes, as the entries of a multi-image index are
         letter = "B" if is_raw else _TIFF_VALUES.get(kind)
         if letter is None:
             return ()

@@ -15,7 +15,7 @@ from snl_runtime.files import atomic_path
 from snl_runtime.images.integrity import find_damage
 from snl_runtime.images.listing import display_name
 from snl_runtime.images.opencv import load_opencv
-from snl_runtime.images.pages import find_pictures
+from snl_runtime.images.pages import find_images
 from snl_runtime.images.preprocess import in_rgb_order, to_8_bit
 from snl_runtime.types import Image
 
@@ -154,25 +154,25 @@ def pixel_sha256(image_rgb: Image) -> str:
 
 def _read_pages(path: Path, *, expect_one: bool) -> Iterator[Page]:
     data = _read_bytes(path)
-    pictures = find_pictures(data)
-    if pictures.count == 0:
+    images = find_images(data)
+    if images.count == 0:
         raise DataError(f"{display_name(path)} holds a thumbnail only; save its image as PNG or TIFF of 8 or 16 bits")
-    if expect_one and pictures.count > 1:
+    if expect_one and images.count > 1:
         raise DataError(
-            f"{display_name(path)} holds {pictures.count} images; inspect each of them with snl-run --pages all, or save each as a file of its own"
+            f"{display_name(path)} holds {images.count} images; inspect each of them with snl-run --pages all, or save each as a file of its own"
         )
     # A decoder has to go through an animation from its start.
-    frames = _decode_all(data, path) if pictures.cut is None and pictures.count > 1 else None
-    for number in range(pictures.count):
-        name = f"{display_name(path)}, image {number + 1} of {pictures.count}," if pictures.count > 1 else display_name(path)
+    frames = _decode_all(data, path) if images.cut is None and images.count > 1 else None
+    for number in range(images.count):
+        name = f"{display_name(path)}, image {number + 1} of {images.count}," if images.count > 1 else display_name(path)
         try:
             if frames is not None:
-                frame = _in_rgb_order(frames, number, name)
-            else:
-                frame = _decode(data if pictures.cut is None else pictures.cut(number), name)
-            yield Page(number=number + 1, count=pictures.count, frame=frame)
+                yield Page(number=number + 1, count=images.count, frame=_in_rgb_order(frames, number, name))
+                continue
+            frame = _decode(data if images.cut is None else images.cut(number), name)
+            yield Page(number=number + 1, count=images.count, frame=frame)
         except DataError as error:
-            yield Page(number=number + 1, count=pictures.count, fault=str(error))
+            yield Page(number=number + 1, count=images.count, fault=str(error))
 
 
 def _read_bytes(path: Path) -> bytes:

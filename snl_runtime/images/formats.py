@@ -70,6 +70,6 @@ def find_format(head: bytes) -> str | None:
     return next((name for name, pattern in _FORMATS.items() if pattern.match(head)), None)
 
 
-def claims_to_be_picture(path: PurePath) -> bool:
+def claims_to_be_image(path: PurePath) -> bool:
     """Return whether a file's name ends like an image's, also of a kind that cannot be read."""
     return path.suffix.lower() in _CLAIMS

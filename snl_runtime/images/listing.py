@@ -11,7 +11,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from snl_runtime.errors import DataError
-from snl_runtime.images.formats import HEAD_BYTES, READABLE_FORMATS, claims_to_be_picture, find_format
+from snl_runtime.images.formats import HEAD_BYTES, READABLE_FORMATS, claims_to_be_image, find_format
 from snl_runtime.text import printable
 
 _JUNK = frozenset(
@@ -227,7 +227,7 @@ class _Walk:
             self._taken.append(path)
         elif found is not None:
             self._rejected.append(LeftOut(path, f"is a {found} image, which cannot be read; save it as PNG or TIFF of 8 or 16 bits"))
-        elif claims_to_be_picture(path):
+        elif claims_to_be_image(path):
             what = "is of no image format that can be read" if head else "is empty (0 bytes)"
             self._rejected.append(LeftOut(path, f"{what}; copy it again or remove it"))
         else:
@@ -235,7 +235,7 @@ class _Walk:
 
     def _sort_unreadable(self, path: Path, error: OSError) -> None:
         if path.is_symlink() and not os.path.exists(path):  # noqa: PTH110 - False for a loop of links, where Path.exists may raise
-            sort = self._rejected if claims_to_be_picture(path) else self._left_out
+            sort = self._rejected if claims_to_be_image(path) else self._left_out
             sort.append(LeftOut(path, "is a link to nothing"))
         else:
             self._rejected.append(LeftOut(path, f"cannot be read: {error.strerror or error}"))

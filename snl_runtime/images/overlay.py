@@ -42,18 +42,18 @@ def render_overlay(image_rgb: Image, result: AnomalyResult) -> Image:
         (H + banner, W, 3) uint8; the height of the banner depends on the size of the frame alone.
     """
     cv2 = load_opencv()
-    picture = np.ascontiguousarray(image_rgb).copy()
+    image = np.ascontiguousarray(image_rgb).copy()
     if result.roi_xyxy is not None:
         left, top, right, bottom = result.roi_xyxy
         if result.overlay is not None:
-            picture[top:bottom, left:right] = result.overlay
+            image[top:bottom, left:right] = result.overlay
         elif result.anomaly_map is not None:
-            picture[top:bottom, left:right] = blend_heat(picture[top:bottom, left:right], result.anomaly_map, result.threshold)
-    thickness = max(1, round(min(picture.shape[:2]) / 300))
+            image[top:bottom, left:right] = blend_heat(image[top:bottom, left:right], result.anomaly_map, result.threshold)
+    thickness = max(1, round(min(image.shape[:2]) / 300))
     for region in result.regions:
         left, top, right, bottom = region.box_xyxy
-        cv2.rectangle(picture, (left, top), (right - 1, bottom - 1), _OUTLINE, thickness)
-    return np.concatenate([_banner(result, picture.shape[1], banner_height(picture.shape[:2])), picture])
+        cv2.rectangle(image, (left, top), (right - 1, bottom - 1), _OUTLINE, thickness)
+    return np.concatenate([_banner(result, image.shape[1], banner_height(image.shape[:2])), image])
 
 
 def blend_heat(image_rgb: Image, anomaly_map: AnomalyMap, threshold: float) -> Image:

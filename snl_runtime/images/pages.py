@@ -13,7 +13,7 @@ _PNM_HEADER = re.compile(rb"(P4)" + 2 * _PNM_NUMBER + rb"\s|(P[56])" + 3 * _PNM_
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Visualizations:
+class ContainedImages:
     """The images that a file holds.
 
     Attributes:
@@ -26,10 +26,10 @@ class Visualizations:
     cut: Callable[[int], bytes] | None = None
 
 
-def find_pictures(data: bytes) -> Visualizations:
+def find_images(data: bytes) -> ContainedImages:
     """Return the images in the bytes of a file; what is truncated counts as one more, since a part of it is there."""
     find = _FINDERS.get(find_format(data) or "")
-    return Visualizations(1) if find is None else find(data)
+    return ContainedImages(1) if find is None else find(data)
 
 
 def pnm_end(data: bytes, start: int = 0) -> int | None:
@@ -43,24 +43,24 @@ def pnm_end(data: bytes, start: int = 0) -> int | None:
     return header.end() + samples * (2 if int(header[7]) > 255 else 1)
 
 
-def _in_tiff(data: bytes) -> Visualizations:
+def _in_tiff(data: bytes) -> ContainedImages:
     file = TiffFile(data)
     found = file.directories()
     full = [directory for directory in found if not directory.is_reduced]
     if full and full == found[:1]:
-        return Visualizations(1)
-    return Visualizations(len(full), lambda number: file.starting_with(full[number]))
+        return ContainedImages(1)
+    return ContainedImages(len(full), lambda number: file.starting_with(full[number]))
 
 
-def _in_jpeg(data: bytes) -> Visualizations:
-    """Return the images that the multi-picture index (CIPA DC-007) of a JPEG lists, panoramas and stereo pairs."""
+def _in_jpeg(data: bytes) -> ContainedImages:
+    """Return the images that the multi-image index (CIPA DC-007) of a JPEG lists, panoramas and stereo pairs."""
     for segment in jpeg_segments(data):
         if segment.kind == b"\xe2" and data[segment.start : segment.start + 4] == b"MPF\0":
             return _in_index(data, segment.start + 4)
-    return Visualizations(1)
+    return ContainedImages(1)
 
 
-def _in_index(data: bytes, base: int) -> Visualizations:
+def _in_index(data: bytes, base: int) -> ContainedImages:
     directories = TiffFile(data, base).directories()
     values = (directories[0].values if directories else None) or {}
     listed_bytes = values.get(0xB002, ())
@@ -70,32 +70,32 @@ def _in_index(data: bytes, base: int) -> Visualizations:
     # The offset of the first image is 0 and counts from the file's start, those of the others from the index. Kind 1 is a thumbnail.
     ranges = [(base + offset if offset else 0, size) for kind, size, offset in listed if kind >> 16 & 0xFF != 1]
     if len(ranges) < 2:
-        return Visualizations(1)
-    return Visualizations(len(ranges), lambda number: data[ranges[number][0] : ranges[number][0] + ranges[number][1]])
+        return ContainedImages(1)
+    return ContainedImages(len(ranges), lambda number: data[ranges[number][0] : ranges[number][0] + ranges[number][1]])
 
 
-def _in_png(data: bytes) -> Visualizations:
+def _in_png(data: bytes) -> ContainedImages:
     """Return the frames that are there, not the number that the animation's header gives: that may be damaged."""
     kinds = [chunk.kind for chunk in png_chunks(data)]
-    return Visualizations(max(1, kinds.count(b"fcTL")) if b"acTL" in kinds else 1)
+    return ContainedImages(max(1, kinds.count(b"fcTL")) if b"acTL" in kinds else 1)
 
 
-def _in_gif(data: bytes) -> Visualizations:
-    return Visualizations(max(1, sum(block.kind == b"," for block in gif_blocks(data))))
+def _in_gif(data: bytes) -> ContainedImages:
+    return ContainedImages(max(1, sum(block.kind == b"," for block in gif_blocks(data))))
 
 
-def _in_webp(data: bytes) -> Visualizations:
-    return Visualizations(max(1, sum(chunk.kind == b"ANMF" for chunk in riff_chunks(data))))
+def _in_webp(data: bytes) -> ContainedImages:
+    return ContainedImages(max(1, sum(chunk.kind == b"ANMF" for chunk in riff_chunks(data))))
 
 
-def _in_avif(data: bytes) -> Visualizations:
+def _in_avif(data: bytes) -> ContainedImages:
     """Return the samples of the longest track of an image sequence."""
     counts = [1]
     for movie in iso_boxes(data):
         if movie.kind == b"moov":
             tracks = [part for part in iso_boxes(data, movie.start, movie.end) if part.kind == b"trak"]
             counts += [_sample_count(data, track.start, track.end) for track in tracks]
-    return Visualizations(min(max(counts), len(data)))  # a sample has a byte at least
+    return ContainedImages(min(max(counts), len(data)))  # a sample has a byte at least
 
 
 def _sample_count(data: bytes, start: int, end: int) -> int:
@@ -107,26 +107,26 @@ def _sample_count(data: bytes, start: int, end: int) -> int:
     return int.from_bytes(data[start + 8 : start + 12], "big")
 
 
-def _in_jpeg_2000(data: bytes) -> Visualizations:
+def _in_jpeg_2000(data: bytes) -> ContainedImages:
     if data[:4] == b"\xff\x4f\xff\x51":
-        return Visualizations(1)
+        return ContainedImages(1)
     streams = [box for box in iso_boxes(data) if box.kind == b"jp2c"]
     if len(streams) < 2:
-        return Visualizations(1)
-    return Visualizations(len(streams), lambda number: data[streams[number].start : streams[number].end])
+        return ContainedImages(1)
+    return ContainedImages(len(streams), lambda number: data[streams[number].start : streams[number].end])
 
 
-def _in_pnm(data: bytes) -> Visualizations:
+def _in_pnm(data: bytes) -> ContainedImages:
     starts = [0]
     while (end := pnm_end(data, starts[-1])) is not None and end < len(data) and _PNM_HEADER.match(data, end):
         starts.append(end)
     if len(starts) < 2:
-        return Visualizations(1)
+        return ContainedImages(1)
     ends: Sequence[int] = [*starts[1:], len(data)]
-    return Visualizations(len(starts), lambda number: data[starts[number] : ends[number]])
+    return ContainedImages(len(starts), lambda number: data[starts[number] : ends[number]])
 
 
-_FINDERS: dict[str, Callable[[bytes], Visualizations]] = {
+_FINDERS: dict[str, Callable[[bytes], ContainedImages]] = {
     "TIFF": _in_tiff,
     "JPEG": _in_jpeg,
     "PNG": _in_png,

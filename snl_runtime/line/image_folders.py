@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PictureCounts:
+class ImageFolderCounts:
     """What became of the images of one folder.
 
     Attributes:
@@ -48,10 +48,10 @@ class PictureCounts:
     why_lost: str | None = None
 
 
-_Folder = TypeVar("_Folder", bound="PictureFolder")
+_Folder = TypeVar("_Folder", bound="ImageFolder")
 
 
-class PictureFolder:
+class ImageFolder:
     """A folder that images are added to, as ``20261128T065326.123Z_<source>_000012_REJECT.png``: the UTC time of capture comes first.
 
     Nothing in it is ever overwritten or deleted. A folder that cannot be written when it is entered is an error. After that an image that does not
@@ -70,10 +70,10 @@ class PictureFolder:
         self._least_free_bytes = least_free_bytes
         self._held_bytes = 0
         self._counted_s = 0.0
-        self._counts = PictureCounts()
+        self._counts = ImageFolderCounts()
 
     @property
-    def counts(self) -> PictureCounts:
+    def counts(self) -> ImageFolderCounts:
         """What was saved and lost so far."""
         return self._counts
 
@@ -145,7 +145,7 @@ class PictureFolder:
         self._counts = replace(self._counts, lost=self._counts.lost + 1, why_lost=self._counts.why_lost or why)
 
 
-class RejectSaver(PictureFolder):
+class RejectSaver(ImageFolder):
     """Saves the untouched frame of every verdict other than PASS.
 
     A frame without an image has nothing to save; its record says why. A frame that PNG cannot hold is saved as ``.npy``.
@@ -158,7 +158,7 @@ class RejectSaver(PictureFolder):
         return (_npy_bytes(frame.image), ".npy") if encoded is None else (encoded, ".png")
 
 
-class OverlaySaver(PictureFolder):
+class OverlaySaver(ImageFolder):
     """Saves frames with verdict, heat map and regions drawn over them as JPEG.
 
     The heat map of a result that carries an overlay was blended on a GPU; only outlines and banner are drawn here then.
@@ -166,8 +166,8 @@ class OverlaySaver(PictureFolder):
     Args:
         folder: Where the images go.
         verdicts: Verdicts that are saved.
-        max_bytes: See :class:`PictureFolder`.
-        least_free_bytes: See :class:`PictureFolder`.
+        max_bytes: See :class:`ImageFolder`.
+        least_free_bytes: See :class:`ImageFolder`.
     """
 
     def __init__(

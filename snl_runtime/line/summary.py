@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from snl_runtime.line.histogram import LatencyHistogram
-from snl_runtime.line.image_folders import PictureFolder
+from snl_runtime.line.image_folders import ImageFolder
 from snl_runtime.line.pipeline import PipelineCounts
 from snl_runtime.line.sources.base import FrameSource
 from snl_runtime.progress import Progress
@@ -65,7 +65,7 @@ class RunTally:
                 self._progress.total = self._source.counters.frames_announced
             self._progress.advance(**{name: count for name, count in self.verdicts.items() if count})
 
-    def summary(self, counts: PipelineCounts, *, pictures: Sequence[PictureFolder] = ()) -> dict[str, Any]:
+    def summary(self, counts: PipelineCounts, *, saved_images: Sequence[ImageFolder] = ()) -> dict[str, Any]:
         """Return the whole run as plain values; numbers that nothing was measured for are None.
 
         ``latency_ms`` runs from the capture of a frame until the sinks before this one have taken its verdict.
@@ -95,7 +95,7 @@ class RunTally:
                 "missing": source.frames_missing,
                 "reconnects": source.reconnects,
             },
-            "saved_images": {str(folder.folder): asdict(folder.counts) for folder in pictures},
+            "saved_images": {str(folder.folder): asdict(folder.counts) for folder in saved_images},
         }
 
 
@@ -113,9 +113,9 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     notes = [f"{source[name]} {words}" for name, words in _SOURCE_NOTES.items() if source[name]]
     if notes:
         lines.append("source: " + ", ".join(notes))
-    for folder, pictures in summary["saved_images"].items():
-        lost = f", {pictures['lost']} LOST, the first because: {pictures['why_lost']}" if pictures["lost"] else ""
-        lines.append(f"images in {folder}: {pictures['saved']} saved{lost}")
+    for folder, saved_images in summary["saved_images"].items():
+        lost = f", {saved_images['lost']} LOST, the first because: {saved_images['why_lost']}" if saved_images["lost"] else ""
+        lines.append(f"images in {folder}: {saved_images['saved']} saved{lost}")
     return lines
 
 

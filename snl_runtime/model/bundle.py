@@ -24,8 +24,8 @@ class ModelBundle:
         path: The model file, ``x.onnx`` or ``x.trt``.
         sha256: Its hash.
         suffix: Its suffix, lower case; backends are chosen by it.
-        manifest: What ``x.json`` says, None for a lone ``.onnx``: it scores, and nothing passes.
-        golden: Samples of ``x.golden.npz``, None if the file is not there: then nothing passes either.
+        manifest: What ``x.json`` says, None for a lone ``.onnx``: it scores, and every verdict is ERROR.
+        golden: Samples of ``x.golden.npz``, None if the file is not there: then every verdict is ERROR too.
         spec: Input size from the manifest, None without one (the graph knows it).
         notes: What an operator must know, one sentence each.
     """
@@ -139,7 +139,7 @@ def _engine_notes(path: Path, engine: EngineEntry | None) -> tuple[str, ...]:
         reasons = "; ".join(engine.parity.failures[:2])
         return (f"{path.name} does not score like its ONNX file ({reasons}) and has no threshold; run the ONNX file instead",)
     if engine.parity.refused_by_guard_band:
-        return (f"{path.name} passes nothing that its ONNX file would not{guard_text(engine.parity)}",)
+        return (f"{path.name} never passes what its ONNX file would not{guard_text(engine.parity)}",)
     return ()
 
 
@@ -155,7 +155,7 @@ def _open_lone_file(path: Path, sha256: str, public_key: PublicKey | None) -> Mo
     if path.suffix.lower() != ".onnx" or public_key is not None:
         why = "an engine opens only with its manifest" if public_key is None else "a public key was given"
         raise ManifestError(f"{missing} is missing and {why}; copy it beside {path.name} or export again: snl-export --ckpt x.pt")
-    note = f"{path.name} has no manifest {missing.name}: it scores and nothing passes; export it with snl-export"
+    note = f"{path.name} has no manifest {missing.name}: it scores, and every verdict is ERROR; export it with snl-export"
     return ModelBundle(path=path, sha256=sha256, suffix=".onnx", manifest=None, golden=None, spec=None, notes=(note,))
 
 
@@ -192,7 +192,7 @@ def _open_golden(path: Path, manifest: Manifest) -> tuple[GoldenSamples | None, 
     source = golden_path(path)
     expected = next((sha256 for name, sha256 in manifest.files.items() if name.endswith(_GOLDEN_SUFFIX)), None)
     if not source.exists():
-        return None, (f"{source.name} is missing: nothing passes without the golden samples; copy it beside {path.name} from the export",)
+        return None, (f"{source.name} is missing: without the golden samples every verdict is ERROR; copy it beside {path.name} from the export",)
     actual = _hash(source)
     if actual != expected:
         raise ManifestError(

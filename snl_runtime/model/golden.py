@@ -18,7 +18,7 @@ Infer: TypeAlias = Callable[[npt.NDArray[np.uint8]], tuple[Scores, npt.NDArray[n
 """(N, H, W, 3) uint8 RGB -> scores (N,), maps (N, H, W)."""
 
 TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "int8": 1e-1}
-"""The one yardstick of a precision: allowed difference relative to the largest map value of the same golden sample or frame.
+"""The one tolerance of a precision: allowed difference relative to the largest map value of the same golden sample or frame.
 
 The self-test at load, the gate of an engine and, but for fp32, the gate of an export ask it. fp32: ten times the export gate, because another CPU
 sums in another order; fp16: the measured spread of the mixed graph; int8: what eight bits cost single values of a map that still ranks and decides

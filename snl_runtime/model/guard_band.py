@@ -1,4 +1,4 @@
-"""The guard band: an engine that inherits a decision from its model passes nothing that the model would not.
+"""The guard band: an engine that inherits a decision from its model never passes what the model would not.
 
 A parity report measures how far an engine's scores lie from its model's. Thresholds are lowered by that much and the floor is raised by it, so that
 a score of the engine on the one side of a tightened threshold has a score of the model on the same side of the original one.

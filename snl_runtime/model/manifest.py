@@ -52,7 +52,7 @@ class Decision:
         model_sha256: Hash of the file that scored the sample; the decision applies to no other file but engines that passed parity with it.
         pass_threshold: Highest score that passes; with ``normalization``, of the normalized map.
         reject_threshold: Highest score that is reviewed; equal to ``pass_threshold`` without a review band.
-        floor: Score below which nothing passes, half of the lowest score of the sample.
+        floor: Score below which a frame is ERROR, half of the lowest score of the sample.
         frame_sizes: Sizes that whole frames may have.
         bit_depth: Bits that a value of a frame uses: 8, or of 16-bit frames 10, 12, 14 or 16.
         frame_range: What frames may look like.

@@ -110,7 +110,7 @@ def _golden_of(reference: Scorer, subject: Scorer) -> GoldenSamples | None:
 
 
 def _self_test(subject: Scorer, meter: ParityMeter) -> None:
-    """Ask what every later start asks, so that no engine passes here and is refused there; its yardstick is the checkpoint, not the ONNX file."""
+    """Ask what every later start asks, so that no engine passes here and is refused there; it compares with the checkpoint, not the ONNX file."""
     try:
         subject.check_golden_samples()
     except (GoldenSampleError, InferenceError) as fault:  # an engine that does not run at all fails again in the comparison

@@ -310,11 +310,11 @@ def correlation_text(report: ParityReport) -> str:
 def correlation_of(reference: FloatArray, subject: FloatArray) -> float:
     """Return Pearson's correlation of two maps of one shape; 1 if both are flat, 0 if one is."""
     off_mean = [(values - values.mean()).ravel() for values in (reference, subject)]
-    spreads = [float(np.sqrt(off @ off / off.size)) for off in off_mean]
-    is_flat = [spread <= _FLAT * float(np.abs(values).max()) for spread, values in zip(spreads, (reference, subject))]
+    deviations = [float(np.sqrt(off @ off / off.size)) for off in off_mean]
+    is_flat = [deviation <= _FLAT * float(np.abs(values).max()) for deviation, values in zip(deviations, (reference, subject))]
     if any(is_flat):
         return float(all(is_flat))
-    return float(off_mean[0] @ off_mean[1] / off_mean[0].size / (spreads[0] * spreads[1]))
+    return float(off_mean[0] @ off_mean[1] / off_mean[0].size / (deviations[0] * deviations[1]))
 
 
 def _unusable(frame: ScoredFrame, reference: FloatArray, subject: FloatArray) -> str | None:

@@ -20,7 +20,7 @@ class ScoredFrame:
         regions: As :func:`snl_runtime.verdict.regions.find_regions` gives them; None where they are still to be found.
         roi_xyxy: Part of the frame that the map covers, frame pixels.
         frame: Size and bit depth of the whole frame.
-        pictures: Map, mask and overlay at the resolution of that part, as chosen; None where the device drew nothing.
+        visualizations: Map, mask and overlay at the resolution of that part, as chosen; None where the device drew nothing.
     """
 
     score: float
@@ -30,7 +30,7 @@ class ScoredFrame:
     regions: tuple[AnomalyRegion, ...] | None
     roi_xyxy: tuple[int, int, int, int]
     frame: FrameFormat
-    pictures: Visualizations | None = None
+    visualizations: Visualizations | None = None
 
     @property
     def evidence(self) -> AnomalyMap | MapSummary:

@@ -13,7 +13,7 @@ from snl_train.data.samples import Sample
 class BalancedBatches:
     """Endless batches that show every class equally often, whatever its number of images.
 
-    Each batch holds every class ``batch_size // classes`` times; the remaining places go to the classes shown least so far, by lot among equals.
+    Each batch holds every class ``batch_size // classes`` times; the remaining places go to the classes shown least so far, at random among equals.
     So the counts of two classes differ by at most one in every batch and over the whole training. Within a class every image is shown once
     before any is shown again: small classes repeat, large ones take several epochs to be seen whole.
 
@@ -65,7 +65,7 @@ class BalancedBatches:
     def _quota(self, rng: np.random.Generator, shown: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         each, rest = divmod(self._batch_size, len(shown))
         quota = np.full(len(shown), each, dtype=np.int64)
-        by_need = np.lexsort((rng.random(len(shown)), shown))  # least shown first, by lot among equals
+        by_need = np.lexsort((rng.random(len(shown)), shown))  # least shown first, at random among equals
         quota[by_need[:rest]] += 1
         return quota
 
@@ -91,7 +91,7 @@ def hold_out(samples: Sequence[Sample], share: float, *, seed: int) -> tuple[lis
         raise ConfigError(f"hold-out must be at least 0 and below 1, got {share}")
     held: set[str] = set()
     for name in sorted({sample.class_name for sample in samples}):
-        hashes = sorted({sample.pixel_sha256 for sample in samples if sample.class_name == name}, key=lambda sha256: _lot(seed, sha256))
+        hashes = sorted({sample.pixel_sha256 for sample in samples if sample.class_name == name}, key=lambda sha256: _random_rank(seed, sha256))
         count = round(share * len(hashes))
         if count >= len(hashes):
             raise ConfigError(
@@ -111,7 +111,7 @@ def limit_per_class(samples: Sequence[Sample], count: int | None, *, seed: int) 
         return list(samples)
     chosen: set[Sample] = set()
     for name in {sample.class_name for sample in samples}:
-        members = sorted((sample for sample in samples if sample.class_name == name), key=lambda sample: _lot(seed, sample.pixel_sha256))
+        members = sorted((sample for sample in samples if sample.class_name == name), key=lambda sample: _random_rank(seed, sample.pixel_sha256))
         chosen.update(members[:count])
     return [sample for sample in samples if sample in chosen]
 
@@ -121,11 +121,11 @@ def choose_golden(samples: Sequence[Sample], *, per_class: int = 2, at_most: int
     rounds: list[list[int]] = [[] for _ in range(per_class)]
     for name in sorted({sample.class_name for sample in samples}):
         numbers = [number for number, sample in enumerate(samples) if sample.class_name == name]
-        numbers.sort(key=lambda number: _lot(seed, samples[number].pixel_sha256))
+        numbers.sort(key=lambda number: _random_rank(seed, samples[number].pixel_sha256))
         for turn, number in enumerate(numbers[:per_class]):
             rounds[turn].append(number)
     return [number for turn in rounds for number in turn][:at_most]
 
 
-def _lot(seed: int, sha256: str) -> str:
+def _random_rank(seed: int, sha256: str) -> str:
     return hashlib.sha256(f"{seed}:{sha256}".encode()).hexdigest()

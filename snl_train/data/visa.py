@@ -94,11 +94,11 @@ def _read_split(table: Path, base: Path, *, masks: bool) -> list[Sample]:
 def _read_annotations(table: Path, base: Path, *, masks: bool) -> list[Sample]:
     rows = sorted((row for _, row in _rows(table, ("image", "label", "mask"))), key=lambda row: row["image"])
     samples: list[Sample] = []
-    goods_seen = 0
+    good_seen = 0
     for row in rows:
         is_good = is_good_name(row["label"])
-        goods_seen += is_good
-        split: Split = "test" if not is_good or goods_seen % _TEST_EVERY == 0 else "train"
+        good_seen += is_good
+        split: Split = "test" if not is_good or good_seen % _TEST_EVERY == 0 else "train"
         samples.append(_sample(row, base, table.parent.name, split, masks=masks))
     return samples
 

@@ -8,15 +8,15 @@ from snl_train.features import full_precision, unit_vectors
 
 
 class Cram(nn.Module):
-    """Re-expresses each feature vector by its residuals to learnt centers.
+    """Re-expresses each feature vector by its residuals to learned centers.
 
     With residuals r_n = f - c_n, assignment a = softmax_n(-alpha |r_n|^2) (Eq. 8) and result F = sum_n a_n r_n (Eq. 9). Because sum a_n = 1 and
     |f|^2 is common to all n, this equals a = softmax_n(2 alpha f.c_n - alpha |c_n|^2), F = f - sum_n a_n c_n: two 1x1 convolutions and a softmax,
     and no (D, N, H, W) tensor.
 
     Attributes:
-        centers: (N, D) learnt centers.
-        alpha: Learnt factor of Eq. 8, one value (not its logarithm).
+        centers: (N, D) learned centers.
+        alpha: Learned factor of Eq. 8, one value (not its logarithm).
     """
 
     def __init__(

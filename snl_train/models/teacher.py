@@ -64,10 +64,10 @@ def _randomize(teacher: Teacher, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     initialize(teacher, generator)
     octaves = [torch.randn(8, 3, side, side, generator=generator) for side in (2, 4, 8, 16, 32, 64, 128)]
-    pictures = torch.stack([F.interpolate(octave, size=(128, 128), mode="bilinear", align_corners=False) for octave in octaves]).mean(0) * 3
+    images = torch.stack([F.interpolate(octave, size=(128, 128), mode="bilinear", align_corners=False) for octave in octaves]).mean(0) * 3
     norms = [part for part in teacher.modules() if isinstance(part, nn.BatchNorm2d)]
     for norm in norms:
         norm.training, norm.momentum = True, 1.0
-    teacher(pictures)
+    teacher(images)
     for norm in norms:
         norm.training, norm.momentum = False, 0.1

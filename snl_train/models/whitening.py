@@ -22,7 +22,7 @@ class ResidualWhitening(nn.Module):
     noise of the surface, of the camera, of its own small capacity. Those fill the map. This takes |W r|^2 with
     ``W = c (R / mean(eigenvalues of R) + floor I)^(-1/2)``, R the second moment E[r r^T] over good training images, which discounts them, and c
     such that the mean over good training pixels is 1 at every scale, so that no scale drowns another (or the mean of the highest pixels, see
-    :func:`level_peaks`). A Mahalanobis distance of the residual, with
+    :func:`normalize_maxima`). A Mahalanobis distance of the residual, with
     ``floor`` (of the mean eigenvalue) keeping directions that never vary from counting without limit; a large floor gives the cosine distance
     divided by its mean. One 1x1 convolution per scale in the exported graph.
 
@@ -125,7 +125,7 @@ def fit_whitening(model: nn.Module, whitenings: Iterable[nn.Module], batches: It
     moments = [torch.zeros(module.weight.shape, dtype=torch.float64) for module in modules]
     counts = [0] * len(modules)
     sampled: list[list[tuple[Tensor, Tensor]]] = [[] for _ in modules]
-    lot = torch.Generator().manual_seed(0)
+    draw = torch.Generator().manual_seed(0)
     for batch in batches:
         teacher, student = model(batch)
         with full_precision(batch.device):
@@ -135,7 +135,7 @@ def fit_whitening(model: nn.Module, whitenings: Iterable[nn.Module], batches: It
                 moments[number] += (residual.mT @ residual).double().cpu()
                 counts[number] += len(residual)
                 if modules[number].expectation:
-                    few = torch.randperm(len(residual), generator=lot)[: _POSITIONS_PER_IMAGE * len(t)]
+                    few = torch.randperm(len(residual), generator=draw)[: _POSITIONS_PER_IMAGE * len(t)]
                     sampled[number].append((of_teacher[few].cpu(), of_student[few].cpu()))
     if not all(counts):
         raise ValueError("whitening needs at least one batch of good images")
@@ -148,7 +148,7 @@ def fit_whitening(model: nn.Module, whitenings: Iterable[nn.Module], batches: It
 
 
 @torch.no_grad()
-def level_peaks(model: nn.Module, whitenings: Iterable[nn.Module], batches: Iterable[Tensor]) -> None:
+def normalize_maxima(model: nn.Module, whitenings: Iterable[nn.Module], batches: Iterable[Tensor]) -> None:
     """Scale every scale's weights, in place, such that the mean over good images of the highest whitened residual is 1.
 
     Fine scales have more cells and longer tails than coarse ones: with means of 1 the highest cell of a good image is near 4.6, 3.4 and 2.5 at the

@@ -17,7 +17,7 @@ MVTEC = "bottle cable capsule carpet grid hazelnut leather metal_nut pill screw 
 VISA = "candle capsules cashew chewinggum fryum macaroni1 macaroni2 pcb1 pcb2 pcb3 pcb4 pipe_fryum".split()
 
 
-def write_picture(path: Path, seed: int, size_hw=(40, 48)) -> Path:
+def write_image(path: Path, seed: int, size_hw=(40, 48)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     assert cv2.imwrite(str(path), cv2.resize(coarse, size_hw[::-1]))
@@ -35,10 +35,10 @@ def write_mask(path: Path, value: int = 255, size_hw=(40, 48)) -> Path:
 def write_mvtec(root: Path, classes, *, unmasked=(), train=4, test=2) -> Path:
     for number, name in enumerate(classes):
         for index in range(train):
-            write_picture(root / name / "train" / "good" / f"{index:03}.png", 1000 * number + index)
+            write_image(root / name / "train" / "good" / f"{index:03}.png", 1000 * number + index)
         for index in range(test):
-            write_picture(root / name / "test" / "good" / f"{index:03}.png", 1000 * number + 100 + index)
-            write_picture(root / name / "test" / "scratch" / f"{index:03}.png", 1000 * number + 200 + index)
+            write_image(root / name / "test" / "good" / f"{index:03}.png", 1000 * number + 100 + index)
+            write_image(root / name / "test" / "scratch" / f"{index:03}.png", 1000 * number + 200 + index)
             if name not in unmasked:
                 write_mask(root / name / "ground_truth" / "scratch" / f"{index:03}_mask.png")
     return root
@@ -49,10 +49,10 @@ def write_visa(root: Path, classes) -> Path:
     for number, name in enumerate(classes):
         for index in range(6):
             split = "train" if index < 4 else "test"
-            image = write_picture(root / name / "Data" / "Images" / "Normal" / f"{index:04}.JPG", 2000 * number + index)
+            image = write_image(root / name / "Data" / "Images" / "Normal" / f"{index:04}.JPG", 2000 * number + index)
             rows.append([name, split, "normal", image.relative_to(root).as_posix(), ""])
         for index in range(2):
-            image = write_picture(root / name / "Data" / "Images" / "Anomaly" / f"{index:03}.JPG", 2000 * number + 500 + index)
+            image = write_image(root / name / "Data" / "Images" / "Anomaly" / f"{index:03}.JPG", 2000 * number + 500 + index)
             mask = write_mask(root / name / "Data" / "Masks" / "Anomaly" / f"{index:03}.png", value=index + 1)
             rows.append([name, "test", "anomaly", image.relative_to(root).as_posix(), mask.relative_to(root).as_posix()])
     table = root / "split_csv" / "1cls.csv"

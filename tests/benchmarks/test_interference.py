@@ -47,7 +47,7 @@ def test_separation_of_a_known_scorer():
     from benchmarks.accuracy.interference import separation
 
     found = separation(BrightnessScorer(), {"dark": images(0), "light": images(100)}, per_pair=5, seed=0)
-    # mixup: brightness 50 against goods 0 (below) and 100 (above): half of the pairs are in order
+    # mixup: brightness 50 against good_images 0 (below) and 100 (above): half of the pairs are in order
     assert found["mixup"] == {"mean": 0.5, "of": {"dark + light": 0.5}}
     # paste of light on dark is brighter than dark: 1; of dark on light it leaves the maximum at 100, a tie: .5
     assert found["paste"] == {"mean": 0.75, "of": {"dark": 1.0, "light": 0.5}}
@@ -65,9 +65,9 @@ def test_every_model_sees_the_same_mixtures():
             seen.append(batch.tobytes())
             return super().score_inputs(batch)
 
-    goods = {name: np.random.default_rng(number).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8) for number, name in enumerate("abc")}
+    good_images = {name: np.random.default_rng(number).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8) for number, name in enumerate("abc")}
     for _ in range(2):
-        separation(Recorder(), goods, per_pair=3, seed=7)
+        separation(Recorder(), good_images, per_pair=3, seed=7)
     assert seen[: len(seen) // 2] == seen[len(seen) // 2 :]
 
 

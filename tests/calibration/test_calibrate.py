@@ -46,7 +46,7 @@ def test_decision_names_file_sample_promise_and_time(station, tools):
     assert decision.backend == "onnxruntime"
 
 
-def test_commissioned_range_holds_every_good_frame(station):
+def test_qualified_input_range_holds_every_good_frame(station):
     frames = station.write_good(count=30)
     low, high = station.fit_one().decision.frame_range.mean
     means = [float(image.mean()) for image in frames.values()]

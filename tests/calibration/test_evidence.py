@@ -61,7 +61,7 @@ def test_one_bad_image_cannot_show_that_the_model_sees(station, tools):
     assert "what a blind model may reach" in fit.refusal
 
 
-def test_defects_that_leave_the_commissioned_range_are_told(station, tools):
+def test_defects_that_leave_the_qualified_input_range_are_told(station, tools):
     station.write_good(count=30)
     for index in range(4):
         picture = tools.bad_frame(index, level=180)

@@ -226,6 +226,6 @@ def test_command_prints_reports_and_names_the_normalization_map(station, parts, 
     assert product["normalization"]["detected_without"] == 0
 
 
-def test_product_that_is_not_fixtured_is_calibrated_as_before(station, parts):
+def test_product_that_is_not_fixed_pose_is_calibrated_as_before(station, parts):
     (fit,) = calibrate(station.model, station.good / "disk", CalibrationOptions(max_frr=0.1))
     assert (fit.normalization, fit.decision.normalization) == (None, None)

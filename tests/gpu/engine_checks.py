@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 
 from snl_runtime.backends.tensorrt.backend import TensorRtBackend
-from snl_runtime.backends.tensorrt.builder import EngineOptions, build_engine, target_at_hand
+from snl_runtime.backends.tensorrt.builder import EngineOptions, build_engine, local_target
 from snl_runtime.model.golden import golden_path, read_golden
 from snl_runtime.model.manifest import manifest_path, read_manifest, update_manifest
 from snl_runtime.parity.engine import verify_engine
@@ -18,7 +18,7 @@ def build_for_this_gpu(onnx_path, folder, library):
     Raises:
         BackendUnavailableError: If the library is missing or cannot build for this GPU.
     """
-    target = target_at_hand(library)
+    target = local_target(library)
     for path in onnx_path.parent.glob(f"{onnx_path.stem}.*"):
         if path.suffix in (".onnx", ".json", ".npz"):
             shutil.copy2(path, folder / path.name)

@@ -52,15 +52,15 @@ class MjpegServer:
                     return
                 server.credentials.append(base64.b64decode(header.removeprefix("Basic ")).decode())
                 number, server.connections = server.connections, server.connections + 1
-                pictures = server.script[min(number, len(server.script) - 1)]
-                if pictures is None:
+                saved_images = server.script[min(number, len(server.script) - 1)]
+                if saved_images is None:
                     self.send_error(503)
                     return
                 self.send_response(200)
                 self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
                 self.end_headers()
                 try:
-                    for picture in pictures:
+                    for picture in saved_images:
                         if picture is None:
                             server.stalling.set()
                             server.closing.wait(20)

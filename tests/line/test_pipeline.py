@@ -96,16 +96,16 @@ def test_the_frame_on_which_the_detector_breaks_still_gets_a_record(fakes):
 
 
 def test_a_failing_sink_keeps_nothing_from_the_others_and_what_it_missed_is_known(fakes):
-    records, pictures = fakes.sink(), fakes.sink(fail_at=2, fail_with=SinkError("disk full"))
-    pipeline = Pipeline(fakes.source(1000), fakes.detector(), [records, pictures])
+    records, saved_images = fakes.sink(), fakes.sink(fail_at=2, fail_with=SinkError("disk full"))
+    pipeline = Pipeline(fakes.source(1000), fakes.detector(), [records, saved_images])
     with pytest.raises(SinkError):
         pipeline.run()
     counts = pipeline.counts
     assert_accounted(counts)
     assert records.indices == list(range(counts.inspected))
-    assert pictures.indices == [0, 1]
+    assert saved_images.indices == [0, 1]
     assert [missed.frame.index for missed in pipeline.undelivered] == records.indices[2:]
-    assert all(missed.sink is pictures for missed in pipeline.undelivered)
+    assert all(missed.sink is saved_images for missed in pipeline.undelivered)
 
 
 def test_nothing_is_captured_when_a_sink_cannot_be_opened(fakes):

@@ -183,9 +183,9 @@ def test_pictures_that_do_not_fit_are_counted_and_every_record_is_written(engine
     flags = ["--save-rejects", rejects, "--overlay", overlays, "--saved-images-max-mib", 1, "--jsonl", tmp_path / "out.jsonl", "--json"]
     assert run("--engine", engine, "--images", parts, *flags) == 0
     captured = capsys.readouterr()
-    pictures = summary_of(captured)["saved_images"]
-    assert (pictures[str(rejects)]["saved"], pictures[str(rejects)]["lost"]) == (0, 2)
-    assert pictures[str(overlays)] == {"saved": 8, "lost": 0, "why_lost": None}
+    saved_images = summary_of(captured)["saved_images"]
+    assert (saved_images[str(rejects)]["saved"], saved_images[str(rejects)]["lost"]) == (0, 2)
+    assert saved_images[str(overlays)] == {"saved": 8, "lost": 0, "why_lost": None}
     assert f"images in {rejects}: 0 saved, 2 LOST, the first because: it holds 1 MiB of at most 1" in captured.err
     assert len(lines_of((tmp_path / "out.jsonl").read_text())) == 9
 

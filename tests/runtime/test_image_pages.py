@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from snl_runtime.errors import DataError
 from snl_runtime.images.files import check_range, read_frame, read_image, read_mask, read_pages, to_image
 from snl_runtime.images.integrity import find_damage
-from snl_runtime.images.pages import find_pictures
+from snl_runtime.images.pages import find_images
 
 _spec = importlib.util.spec_from_file_location("snl_tests_image_files", Path(__file__).with_name("image_files.py"))
 files = importlib.util.module_from_spec(_spec)
@@ -218,7 +218,7 @@ def test_damaged_bytes_never_break_the_search_for_pictures_and_damage(data):
         at = data.draw(st.integers(0, min(len(whole), 400) - 1) | st.integers(0, len(whole) - 1))
         whole[at] = data.draw(st.integers(0, 255))
     damaged = bytes(whole[: data.draw(st.integers(0, len(whole)))])
-    pictures = find_pictures(damaged)
+    pictures = find_images(damaged)
     assert 0 <= pictures.count <= len(damaged) + 1
     for number in range(min(pictures.count, 3)):
         find_damage(damaged if pictures.cut is None else pictures.cut(number))

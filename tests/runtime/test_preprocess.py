@@ -20,7 +20,7 @@ def picture(seed, height, width, channels=3):
     return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
-def twin_weights(n_in, n_out):
+def reference_weights(n_in, n_out):
     """The definition written as loops over real intervals, float64."""
     weights = np.zeros((n_out, n_in))
     scale = n_in / n_out
@@ -38,10 +38,10 @@ def twin_weights(n_in, n_out):
     return weights
 
 
-def twin_resize(image, size_hw):
+def reference_resize(image, size_hw):
     """Unrounded float64 values."""
-    rows = np.tensordot(twin_weights(image.shape[0], size_hw[0]), image.astype(np.float64), axes=(1, 0))
-    return np.tensordot(rows, twin_weights(image.shape[1], size_hw[1]), axes=(1, 1)).transpose(0, 2, 1)
+    rows = np.tensordot(reference_weights(image.shape[0], size_hw[0]), image.astype(np.float64), axes=(1, 0))
+    return np.tensordot(rows, reference_weights(image.shape[1], size_hw[1]), axes=(1, 1)).transpose(0, 2, 1)
 
 
 @settings(max_examples=60, deadline=None)
@@ -51,13 +51,13 @@ def test_resize_equals_the_float64_twin_up_to_its_one_rounding(seed, height, wid
     result = resize(image, (out_height, out_width))
     assert result.dtype == np.uint8
     assert result.shape == (out_height, out_width, channels)
-    assert np.abs(result - twin_resize(image, (out_height, out_width))).max() <= ROUNDING
+    assert np.abs(result - reference_resize(image, (out_height, out_width))).max() <= ROUNDING
 
 
 @pytest.mark.parametrize(("size_in", "size_out"), [((487, 611), (64, 96)), ((256, 256), (128, 128)), ((30, 700), (64, 64)), ((1, 1), (8, 8))])
 def test_resize_equals_the_twin_at_the_ratios_of_real_cameras(size_in, size_out):
     image = picture(1, *size_in)
-    assert np.abs(resize(image, size_out) - twin_resize(image, size_out)).max() <= ROUNDING
+    assert np.abs(resize(image, size_out) - reference_resize(image, size_out)).max() <= ROUNDING
 
 
 @settings(max_examples=60, deadline=None)
@@ -100,7 +100,7 @@ def test_axis_weights_sum_to_one_and_are_never_negative(n_in, n_out):
     assert weights.dtype == np.float32
     assert (weights >= 0).all()
     assert np.abs(weights.sum(axis=1, dtype=np.float64) - 1).max() < 1e-6
-    assert np.abs(weights - twin_weights(n_in, n_out)).max() < 1e-6
+    assert np.abs(weights - reference_weights(n_in, n_out)).max() < 1e-6
 
 
 def test_axis_weights_are_shared_and_cannot_be_changed():

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 
-def write_picture(path: Path, seed: int, size_hw: tuple[int, int] = (40, 48)) -> Path:
+def write_image(path: Path, seed: int, size_hw: tuple[int, int] = (40, 48)) -> Path:
     """Write random pixels, smooth enough to survive a resize, and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
@@ -27,7 +27,7 @@ def write_mask(path: Path, size_hw: tuple[int, int] = (40, 48), value: int = 255
 
 @pytest.fixture
 def picture() -> Callable[..., Path]:
-    return write_picture
+    return write_image
 
 
 @pytest.fixture
@@ -41,10 +41,10 @@ def mvtec_root(tmp_path: Path) -> Path:
     root = tmp_path / "mvtec"
     for number, name in enumerate(("cap", "nut")):
         for index in (0, 1, 3, 7):
-            write_picture(root / name / "train" / "good" / f"{index:03}.png", 1000 * number + index)
+            write_image(root / name / "train" / "good" / f"{index:03}.png", 1000 * number + index)
         for index in (0, 5):
-            write_picture(root / name / "test" / "good" / f"{index:03}.png", 1000 * number + 100 + index)
-            write_picture(root / name / "test" / "scratch" / f"{index:03}.png", 1000 * number + 200 + index)
+            write_image(root / name / "test" / "good" / f"{index:03}.png", 1000 * number + 100 + index)
+            write_image(root / name / "test" / "scratch" / f"{index:03}.png", 1000 * number + 200 + index)
             if name == "nut":
                 write_mask(root / name / "ground_truth" / "scratch" / f"{index:03}_mask.png")
     return root
@@ -56,5 +56,5 @@ def plain_root(tmp_path: Path) -> Path:
     root = tmp_path / "plain"
     for number, (name, count) in enumerate((("bolt", 9), ("ring", 3))):
         for index in range(count):
-            write_picture(root / name / f"{index:03}.png", 5000 + 1000 * number + index)
+            write_image(root / name / f"{index:03}.png", 5000 + 1000 * number + index)
     return root

@@ -94,9 +94,9 @@ def test_pixel_hash_is_that_of_the_decoded_rgb_bytes(plain_root):
 # VisA
 
 
-def write_visa(root: Path, picture: Callable[..., Path], mask_file: Callable[..., Path], *, goods: int = 12) -> Path:
+def write_visa(root: Path, picture: Callable[..., Path], mask_file: Callable[..., Path], *, good_images: int = 12) -> Path:
     rows = []
-    for index in range(goods):
+    for index in range(good_images):
         name = f"candle/Data/Images/Normal/{index:04}.JPG"
         picture(root / name, index)
         rows.append((name, "normal", ""))

@@ -9,7 +9,7 @@ from torch import nn
 
 from snl_runtime.errors import ConfigError
 from snl_train.config import OptimConfig
-from snl_train.muon import ROWS_AT_ONCE, Muon, make_optimizers, orthogonalise
+from snl_train.muon import ROWS_AT_ONCE, Muon, make_optimizers, orthogonalize
 
 MUON = OptimConfig(optimizer="muon", learning_rate=0.1, momentum=0.5)
 
@@ -23,23 +23,23 @@ def by_singular_values(matrix: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", [(6, 40), (40, 6), (16, 16), (1, 9)])
-def test_orthogonalising_is_the_polynomial_of_the_singular_values(shape):
+def test_orthogonalizing_is_the_polynomial_of_the_singular_values(shape):
     matrix = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    np.testing.assert_allclose(orthogonalise(torch.from_numpy(matrix)).numpy(), by_singular_values(matrix), atol=2e-5)
+    np.testing.assert_allclose(orthogonalize(torch.from_numpy(matrix)).numpy(), by_singular_values(matrix), atol=2e-5)
 
 
-def test_matrices_in_one_stack_are_orthogonalised_each_by_itself():
+def test_matrices_in_one_stack_are_orthogonalized_each_by_itself():
     rng = np.random.default_rng(4)
     stack = np.stack([scale * rng.normal(size=(8, 30)) for scale in (1e-6, 1.0, 1e4)] + [np.zeros((8, 30))]).astype(np.float32)
     expected = np.stack([by_singular_values(matrix) for matrix in stack[:3]] + [np.zeros((8, 30))])
-    np.testing.assert_allclose(orthogonalise(torch.from_numpy(stack)).numpy(), expected, atol=2e-5)
+    np.testing.assert_allclose(orthogonalize(torch.from_numpy(stack)).numpy(), expected, atol=2e-5)
 
 
-def test_orthogonalised_directions_count_alike_whatever_their_size():
+def test_orthogonalized_directions_count_alike_whatever_their_size():
     rng = np.random.default_rng(1)
     u, v = (np.linalg.qr(rng.normal(size=(n, 8)))[0] for n in (8, 50))
     matrix = u * np.logspace(0, -1.5, 8) @ v.T
-    values = np.linalg.svd(orthogonalise(torch.from_numpy(matrix).float()).numpy(), compute_uv=False)
+    values = np.linalg.svd(orthogonalize(torch.from_numpy(matrix).float()).numpy(), compute_uv=False)
     assert 0.6 < values.min() < values.max() < 1.25
 
 
@@ -51,7 +51,7 @@ def test_no_direction_is_ever_longer_than_the_polynomial_makes_it(dtype, rows, c
     rank = min(rows, columns)
     u, v = (np.linalg.qr(rng.normal(size=(n, rank)))[0] for n in (rows, columns))
     sizes = np.where(np.arange(rank) < strongest, 1.0, 10**-decades)
-    result = orthogonalise(torch.from_numpy(u * sizes @ v.T).to(dtype))
+    result = orthogonalize(torch.from_numpy(u * sizes @ v.T).to(dtype))
     assert result.dtype == torch.float32
     assert np.linalg.norm(result.numpy(), 2) < 1.25  # the polynomial's own maximum over five rounds is 1.202
 
@@ -65,7 +65,7 @@ def test_a_first_kernel_over_smooth_pictures_gets_the_step_of_the_polynomial(sha
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
-        result = orthogonalise(torch.from_numpy(matrix)).numpy()
+        result = orthogonalize(torch.from_numpy(matrix)).numpy()
         assert torch.get_float32_matmul_precision() == precision
     finally:
         torch.set_float32_matmul_precision(before)
@@ -80,7 +80,7 @@ def test_steps_are_exact_where_a_caller_allowed_rounded_products_of_one_backend(
     matrix = np.outer(np.arange(1, 65), np.ones(147)).astype(np.float32) + np.random.default_rng(7).normal(size=(64, 147)).astype(np.float32) * 1e-2
     backend.fp32_precision = "bf16"
     try:
-        result = orthogonalise(torch.from_numpy(matrix)).numpy()
+        result = orthogonalize(torch.from_numpy(matrix)).numpy()
         assert backend.fp32_precision == "bf16"
     finally:
         backend.fp32_precision = before
@@ -88,7 +88,7 @@ def test_steps_are_exact_where_a_caller_allowed_rounded_products_of_one_backend(
 
 
 def test_a_zero_gradient_gives_no_step():
-    assert torch.equal(orthogonalise(torch.zeros(3, 7)), torch.zeros(3, 7))
+    assert torch.equal(orthogonalize(torch.zeros(3, 7)), torch.zeros(3, 7))
 
 
 def test_two_steps_of_a_kernel_by_hand():

@@ -121,11 +121,11 @@ def test_heat_pictures_share_one_scale_and_leave_zero_alone():
     zero = np.zeros((15, 20), np.float32)
     half = zero.copy()
     half[5:10, 5:10] = 0.5
-    shown, untouched = report_html.heat_pictures(image, zero, SCALE)
+    shown, untouched = report_html.heat_images(image, zero, SCALE)
     np.testing.assert_array_equal(shown, image)
     np.testing.assert_array_equal(untouched, image)
-    weak = report_html.heat_pictures(image, half, SCALE)[1]
-    strong = report_html.heat_pictures(image, 4 * half, SCALE)[1]
+    weak = report_html.heat_images(image, half, SCALE)[1]
+    strong = report_html.heat_images(image, 4 * half, SCALE)[1]
     # Twice the reference is 60 % red over the image: 100 + 0.6 * (255 - 100) = 193, 100 - 60 = 40.
     assert strong[15, 15].tolist() == [193, 40, 40]
     assert weak[15, 15].tolist() != strong[15, 15].tolist()
@@ -136,15 +136,15 @@ def test_a_floor_moves_the_scale_and_keeps_the_reference():
     scale = report_html.HeatScale(floor=2.0, reference=3.0)
     assert scale.ceiling == 4.0
     for value, unit in ((1.0, 0.0), (2.0, 0.0), (3.0, 1.0), (4.0, 2.0), (9.0, 2.0)):
-        got = report_html.heat_pictures(image, np.full((15, 20), value, np.float32), scale)[1]
-        np.testing.assert_array_equal(got, report_html.heat_pictures(image, np.full((15, 20), unit, np.float32), SCALE)[1])
+        got = report_html.heat_images(image, np.full((15, 20), value, np.float32), scale)[1]
+        np.testing.assert_array_equal(got, report_html.heat_images(image, np.full((15, 20), unit, np.float32), SCALE)[1])
 
 
 def test_large_pictures_shrink_to_report_size_and_the_mask_is_outlined():
     image = np.full((880, 440, 3), 100, np.uint8)
     mask = np.zeros((880, 440), bool)
     mask[400:480, 200:280] = True
-    shown, heat = report_html.heat_pictures(image, np.zeros((8, 4), np.float32), SCALE, mask)
+    shown, heat = report_html.heat_images(image, np.zeros((8, 4), np.float32), SCALE, mask)
     assert shown.shape == heat.shape == (220, 110, 3)
     changed = (shown != 100).any(axis=2)
     assert changed[100:120, 50].all()

@@ -1,4 +1,4 @@
-"""Training on flawed inputs: what the student sees, what it is compared with, and that it can be resumed."""
+"""Training on altered inputs: what the student sees, what it is compared with, and that it can be resumed."""
 
 import copy
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from snl_train.checkpoint import load_checkpoint
-from snl_train.config import CorruptionConfig, ModelConfig, OptimConfig, TrainConfig
+from snl_train.config import ModelConfig, OptimConfig, SyntheticAnomalyConfig, TrainConfig
 from snl_train.data.dataset import load_training_data
 from snl_train.losses import structural_loss
 from snl_train.trainer import Trainer
@@ -16,12 +16,12 @@ from snl_train.training import train
 
 def make_config(method: str, **changes) -> TrainConfig:
     model = ModelConfig(method=method, teacher="resnet18", teacher_weights="random", centers=4, whitening=True)
-    settings = {"image_size": (32, 32), "epochs": 2, "batch_size": 4, "device": "cpu", "corruption": CorruptionConfig(share=0.6)}
+    settings = {"image_size": (32, 32), "epochs": 2, "batch_size": 4, "device": "cpu", "synthetic_anomalies": SyntheticAnomalyConfig(share=0.6)}
     return TrainConfig(model=model, **(settings | changes))
 
 
 @pytest.mark.parametrize("method", ["rd", "snl-fd"])
-def test_a_flawed_training_resumes_to_the_bit(method, plain_root, tmp_path):
+def test_a_altered_training_resumes_to_the_bit(method, plain_root, tmp_path):
     config = make_config(method)
     data = load_training_data(plain_root, (32, 32), config=config.data, threads=1)
     train(config, data, tmp_path / "straight.pt")
@@ -37,18 +37,18 @@ def test_a_flawed_training_resumes_to_the_bit(method, plain_root, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["rd", "fd"])
-def test_student_sees_the_flaws_and_is_compared_with_the_teacher_on_good_images(method, monkeypatch):
+def test_student_sees_the_synthetic_anomaly_and_is_compared_with_the_teacher_on_good_images(method, monkeypatch):
     config = make_config(method, optim=OptimConfig(learning_rate=1e-3))
     trainer = Trainer(config, total_steps=10)
     rng = np.random.default_rng(0)
-    images, flawed = (torch.from_numpy(rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)) for _ in range(2))
-    has_flaw = torch.tensor([True, False, True, False])
-    flawed[~has_flaw] = images[~has_flaw]
-    monkeypatch.setattr(trainer, "_corruption", lambda batch: (flawed, has_flaw))
+    images, altered = (torch.from_numpy(rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)) for _ in range(2))
+    has_anomaly = torch.tensor([True, False, True, False])
+    altered[~has_anomaly] = images[~has_anomaly]
+    monkeypatch.setattr(trainer, "_synthetic_anomalies", lambda batch: (altered, has_anomaly))
     model = copy.deepcopy(trainer._model)
     with torch.no_grad():
         teacher = model.teacher(model.normalize(images))
-        _, student = model(model.normalize(flawed))  # one pass over the flawed batch
+        _, student = model(model.normalize(altered))  # one pass over the altered batch
         expected = structural_loss(teacher, student, config.loss, labels=torch.zeros(4))["total"]
     got = trainer.step(images, torch.zeros(4, dtype=torch.int64))["total"]
     assert float(got) == pytest.approx(float(expected), rel=1e-4)

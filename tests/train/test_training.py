@@ -304,7 +304,7 @@ def test_mixed_precision_training_on_cuda_lowers_its_loss(data, tmp_path):
     assert lines[-1]["loss"]["total"] < lines[0]["loss"]["total"]
 
 
-# Step size
+# Learning rate
 
 
 def test_one_cycle_rises_to_the_peak_and_falls_to_almost_nothing():

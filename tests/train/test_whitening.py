@@ -7,7 +7,7 @@ import torch
 from snl_train.config import ModelConfig, ScoreConfig
 from snl_train.evaluation import CheckpointScorer
 from snl_train.models import build_model
-from snl_train.models.whitening import ResidualWhitening, fit_whitening, level_peaks
+from snl_train.models.whitening import ResidualWhitening, fit_whitening, normalize_maxima
 from snl_train.scoring import anomaly_map, cell_scores, score_features
 
 
@@ -85,7 +85,7 @@ def test_leveled_peaks_are_one_on_average_over_the_good_images(expectation):
     modules = [ResidualWhitening(3, floor=0.1, expectation=expectation), ResidualWhitening(4, floor=0.1, expectation=expectation)]
     fit_whitening(Pair(), modules, inputs)
     before = [module.weight.numpy().astype(np.float64) for module in modules]
-    level_peaks(Pair(), modules, inputs)
+    normalize_maxima(Pair(), modules, inputs)
     everything = np.concatenate(batches).astype(np.float64)
     for module, w, t, s in zip(modules, before, (everything[:, :3], everything[:, 3:7]), (everything[:, 7:10], everything[:, 10:14])):
         distance = (np.einsum("ij,njhw->nihw", w, unit(t) - unit(s)) ** 2).sum(1)  # (7, 3, 4)
@@ -100,10 +100,10 @@ def test_leveled_peaks_are_one_on_average_over_the_good_images(expectation):
 def test_levelling_needs_images_and_residuals():
     modules = [ResidualWhitening(3, floor=0.1), ResidualWhitening(4, floor=0.1)]
     with pytest.raises(ValueError, match="at least one batch"):
-        level_peaks(Pair(), modules, [])
+        normalize_maxima(Pair(), modules, [])
     same = torch.ones(1, 14, 2, 2)  # teacher and student agree everywhere
     with pytest.raises(ValueError, match="finite and not all zero to be leveled"):
-        level_peaks(Pair(), modules, [same])
+        normalize_maxima(Pair(), modules, [same])
 
 
 def test_fitting_without_images_is_refused():

@@ -137,9 +137,9 @@ def test_owner_is_referenced_until_the_view_ends(cuda, make):
     frame = CupyLike(cuda, FRAME)
     alive = weakref.ref(frame)
     buffer = frame._buffer
-    lent = view_of(frame, stream=1)
+    imported = view_of(frame, stream=1)
     del frame
-    with lent as view:
+    with imported as view:
         gc.collect()
         assert alive() is view.owner
     buffer.close()
@@ -185,10 +185,10 @@ def test_failing_copy_is_a_backend_error_and_the_producer_is_released(cuda, read
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float16, np.float32, np.int64])
 def test_capsule_of_numpy_is_understood(dtype):
     array = np.arange(12, dtype=dtype).reshape(3, 4)
-    lent = dlpack.take_capsule(array.__dlpack__())
-    assert (lent.address, lent.shape, lent.dtype, lent.device_type) == (array.ctypes.data, (3, 4), np.dtype(dtype), dlpack.DEVICE_CPU)
-    assert lent.strides in (None, (4, 1))
-    lent.release()
+    imported = dlpack.take_capsule(array.__dlpack__())
+    assert (imported.address, imported.shape, imported.dtype, imported.device_type) == (array.ctypes.data, (3, 4), np.dtype(dtype), dlpack.DEVICE_CPU)
+    assert imported.strides in (None, (4, 1))
+    imported.release()
 
 
 def test_capsule_can_be_taken_once():

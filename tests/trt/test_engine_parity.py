@@ -118,7 +118,7 @@ def test_engine_that_differs_inherits_tightened_thresholds_and_the_report_says_w
         assert inherited.floor == pytest.approx(decision.floor + band, rel=1e-5)
     with SnlDetector(engine_path) as detector:
         assert detector.detect(model_fixtures.good_frame(1)).threshold == inherited.pass_threshold
-        assert detector.notes == (f"line.trt passes nothing that its ONNX file would not{guard_text(report)}",)
+        assert detector.notes == (f"line.trt never passes what its ONNX file would not{guard_text(report)}",)
 
 
 def test_engine_that_is_kinder_than_its_model_passes_nothing_that_the_model_reviews(engine_path, installed, shifted, model_fixtures):

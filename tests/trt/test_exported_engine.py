@@ -7,7 +7,7 @@ import pytest
 
 from snl_export.cli import _parity_line
 from snl_export.engines import build_planned_engine, engine_lines, plan_engine
-from snl_runtime.backends.tensorrt.builder import target_at_hand
+from snl_runtime.backends.tensorrt.builder import local_target
 from snl_runtime.backends.tensorrt.library import load_library
 from snl_runtime.cuda.api import DeviceDescription
 from snl_runtime.errors import BackendUnavailableError, ConfigError, ParityRefusedError
@@ -117,7 +117,7 @@ def test_engine_that_flips_one_verdict_is_exported_with_its_guard_band_and_what_
 def test_gpu_that_rtx_does_not_know_gets_no_engine_and_the_advice(station, cuda):
     cuda.devices = [DeviceDescription(name="Fake Orin", compute_capability=87, driver_version="12.6")]
     with pytest.raises(BackendUnavailableError, match=r"SM75, .*SM121, this GPU \(Fake Orin\) is SM87: install tensorrt"):
-        target_at_hand()
+        local_target()
     assert "Fake Orin" in plan_engine(None, ()).why_not
 
 

@@ -125,7 +125,7 @@ def choose_target(library: LibraryName | None, compute_capabilities: Sequence[in
     raise BackendUnavailableError("; ".join(reasons) or f"no usable TensorRT is installed: pip install {names}")
 
 
-def target_at_hand(library: LibraryName | None = None) -> EngineTarget:
+def local_target(library: LibraryName | None = None) -> EngineTarget:
     """Return a target that this machine can build for and run: full TensorRT, else TensorRT-RTX if it knows the GPU.
 
     Args:
@@ -227,7 +227,7 @@ def rebuild_engine(engine_path: Path, *, cache_folder: Path | None = None) -> Bu
     largest = int(manifest.input["max_batch"])
     options = EngineOptions(batches=(1, 1, largest), precision=str(manifest.graph.get("precision", "fp32")))
     try:
-        target = target_at_hand(library)
+        target = local_target(library)
     except BackendUnavailableError as failure:
         logger.debug("not built for a GPU here: %s", failure)
         target = choose_target(library)

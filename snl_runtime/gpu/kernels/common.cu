@@ -10,7 +10,7 @@ struct Window {
   float last_share;
 };
 
-// Twin: snl_runtime.images.preprocess.axis_weights. Area average where the axis shrinks, linear between half-pixel centers where it grows.
+// Reference: snl_runtime.images.preprocess.axis_weights. Area average where the axis shrinks, linear between half-pixel centers where it grows.
 __device__ inline Window axis_window(int n_in, int n_out, int index) {
   Window window;
   if (n_out < n_in) {

@@ -1,4 +1,4 @@
-// Frame -> network input. Twin: snl_runtime.images.preprocess.prepare, first axis first as there.
+// Frame -> network input. Reference: snl_runtime.images.preprocess.prepare, first axis first as there.
 
 // Resizes the first axis: frame (height, width, channels) uint8 or uint16 -> rows (out_height, width, 1 or 3) float32, alpha left out.
 // One thread per column and output row: neighboring threads read neighboring pixels.
@@ -56,7 +56,7 @@ extern "C" __global__ void frame_columns(const float* __restrict__ rows, int pla
   }
 }
 
-// Twin: snl_runtime.verdict.frame_checks.frame_statistics, as whole numbers: sums[0..2] of the channels, [3..5] of their squares, [6] white, [7] black,
+// Reference: snl_runtime.verdict.frame_checks.frame_statistics, as whole numbers: sums[0..2] of the channels, [3..5] of their squares, [6] white, [7] black,
 // [8] reddish, [9] bluish, [10] red, [11] blue and [12] all pixels, which shows that every one was counted. `sums` must be cleared before. Any grid
 // of one dimension will do.
 extern "C" __global__ void input_sums(const unsigned char* __restrict__ input, int pixels, int white_level, int black_level, int tint_level,

@@ -1,4 +1,4 @@
-// Normalized map: one product per cell, rounded once as on the host. Twin: snl_runtime.model.normalization.NormalizationMap.apply.
+// Normalized map: one product per cell, rounded once as on the host. Reference: snl_runtime.model.normalization.NormalizationMap.apply.
 extern "C" __global__ void normalization_cells(const float* __restrict__ map, const float* __restrict__ normalization, int cells, float* __restrict__ normalized) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i < cells) {
@@ -6,7 +6,7 @@ extern "C" __global__ void normalization_cells(const float* __restrict__ map, co
   }
 }
 
-// Anomaly map -> frame (or ROI) resolution. Twins: snl_runtime.images.upsampling.upsample_map and snl_runtime.images.overlay.blend_heat.
+// Anomaly map -> frame (or ROI) resolution. Reference: snl_runtime.images.upsampling.upsample_map and snl_runtime.images.overlay.blend_heat.
 
 __device__ inline float resized_value(const float* map, int map_width, const Window& rows, const Window& columns) {
   float value = 0.0f;

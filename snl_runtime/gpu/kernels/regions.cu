@@ -1,5 +1,5 @@
 // Checks and regions at the resolution of the map, so that a map whose maximum is above the threshold always has a region.
-// Twins: snl_runtime.verdict.decision.check_output and snl_runtime.verdict.regions.find_regions.
+// Reference: snl_runtime.verdict.decision.check_output and snl_runtime.verdict.regions.find_regions.
 
 // statistics[0] key of the largest finite value, [1] count of values that are not finite, [2] count above the threshold,
 // [3] count of all cells, which shows that every one was looked at. Must be cleared before. Any grid of one dimension will do.

@@ -44,7 +44,7 @@ def moved(fake, monkeypatch):
     return copies
 
 
-def picture_bytes(request, frame_hw):
+def saved_images_bytes(request, frame_hw):
     """By hand: 4 bytes of map, 32 pixels a word of mask, 3 bytes of overlay, each part whole words; one word says that all of it was drawn."""
     height, width = frame_hw
     sizes = {"frame_map": 4 * height * width, "mask": 4 * height * ((width + 31) // 32), "overlay": (3 * height * width + 3) // 4 * 4}
@@ -55,7 +55,7 @@ def carried(result):
     return {name for name in NAMES if getattr(result, name) is not None}
 
 
-def assert_twins_of_its_map(result, image, color):
+def assert_equals_the_reference_of_its_map(result, image, color):
     left, top, right, bottom = result.roi_xyxy
     frame_map = upsample_map(result.anomaly_map, (bottom - top, right - left))
     np.testing.assert_allclose(result.frame_map, frame_map, rtol=1e-5, atol=0)
@@ -83,7 +83,7 @@ def test_one_upload_and_exactly_what_is_asked_for_comes_back(open_on, fake, fram
         assert result.verdict is Verdict.PASS
         assert carried(result) == {name for name, wanted in zip(NAMES, flags) if wanted}
         assert moved["host_to_device"] == [frame_hw[0] * frame_hw[1] * 3]
-        assert sum(moved["device_to_host"]) == ALWAYS_BYTES + (picture_bytes(request, frame_hw) if any(flags) else 0)
+        assert sum(moved["device_to_host"]) == ALWAYS_BYTES + (saved_images_bytes(request, frame_hw) if any(flags) else 0)
         assert fake.calls.count("synchronize_stream") == 1 + any(flags)
         assert not {name for name in fake.calls if name.startswith(("allocate", "free", "create", "destroy"))}
 
@@ -129,7 +129,7 @@ def test_pictures_are_the_hosts_twins_for_every_kind_of_frame(open_on, frames, e
             continue
         seen.add(name)
         try:
-            assert_twins_of_its_map(result, image, color)
+            assert_equals_the_reference_of_its_map(result, image, color)
         except AssertionError as failure:
             raise AssertionError(name) from failure
     assert seen >= {"odd good", "odd bad", "rgb", "gray", "16 bits", "bgra", "rgba", "not contiguous"}
@@ -210,7 +210,7 @@ def test_download_that_stops_half_way_is_an_error(open_on, fake, frames, monkeyp
     request = OutputRequest(**{name: True})
     detector = open_on("tensorrt", outputs=request)
     detector.detect(frames["odd bad"][0])
-    copy, whole = fake.copy_async, picture_bytes(request, (77, 91))
+    copy, whole = fake.copy_async, saved_images_bytes(request, (77, 91))
 
     def lossy(destination, source, byte_count, kind, stream):
         copy(destination, source, byte_count // 2 if (kind, byte_count) == ("device_to_host", whole) else byte_count, kind, stream)
@@ -309,7 +309,7 @@ def test_snl_run_draws_on_the_gpu_exactly_the_frames_that_it_saves(fake, line, m
     assert [path.stem.split("_")[-1] for path in sorted(overlays.iterdir())] == saved
     assert fake.ran.count("map_to_frame") == len(saved)
     assert moved["host_to_device"] == [77 * 91 * 3] * 3
-    overlay_bytes = picture_bytes(OutputRequest(overlay=True), (77, 91))
+    overlay_bytes = saved_images_bytes(OutputRequest(overlay=True), (77, 91))
     assert sum(moved["device_to_host"]) == 3 * (ALWAYS_BYTES + MAP_BYTES) + len(saved) * overlay_bytes
 
 

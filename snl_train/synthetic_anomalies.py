@@ -1,53 +1,56 @@
-"""Flaws painted into training images, which the student learns to take out again.
+"""Synthetic anomalies in training images, which the student learns to take out again.
 
-The teacher shows the student's input an image with a flaw and its target the same image without. A student trained on good images alone learns
-to copy whatever its teacher sees, flaws too; one that has to restore the good part cannot. Only training changes: the exported graph is the same.
-The flaws are no model of real defects, and calibration's evidence never uses them: patches of other products and places, and flat colors, in
-random shapes.
+The teacher shows the student's input an image with a synthetic anomaly and its target the same image without. A student trained on good images alone
+learns
+to copy whatever its teacher sees, synthetic anomalies too; one that has to restore the good part cannot. Only training changes: the exported graph
+is the same.
+The synthetic anomalies are no model of real defects, and calibration's evidence never uses them: patches of other products and places, and flat
+colors, in random shapes.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from snl_train.config import CorruptionConfig
+from snl_train.config import SyntheticAnomalyConfig
 
 _GRIDS = (3, 4, 6, 8, 12, 16)
-"""Cells of the noise whose highest part is the flaw's shape: few make one blob, many make specks."""
+"""Cells of the noise whose highest part is the synthetic anomaly's shape: few make one blob, many make specks."""
 
 
-class Corruption:
-    """Paints flaws into batches; draws from torch's global generators only, so that a resumed training sees the same flaws.
+class SyntheticAnomalies:
+    """Paints synthetic anomalies into batches; draws from torch's global generators only, so that a resumed training sees the same synthetic
+    anomalies.
 
     Example:
-        ``flawed, has_flaw = Corruption(CorruptionConfig(share=0.7))(images)``
+        ``altered, has_anomaly = SyntheticAnomalies(SyntheticAnomalyConfig(share=0.7))(images)``
     """
 
-    def __init__(self, config: CorruptionConfig) -> None:
+    def __init__(self, config: SyntheticAnomalyConfig) -> None:
         self._config = config
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return images with flaws and which of them have one.
+        """Return images with synthetic anomalies and which of them have one.
 
         Args:
             images: (B, H, W, 3) uint8 RGB on any device; not changed.
 
         Returns:
-            (B, H, W, 3) uint8 with the same values outside the flaws, on the same device, and (B,) bool on the CPU.
+            (B, H, W, 3) uint8 with the same values outside the synthetic anomalies, on the same device, and (B,) bool on the CPU.
         """
         if not self._config.share:
             return images, torch.zeros(len(images), dtype=torch.bool)  # draws nothing: the same training as ever
-        has_flaw = torch.rand(len(images)) < self._config.share
-        flawed = images.clone()
-        for number in torch.nonzero(has_flaw).flatten().tolist():
+        has_anomaly = torch.rand(len(images)) < self._config.share
+        altered = images.clone()
+        for number in torch.nonzero(has_anomaly).flatten().tolist():
             shape = self._shape(images.shape[1], images.shape[2], images.device)[..., None]  # (H, W, 1)
             opacity = _uniform(self._config.opacity_min, 1.0) * shape
             blended = images[number] * (1 - opacity) + self._filling(images, number) * opacity  # (H, W, 3) float
-            flawed[number] = blended.round().clamp(0, 255).to(torch.uint8)
-        return flawed, has_flaw
+            altered[number] = blended.round().clamp(0, 255).to(torch.uint8)
+        return altered, has_anomaly
 
     def _shape(self, height: int, width: int, device: torch.device) -> Tensor:
-        """Return (H, W) float, 1 inside the flaw: the highest part of smooth noise, half of the time within a disc."""
+        """Return (H, W) float, 1 inside the synthetic anomaly: the highest part of smooth noise, half of the time within a disc."""
         cells = _GRIDS[_integer(len(_GRIDS))]
         noise = F.interpolate(torch.randn(1, 1, cells, cells).to(device), size=(height, width), mode="bicubic", align_corners=False)[0, 0]  # (H, W)
         share = _uniform(self._config.area_min, self._config.area_max)
@@ -59,12 +62,12 @@ class Corruption:
         return shape.float()
 
     def _filling(self, images: Tensor, number: int) -> Tensor:
-        """Return (H, W, 3) float: another image of the batch, the image itself moved, or a noisy color; moved, mirrored and re-lit by lot."""
+        """Return (H, W, 3) float: another image of the batch, the image itself moved, or a noisy color; moved, mirrored and re-lit at random."""
         height, width = images.shape[1:3]
-        lot = _uniform(0, 1)
-        if lot < self._config.foreign_share:
+        draw = _uniform(0, 1)
+        if draw < self._config.foreign_share:
             filling = images[_integer(len(images))].float()
-        elif lot < (1 + self._config.foreign_share) / 2:
+        elif draw < (1 + self._config.foreign_share) / 2:
             filling = images[number].float()
         else:
             filling = (torch.rand(3) * 255).to(images.device) + torch.randn(height, width, 3, device=images.device) * _uniform(0, 20)

@@ -1,7 +1,7 @@
 """Draws the image of the README: parts of the demo, each beside its verdict.
 
 make demo
-python examples/readme_picture.py --demo demo --out docs/images/verdicts.png
+python examples/readme_image.py --demo demo --out docs/images/verdicts.png
 """
 
 import argparse
