@@ -113,3 +113,27 @@ def passed_report(path, **changes):
         created_at="2024-05-01T12:00:00+00:00",
     )
     return dataclasses.replace(report, **changes)
+
+
+@pytest.fixture
+def engine_path(write_engine):
+    return write_engine(parity=False)
+
+
+@pytest.fixture
+def installed(monkeypatch, cuda, library):
+    """The fakes in place of CUDA and TensorRT for everything that opens a backend by suffix."""
+    monkeypatch.setattr("snl_runtime.cuda.api.load_cuda", lambda: cuda)
+    monkeypatch.setattr("snl_runtime.backends.tensorrt.backend.open_library", lambda name: library)
+    return library
+
+
+@pytest.fixture
+def shifted(library):
+    """Let the engine give other maps than its ONNX file."""
+    honest = library.answer
+
+    def shift(change):
+        library.answer = lambda images: change(honest(images))
+
+    return shift
