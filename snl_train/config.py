@@ -87,7 +87,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossConfig:
-    """Weights and readings of the four losses, Eq. 2 to 7."""
+    """Weights and forms of the four losses, Eq. 2 to 7."""
 
     channel_weight: float = 1.0
     """Weight of the cosine distance per position, Eq. 2."""
@@ -164,7 +164,7 @@ class OptimConfig:
     weight_decay: float = 0.0
     """Decoupled weight decay on the student's weights."""
     schedule: Schedule = "one-cycle"
-    """Step size over the run: up then down to almost 0, straight down from the peak, or unchanged."""
+    """Learning rate over the run: up then down to almost 0, straight down from the peak, or unchanged."""
     warmup_share: float = 0.1
     """Share of the steps with a rising learning rate (one-cycle only)."""
     gradient_clip: float = 0.0
@@ -211,18 +211,19 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CorruptionConfig:
-    """Flaws painted into the student's input, see ``snl_train.corruption``; the paper has none."""
+    """Synthetic anomalies in the student's input, see ``snl_train.corruption``; the paper has none."""
 
     share: float = 0.0
-    """Share of the training images that get a flaw; 0 trains as the paper does."""
+    """Share of the training images that get a synthetic anomaly; 0 trains as the paper does."""
     opacity_min: float = 0.3
-    """Faintest flaw; opacities are drawn evenly from here to 1."""
+    """Faintest synthetic anomaly; opacities are drawn evenly from here to 1."""
     area_min: float = 0.01
-    """Smallest share of the image that a flaw covers, before it is cut to a disc half of the time."""
+    """Smallest share of the image that a synthetic anomaly covers, before it is cut to a disc half of the time."""
     area_max: float = 0.15
-    """Largest share of the image that a flaw covers."""
+    """Largest share of the image that a synthetic anomaly covers."""
     foreign_share: float = 0.5
-    """Share of the flaws filled from another image of the batch, of whatever product; the rest is the image itself, moved, or flat color."""
+    """Share of the synthetic anomalies filled from another image of the batch, of whatever product; the rest is the image itself,
+    moved, or flat color."""
 
     def __post_init__(self) -> None:
         _check("corruption.share", self.share, "in [0, 1]", 0 <= self.share <= 1)
@@ -251,7 +252,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     """Images."""
     corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
-    """Flaws painted into the student's input."""
+    """Synthetic anomalies in the student's input."""
     preset: Preset | None = None
     """Preset that the run started from; recorded, of no effect by itself."""
     seed: int = 0
@@ -289,7 +290,7 @@ def preset_config(name: str) -> TrainConfig:
 
     ``paper``: WRN50 at 256x256, Adam with learning rate 0.005, batch 8, 50 centers, all lambdas 1, as the paper states; epochs, betas, schedule and
     the reductions of the losses are this project's, because the paper does not state them.
-    ``best``: what measured best in ``benchmarks/accuracy``: Muon, L_cd weighted by the distance itself, flaws painted into the student's input,
+    ``best``: what measured best in ``benchmarks/accuracy``: Muon, L_cd weighted by the distance itself, synthetic anomalies in the student's input,
     residual whitening normalized by maxima, CRAM on directions with a positive alpha, a map smoothed by 4 pixels as RD4AD's, and no affinity error in
     it. The affinity losses stay with a tenth of the paper's weight, on at most 256 positions drawn per scale; L_sd is left out.
     ``docs/decisions`` says why.
