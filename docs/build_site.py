@@ -5,6 +5,7 @@ that a page links to. MkDocs then builds strictly: a broken link ends it. Nothin
 """
 
 import argparse
+import importlib.util
 import os
 import re
 import shutil
@@ -69,13 +70,14 @@ def loaded_from_elsewhere(site: Path) -> Iterator[str]:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if importlib.util.find_spec("mkdocs") is None:
+        raise BackendUnavailableError("the site needs the package mkdocs-material: pip install 'snl-edge[docs]'")
     assemble(PAGES)
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--clean", "--site-dir", str(options.out.resolve())]
+    # No --quiet: MkDocs counts for --strict only those warnings that it prints.
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--clean", "--site-dir", str(options.out.resolve())]
     status = subprocess.run(command, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, check=False).returncode
     if status != 0:
-        raise BackendUnavailableError(
-            f"MkDocs ended with exit status {status}; correct what it names above, or install it: pip install 'snl-edge[docs]'"
-        )
+        raise DataError(f"MkDocs ended with exit status {status}; correct what it names above in docs/ or mkdocs.yml")
     fetched = list(loaded_from_elsewhere(options.out))
     if fetched:
         raise DataError(

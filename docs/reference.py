@@ -10,14 +10,10 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import snl_runtime
 from snl_runtime import errors
-from snl_runtime.line.handoff import OverflowPolicy
-from snl_runtime.line.sinks import Sink
-from snl_runtime.line.sources import base
 from snl_runtime.model import frame_range, manifest, manifest_records
 from snl_runtime.verdict.ruling import REASON_CODES
 from snl_train import config
@@ -35,7 +31,6 @@ MANIFEST_PARTS = (
     manifest_records.ParityReport,
     manifest_records.EngineEntry,
 )
-_FOR_PLUGINS = (base.FrameSource, base.SourceCounters, base.FrameStamper, OverflowPolicy, Sink)
 _ATTRIBUTE = re.compile(r"^(\w+): (.*)$")
 
 
@@ -109,16 +104,9 @@ def _help_of(module: str, function: str) -> str:
 
 
 def _python() -> str:
-    text = (
-        "Everything in `snl_runtime.__all__`, and what plug-ins implement or use. Errors: [errors](errors.md). Other modules may change at any time."
-    )
-    public = [_python_entry(getattr(snl_runtime, name), name) for name in snl_runtime.__all__]
-    for_plugins = [_python_entry(value, value.__name__) for value in _FOR_PLUGINS]
-    return "\n\n".join(["# Python API", text, *public, *for_plugins]) + "\n"
-
-
-def _python_entry(value: Any, name: str) -> str:
-    return f"## {name}\n\n::: {value.__module__}.{name}"
+    text = "Everything in `snl_runtime.__all__`: what a host or a plug-in needs. Errors: [errors](errors.md). Other modules may change at any time."
+    public = [f"## {name}\n\n::: snl_runtime.{module}.{name}" for name, module in sorted(snl_runtime._MODULES.items())]
+    return "\n\n".join(["# Python API", text, *public]) + "\n"
 
 
 def _configuration() -> str:

@@ -87,7 +87,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossConfig:
-    """Weights and readings of the four losses, Eq. 2 to 7."""
+    """Weights and forms of the four losses, Eq. 2 to 7."""
 
     channel_weight: float = 1.0
     """Weight of the cosine distance per position, Eq. 2."""
