@@ -1,18 +1,17 @@
 """Checkpoint in, verified bundle out: x.onnx, x.golden.npz and x.json, all or nothing."""
 
-import contextlib
 import datetime
 import logging
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from snl_runtime.config import canonical_json
-from snl_runtime.errors import CheckpointError, ConfigError, GoldenSampleError, ManifestError, ParityRefusedError, SinkError
-from snl_runtime.files import check_writable, exclusive_lock, sha256_file
+from snl_runtime.errors import CheckpointError, ConfigError, GoldenSampleError, ManifestError, ParityRefusedError
+from snl_runtime.files import sha256_file
 from snl_runtime.model.golden import GoldenSamples, golden_path, write_golden
 from snl_runtime.model.manifest import Decision, Manifest, ParityReport, manifest_path, read_manifest, write_manifest
 from snl_runtime.model.normalization_files import open_normalizations
@@ -27,11 +26,10 @@ from .graph import DEFAULT_TILE_ROWS, AffinityLayout, Precision, SnlGraph
 from .int8 import Int8Options, quantize_file
 from .onnx_export import BatchSize
 from .provenance import ExportPrecision, portable_part
-from .publishing import keeping_history, publish, restore_interrupted
+from .publishing import check_targets, keeping_history, publish, restore_interrupted, staging_folder
 
 logger = logging.getLogger(__name__)
 
-_HALF_AND_FULL: tuple[Precision, Precision] = ("fp16", "fp32")
 SMALL_SIZE_PX = 32
 """Input size of the export that the slow reference evaluator runs; the smallest that every method takes."""
 
@@ -105,30 +103,28 @@ def export_bundle(
     """
     if model_path.suffix != ".onnx":
         raise ConfigError(f"--out must end in .onnx, got {model_path.name}")
-    _check_targets(model_path)
+    check_targets([model_path, golden_path(model_path), manifest_path(model_path), model_path.with_suffix(".trt")])
     if options.frames is not None:
         folder_frames(options.frames)  # a wrong folder shows before the checkpoint is loaded
-    notes = []
     on_stage("load the checkpoint")
     checkpoint = load_checkpoint(checkpoint_path)
     frames = None if options.frames is None else folder_frames(options.frames, checkpoint.config.data.bit_depth)
-    if checkpoint.unfinished:
-        notes.append(f"{checkpoint_path}: {checkpoint.unfinished}")
-    with _staging_folder(model_path) as staging:
+    notes = [f"{checkpoint_path}: {checkpoint.unfinished}"] if checkpoint.unfinished else []
+    with staging_folder(model_path) as staging:
         if restore_interrupted(model_path.parent, stem=model_path.stem):
             notes.append(f"an earlier export to {model_path} was killed half-way; the files from before it were put back first")
         earlier = _earlier_manifest(model_path)
-        export = _Export(checkpoint, checkpoint_path, options, staging / model_path.name)
+        export = _prepare(checkpoint, checkpoint_path, options, staging / model_path.name)
         on_stage("write the ONNX graph")
-        export.write_model()
+        _write_graph(export)
+        _quantize(export)
         on_stage("score the golden samples with the checkpoint")
-        golden = export.write_golden()
-        draft = export.manifest() if earlier is None else keeping_history(export.manifest(), earlier)
-        write_manifest(manifest_path(export.path), draft)
+        golden = _write_golden(export)
+        draft = _write_draft(export, earlier)
         on_stage("compare the file with the checkpoint")
-        decisions = export.comparable_decisions(earlier)
+        decisions = _comparable_decisions(export, earlier)
         meter = ParityMeter(LIMITS[options.precision], decisions, open_normalizations(model_path, decisions, draft.size_hw))
-        reports = export.check(golden, frames or derived_frames(golden.images), meter)
+        reports = _pass_gate(export, golden, frames or derived_frames(golden.images), meter)
         _open_as_users_do(export.path)
         on_stage("put the files in place")
         staged = [export.path, golden_path(export.path)]
@@ -139,99 +135,129 @@ def export_bundle(
     )
 
 
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class _Export:
-    """One export in its staging folder."""
+    """What every step of one export is given.
 
-    def __init__(self, checkpoint: Checkpoint, checkpoint_path: Path, options: ExportOptions, path: Path) -> None:
-        if len(checkpoint.golden_images) == 0:
-            raise ConfigError(f"{checkpoint_path} holds no golden samples to prove an export with; train again with golden_samples 1 or more")
-        if tuple(checkpoint.golden_images.shape[1:3]) != tuple(checkpoint.config.image_size):
-            raise CheckpointError(
-                f"{checkpoint_path} holds golden samples of {checkpoint.golden_images.shape[1:3]} pixels for a network of "
-                f"{tuple(checkpoint.config.image_size)}; train again"
-            )
-        self.path = path
-        self._checkpoint = checkpoint
-        self._checkpoint_sha256 = sha256_file(checkpoint_path)
-        self._reference_name = f"checkpoint {checkpoint_path.name}"
-        self._options = options
-        self._reference = CheckpointScorer(checkpoint, options.device)
-        self._graph = self._make_graph(self._reference.size_hw, "fp16" if options.precision == "fp16" else "fp32")
-        self._portable = portable_part(
+    Attributes:
+        checkpoint: What is exported.
+        checkpoint_sha256: Its hash.
+        reference: The checkpoint's model, which the file must score like.
+        reference_name: Its name for messages.
+        graph: The same model as it ships.
+        options: How it is exported.
+        path: The ONNX file in the staging folder.
+        portable: The part of the manifest that depends on no hash of a file; quantization adds to it.
+    """
+
+    checkpoint: Checkpoint
+    checkpoint_sha256: str
+    reference: CheckpointScorer
+    reference_name: str
+    graph: SnlGraph
+    options: ExportOptions
+    path: Path
+    portable: dict[str, Any]
+
+    @property
+    def metadata(self) -> str:
+        """What the ONNX file says about itself."""
+        return canonical_json(self.portable, error=ManifestError)
+
+
+def _prepare(checkpoint: Checkpoint, checkpoint_path: Path, options: ExportOptions, path: Path) -> _Export:
+    """Build the model and the graph, once, after every check that needs only the checkpoint."""
+    if len(checkpoint.golden_images) == 0:
+        raise ConfigError(f"{checkpoint_path} holds no golden samples to prove an export with; train again with golden_samples 1 or more")
+    if tuple(checkpoint.golden_images.shape[1:3]) != tuple(checkpoint.config.image_size):
+        raise CheckpointError(
+            f"{checkpoint_path} holds golden samples of {checkpoint.golden_images.shape[1:3]} pixels for a network of "
+            f"{tuple(checkpoint.config.image_size)}; train again"
+        )
+    sha256 = sha256_file(checkpoint_path)
+    reference = CheckpointScorer(checkpoint, options.device)
+    return _Export(
+        checkpoint=checkpoint,
+        checkpoint_sha256=sha256,
+        reference=reference,
+        reference_name=f"checkpoint {checkpoint_path.name}",
+        graph=_graph(reference, checkpoint, options, reference.size_hw, "fp16" if options.precision == "fp16" else "fp32"),
+        options=options,
+        path=path,
+        portable=portable_part(
             checkpoint,
-            checkpoint_sha256=self._checkpoint_sha256,
+            checkpoint_sha256=sha256,
             precision=options.precision,
             batch=options.batch,
             tile_rows=options.tile_rows,
             layout=options.layout,
-        )
+        ),
+    )
 
-    def write_model(self) -> None:
-        onnx_export.export_onnx(
-            self._graph,
-            self.path,
-            size_hw=self._reference.size_hw,
-            batch=self._options.batch,
-            metadata=self._metadata(),
-        )
-        if self._options.int8 is not None:
-            self._quantize(self._options.int8)
 
-    def _quantize(self, options: Int8Options) -> None:
-        model, described = quantize_file(self.path, options, self._checkpoint.config.data.bit_depth)
-        self._portable["graph"].update(described)
-        onnx_export.write_model(model, self.path, size_hw=self._reference.size_hw, batch=self._options.batch, metadata=self._metadata())
+def _graph(reference: CheckpointScorer, checkpoint: Checkpoint, options: ExportOptions, size_hw: tuple[int, int], precision: Precision) -> SnlGraph:
+    return SnlGraph(
+        reference.model, checkpoint.config.score, size_hw=size_hw, precision=precision, tile_rows=options.tile_rows, layout=options.layout
+    )
 
-    def _metadata(self) -> str:
-        return canonical_json(self._portable, error=ManifestError)
 
-    def write_golden(self) -> GoldenSamples:
-        images = np.ascontiguousarray(self._checkpoint.golden_images)
-        answers = [self._reference.score_inputs(image[None]) for image in images]
-        scores, maps = (np.concatenate([answer[i] for answer in answers]).astype(np.float32) for i in range(2))
-        try:
-            golden = GoldenSamples(images=images, scores=scores, maps=maps)
-        except GoldenSampleError as error:
-            raise ParityRefusedError(f"{self._reference_name} gives no usable scores: {error}; nothing was written; train again") from error
-        write_golden(golden_path(self.path), golden)
-        return golden
+def _write_graph(export: _Export) -> None:
+    onnx_export.export_onnx(export.graph, export.path, size_hw=export.reference.size_hw, batch=export.options.batch, metadata=export.metadata)
 
-    def manifest(self) -> Manifest:
-        sha256 = sha256_file(self.path)
-        golden = golden_path(self.path)
-        return Manifest(
-            **self._portable,
-            model_file=self.path.name,
-            model_sha256=sha256,
-            files={self.path.name: sha256, golden.name: sha256_file(golden)},
-            created_at=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        )
 
-    def comparable_decisions(self, earlier: Manifest | None) -> list[Decision]:
-        """Return the newest decision of each product that an export of this same checkpoint was given: its verdicts must not flip."""
-        if earlier is None or earlier.training.get("checkpoint_sha256") != self._checkpoint_sha256:
-            return []
-        return list(earlier.decisions_for(earlier.model_sha256).values())
+def _quantize(export: _Export) -> None:
+    """Replace the fp32 file by its 8-bit version where that was asked for."""
+    if export.options.int8 is None:
+        return
+    model, described = quantize_file(export.path, export.options.int8, export.checkpoint.config.data.bit_depth)
+    export.portable["graph"].update(described)
+    onnx_export.write_model(model, export.path, size_hw=export.reference.size_hw, batch=export.options.batch, metadata=export.metadata)
 
-    def check(self, golden: GoldenSamples, frames: FrameSet, meter: ParityMeter) -> list[ParityReport]:
-        precision, name = self._options.precision, self._reference_name
-        reports = [gate.check_export(self.path, self._reference, golden, frames, reference_name=name, precision=precision, meter=meter)]
-        if precision != "fp16":
-            return reports
-        reports.append(gate.check_half(self._graph, self.path, self._reference, golden, frames, reference_name=name))
-        small, small_full = (self._make_graph((SMALL_SIZE_PX, SMALL_SIZE_PX), which) for which in _HALF_AND_FULL)
-        reports.append(gate.check_half_by_reference(small, small_full, self.path, golden, reference_name=name))
-        return reports
 
-    def _make_graph(self, size_hw: tuple[int, int], precision: Precision) -> SnlGraph:
-        return SnlGraph(
-            self._checkpoint.build_model(),
-            self._checkpoint.config.score,
-            size_hw=size_hw,
-            precision=precision,
-            tile_rows=self._options.tile_rows,
-            layout=self._options.layout,
-        )
+def _write_golden(export: _Export) -> GoldenSamples:
+    images = np.ascontiguousarray(export.checkpoint.golden_images)
+    answers = [export.reference.score_inputs(image[None]) for image in images]
+    scores, maps = (np.concatenate([answer[i] for answer in answers]).astype(np.float32) for i in range(2))
+    try:
+        golden = GoldenSamples(images=images, scores=scores, maps=maps)
+    except GoldenSampleError as error:
+        raise ParityRefusedError(f"{export.reference_name} gives no usable scores: {error}; nothing was written; train again") from error
+    write_golden(golden_path(export.path), golden)
+    return golden
+
+
+def _write_draft(export: _Export, earlier: Manifest | None) -> Manifest:
+    """Write the manifest without parity reports beside the staged file, which the gate opens with it."""
+    sha256, golden = sha256_file(export.path), golden_path(export.path)
+    manifest = Manifest(
+        **export.portable,
+        model_file=export.path.name,
+        model_sha256=sha256,
+        files={export.path.name: sha256, golden.name: sha256_file(golden)},
+        created_at=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    )
+    draft = manifest if earlier is None else keeping_history(manifest, earlier)
+    write_manifest(manifest_path(export.path), draft)
+    return draft
+
+
+def _comparable_decisions(export: _Export, earlier: Manifest | None) -> list[Decision]:
+    """Return the newest decision of each product that an export of this same checkpoint was given: its verdicts must not flip."""
+    if earlier is None or earlier.training.get("checkpoint_sha256") != export.checkpoint_sha256:
+        return []
+    return list(earlier.decisions_for(earlier.model_sha256).values())
+
+
+def _pass_gate(export: _Export, golden: GoldenSamples, frames: FrameSet, meter: ParityMeter) -> list[ParityReport]:
+    reference, name, precision = export.reference, export.reference_name, export.options.precision
+    reports = [gate.check_export(export.path, reference, golden, frames, reference_name=name, precision=precision, meter=meter)]
+    if precision == "fp16":
+        reports.append(gate.check_half(export.graph, export.path, reference, golden, frames, reference_name=name))
+        size_hw = (SMALL_SIZE_PX, SMALL_SIZE_PX)
+        small = _graph(reference, export.checkpoint, export.options, size_hw, "fp16")
+        small_full = _graph(reference, export.checkpoint, export.options, size_hw, "fp32")
+        reports.append(gate.check_half_by_reference(small, small_full, export.path, golden, reference_name=name))
+    return reports
 
 
 def _open_as_users_do(path: Path) -> None:
@@ -265,45 +291,3 @@ def _engine_notes(model_path: Path, manifest: Manifest) -> list[str]:
     if not engine.exists() or manifest.engine_for(sha256_file(engine)) is not None:
         return []
     return [f"{engine} was built from an earlier file and no longer opens: snl-run --engine {engine} --rebuild"]
-
-
-@contextlib.contextmanager
-def _staging_folder(model_path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside the target, on its file system, and remove it afterwards whatever happened; one export at a time has it."""
-    folder = model_path.parent / f".{model_path.stem}.export"
-    with _made_folder(model_path.parent), exclusive_lock(model_path, what="export", blocking=False):
-        try:
-            shutil.rmtree(folder, ignore_errors=True)  # a killed export left it
-            folder.mkdir()
-            yield folder
-        except OSError as error:
-            raise SinkError(f"cannot write {model_path}: {error.strerror or error}; check the folder, its permissions and the free space") from error
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _made_folder(folder: Path) -> Iterator[None]:
-    """Make a folder for the block; if the block fails, the folders that were made for it are gone again."""
-    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            for parent in missing:
-                parent.rmdir()
-        if isinstance(error, OSError):
-            raise SinkError(f"cannot write into {folder}: {error.strerror or error}; check the folder and its permissions") from error
-        raise
-
-
-def _check_targets(model_path: Path) -> None:
-    """Refuse an --out that cannot be written before the checkpoint is loaded; where its folder is yet to be made, look at the one it goes into."""
-    folder = model_path.absolute().parent
-    if folder.exists():
-        for path in (model_path, golden_path(model_path), manifest_path(model_path), model_path.with_suffix(".trt")):
-            check_writable(path)
-        return
-    existing = next(parent for parent in folder.parents if parent.exists())
-    check_writable(existing / f".{model_path.name}")

@@ -6,17 +6,52 @@ files beside it, so every reader refuses them, and ``restore_interrupted`` (run 
 never put back: it is the earlier one, with what others added since, until it is the new one.
 """
 
+import contextlib
 import dataclasses
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from snl_runtime.errors import ManifestError, SinkError
-from snl_runtime.files import sha256_file
+from snl_runtime.files import check_writable, exclusive_lock, sha256_file
 from snl_runtime.model.manifest import Manifest, read_manifest, replace_manifest
 
 _NAMES = "names"
+
+
+def check_targets(paths: Sequence[Path]) -> None:
+    """Refuse files of one folder that could not be written; where the folder is yet to be made, look at the one it goes into.
+
+    Raises:
+        SinkError: If one of them could not be written.
+    """
+    folder = paths[0].absolute().parent
+    if folder.exists():
+        for path in paths:
+            check_writable(path)
+        return
+    existing = next(parent for parent in folder.parents if parent.exists())
+    check_writable(existing / f".{paths[0].name}")
+
+
+@contextlib.contextmanager
+def staging_folder(model_path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside the target, on its file system, and remove it afterwards whatever happened; one export at a time has it.
+
+    Raises:
+        SinkError: If it cannot be made, or another export writes there.
+    """
+    folder = model_path.parent / f".{model_path.stem}.export"
+    with _made_folder(model_path.parent), exclusive_lock(model_path, what="export", blocking=False):
+        try:
+            shutil.rmtree(folder, ignore_errors=True)  # a killed export left it
+            folder.mkdir()
+            yield folder
+        except OSError as error:
+            raise SinkError(f"cannot write {model_path}: {error.strerror or error}; check the folder, its permissions and the free space") from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def publish(staged: Sequence[Path], manifest: Manifest, folder: Path, *, stem: str) -> Manifest:
@@ -77,6 +112,22 @@ def restore_interrupted(folder: Path, *, stem: str) -> bool:
         return _undo(kept, folder, stem)
     except OSError as error:
         raise SinkError(f"cannot put the files of {kept} back: {error.strerror or error}; move them into {folder} by hand") from error
+
+
+@contextlib.contextmanager
+def _made_folder(folder: Path) -> Iterator[None]:
+    """Make a folder for the block; if the block fails, the folders that were made for it are gone again."""
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            for parent in missing:
+                parent.rmdir()
+        if isinstance(error, OSError):
+            raise SinkError(f"cannot write into {folder}: {error.strerror or error}; check the folder and its permissions") from error
+        raise
 
 
 def _keep(kept: Path, folder: Path, names: Sequence[str]) -> None:

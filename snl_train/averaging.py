@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snl_train.config import OptimConfig
+from snl_runtime.errors import ConfigError
+from snl_train.config import OptimConfig, TrainConfig
 
 _MOVING_STATISTICS = ("running_mean", "running_var")
 
@@ -100,3 +101,16 @@ def estimate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
         model(batch)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
+
+
+def check_batch_statistics(config: TrainConfig) -> None:
+    """Refuse batches whose smallest feature map has one value per channel: batch normalization has no variance there.
+
+    Raises:
+        ConfigError: If they are too small.
+    """
+    height, width = (side // config.model.size_multiple_px for side in config.image_size)
+    if config.batch_size * height * width < 2:
+        raise ConfigError(
+            f"batch_size 1 is too small for images of {config.image_size[0]}x{config.image_size[1]} pixels; take --batch-size 2 or more"
+        )

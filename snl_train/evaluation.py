@@ -160,6 +160,10 @@ class CheckpointScorer:
         checkpoint: Loaded checkpoint.
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``auto`` (CUDA if there is one).
 
+    Attributes:
+        model: The networks, in eval mode on the device.
+        size_hw: Height and width of its input.
+
     Raises:
         CheckpointError: If the weights do not fit the configuration.
         BackendUnavailableError: If the device does not exist.
@@ -167,7 +171,7 @@ class CheckpointScorer:
 
     def __init__(self, checkpoint: "Checkpoint", device: str = "cpu") -> None:
         self._device = _torch_device(device)
-        self._model = checkpoint.build_model().to(self._device)
+        self.model = checkpoint.build_model().to(self._device)
         self._score_config = checkpoint.config.score
         height, width = checkpoint.config.image_size
         self.size_hw: tuple[int, int] = (height, width)
@@ -185,9 +189,9 @@ class CheckpointScorer:
         from snl_train.scoring import score_features
 
         with torch.inference_mode(), exact_float32(self._device):
-            inputs = self._model.normalize(torch.from_numpy(images).to(self._device))  # (N, 3, H, W)
-            teacher, student = self._model(inputs)
-            maps, scores = score_features(teacher, student, self.size_hw, self._score_config, whitening=self._model.whitening)  # (N, 1, H, W), (N,)
+            inputs = self.model.normalize(torch.from_numpy(images).to(self._device))  # (N, 3, H, W)
+            teacher, student = self.model(inputs)
+            maps, scores = score_features(teacher, student, self.size_hw, self._score_config, whitening=self.model.whitening)  # (N, 1, H, W), (N,)
         return scores.float().cpu().numpy(), maps[:, 0].float().cpu().numpy()
 
 

@@ -228,7 +228,7 @@ def baseline_precision(baseline: str, config: TrainConfig, device: str) -> str:
     """
     import torch
 
-    from snl_train.trainer import half_precision
+    from snl_train.device import half_precision
 
     half = None if baseline == "PatchCore" else half_precision(torch.device(device), config)
     return {None: "32-true", torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed"}[half]

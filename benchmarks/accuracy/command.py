@@ -123,7 +123,7 @@ def _work(options: argparse.Namespace, arguments: Sequence[str], protocol: "Prot
 def _job(options: argparse.Namespace, arguments: Sequence[str], protocol: "Protocol", runs: Sequence[Run], started_s: float) -> tuple["Job", int]:
     """Return what the processes are told, and how many there shall be."""
     from benchmarks.accuracy.session import SAVE_RESERVE_S, Job
-    from snl_train.trainer import resolve_device
+    from snl_train.device import resolve_device
 
     device: Device = "cuda" if resolve_device(options.device).type == "cuda" else "cpu"
     cores = os.cpu_count() or 1

@@ -38,7 +38,7 @@ def command_line(arguments: Sequence[str]) -> str:
 
 def provenance(*, device: str, threads: int, command: str, commit_name: str) -> dict[str, Any]:
     """Return the facts that every record carries, as plain values."""
-    from snl_train.training import package_versions
+    from snl_train.saving import package_versions
 
     return {
         "commit": commit_name,

@@ -12,7 +12,7 @@ from snl_train.config import TrainConfig
 from snl_train.data.dataset import TrainingData
 from snl_train.data.sampling import BalancedBatches
 from snl_train.models import build_model
-from snl_train.models.whitening import fit_whitening, normalize_maxima
+from snl_train.models.whitening import fit_own_whitening
 from snl_train.training import STATISTICS_BATCHES
 
 _FITTED = ("whitening", "whitening_floor", "whitening_expectation", "whitening_normalization")
@@ -50,8 +50,6 @@ def _with_whitening(state: Mapping[str, torch.Tensor], config: TrainConfig, data
             images = (torch.from_numpy(data.inputs.read([data.samples[number] for number in numbers])) for numbers in batches)
             return (model.normalize(batch) for batch in images)
 
-        fit_whitening(model, model.whitening, inputs())
-        if config.model.whitening_normalization == "maximum":
-            normalize_maxima(model, model.whitening, inputs())
+        fit_own_whitening(model, inputs, config.model.whitening_normalization)
     fitted: dict[str, torch.Tensor] = model.state_dict()
     return fitted

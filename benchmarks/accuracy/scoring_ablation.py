@@ -172,7 +172,7 @@ def measure(
 
 def _run(options: argparse.Namespace) -> int:
     from snl_train.checkpoint import load_checkpoint
-    from snl_train.trainer import resolve_device
+    from snl_train.device import resolve_device
 
     options.out.parent.mkdir(parents=True, exist_ok=True)  # a wrong name must not cost the minutes of scoring
     read_rows(options.out, SCORING)

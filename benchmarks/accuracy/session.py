@@ -26,8 +26,7 @@ from snl_train.evaluation import CheckpointScorer, Evaluation, measure, score_sa
 from snl_train.measures import Bootstrap
 from snl_train.metrics_log import metrics_path
 from snl_train.resume import resume_path
-from snl_train.trainer import TrainingDivergedError
-from snl_train.training import TrainingResult, train
+from snl_train.training import TrainingDivergedError, TrainingResult, train
 
 Outcome: TypeAlias = Literal["finished", "stopped"]
 

@@ -121,8 +121,8 @@ def _run(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace, stop: StopRequest) -> int:
     import torch
 
+    from snl_train.device import resolve_device
     from snl_train.output import claim_output
-    from snl_train.trainer import resolve_device
     from snl_train.training import train
 
     if arguments.threads is not None:

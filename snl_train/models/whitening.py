@@ -1,10 +1,12 @@
 """Residual whitening: how far a residual is from what the student usually gets wrong, and usually gets wrong at such a place."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from snl_train.config import WhiteningNormalization
 from snl_train.features import full_precision, paired_scales, unit_vectors
 
 _POSITIONS_PER_IMAGE = 64
@@ -107,6 +109,23 @@ class ResidualWhitening(nn.Module):
         self.offset.copy_(self.expectation * mean - center @ scaled + log_mean)
         self.lowest.copy_(log_expected.min() + log_mean)
         self.highest.copy_(log_expected.max() + log_mean)
+
+
+def fit_own_whitening(model: nn.Module, inputs: Callable[[], Iterable[Tensor]], normalization: WhiteningNormalization) -> None:
+    """Fit the whitening that a model holds, in place: to the residuals of good images, then to their highest where the normalization asks for it.
+
+    Args:
+        model: In eval mode, with one :class:`ResidualWhitening` per scale in ``whitening``.
+        inputs: Gives the same inputs of the model at every call, good images only.
+        normalization: What is 1 at every scale.
+
+    Raises:
+        ValueError: If there is no batch, or the residuals are not finite or all zero.
+    """
+    whitenings = cast(nn.ModuleList, model.whitening)
+    fit_whitening(model, whitenings, inputs())
+    if normalization == "peak":
+        normalize_maxima(model, whitenings, inputs())
 
 
 @torch.no_grad()

@@ -16,13 +16,13 @@ from snl_train.checkpoint import load_checkpoint
 from snl_train.config import DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from snl_train.data.dataset import load_training_data
 from snl_train.data.sampling import BalancedBatches
+from snl_train.device import half_precision, resolve_device
 from snl_train.losses import channel_distillation, structural_loss
 from snl_train.metrics_log import metrics_path
 from snl_train.models import build_model
 from snl_train.resume import read_resume_point, resume_path, write_resume_point
 from snl_train.schedule import learning_rate
-from snl_train.trainer import Trainer, TrainingDivergedError, half_precision, resolve_device
-from snl_train.training import train
+from snl_train.training import Trainer, TrainingDivergedError, train
 
 EPOCHS, STEPS_PER_EPOCH = 4, 3  # 12 images in batches of 4
 
@@ -143,7 +143,7 @@ def test_resuming_a_complete_training_changes_nothing(data, tmp_path):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
-def test_constant_step_size_allows_more_epochs_and_equals_a_longer_training(data, tmp_path):
+def test_constant_learning_rate_allows_more_epochs_and_equals_a_longer_training(data, tmp_path):
     optim = OptimConfig(schedule="constant", learning_rate=1e-3)
     train(make_config("fd", epochs=2, optim=optim), data, tmp_path / "longer.pt")
     train(make_config("fd", epochs=1, optim=optim), data, tmp_path / "x.pt", should_stop=stop_after(2))
@@ -253,7 +253,7 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_files(data, tmp_p
         kept.extend([out.read_bytes(), resume_path(out).read_bytes()])
         return {**losses, "total": losses["total"] * math.nan}
 
-    monkeypatch.setattr("snl_train.trainer.structural_loss", poisoned)
+    monkeypatch.setattr("snl_train.training.structural_loss", poisoned)
     with pytest.raises(TrainingDivergedError, match=r"no longer finite at step 4 of 12.*keeps the last good weights"):
         train(make_config("fd"), data, out, save_every_s=0.0)
     assert [out.read_bytes(), resume_path(out).read_bytes()] == kept
@@ -319,7 +319,7 @@ def test_one_cycle_rises_to_the_peak_and_falls_to_almost_nothing():
 
 @pytest.mark.parametrize("total_steps", [1, 2, 3])
 @pytest.mark.parametrize("schedule", ["one-cycle", "cosine", "constant"])
-def test_short_trainings_have_a_positive_step_size(schedule, total_steps):
+def test_short_trainings_have_a_positive_learning_rate(schedule, total_steps):
     config = OptimConfig(learning_rate=0.01, schedule=schedule)
     assert all(0 < learning_rate(step, total_steps, config) <= 0.01 for step in range(total_steps))
 
