@@ -124,7 +124,7 @@ def fit_own_whitening(model: nn.Module, inputs: Callable[[], Iterable[Tensor]], 
     """
     whitenings = cast(nn.ModuleList, model.whitening)
     fit_whitening(model, whitenings, inputs())
-    if normalization == "peak":
+    if normalization == "maximum":
         normalize_maxima(model, whitenings, inputs())
 
 

@@ -391,7 +391,7 @@ ANY_OBJECT = st.one_of(ANY_ARRAY, st.none(), st.text(), st.binary(), st.integers
 @settings(max_examples=200, deadline=None)
 def test_no_object_makes_detect_raise_or_pass(open_detector, frame, color, product):
     result = open_detector.detect(frame, color=color, product=product)
-    assert result.verdict is Verdict.ERROR
+    assert result.verdict is not Verdict.PASS
     assert result.reason_code in REASON_CODES
 
 
