@@ -154,7 +154,7 @@ def test_other_whitening_is_fitted_on_the_trained_checkpoint_as_its_own_training
 
     base = load_protocol("tiny").base["model"]
     whitened = with_settings(
-        load_protocol("tiny"), model={**base, "whitening": True, "whitening_expectation": 0.5, "whitening_normalization": "peak"}
+        load_protocol("tiny"), model={**base, "whitening": True, "whitening_expectation": 0.5, "whitening_normalization": "maximum"}
     )
     session_for(two_classes, tmp_path / "anew", protocol=whitened).perform(run_named(ONE))
     again = copied(finished, tmp_path / "again")
@@ -296,7 +296,7 @@ def test_finished_run_with_other_settings_is_refused(finished: Path, two_classes
     assert "config.epochs was 2 and is 3" in err
 
 
-@pytest.mark.parametrize(("value", "status"), [("mean", 0), ("peak", 2)])
+@pytest.mark.parametrize(("value", "status"), [("mean", 0), ("maximum", 2)])
 def test_record_from_before_a_setting_stands_for_its_default_alone(value, status, finished: Path, two_classes: Path, tmp_path: Path, command):
     again = copied(finished, tmp_path / "again")
     plain = record(finished, ONE)
@@ -308,7 +308,7 @@ def test_record_from_before_a_setting_stands_for_its_default_alone(value, status
     protocol.write_text(yaml.safe_dump(changed))
     found, _, err = command("--protocol", protocol, "--data", two_classes, "--out", again, "--only", ONE, "--jobs", 1, "--device", "cpu")
     assert found == status
-    assert ("config.model.whitening_normalization was mean and is peak" in err) == (status == 2)
+    assert ("config.model.whitening_normalization was mean and is maximum" in err) == (status == 2)
     assert json.loads((again / "tiny" / f"{ONE}.json").read_text()) == plain  # neither trained nor measured again
 
 
