@@ -1,5 +1,6 @@
 """An engine is verified where it runs and built again where it does not fit, when asked; until then it never passes a part."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -16,7 +17,7 @@ from snl_runtime.cli import rebuild
 from snl_runtime.cli.rebuild import open_or_rebuild
 from snl_runtime.cli.run import main as run_main
 from snl_runtime.detector.detector import SnlDetector
-from snl_runtime.errors import BackendUnavailableError, EngineMismatchError, ManifestError
+from snl_runtime.errors import BackendUnavailableError, EngineMismatchError, ManifestError, SinkError
 from snl_runtime.files import sha256_file
 from snl_runtime.images.files import write_image
 from snl_runtime.model.manifest import manifest_path, read_manifest, update_manifest
@@ -180,3 +181,14 @@ def test_rebuild_where_there_is_no_gpu_builds_and_says_that_it_cannot_run(write_
     assert entry.library_version == rtx.version
     assert entry.parity is None
     assert entry.options["verified_on"] == "not verified on a device"
+
+
+@pytest.mark.parametrize("fault", ["read-only", "full disk"])
+def test_engine_that_cannot_be_written_leaves_engine_and_manifest_as_they_were(write_engine, rtx, read_only, file_size_limit, fault):
+    path = write_engine(parity=False, library="tensorrt-rtx", library_version="1.0.0.1")
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir() if file.is_file()}
+    if fault == "read-only":
+        read_only(path.parent)
+    with file_size_limit(8) if fault == "full disk" else contextlib.nullcontext(), pytest.raises(SinkError, match="cannot write"):
+        open_or_rebuild(path)
+    assert {file.name: file.read_bytes() for file in path.parent.iterdir() if file.is_file()} == before
