@@ -58,10 +58,3 @@ def test_block_that_needs_more_than_a_checkout_gives_one_clear_error(block: Bloc
     assert done.returncode == status, done.stdout + done.stderr
     assert word in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_every_link_to_a_file_of_the_project_resolves() -> None:
-    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
-            if "://" not in target:
-                assert (page.parent / target).exists(), f"{page.name} links to {target}"
