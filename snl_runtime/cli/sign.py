@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from snl_runtime.cli.command import EXIT_OK, CommandParser, run_command
+from snl_runtime.cli.command import EXIT_OK, CommandParser, need_packages, run_command
 from snl_runtime.errors import ConfigError, ManifestError
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def _parser() -> CommandParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    need_packages(("cryptography",), what=PROGRAM, extra="sign")
     if arguments.make_key is not None:
         if arguments.key is not None or arguments.public_key is not None:
             raise ConfigError("--make-key makes both keys; leave --key and --public-key out")
