@@ -22,6 +22,7 @@
     + SourceStalledError         no frame arrived within the stated time
     + SourceEndedError           the source ended before it should have
   x SinkError                    a record or image could not be written (full disk, no permission)
+  x TriggerRefusedError          the station is not ready for a trigger
   x RefusedError                 exit status 3: a gate or a calibration refused
     + ParityRefusedError         the exported file scores differently from the checkpoint
     + CalibrationRefusedError    the sample does not carry the promise
@@ -130,6 +131,10 @@ class SourceEndedError(SourceError):
 
 class SinkError(SnlError):
     """A record or image could not be written."""
+
+
+class TriggerRefusedError(SnlError):
+    """A trigger came while the station was not ready; it has no record and no answer."""
 
 
 class RefusedError(SnlError):

@@ -71,6 +71,8 @@ class Frame:
         device_frame_id: The device's own counter, None if it has none.
         product: Product named by the source (e.g. a folder name), None if it names none.
         fault: Why ``image`` is None, in one sentence; None for a whole frame.
+        trigger_id: The station's number of the trigger that this frame answers, counted from 1; None outside a station.
+        part_id: What the line calls the part (a serial number, a carrier), as it came with the trigger; None if it named none.
     """
 
     image: npt.NDArray[Any] | None
@@ -82,6 +84,8 @@ class Frame:
     device_frame_id: int | None = None
     product: str | None = None
     fault: str | None = None
+    trigger_id: int | None = None
+    part_id: str | None = None
 
     def __post_init__(self) -> None:
         if self.image is not None:

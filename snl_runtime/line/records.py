@@ -26,6 +26,8 @@ def record_line(frame: Frame, result: AnomalyResult) -> str:
         "frame_index": frame.index,
         "source_id": frame.source_id,
         "device_frame_id": frame.device_frame_id,
+        "trigger_id": frame.trigger_id,
+        "part_id": frame.part_id,
         "captured_at": _iso_time(frame.captured_at),
         "product": result.product,
         "score": _number(result.score),

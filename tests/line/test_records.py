@@ -17,6 +17,8 @@ RECORD_KEYS = [
     "frame_index",
     "source_id",
     "device_frame_id",
+    "trigger_id",
+    "part_id",
     "captured_at",
     "product",
     "score",

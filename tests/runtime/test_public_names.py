@@ -69,6 +69,7 @@ NAMES = {
     "SourceStalledError",
     "StageTimings",
     "StreamSink",
+    "TriggerRefusedError",
     "UndeliveredVerdict",
     "Verdict",
     "VideoSource",

@@ -1,0 +1,1 @@
+"""A station: cameras, triggers, one answer each within its deadline, and what the line is told."""

@@ -1,0 +1,1 @@
+"""What tells the line and the plant: servers that a PLC reads, and consumers of the record."""
