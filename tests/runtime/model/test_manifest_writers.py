@@ -18,7 +18,7 @@ from snl_runtime.files import exclusive_lock
 from snl_runtime.model.manifest import read_manifest, replace_manifest, update_manifest
 from snl_runtime.model.signing import sign_manifest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 UPDATES_EACH = 500
 
 HAMMER = """

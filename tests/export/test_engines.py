@@ -1,6 +1,8 @@
 """``snl-export`` builds an engine where it can, verifies it where it runs, and says which of the two it could not do."""
 
 import dataclasses
+import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,13 @@ from snl_runtime.files import sha256_file
 from snl_runtime.model.manifest import manifest_path, read_manifest, write_manifest
 
 pytest.importorskip("onnxruntime")
+
+# The GPU, the TensorRT and the tiny model of the runtime's tests, as fixtures of this module.
+_spec = importlib.util.spec_from_file_location("snl_tests_export_engine_fixtures", Path(__file__).parents[1] / "runtime" / "conftest.py")
+_runtime = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_runtime)
+fixtures, model_fixtures, no_kernels = _runtime.fixtures, _runtime.model_fixtures, _runtime.no_kernels
+gpu, cuda, library = _runtime.gpu, _runtime.cuda, _runtime.library
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """No cache that cannot be read or written ends anything: the engine, or what else was asked for, is there, and one warning says what it costs."""
 
 import errno
-import importlib.util
 import os
 import subprocess
 from pathlib import Path
@@ -29,11 +28,8 @@ def nothing_said_yet(monkeypatch):
 
 
 @pytest.fixture
-def trt():
-    spec = importlib.util.spec_from_file_location("snl_tests_fake_tensorrt", Path(__file__).with_name("fake_tensorrt.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.FakeTensorRt()
+def trt(full_tensorrt):
+    return full_tensorrt
 
 
 # ---- what is cached: each uses its cache and returns what the user gets --------------------------------------------------------------------

@@ -16,7 +16,7 @@ from snl_runtime.backends.tensorrt.library import BuildRequest, TensorRtLibrary,
 from snl_runtime.cuda.api import describe_device
 from snl_runtime.errors import BackendUnavailableError, BuildCanceledError, EngineBuildError, EngineMismatchError
 
-DUMPS = Path(__file__).parents[3] / "shared" / "trt_api"
+DUMPS = Path(__file__).parents[5] / "shared" / "trt_api"
 FULL = ("api_10.3.0.json", "api_10.16.1.11.json", "api_11.4.json")
 RTX = ("api_rtx1.7.json",)
 

@@ -3,9 +3,7 @@
 Proven with a fake module, not with TensorRT and not on a device.
 """
 
-import importlib.util
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -20,12 +18,9 @@ REQUEST = BuildRequest(onnx=b"graph", batches=(1, 2, 4))
 
 
 @pytest.fixture
-def trt(monkeypatch):
-    spec = importlib.util.spec_from_file_location("snl_tests_fake_tensorrt", Path(__file__).with_name("fake_tensorrt.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def trt(full_tensorrt, monkeypatch):
     monkeypatch.setattr(trt_api, "_loggers", {})  # one per process and library: the real one must not get the fake's
-    return module.FakeTensorRt()
+    return full_tensorrt
 
 
 @pytest.fixture

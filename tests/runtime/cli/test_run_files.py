@@ -11,7 +11,7 @@ import pytest
 
 from snl_runtime.cli.run import main
 
-_spec = importlib.util.spec_from_file_location("snl_tests_image_files", Path(__file__).parents[1] / "runtime" / "image_files.py")
+_spec = importlib.util.spec_from_file_location("snl_tests_image_files", Path(__file__).parents[1] / "image_files.py")
 files = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(files)
 

@@ -1,9 +1,7 @@
 """snl-sign makes keys, signs what it checked, and says in one line whether a bundle is what was signed."""
 
 import dataclasses
-import importlib.util
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,14 +11,6 @@ from snl_runtime.cli.sign import main
 from snl_runtime.files import sha256_file
 from snl_runtime.images.files import write_image
 from snl_runtime.model.manifest import EngineEntry, read_manifest, update_manifest, write_manifest
-
-
-@pytest.fixture(scope="module")
-def fixtures():
-    spec = importlib.util.spec_from_file_location("snl_tests_sign_fixtures", Path(__file__).parents[1] / "runtime" / "detector_fixtures.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

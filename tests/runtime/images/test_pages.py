@@ -16,7 +16,7 @@ from snl_runtime.images.files import check_range, read_frame, read_image, read_m
 from snl_runtime.images.integrity import find_damage
 from snl_runtime.images.pages import find_images
 
-_spec = importlib.util.spec_from_file_location("snl_tests_image_files", Path(__file__).with_name("image_files.py"))
+_spec = importlib.util.spec_from_file_location("snl_tests_image_files", Path(__file__).parents[1] / "image_files.py")
 files = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(files)
 

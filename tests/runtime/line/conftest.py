@@ -1,7 +1,6 @@
 """Fakes and files that the tests of the line share."""
 
 import dataclasses
-import importlib.util
 import math
 import threading
 import time
@@ -203,32 +202,3 @@ def make_image():
         return image_rgb
 
     return write
-
-
-@pytest.fixture(scope="session")
-def model():
-    """The tiny calibrated model of the runtime tests, and how to draw good and bad frames for it."""
-    path = Path(__file__).parents[1] / "runtime" / "detector_fixtures.py"
-    spec = importlib.util.spec_from_file_location("snl_tests_line_model", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def engine(model, tmp_path):
-    (tmp_path / "model").mkdir()
-    return model.ModelFolder(tmp_path / "model").write()
-
-
-@pytest.fixture
-def parts(model, tmp_path):
-    """A folder with six good parts, two bad ones and a truncated file, in this order."""
-    folder = tmp_path / "parts"
-    folder.mkdir()
-    for seed in range(6):
-        cv2.imwrite(str(folder / f"a_good{seed}.png"), model.good_frame(seed))
-    for seed in range(2):
-        cv2.imwrite(str(folder / f"b_bad{seed}.png"), model.bad_frame(seed))
-    (folder / "c_cut.png").write_bytes((folder / "a_good0.png").read_bytes()[:300])
-    return folder

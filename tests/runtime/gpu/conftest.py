@@ -20,7 +20,7 @@ from snl_runtime.gpu.kernels import KERNEL_NAMES
 
 
 def _load(name):
-    spec = importlib.util.spec_from_file_location(f"snl_tests_kernels_{name}", Path(__file__).with_name(f"{name}.py"))
+    spec = importlib.util.spec_from_file_location(f"snl_tests_gpu_path_{name}", Path(__file__).with_name(f"{name}.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
