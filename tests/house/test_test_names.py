@@ -18,7 +18,7 @@ OVER_SEVERAL_MODULES = {
 
 
 def is_named_after_a_module(path: str, package: Path = PACKAGE) -> bool:
-    """Whether a test module, by its path below ``tests/runtime``, is named after a module, a kernel file or a package there, or that package itself."""
+    """Whether a test module, by its path below ``tests/runtime``, has the name of a module, a kernel file or a package there, or of that package."""
     folder, name = package / Path(path).parent, Path(path).stem.removeprefix("test_")
     beside = {entry.stem for entry in folder.glob("*") if entry.suffix in (".py", ".cu") or (entry / "__init__.py").is_file()} - {"__init__"}
     return name == folder.name or any(name == module or name.startswith(f"{module}_") for module in beside)

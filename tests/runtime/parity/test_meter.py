@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -34,9 +35,9 @@ def judge(meter: ParityMeter) -> ParityReport:
 
 
 @pytest.fixture
-def decision(make_decision: MakeDecision) -> MakeDecision:
+def decision(fixtures: ModuleType) -> MakeDecision:
     def decide(pass_threshold: float, reject_threshold: float) -> Decision:
-        return make_decision(product="bolt", pass_threshold=pass_threshold, reject_threshold=reject_threshold, floor=0.0)
+        return fixtures.make_decision(product="bolt", pass_threshold=pass_threshold, reject_threshold=reject_threshold, floor=0.0)
 
     return decide
 
