@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from snl_export.cli import _parity_line
+from snl_export.cli import parity_line
 from snl_export.engines import build_planned_engine, engine_lines, plan_engine
 from snl_runtime.backends.tensorrt.builder import local_target
 from snl_runtime.backends.tensorrt.library import load_library
@@ -114,7 +114,7 @@ def test_engine_that_flips_one_verdict_is_exported_with_its_guard_band_and_what_
     assert (report.passed, report.more_lenient) == (True, 0)
     assert report.flips >= 1
     assert 1 <= report.refused_by_guard_band <= report.passed_by_reference
-    assert _parity_line(report).endswith(
+    assert parity_line(report).endswith(
         f"{report.flips} flips, the guard band is {report.guard_band:.3g}, {report.refused_by_guard_band} of {report.passed_by_reference} verdicts "
         "PASS of the model are not PASS under it"
     )

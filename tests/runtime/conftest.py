@@ -77,7 +77,7 @@ def library(gpu, cuda, model_fixtures):
     """A TensorRT that computes the tiny model's map."""
 
     def answer(images):
-        return model_fixtures._maps_of(images.tobytes())
+        return model_fixtures.reference_maps(images.tobytes())
 
     return gpu.FakeLibrary(cuda, answer, (model_fixtures.SIZE, model_fixtures.SIZE))
 

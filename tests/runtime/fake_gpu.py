@@ -38,7 +38,7 @@ class FakeCuda:
         self.failing = {}
         self.kernels = {}
         self._memory = {}
-        self._queues, self._recordings, self._graphs, self._events = {LEGACY_STREAM: []}, {}, {}, {}
+        self.queues, self.recordings, self._graphs, self._events = {LEGACY_STREAM: []}, {}, {}, {}
         self._handles = itertools.count(1000)
         self._current = threading.local()
         self._lock = threading.RLock()
@@ -95,12 +95,12 @@ class FakeCuda:
     def create_stream(self):
         self._called("create_stream")
         stream = self._make("stream")
-        self._queues[stream] = []
+        self.queues[stream] = []
         return stream
 
     def destroy_stream(self, stream):
         self._release("stream", stream)
-        assert not self._queues.pop(stream), "a stream was destroyed with work on it"
+        assert not self.queues.pop(stream), "a stream was destroyed with work on it"
         self._called("destroy_stream")
 
     def synchronize_stream(self, stream):
@@ -108,15 +108,15 @@ class FakeCuda:
         try:
             self._called("synchronize_stream")
         except InferenceError:
-            self._queues[stream].clear()  # a device that failed does none of the work that was left
+            self.queues[stream].clear()  # a device that failed does none of the work that was left
             raise
-        if stream in self._recordings:
+        if stream in self.recordings:
             raise InferenceError("cudaStreamSynchronize gave cudaErrorStreamCaptureUnsupported")
         self._drain(stream)
 
     def _drain(self, stream, last=None):
         with self._lock:
-            queue = self._queues[stream]
+            queue = self.queues[stream]
             while queue:
                 work = queue.pop(0)
                 work()
@@ -128,7 +128,7 @@ class FakeCuda:
         with self._lock:
             if stream != LEGACY_STREAM:
                 self._own("stream", stream)
-            self._recordings.get(stream, self._queues[stream]).append(work)
+            self.recordings.get(stream, self.queues[stream]).append(work)
 
     # memory
 
@@ -225,7 +225,7 @@ class FakeCuda:
 
         def wait():
             self.ran.append("wait")
-            if mark is not None and mark in self._queues[other]:
+            if mark is not None and mark in self.queues[other]:
                 self._drain(other, mark)
 
         self.push(stream, wait)
@@ -235,11 +235,11 @@ class FakeCuda:
     def begin_capture(self, stream):
         self._own("stream", stream)
         self._called("begin_capture")
-        assert not self._queues[stream], "capture must begin on an idle stream"
-        self._recordings[stream] = []
+        assert not self.queues[stream], "capture must begin on an idle stream"
+        self.recordings[stream] = []
 
     def end_capture(self, stream):
-        recording = self._recordings.pop(stream)
+        recording = self.recordings.pop(stream)
         self._called("end_capture")
         graph = self._make("graph")
         self._graphs[graph] = recording
@@ -345,7 +345,7 @@ class FakeContext:
     def set_batch(self, count):
         if self.engine.library.failing["set_batch"]:
             raise InferenceError("set_batch was told to fail")
-        assert not self.engine.library.cuda._queues[self.stream], "a context was changed under work that is under way"
+        assert not self.engine.library.cuda.queues[self.stream], "a context was changed under work that is under way"
         self.batch = count
 
     def set_addresses(self, image, anomaly_map, anomaly_score):
@@ -359,7 +359,7 @@ class FakeContext:
         assert threading.current_thread() is self.thread, "a context was used by two threads"
         assert not self.closed
         self.runs += 1
-        if library.refuse_capture and stream in cuda._recordings:
+        if library.refuse_capture and stream in cuda.recordings:
             return False
         if library.refuse_runs is not None and self.runs > library.refuse_runs:
             return False

@@ -19,10 +19,10 @@ from snl_runtime.backends import available_backends, open_backend
 from snl_runtime.backends.base import Backend
 from snl_runtime.errors import BackendError, BackendUnavailableError, ConfigError, InferenceError
 from snl_runtime.model.bundle import open_bundle
+from tolerances import FLOAT32_REL
 
 NAMES = ["onnxruntime", "openvino"]
 HEIGHT, WIDTH = 8, 12
-FLOAT32_SUM = 1e-6  # relative; three additions and one division in float32
 
 
 def write_graph(path, *, batch="N", height=HEIGHT, width=WIDTH, dtype=TensorProto.UINT8, output="anomaly_map"):
@@ -91,8 +91,8 @@ def test_map_and_score_of_any_batch_are_written_into_the_callers_arrays(backend,
     addresses = maps.ctypes.data, scores.ctypes.data
     assert backend.infer(images, maps, scores) is None
     expected_maps, expected_scores = answers(images)
-    np.testing.assert_allclose(maps, expected_maps, rtol=FLOAT32_SUM)
-    np.testing.assert_allclose(scores, expected_scores, rtol=FLOAT32_SUM)
+    np.testing.assert_allclose(maps, expected_maps, rtol=FLOAT32_REL)
+    np.testing.assert_allclose(scores, expected_scores, rtol=FLOAT32_REL)
     assert (maps.ctypes.data, scores.ctypes.data) == addresses
 
 
@@ -113,7 +113,7 @@ def test_input_is_not_modified_and_may_be_read_only_or_strided(backend):
     before, (maps, scores) = wide.copy(), outputs(2)
     backend.infer(view, maps, scores)
     assert np.array_equal(wide, before)
-    np.testing.assert_allclose(maps, answers(view)[0], rtol=FLOAT32_SUM)
+    np.testing.assert_allclose(maps, answers(view)[0], rtol=FLOAT32_REL)
 
 
 def test_outputs_may_be_parts_of_larger_arrays(backend):
@@ -174,7 +174,7 @@ def test_fixed_batch_is_declared_and_held(name, tmp_path):
         assert backend.input_shape == (2, HEIGHT, WIDTH, 3)
         maps, scores = outputs(2)
         backend.infer(pictures(2), maps, scores)
-        np.testing.assert_allclose(scores, answers(pictures(2))[1], rtol=FLOAT32_SUM)
+        np.testing.assert_allclose(scores, answers(pictures(2))[1], rtol=FLOAT32_REL)
         with pytest.raises(InferenceError, match=r"image must be uint8 \(2, 8, 12, 3\), got uint8 \(1, 8, 12, 3\)"):
             backend.infer(pictures(1), *outputs(1))
 

@@ -19,11 +19,11 @@ class CupyLike:
     """What CuPy, pycuda's GPUArray and torch show: memory on the fake GPU behind ``__cuda_array_interface__``."""
 
     def __init__(self, cuda, array, *, stream=None, pending=None, **changes):
-        self._buffer = DeviceBuffer(cuda, max(array.nbytes, 1))
+        self.buffer = DeviceBuffer(cuda, max(array.nbytes, 1))
         self.cuda = cuda
 
         def write():
-            cuda.view(self._buffer.handle, array.nbytes, "device")[...] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            cuda.view(self.buffer.handle, array.nbytes, "device")[...] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
         if pending is None:
             write()
@@ -32,7 +32,7 @@ class CupyLike:
         self.__cuda_array_interface__ = {
             "shape": array.shape,
             "typestr": array.dtype.str,
-            "data": (self._buffer.handle, False),
+            "data": (self.buffer.handle, False),
             "strides": None,
             "version": 3,
             "stream": stream,
@@ -40,7 +40,7 @@ class CupyLike:
         }
 
     def close(self):
-        self._buffer.close()
+        self.buffer.close()
 
 
 class DlpackLike(CupyLike):
@@ -62,7 +62,7 @@ class DlpackLike(CupyLike):
         def release():
             self.released += 1
 
-        return self.make_capsule(self._buffer.handle, self.array.shape, self.array.dtype, device_type=self.device_type, device=0, release=release)
+        return self.make_capsule(self.buffer.handle, self.array.shape, self.array.dtype, device_type=self.device_type, device=0, release=release)
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_dlpack_producer_is_told_our_stream_and_released_after_the_copy(cuda, re
 def test_owner_is_referenced_until_the_view_ends(cuda, make):
     frame = CupyLike(cuda, FRAME)
     alive = weakref.ref(frame)
-    buffer = frame._buffer
+    buffer = frame.buffer
     imported = view_of(frame, stream=1)
     del frame
     with imported as view:

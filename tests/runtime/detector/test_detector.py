@@ -12,9 +12,9 @@ import pytest
 from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.errors import DetectorClosedError, GoldenSampleError
 from snl_runtime.types import DetectorState, Verdict
+from tolerances import TINY_MODEL_ABS
 
 BOUND_S = 20.0
-TOLERANCE = 1e-4  # float32 sums of 25 values up to 255 against float64 loops
 
 
 @pytest.fixture
@@ -47,8 +47,8 @@ def test_a_result_carries_score_map_thresholds_regions_and_times(fixtures, model
         assert detector.manifest.classes == ["bottle"]
         assert result.model_sha256 == detector.model_sha256
     expected = fixtures.reference_map(frame[:, :, ::-1])
-    np.testing.assert_allclose(result.anomaly_map, expected, atol=TOLERANCE)
-    assert result.score == pytest.approx(float(expected.max()), abs=TOLERANCE)
+    np.testing.assert_allclose(result.anomaly_map, expected, atol=TINY_MODEL_ABS)
+    assert result.score == pytest.approx(float(expected.max()), abs=TINY_MODEL_ABS)
     assert result.threshold == model_folder.decision_values["pass_threshold"]
     assert result.reject_threshold == model_folder.decision_values["reject_threshold"]
     assert result.product == "bottle"
@@ -115,7 +115,7 @@ def test_a_lone_onnx_scores_and_says_why_it_does_not_pass(fixtures, model_folder
         assert detector.products == ()
     assert result.verdict is Verdict.ERROR
     assert "no manifest" in result.reason
-    assert result.score == pytest.approx(float(fixtures.reference_map(fixtures.good_frame(1)[:, :, ::-1]).max()), abs=TOLERANCE)
+    assert result.score == pytest.approx(float(fixtures.reference_map(fixtures.good_frame(1)[:, :, ::-1]).max()), abs=TINY_MODEL_ABS)
     assert math.isnan(result.threshold)
     assert math.isnan(result.reject_threshold)
 
@@ -187,7 +187,7 @@ def test_results_belong_to_the_frames_of_their_threads(fixtures, model_folder):
     with SnlDetector(model_folder.write()) as detector, ThreadPoolExecutor(8) as pool:
         for _ in range(4):
             for result, anomaly_map in zip(pool.map(detector.detect, frames), expected, strict=True):
-                np.testing.assert_allclose(result.anomaly_map, anomaly_map, atol=TOLERANCE)
+                np.testing.assert_allclose(result.anomaly_map, anomaly_map, atol=TINY_MODEL_ABS)
 
 
 def test_the_backend_is_used_from_one_thread_and_closed_once_at_the_end(fixtures, model_folder):

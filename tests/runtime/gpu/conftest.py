@@ -79,7 +79,7 @@ def fake(kernels, make_gpu, monkeypatch, model_fixtures, gpu, device_detector):
     """A GPU with working kernels, where ONNX Runtime and TensorRT find it."""
     cuda, session = make_gpu(kernels), device_detector.Session
     size = model_fixtures.SIZE
-    library = gpu.FakeLibrary(cuda, lambda images: model_fixtures._maps_of(images.tobytes()), (size, size))
+    library = gpu.FakeLibrary(cuda, lambda images: model_fixtures.reference_maps(images.tobytes()), (size, size))
     monkeypatch.setattr(cuda_api, "load_cuda", lambda: cuda)
     monkeypatch.setattr("snl_runtime.gpu.path.load_kernels", lambda api: CudaModule(api, b"code"))
     monkeypatch.setattr("snl_runtime.backends.tensorrt.backend.open_library", lambda name: library)

@@ -6,9 +6,9 @@ import pytest
 
 from snl_runtime.images.preprocess import resize
 from snl_runtime.verdict.regions import find_regions
+from tolerances import GRAY_LEVEL_ABS
 
 # The input may differ by a gray level where a value lies on a tie, and the stub network passes on at most two of them.
-SCORE_TOLERANCE = 2.0
 
 
 class Session:
@@ -109,10 +109,10 @@ def cause(result):
 def assert_alike(result, expected):
     """The same verdict with the same evidence, as far as a gray level allows."""
     assert cause(result) == cause(expected)
-    assert result.score == pytest.approx(expected.score, abs=SCORE_TOLERANCE, nan_ok=True)
+    assert result.score == pytest.approx(expected.score, abs=GRAY_LEVEL_ABS, nan_ok=True)
     assert (result.threshold, result.reject_threshold, result.roi_xyxy) == (expected.threshold, expected.reject_threshold, expected.roi_xyxy)
     assert (result.anomaly_map is None) == (expected.anomaly_map is None)
     if expected.anomaly_map is not None:
-        np.testing.assert_allclose(result.anomaly_map, expected.anomaly_map, atol=SCORE_TOLERANCE)
+        np.testing.assert_allclose(result.anomaly_map, expected.anomaly_map, atol=GRAY_LEVEL_ABS)
         assert result.regions == find_regions(result.anomaly_map, result.threshold, result.roi_xyxy)
     assert bool(result.regions) == bool(expected.regions)

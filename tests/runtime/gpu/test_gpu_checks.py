@@ -14,6 +14,7 @@ from snl_runtime.cuda.resources import CudaModule
 from snl_runtime.errors import BackendError
 from snl_runtime.scorer import Scorer
 from snl_runtime.types import Verdict
+from tolerances import GRAY_LEVEL_ABS
 
 GPU_TESTS = Path(__file__).parents[2] / "gpu"
 SIZE_HW = (40, 48)
@@ -109,8 +110,8 @@ def changed(**values):
 
 @plain_kernels
 @pytest.mark.parametrize("engine", ["onnxruntime", "tensorrt"])
-def test_sound_detector_has_the_verdicts_of_the_cpu(open_on, shots, detector_checks, device_detector, engine):
-    verdicts = detector_checks.check_verdicts(open_on("host"), open_on(engine), shots, allowed=device_detector.SCORE_TOLERANCE)
+def test_sound_detector_has_the_verdicts_of_the_cpu(open_on, shots, detector_checks, engine):
+    verdicts = detector_checks.check_verdicts(open_on("host"), open_on(engine), shots, allowed=GRAY_LEVEL_ABS)
     assert verdicts == {Verdict.PASS: 3, Verdict.REJECT: 4, Verdict.ERROR: 3}
 
 

@@ -15,6 +15,7 @@ from snl_runtime.images.upsampling import upsample_map
 from snl_runtime.model.normalization import NormalizationMap
 from snl_runtime.types import OutputRequest, Verdict
 from snl_runtime.verdict.regions import find_regions
+from tolerances import GRAY_LEVEL_ABS, TINY_MODEL_REL, UPSAMPLED_REL
 
 ENGINES = ("onnxruntime", "tensorrt")
 SIZE = 32
@@ -77,7 +78,7 @@ def test_every_kind_of_frame_gets_the_verdict_of_the_host(open_on, fake, frames,
             raise AssertionError(f"{name}: {result.reason!r}, on the host {expected.reason!r}") from failure
     assert verdicts >= {Verdict.PASS, Verdict.ERROR} if roi else verdicts >= {Verdict.PASS, Verdict.REJECT, Verdict.ERROR}
     assert "frames are prepared on the host" not in caplog.text
-    assert device._scorer.is_on_device
+    assert device.is_on_device
     device.close()
     assert fake.leaks == {}
 
@@ -95,7 +96,7 @@ def test_frame_of_the_networks_size_has_the_raw_map_times_the_normalization(open
         assert np.array_equal(result.anomaly_map, expected)
         assert result.score == expected.max()
         assert result.regions == find_regions(expected, result.threshold, result.roi_xyxy)
-        np.testing.assert_allclose(result.frame_map, upsample_map(expected, (SIZE, SIZE)), rtol=1e-5)
+        np.testing.assert_allclose(result.frame_map, upsample_map(expected, (SIZE, SIZE)), rtol=UPSAMPLED_REL)
         assert np.array_equal(result.mask, result.frame_map > np.float32(result.threshold))
 
 
@@ -154,11 +155,11 @@ def test_with_no_product_named_each_decision_has_its_own_normalization(open_on, 
         assert ORDER.index(result.verdict) == max(ORDER.index(each.verdict) for each in named)
         assert result.verdict is expected.verdict
         assert (result.anomaly_map is None) == (not keep_maps or result.verdict is Verdict.ERROR and np.isnan(result.score))
-        assert result.score == pytest.approx(expected.score, abs=4, nan_ok=True)
+        assert result.score == pytest.approx(expected.score, abs=2 * GRAY_LEVEL_ABS, nan_ok=True)
         if result.verdict is not Verdict.ERROR:
-            assert result.score / result.threshold == pytest.approx(max(each.score / each.threshold for each in named), rel=1e-5)
+            assert result.score / result.threshold == pytest.approx(max(each.score / each.threshold for each in named), rel=TINY_MODEL_REL)
             assert bool(result.regions) == (result.verdict is not Verdict.PASS)
-            np.testing.assert_allclose(result.frame_map, expected.frame_map, atol=4)
+            np.testing.assert_allclose(result.frame_map, expected.frame_map, atol=2 * GRAY_LEVEL_ABS)
 
 
 @plain_kernels
@@ -206,7 +207,7 @@ def test_normalization_map_that_does_not_arrive_is_an_error(open_on, fake, frame
 def test_device_whose_normalization_is_wrong_is_not_used(open_on, fake, frames, caplog):
     fake.broken.add("normalization_cells")
     detector = open_on("tensorrt", normalizations={"bottle": normalization_values(low=0.9, high=1.0)})
-    assert not detector._scorer.is_on_device
+    assert not detector.is_on_device
     assert "frames are prepared on the host, not on the GPU: it finds" in caplog.text
     assert detector.detect(frames["odd good"][0]).verdict is Verdict.PASS
     assert detector.detect(frames["odd bad"][0]).verdict is Verdict.REJECT

@@ -31,7 +31,7 @@ FRAME_HW = (77, 91)
 @pytest.fixture
 def fake(kernels, make_gpu, gpu, model_fixtures, monkeypatch):
     cuda = make_gpu(kernels)
-    library = gpu.FakeLibrary(cuda, lambda images: model_fixtures._maps_of(images.tobytes()), (model_fixtures.SIZE, model_fixtures.SIZE))
+    library = gpu.FakeLibrary(cuda, lambda images: model_fixtures.reference_maps(images.tobytes()), (model_fixtures.SIZE, model_fixtures.SIZE))
     launch = cuda.launch_kernel
 
     def round_down(kernel, *, arguments, **rest):
@@ -104,7 +104,7 @@ def test_fixtured_parts_are_judged_on_the_gpu_by_the_scores_of_the_fit(fake, wri
     with Scorer(path) as scorer:
         expected = [float((scorer.score(image, "rgb").anomaly_map * fit.normalization.normalization.values).max()) for image in parts["bad"]]
     with SnlDetector(path, keep_maps=False) as detector:
-        assert detector._scorer.is_on_device
+        assert detector.is_on_device
         judged = [detector.detect(image, color="rgb") for image in parts["bad"]]
     assert [result.score for result in judged] == expected
     detected = sum(result.verdict is Verdict.REJECT for result in judged)

@@ -17,6 +17,7 @@ from snl_runtime.images.overlay import blend_heat
 from snl_runtime.images.preprocess import to_rgb
 from snl_runtime.images.upsampling import upsample_map
 from snl_runtime.types import OutputRequest, Verdict
+from tolerances import TINY_MODEL_ABS, UPSAMPLED_REL
 
 pytestmark = pytest.mark.parametrize("kernels", ["separate"], indirect=True)
 
@@ -58,9 +59,9 @@ def carried(result):
 def assert_equals_the_reference_of_its_map(result, image, color):
     left, top, right, bottom = result.roi_xyxy
     frame_map = upsample_map(result.anomaly_map, (bottom - top, right - left))
-    np.testing.assert_allclose(result.frame_map, frame_map, rtol=1e-5, atol=0)
+    np.testing.assert_allclose(result.frame_map, frame_map, rtol=UPSAMPLED_REL, atol=0)
     threshold = np.float32(result.threshold)
-    decided = np.abs(frame_map - threshold) > 1e-5 * threshold
+    decided = np.abs(frame_map - threshold) > UPSAMPLED_REL * threshold
     np.testing.assert_array_equal(result.mask[decided], (frame_map > threshold)[decided])
     np.testing.assert_array_equal(result.mask, result.frame_map > threshold)
     expected = blend_heat(to_rgb(image, color)[top:bottom, left:right], result.anomaly_map, result.threshold)
@@ -141,7 +142,7 @@ def test_frame_of_the_networks_size_gives_the_pictures_of_the_host(open_on, fram
     host, device = (open_on(where, changes=changes, outputs=EVERYTHING) for where in ("host", engine))
     for name in ("good", "bad"):
         expected, result = host.detect(frames[name][0]), device.detect(frames[name][0])
-        np.testing.assert_allclose(result.frame_map, expected.frame_map, atol=1e-4)  # the engines sum in another order
+        np.testing.assert_allclose(result.frame_map, expected.frame_map, atol=TINY_MODEL_ABS)  # the engines sum in another order
         np.testing.assert_array_equal(result.mask, expected.mask)
         assert np.abs(result.overlay.astype(int) - expected.overlay).max() <= 1
 

@@ -9,6 +9,7 @@ from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.errors import ConfigError
 from snl_runtime.images.preprocess import resize
 from snl_runtime.types import OutputRequest, Verdict
+from tolerances import UPSAMPLED_REL
 
 NAMES = ("frame_map", "mask", "overlay")
 EVERYTHING = OutputRequest(frame_map=True, mask=True, overlay=True)
@@ -60,7 +61,7 @@ def test_pictures_are_those_of_the_inspected_part(model_folder, parts, roi):
     shape = (bottom - top, right - left)
     expected = bilinear(result.anomaly_map.astype(float), shape)
     assert (result.frame_map.dtype, result.mask.dtype, result.overlay.dtype) == (np.float32, np.bool_, np.uint8)
-    np.testing.assert_allclose(result.frame_map, expected, rtol=1e-5)
+    np.testing.assert_allclose(result.frame_map, expected, rtol=UPSAMPLED_REL)
     np.testing.assert_array_equal(result.mask, result.frame_map > np.float32(result.threshold))
     assert 0 < result.mask.sum() < result.mask.size
     assert result.overlay.shape == (*shape, 3)

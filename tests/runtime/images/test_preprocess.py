@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from snl_runtime.errors import ConfigError, FrameError, SnlError
 from snl_runtime.images.preprocess import InputSpec, axis_weights, prepare, resize, resize_mask, to_rgb
+from tolerances import FLOAT32_ABS
 
 ROUNDING = 0.5 + 2e-3  # half a gray level for the one rounding, the guard of 1/1024 for ties, and float32 sums
 SIDES = st.integers(1, 40)
@@ -99,8 +100,8 @@ def test_axis_weights_sum_to_one_and_are_never_negative(n_in, n_out):
     assert weights.shape == (n_out, n_in)
     assert weights.dtype == np.float32
     assert (weights >= 0).all()
-    assert np.abs(weights.sum(axis=1, dtype=np.float64) - 1).max() < 1e-6
-    assert np.abs(weights - reference_weights(n_in, n_out)).max() < 1e-6
+    assert np.abs(weights.sum(axis=1, dtype=np.float64) - 1).max() < FLOAT32_ABS
+    assert np.abs(weights - reference_weights(n_in, n_out)).max() < FLOAT32_ABS
 
 
 def test_axis_weights_are_shared_and_cannot_be_changed():

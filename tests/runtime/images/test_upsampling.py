@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from snl_runtime.images.upsampling import upsample_map
-
-TOLERANCE = 1e-6  # float32 sums of two products per axis, values up to 1
+from tolerances import FLOAT32_ABS
 
 
 def bilinear_by_hand(values: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -30,16 +29,16 @@ def test_growing_equals_the_bilinear_formula(size_hw):
     values = np.random.default_rng(1).random((4, 6), np.float32)
     resized = upsample_map(values, size_hw)
     assert resized.dtype == np.float32
-    np.testing.assert_allclose(resized, bilinear_by_hand(values, *size_hw), atol=TOLERANCE)
+    np.testing.assert_allclose(resized, bilinear_by_hand(values, *size_hw), atol=FLOAT32_ABS)
 
 
 def test_shrinking_averages_the_covered_area():
     values = np.arange(16, dtype=np.float32).reshape(4, 4)
-    np.testing.assert_allclose(upsample_map(values, (2, 2)), [[2.5, 4.5], [10.5, 12.5]], atol=TOLERANCE)
+    np.testing.assert_allclose(upsample_map(values, (2, 2)), [[2.5, 4.5], [10.5, 12.5]], atol=FLOAT32_ABS)
 
 
 def test_values_never_leave_the_range_of_the_map():
     values = np.random.default_rng(2).random((5, 5), np.float32)
     resized = upsample_map(values, (40, 33))
-    assert values.min() - TOLERANCE <= resized.min()
-    assert resized.max() <= values.max() + TOLERANCE
+    assert values.min() - FLOAT32_ABS <= resized.min()
+    assert resized.max() <= values.max() + FLOAT32_ABS

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from snl_runtime.errors import NormalizationError
 from snl_runtime.model.normalization import NormalizationMap, fit_normalization, leave_one_out_normalizations
+from tolerances import FLOAT32_REL, NORMALIZATION_REL
 
 SHAPE = (64, 48)
 
@@ -54,13 +55,13 @@ def normalization_by_loops(maps):
 def test_normalization_is_the_smoothed_mean_plus_its_level_inverted(shape):
     maps = random_maps(9, shape)
     expected, _ = normalization_by_loops(maps)
-    assert np.allclose(fit_normalization(maps).values, expected, rtol=1e-6)
+    assert np.allclose(fit_normalization(maps).values, expected, rtol=FLOAT32_REL)
 
 
 def test_mean_map_keeps_its_level_under_the_normalization():
     maps = random_maps(9)
     _, mu = normalization_by_loops(maps)
-    assert (fit_normalization(maps).values * mu).mean() == pytest.approx(mu.mean(), rel=1e-6)
+    assert (fit_normalization(maps).values * mu).mean() == pytest.approx(mu.mean(), rel=FLOAT32_REL)
 
 
 def test_normalization_is_low_where_good_parts_score_high_and_above_1_elsewhere():
@@ -72,18 +73,18 @@ def test_normalization_is_low_where_good_parts_score_high_and_above_1_elsewhere(
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
 def test_normalization_does_not_depend_on_the_unit_of_the_scores(scale):
     maps = random_maps(9)
-    assert np.allclose(fit_normalization(maps * np.float32(scale)).values, fit_normalization(maps).values, rtol=1e-5)
+    assert np.allclose(fit_normalization(maps * np.float32(scale)).values, fit_normalization(maps).values, rtol=NORMALIZATION_REL)
 
 
 def test_equal_maps_of_one_value_give_a_normalization_of_one():
-    assert np.allclose(fit_normalization(np.full((5, *SHAPE), 0.3, np.float32)).values, 1, rtol=1e-6)
+    assert np.allclose(fit_normalization(np.full((5, *SHAPE), 0.3, np.float32)).values, 1, rtol=FLOAT32_REL)
 
 
 def test_each_part_is_judged_by_the_normalization_of_all_others():
     maps = random_maps(6)
     for index, normalization in enumerate(leave_one_out_normalizations(maps)):
         expected, _ = normalization_by_loops(np.delete(maps, index, axis=0))
-        assert np.allclose(normalization.values, expected, rtol=1e-5)
+        assert np.allclose(normalization.values, expected, rtol=NORMALIZATION_REL)
 
 
 def test_a_part_with_its_own_flaw_scores_lower_by_a_normalization_that_knows_it():
@@ -166,4 +167,4 @@ def test_any_usable_maps_give_a_usable_normalization_and_a_level_that_stays(seed
     if not (maps.sum(axis=0) > 0).any():
         return
     _, mu = normalization_by_loops(maps)
-    assert (fit_normalization(maps).values * mu).mean() == pytest.approx(mu.mean(), rel=1e-5)
+    assert (fit_normalization(maps).values * mu).mean() == pytest.approx(mu.mean(), rel=NORMALIZATION_REL)

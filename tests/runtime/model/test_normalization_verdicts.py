@@ -18,6 +18,7 @@ from snl_runtime.model.normalization_files import encode_normalization, open_nor
 from snl_runtime.types import OutputRequest, Verdict
 from snl_runtime.verdict.decision import MapSummary
 from snl_runtime.verdict.selection import DecisionBook
+from tolerances import TINY_MODEL_ABS, TINY_MODEL_REL
 
 SIZE = 32
 BAR = np.s_[20:26]  # rows of a print that every good part has: the network scores it high
@@ -83,11 +84,11 @@ def test_only_the_normalized_map_tells_bad_parts_from_good_ones(write_model, fix
             result = detector.detect(frame, product="printed", outputs=OutputRequest(frame_map=True, mask=True))
             expected = fixtures.reference_map(rgb(frame)) * normalization_values()
             assert result.verdict is Verdict.REJECT
-            assert result.score == pytest.approx(expected.max(), rel=1e-5)
-            assert np.allclose(result.anomaly_map, expected, atol=1e-3)
+            assert result.score == pytest.approx(expected.max(), rel=TINY_MODEL_REL)
+            assert np.allclose(result.anomaly_map, expected, atol=TINY_MODEL_ABS)
             assert result.score == result.anomaly_map.max() == max(region.score for region in result.regions)
             assert all(region.box_xyxy[1] >= 8 and region.box_xyxy[3] <= 14 for region in result.regions)  # the scratch, not the print
-            assert np.allclose(result.frame_map, expected, atol=1e-3)
+            assert np.allclose(result.frame_map, expected, atol=TINY_MODEL_ABS)
             assert np.array_equal(result.mask, result.frame_map > np.float32(result.threshold))
 
 
@@ -134,7 +135,7 @@ def test_with_no_product_named_no_verdict_is_laxer_than_that_of_any(write_model,
             assert order.index(unnamed.verdict) == max(order.index(result.verdict) for result in named)
             assert (unnamed.score > unnamed.threshold * (1 + 1e-6)) == any(result.score > result.threshold for result in named)
             expected = max(result.score / result.threshold for result in named)
-            assert unnamed.score / unnamed.threshold == pytest.approx(expected, rel=1e-5)
+            assert unnamed.score / unnamed.threshold == pytest.approx(expected, rel=TINY_MODEL_REL)
             assert unnamed.score == unnamed.anomaly_map.max()
             assert bool(unnamed.regions) == (unnamed.verdict is not Verdict.PASS)
             assert unnamed.reject_threshold / unnamed.threshold == pytest.approx(70 / 60)

@@ -16,6 +16,7 @@ from snl_runtime.model.manifest import manifest_path, read_manifest, write_manif
 from snl_runtime.parity.engine import ENGINE_LIMITS, verify_engine, verify_if_possible
 from snl_runtime.parity.meter import LIMITS, figures
 from snl_runtime.types import Verdict
+from tolerances import DIFFERENCE_REL, TINY_MODEL_ABS, TINY_MODEL_REL
 
 pytest.importorskip("onnxruntime")
 
@@ -45,7 +46,7 @@ def test_each_precision_has_its_limit(write_engine, installed, shifted, precisio
     shifted(lambda maps: maps * normalization)
     report = verify_engine(path)
     assert report.passed is passes
-    assert report.map_max_abs == pytest.approx((normalization - 1) * report.map_scale, rel=1e-3)
+    assert report.map_max_abs == pytest.approx((normalization - 1) * report.map_scale, rel=DIFFERENCE_REL)
 
 
 def test_failed_report_is_recorded_and_lends_no_threshold(engine_path, installed, shifted):
@@ -72,14 +73,14 @@ def test_engine_that_differs_inherits_tightened_thresholds_and_the_report_says_w
         decision = dataclasses.replace(manifest.decisions[0], pass_threshold=threshold, reject_threshold=reject_threshold)
         write_manifest(path, dataclasses.replace(manifest, decisions=[decision]))
         report = verify_engine(engine_path, _golden_only())
-        assert report.guard_band == pytest.approx(band, rel=1e-3)
+        assert report.guard_band == pytest.approx(band, rel=DIFFERENCE_REL)
         assert (report.passed, report.flips, report.more_lenient) == (True, flips, 0)
         assert (report.refused_by_guard_band, report.passed_by_reference) == (refused, 3)
         assert f"the guard band is {report.guard_band:.3g}, {refused} of 3 verdicts PASS of the model are not PASS under it" in figures(report)
         inherited = read_manifest(path).decisions_for(sha256_file(engine_path))["bottle"]
-        assert inherited.pass_threshold == pytest.approx(threshold - band, rel=1e-5)
-        assert inherited.reject_threshold == pytest.approx(reject_threshold - band, rel=1e-5)
-        assert inherited.floor == pytest.approx(decision.floor + band, rel=1e-5)
+        assert inherited.pass_threshold == pytest.approx(threshold - band, rel=TINY_MODEL_REL)
+        assert inherited.reject_threshold == pytest.approx(reject_threshold - band, rel=TINY_MODEL_REL)
+        assert inherited.floor == pytest.approx(decision.floor + band, rel=TINY_MODEL_REL)
     with SnlDetector(engine_path) as detector:
         assert detector.detect(model_fixtures.good_frame(1)).threshold == inherited.pass_threshold
         assert detector.notes == (f"line.trt never passes what its ONNX file would not{guard_text(report)}",)
@@ -198,7 +199,7 @@ def test_gate_refuses_what_the_self_test_would_refuse_though_the_onnx_file_is_ma
     manifest = read_manifest(model.manifest)
     write_manifest(model.manifest, dataclasses.replace(manifest, files={model.golden.name: sha256_file(model.golden)}))
     report = verify_engine(path)
-    assert report.map_max_abs == pytest.approx(0, abs=1e-4)
+    assert report.map_max_abs == pytest.approx(0, abs=TINY_MODEL_ABS)
     (failure,) = report.failures
     assert failure.startswith("the self-test at load would refuse it: golden sample 0")
     with pytest.raises(GoldenSampleError):

@@ -13,6 +13,7 @@ from snl_runtime.model.manifest import Decision, ParityReport
 from snl_runtime.model.normalization import NormalizationMap
 from snl_runtime.model.normalization_files import encode_normalization
 from snl_runtime.parity.meter import LIMITS, ParityLimits, ParityMeter, ScoredFrame, refuse_unless_passed
+from tolerances import FLOAT32_ABS
 
 MakeDecision: TypeAlias = Callable[..., Decision]
 WIDE = ParityLimits(relative=10.0)
@@ -66,9 +67,9 @@ def test_99th_percentile_of_maps_is_the_worst_frames_and_of_scores_that_over_fra
     for offset in offsets:
         meter.add(frame(list(np.ones(101)), list(1 + offset)))
     report = judge(meter)
-    assert report.map_p99_abs == pytest.approx(0.198, abs=1e-6)  # the 100th of 101 values in order
-    assert report.score_p99_abs == pytest.approx(0.1 + 0.99 * 0.1, abs=1e-6)  # between the only two, 0.1 and 0.2
-    assert report.map_max_abs == pytest.approx(0.2, abs=1e-6)
+    assert report.map_p99_abs == pytest.approx(0.198, abs=FLOAT32_ABS)  # the 100th of 101 values in order
+    assert report.score_p99_abs == pytest.approx(0.1 + 0.99 * 0.1, abs=FLOAT32_ABS)  # between the only two, 0.1 and 0.2
+    assert report.map_max_abs == pytest.approx(0.2, abs=FLOAT32_ABS)
 
 
 def test_tolerance_is_relative_to_each_frame_so_that_a_quiet_frame_is_not_excused_by_a_loud_one() -> None:

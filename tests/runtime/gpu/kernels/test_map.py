@@ -11,11 +11,11 @@ from snl_runtime.gpu.kernels.launches import DeviceFrame, FrameOutputs, frame_bl
 from snl_runtime.images.overlay import blend_heat
 from snl_runtime.images.preprocess import to_rgb
 from snl_runtime.images.upsampling import upsample_map
+from tolerances import UPSAMPLED_REL
 
 CHANNELS = {"gray": 1, "rgb": 3, "bgr": 3, "rgba": 4, "bgra": 4}
 SIDES = st.integers(1, 70)
 EXAMPLES = settings(max_examples=40, deadline=None, derandomize=True)
-RELATIVE = 1e-5  # issue 4: the map within 1e-5 of its reference
 
 
 def bumpy_map(seed, size_hw, scale=1.0):
@@ -52,7 +52,7 @@ def run(cpu, kernels, anomaly_map, size_hw, threshold=1.0, image=None, color="bg
 def test_map_is_within_1e_5_of_upsample_map(cpu, kernels, map_hw, size_hw, scale):
     anomaly_map = bumpy_map(map_hw[0] * 71 + map_hw[1], map_hw, scale)
     given = run(cpu, kernels, anomaly_map, size_hw)["frame_map"]
-    np.testing.assert_allclose(given, upsample_map(anomaly_map, size_hw), rtol=RELATIVE, atol=0)
+    np.testing.assert_allclose(given, upsample_map(anomaly_map, size_hw), rtol=UPSAMPLED_REL, atol=0)
 
 
 @EXAMPLES
