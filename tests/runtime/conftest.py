@@ -8,6 +8,7 @@ import importlib.util
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 
 from snl_runtime.errors import BackendUnavailableError
@@ -177,3 +178,19 @@ def parts(model, tmp_path):
         cv2.imwrite(str(folder / f"b_bad{seed}.png"), model.bad_frame(seed))
     (folder / "c_cut.png").write_bytes((folder / "a_good0.png").read_bytes()[:300])
     return folder
+
+
+def write_video(path, count, *, size_hw=(48, 64), fourcc="MJPG"):
+    """A real video of noise: no two frames are equal."""
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*fourcc), 25, size_hw[::-1])
+    assert writer.isOpened()
+    random = np.random.default_rng(7)
+    for _ in range(count):
+        writer.write(random.integers(0, 256, (*size_hw, 3), dtype=np.uint8))
+    writer.release()
+    return Path(path)
+
+
+@pytest.fixture(scope="session")
+def make_video():
+    return write_video

@@ -175,22 +175,6 @@ def fakes():
     return Fakes()
 
 
-def write_video(path, count, *, size_hw=(48, 64), fourcc="MJPG"):
-    """A real video of noise: no two frames are equal."""
-    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*fourcc), 25, size_hw[::-1])
-    assert writer.isOpened()
-    random = np.random.default_rng(7)
-    for _ in range(count):
-        writer.write(random.integers(0, 256, (*size_hw, 3), dtype=np.uint8))
-    writer.release()
-    return Path(path)
-
-
-@pytest.fixture(scope="session")
-def make_video():
-    return write_video
-
-
 @pytest.fixture
 def make_image():
     """Write an image of noise and return its RGB pixels."""
