@@ -158,20 +158,21 @@ def _print_text(bundle: "ExportedBundle", engine: "ExportedEngine | None", why_n
     from .engines import engine_lines
 
     for report in bundle.manifest.parity:
-        print(_parity_line(report))
+        print(parity_line(report))
     for path, sha256 in bundle.files.items():
         print(f"{path}  sha256 {sha256}")
     if engine is None:
         print(f"no engine was built: {why_not}")
     else:
         if engine.entry.parity is not None:
-            print(_parity_line(engine.entry.parity))
+            print(parity_line(engine.entry.parity))
         print(*engine_lines(engine), sep="\n")
     for note in bundle.notes:
         print(note)
 
 
-def _parity_line(report: "ParityReport") -> str:
+def parity_line(report: "ParityReport") -> str:
+    """Return the figures of a parity report in one line, and the guard band where there is one."""
     from snl_runtime.model.guard_band import guard_text
     from snl_runtime.parity.meter import correlation_text
 

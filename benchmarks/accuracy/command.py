@@ -91,7 +91,7 @@ def _run_protocol(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     if open_runs:
         folder = options.out / protocol.name
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
+        with locked(folder):
             failures = _work(options, arguments, protocol, open_runs, started_s)
     done = len(runs) - sum(not run_files(options.out, run).record.exists() for run in runs)
     if done < len(runs):
@@ -213,7 +213,7 @@ def _result(out: Path, run: Run) -> str:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Keep a second command from training the same runs; the lock ends with the process, however that ends."""
     if sys.platform == "win32":
         yield  # no advisory locks there

@@ -146,6 +146,11 @@ class SnlDetector:
         return self._scorer.backend.device
 
     @property
+    def is_on_device(self) -> bool:
+        """Whether frames are prepared and judged on the GPU now; False too where the host does it because the device's values did not agree."""
+        return self._scorer.is_on_device
+
+    @property
     def model_sha256(self) -> str:
         """Hash of the opened file."""
         return self._scorer.bundle.sha256

@@ -274,10 +274,10 @@ def test_two_processes_give_the_figures_of_one(finished: Path, two_classes: Path
 
 
 def test_second_command_on_the_same_runs_is_refused(two_classes: Path, tmp_path: Path, command):
-    from benchmarks.accuracy.command import _locked
+    from benchmarks.accuracy.command import locked
 
     (tmp_path / "tiny").mkdir()
-    with _locked(tmp_path / "tiny"):
+    with locked(tmp_path / "tiny"):
         status, _, err = command("--protocol", "tiny", "--data", two_classes, "--out", tmp_path, "--device", "cpu")
     assert status == 2
     assert "another command is running this protocol" in err

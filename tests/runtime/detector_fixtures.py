@@ -151,7 +151,7 @@ def _good_sample():
 
 
 @functools.cache
-def _maps_of(image_bytes):
+def reference_maps(image_bytes):
     images = np.frombuffer(image_bytes, np.uint8).reshape(-1, SIZE, SIZE, 3)
     return np.stack([reference_map(image) for image in images])
 
@@ -183,7 +183,7 @@ class ModelFolder:
         write_stub_onnx(self.model, **network)
         files = {}
         if golden:
-            maps = _maps_of(self.golden_images.tobytes()) + np.float32(golden_shift)
+            maps = reference_maps(self.golden_images.tobytes()) + np.float32(golden_shift)
             write_golden(self.golden, GoldenSamples(images=self.golden_images, scores=maps.max(axis=(1, 2)), maps=maps))
             files[self.golden.name] = sha256_file(self.golden)
         manifest = Manifest(
