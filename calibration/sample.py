@@ -9,11 +9,10 @@ from snl_runtime.errors import CalibrationRefusedError, ConfigError, DataError
 from snl_runtime.images.files import check_range, pixel_sha256, read_frame, to_image
 from snl_runtime.images.labels import find_not_good
 from snl_runtime.images.listing import Listing, is_junk, list_images
-from snl_runtime.images.preprocess import stored_bits
+from snl_runtime.images.preprocess import FrameFormat, stored_bits
 from snl_runtime.model.frame_range import FrameSizes
 from snl_runtime.model.manifest import Manifest
 from snl_runtime.progress import Progress
-from snl_runtime.verdict.frame_checks import FrameFormat
 
 MANY_SIZES = 4
 """Sizes of one product above which they are no camera's settings but those of parts that were cut out."""

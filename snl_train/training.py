@@ -19,7 +19,7 @@ from torch import Tensor
 from snl_runtime.errors import ConfigError, DataError, SnlError
 from snl_runtime.progress import Progress
 from snl_train.averaging import WeightAverage, check_batch_statistics, estimate_statistics
-from snl_train.checkpoint import load_checkpoint
+from snl_train.checkpoint import Checkpoint, load_checkpoint
 from snl_train.config import TrainConfig
 from snl_train.data.dataset import TrainingData
 from snl_train.data.sampling import BalancedBatches
@@ -164,6 +164,23 @@ def train(
         images_per_s=steps * config.batch_size / seconds if steps else 0.0,
         seconds=seconds,
         is_complete=trainer.steps_done >= saver.total_steps,
+    )
+
+
+def finished_result(stored: Checkpoint, out: Path) -> TrainingResult:
+    """Return the result of a training that was complete before, read from its checkpoint; nothing was done now."""
+    steps = int(stored.provenance["steps_done"])
+    return TrainingResult(
+        checkpoint_path=out,
+        metrics_path=metrics_path(out),
+        resume_path=resume_path(out),
+        steps_done=steps,
+        total_steps=steps,
+        epochs_done=stored.epochs_done,
+        losses={},
+        images_per_s=0.0,
+        seconds=0.0,
+        is_complete=True,
     )
 
 
@@ -384,16 +401,4 @@ def _complete_already(config: TrainConfig, data: TrainingData, out: Path) -> Tra
         raise ConfigError(f"{out} is complete after {stored.config.epochs} epochs and has no state to continue from; train to another --out")
     if list(stored.training_image_sha256) != image_hashes(data):
         raise DataError(f"cannot resume: {out} is complete, and the training images in {data.root} are not those it was trained on")
-    steps = int(stored.provenance["steps_done"])
-    return TrainingResult(
-        checkpoint_path=out,
-        metrics_path=metrics_path(out),
-        resume_path=resume_path(out),
-        steps_done=steps,
-        total_steps=steps,
-        epochs_done=stored.epochs_done,
-        losses={},
-        images_per_s=0.0,
-        seconds=0.0,
-        is_complete=True,
-    )
+    return finished_result(stored, out)

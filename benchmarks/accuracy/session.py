@@ -24,9 +24,8 @@ from snl_train.config import Device, TrainConfig, to_plain
 from snl_train.data.dataset import TrainingData
 from snl_train.evaluation import CheckpointScorer, Evaluation, measure, score_samples
 from snl_train.measures import Bootstrap
-from snl_train.metrics_log import metrics_path
 from snl_train.resume import resume_path
-from snl_train.training import TrainingDivergedError, TrainingResult, train
+from snl_train.training import TrainingDivergedError, TrainingResult, finished_result, train
 
 Outcome: TypeAlias = Literal["finished", "stopped"]
 
@@ -145,19 +144,7 @@ class Session:
             return None
         if recorded_config(stored.config) != recorded_config(config):
             save_checkpoint(files.checkpoint, fitted_anew(stored, config, data))
-        steps = int(stored.provenance["steps_done"])
-        return TrainingResult(
-            checkpoint_path=files.checkpoint,
-            metrics_path=metrics_path(files.checkpoint),
-            resume_path=resume_path(files.checkpoint),
-            steps_done=steps,
-            total_steps=steps,
-            epochs_done=stored.epochs_done,
-            losses={},
-            images_per_s=0.0,
-            seconds=0.0,
-            is_complete=True,
-        )
+        return finished_result(stored, files.checkpoint)
 
     def _train(self, run: Run, data: TrainingData, files: RunFiles, clock: _Clock) -> TrainingResult:
         is_resumed = resume_path(files.checkpoint).exists()

@@ -138,7 +138,7 @@ def _open_stages(api: CudaApi) -> Iterator[tuple[CudaStream, Callable[[], object
         host = opened.enter_context(PinnedBuffer(api, anomaly_map.nbytes + ctypes.sizeof(ctypes.c_float)))
         host.array((anomaly_map.size + 1,), np.float32)[...] = (*anomaly_map.ravel(), anomaly_map.max())
         api.copy_async(device.handle, host.handle, host.byte_count, "host_to_device", stream.handle)
-        on_device = preprocess.enqueue(frame, "bgr", None, image.handle)
+        on_device = preprocess.enqueue(frame, "bgr", image.handle)
         stream.synchronize()
 
         def before() -> None:

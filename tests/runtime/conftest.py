@@ -3,7 +3,6 @@
 Helper modules are handed out as fixtures: with import-mode importlib a test cannot import its neighbor.
 """
 
-import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -12,8 +11,6 @@ import numpy as np
 import pytest
 
 from snl_runtime.errors import BackendUnavailableError
-from snl_runtime.files import sha256_file
-from snl_runtime.model.manifest import EngineEntry, ParityReport, read_manifest, write_manifest
 
 
 def _load(name):
@@ -90,51 +87,9 @@ def write_engine(tmp_path, model_fixtures):
     def write(*, parity=True, content=b"a plan", folder=tmp_path, **entry):
         model = model_fixtures.ModelFolder(folder)
         model.write()
-        path = folder / "line.trt"
-        path.write_bytes(content)
-        manifest = read_manifest(model.manifest)
-        values = {
-            "file": path.name,
-            "sha256": sha256_file(path),
-            "library": "tensorrt",
-            "library_version": "10.3.0",
-            "compute_capability": ["8.9"],
-            "precision": "fp16",
-            "built_at": "2024-05-01T12:00:00+00:00",
-            "parity": passed_report(path) if parity else None,
-            "options": {"verified_on": "not verified on a device"},
-        }
-        write_manifest(model.manifest, manifest.with_engine(EngineEntry(**{**values, **entry})))
-        return path
+        return model.give_engine({} if parity else None, content=content, **{"options": {"verified_on": "not verified on a device"}, **entry})
 
     return write
-
-
-def passed_report(path, **changes):
-    report = ParityReport(
-        subject_file=path.name,
-        subject_sha256=sha256_file(path),
-        reference="line.onnx",
-        frames_source="by hand",
-        frame_count=3,
-        score_max_abs=0.0,
-        score_p99_abs=0.0,
-        map_max_abs=0.0,
-        map_p99_abs=0.0,
-        map_scale=1.0,
-        tolerance=0.02,
-        auroc_drift=None,
-        flips=0,
-        guard_band=0.0,
-        more_lenient=0,
-        passed_by_reference=0,
-        refused_by_guard_band=0,
-        passed=True,
-        failures=[],
-        verified_on="a fake",
-        created_at="2024-05-01T12:00:00+00:00",
-    )
-    return dataclasses.replace(report, **changes)
 
 
 @pytest.fixture

@@ -55,7 +55,9 @@ class Stages:
         self.after = DevicePostprocess(cuda, self.module, self.context.stream, size_hw)
 
     def inspect(self, image, color="bgr", roi_xyxy=None, threshold=math.nan, wanted=None):
-        return inspect_on_device(self.context, self.before, self.after, image, color=color, roi_xyxy=roi_xyxy, threshold=threshold, wanted=wanted)
+        options = {"color": color, "roi_xyxy": roi_xyxy, "threshold": threshold, "wanted": wanted}
+        seen = inspect_on_device(self.context, self.before, self.after, image, **options)
+        return seen.statistics, seen.map
 
     def close(self):
         for part in (self.after, self.before, self.context, self.module):
@@ -105,8 +107,8 @@ def test_device_and_host_agree_on_a_whole_inspection(kernels, make_gpu, open_sta
     # The input may differ by a gray level at a tie, and the stub model passes that on.
     assert output.score == pytest.approx(scored.score, abs=GRAY_LEVEL_ABS)
     np.testing.assert_allclose(output.anomaly_map, scored.anomaly_map, atol=GRAY_LEVEL_ABS)
-    assert output.score == pytest.approx(output.peak, rel=FLOAT32_REL) == output.anomaly_map.max()
-    assert output.is_finite
+    assert output.score == pytest.approx(output.summary.peak, rel=FLOAT32_REL) == output.anomaly_map.max()
+    assert output.summary.is_finite
     assert output.regions == find_regions(output.anomaly_map, 20.0, covered)
     assert len(output.regions) >= 2
     np.testing.assert_allclose(drawn.frame_map, upsample_map(output.anomaly_map, part.shape[:2]), rtol=UPSAMPLED_REL)
@@ -179,7 +181,7 @@ def test_noise_with_more_components_than_the_table_gets_its_regions_from_the_hos
         memory, target = opened.enter_context(DeviceBuffer(cuda, score_offset + 4)), opened.enter_context(DeviceBuffer(cuda, 80 * 80 * 3))
         before = opened.enter_context(DevicePreprocess(cuda, module, stream, (80, 80)))
         after = opened.enter_context(DevicePostprocess(cuda, module, stream, (80, 80)))
-        uploaded = before.enqueue(np.zeros((80, 80, 3), np.uint8), "rgb", None, target.handle)
+        uploaded = before.enqueue(np.zeros((80, 80, 3), np.uint8), "rgb", target.handle)
         cuda.view(memory.handle, score_offset, "device")[...] = anomaly_map.reshape(-1).view(np.uint8)
         cuda.view(memory.handle + score_offset, 4, "device")[...] = anomaly_map.max().reshape(1).view(np.uint8)
         after.enqueue(memory.handle, memory.handle + score_offset, frame=uploaded, roi_xyxy=(0, 0, 80, 80), threshold=0.5)
@@ -196,9 +198,9 @@ def test_kernels_that_did_not_run_give_an_error_and_no_answer(make_gpu, open_sta
 def test_an_engine_that_wrote_nothing_is_seen(kernels, make_gpu, open_stages, monkeypatch):
     monkeypatch.setattr(Session, "run_with_iobinding", lambda self, binding: None)
     _, output = open_stages(make_gpu(kernels)).inspect(frame(), threshold=20.0)
-    assert not output.is_finite
+    assert not output.summary.is_finite
     assert math.isnan(output.score)
-    assert math.isnan(output.peak)
+    assert math.isnan(output.summary.peak)
 
 
 @pytest.mark.parametrize("image", [None, np.zeros((4, 4), np.uint8), np.zeros((0, 5, 3), np.uint8), np.zeros((9, 9, 3), np.float32)])
@@ -221,7 +223,7 @@ def test_drawing_without_an_inspected_frame_is_an_error(kernels, make_gpu, open_
     with pytest.raises(InferenceError, match="no inspected frame on the device"):
         stages.after.render(EVERYTHING)
     stages.inspect(frame(), threshold=20.0)
-    on_device = stages.before.enqueue(frame(), "bgr", None, stages.context.image.handle)
+    on_device = stages.before.enqueue(frame(), "bgr", stages.context.image.handle)
     stages.after.enqueue(
         stages.context.anomaly_map.handle, stages.context.anomaly_score.handle, frame=on_device, roi_xyxy=(0, 0, 130, 100), threshold=1.0
     )
@@ -231,7 +233,7 @@ def test_drawing_without_an_inspected_frame_is_an_error(kernels, make_gpu, open_
 
 def test_a_frame_of_another_size_than_its_roi_is_refused(kernels, make_gpu, open_stages):
     stages = open_stages(make_gpu(kernels))
-    uploaded = stages.before.enqueue(frame(), "bgr", None, stages.context.image.handle)
+    uploaded = stages.before.enqueue(frame(), "bgr", stages.context.image.handle)
     with pytest.raises(InferenceError, match="its ROI"):
         stages.after.enqueue(stages.context.anomaly_map.handle, stages.context.anomaly_score.handle, frame=uploaded, roi_xyxy=ROI, threshold=1.0)
 
@@ -294,7 +296,7 @@ def test_a_tensorrt_context_takes_the_same_stages(kernels, make_gpu, gpu, model_
     with module, DevicePreprocess(cuda, module, context.stream, size_hw) as before, DevicePostprocess(cuda, module, context.stream, size_hw) as after:
         for seed in (3, 4, 5):  # the third run is a launch of the recorded graph
             image = frame(seed)
-            _, output = inspect_on_device(context, before, after, image, color="bgr", roi_xyxy=ROI, threshold=20.0, wanted=Wanted(anomaly_map=True))
+            output = inspect_on_device(context, before, after, image, color="bgr", roi_xyxy=ROI, threshold=20.0, wanted=MAP).map
             expected = model_fixtures.reference_map(prepare(image, "bgr", InputSpec(size_hw=size_hw, roi_xyxy=ROI)))
             np.testing.assert_allclose(output.anomaly_map, expected, atol=GRAY_LEVEL_ABS)
             assert output.regions == find_regions(output.anomaly_map, 20.0, ROI)

@@ -16,7 +16,8 @@ from snl_runtime.model.manifest import read_manifest, write_manifest
 from snl_runtime.model.normalization import NormalizationMap
 from snl_runtime.model.normalization_files import encode_normalization, open_normalizations
 from snl_runtime.types import OutputRequest, Verdict
-from snl_runtime.verdict.decision import MapSummary
+from snl_runtime.verdict.decision import MapSummary, summarize_map
+from snl_runtime.verdict.scored_frame import ScoredFrame, ScoredMap
 from snl_runtime.verdict.selection import DecisionBook
 from tolerances import TINY_MODEL_ABS, TINY_MODEL_REL
 
@@ -160,8 +161,16 @@ def test_strictest_ruling_counts_with_any_mixture_of_normalizations(fixtures, se
         expected.append(Verdict.PASS if peak <= threshold else Verdict.REVIEW if peak <= threshold * 1.2 else Verdict.REJECT)
         decisions[f"p{index}"] = fixtures.make_decision(**changes)
     book = make_book(decisions, normalizations)
-    ruling = book.select().rule(float(anomaly_map.max()), anomaly_map, fixtures.GRAY, frame=fixtures.FORMAT, golden_checked=True, now=NOW)
+    selection = book.select()
+    scored = scored_frame(fixtures, summarize_map(anomaly_map, selection.normalization), anomaly_map)
+    ruling = selection.rule(scored, golden_checked=True, now=NOW)
     assert ruling.verdict is max(expected, key=order.index), ruling.reason
+
+
+def scored_frame(fixtures, summary, anomaly_map=None):
+    """A gray frame whose score is the peak of its map."""
+    scored_map = ScoredMap(score=summary.peak, anomaly_map=anomaly_map, summary=summary)
+    return ScoredFrame(map=scored_map, statistics=fixtures.GRAY, roi_xyxy=(0, 0, *fixtures.FORMAT.size_hw), frame=fixtures.FORMAT)
 
 
 def make_book(decisions, normalizations):
@@ -181,7 +190,7 @@ def test_summary_without_a_normalized_peak_passes_nothing_of_a_normalized_produc
         (math.nan, "output_not_finite"),
     ):
         summary = MapSummary(peak=4.0, is_finite=True, normalized_peak=normalized_peak)
-        assert book.select().rule(4.0, summary, fixtures.GRAY, frame=fixtures.FORMAT, golden_checked=True, now=NOW).reason_code == code
+        assert book.select().rule(scored_frame(fixtures, summary), golden_checked=True, now=NOW).reason_code == code
 
 
 def test_normalized_peak_of_a_merged_map_judges_no_product(fixtures):
@@ -190,9 +199,8 @@ def test_normalized_peak_of_a_merged_map_judges_no_product(fixtures):
     decisions = {name: fixtures.make_decision(product=name, normalization=file) for name in ("bottle", "cap")}
     selection = make_book(decisions, {file.sha256: normalization}).select()
     assert selection.needs_map
-    ruling = selection.rule(
-        4.0, MapSummary(peak=4.0, is_finite=True, normalized_peak=4.0), fixtures.GRAY, frame=fixtures.FORMAT, golden_checked=True, now=NOW
-    )
+    summary = MapSummary(peak=4.0, is_finite=True, normalized_peak=4.0)
+    ruling = selection.rule(scored_frame(fixtures, summary), golden_checked=True, now=NOW)
     assert ruling.reason_code == "no_normalization_map"
 
 
