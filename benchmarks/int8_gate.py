@@ -183,7 +183,7 @@ def main() -> int:
         thresholds |= gate(options.ckpt, options.data, options.work, float_model, band=band, parts=parts)
     expected = score_all(float_model, images, "float")
     for name, parts in PART_SETS.items():
-        quantized = quantize_backbone(onnx.load(float_model), calibration_images(options.work / "ranges"), parts=parts)
+        quantized = quantize_backbone(onnx.load(float_model), calibration_images(options.work / "ranges"), parts=parts, progress=Progress)
         path = options.work / f"ungated-{name}.onnx"
         path.write_bytes(quantized.model.SerializeToString(deterministic=True))
         print(f"\n{name}: {quantized.convolution_count} convolutions in INT8, ranges from {quantized.image_count} training images\n")
