@@ -141,8 +141,8 @@ def run_line(data: Path, checkpoint: Path, origin: dict[str, str], *, fixed_pose
     line.run("snl-export", "--ckpt", str(checkpoint), "--out", str(model))
     of_export = json.loads(line.run("snl-eval", "--engine", str(model), "--data", str(data), "--json"))
     # magnetic_tile is cut out to the tile: hardly two images have one size
-    calibrate = ("snl-calibrate", "--engine", str(model), "--good", str(data), "--held-out", "--any-size", "--max-frr", MAX_FRR, "--json")
-    calibrate += ("--fixed-pose",) if fixed_pose else ()
+    calibrate = ["snl-calibrate", "--engine", str(model), "--good", str(data), "--held-out", "--any-size", "--max-frr", MAX_FRR, "--json"]
+    calibrate += ["--fixed-pose"] if fixed_pose else []
     products = json.loads(line.run(*calibrate, allowed=(0, 3)))["products"]  # 3: some products were refused, the table says why
     fitted = [product["product"] for product in products if product["decision"]]
     records = inspect_tests(line, model, data, fitted)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         SourceError,
         SourceOpenError,
         SourceStalledError,
+        TrainingDivergedError,
     )
     from snl_runtime.images.files import read_image, write_image
     from snl_runtime.images.overlay import render_overlay
@@ -115,6 +116,7 @@ __all__ = [
     "SourceStalledError",
     "StageTimings",
     "StreamSink",
+    "TrainingDivergedError",
     "UndeliveredVerdict",
     "Verdict",
     "VideoSource",
@@ -164,6 +166,7 @@ _NAMES = {
         "SourceError",
         "SourceOpenError",
         "SourceStalledError",
+        "TrainingDivergedError",
     ),
     "images.files": ("read_image", "write_image"),
     "images.overlay": ("render_overlay",),

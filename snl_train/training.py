@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from snl_runtime.errors import ConfigError, DataError, SnlError
+from snl_runtime.errors import ConfigError, DataError, TrainingDivergedError
 from snl_runtime.progress import ProgressReporter, no_progress
 from snl_train.averaging import WeightAverage, check_batch_statistics, estimate_statistics
 from snl_train.checkpoint import load_checkpoint
@@ -43,10 +43,6 @@ STATISTICS_BATCHES = 64
 
 Augmentation = Callable[[Tensor], Tensor]
 """Changes a batch of training images, (B, H, W, 3) uint8 to the same; draws from torch's global generator only, or a resumed training differs."""
-
-
-class TrainingDivergedError(SnlError):
-    """The loss or a weight is no longer a finite number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

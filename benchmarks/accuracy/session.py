@@ -17,7 +17,7 @@ from benchmarks.accuracy.protocol import Protocol, Run, train_config
 from benchmarks.accuracy.provenance import provenance
 from benchmarks.accuracy.records import SCHEMA, RunFiles, read_records, read_slices, run_files, write_record, write_slices
 from benchmarks.accuracy.refit import fitted_anew, training_settings
-from snl_runtime.errors import ConfigError, DataError
+from snl_runtime.errors import ConfigError, DataError, TrainingDivergedError
 from snl_runtime.files import sha256_file
 from snl_runtime.progress import Progress
 from snl_train.checkpoint import load_checkpoint, save_checkpoint
@@ -27,7 +27,7 @@ from snl_train.evaluation import CheckpointScorer, Evaluation, measure, score_sa
 from snl_train.measures import Bootstrap
 from snl_train.metrics_log import metrics_path
 from snl_train.resume import resume_path
-from snl_train.training import TrainingDivergedError, TrainingResult, train
+from snl_train.training import TrainingResult, train
 
 Outcome: TypeAlias = Literal["finished", "stopped"]
 

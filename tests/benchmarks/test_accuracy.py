@@ -15,11 +15,10 @@ import numpy as np
 import pytest
 import yaml
 
-from snl_runtime.errors import ConfigError, DataError
+from snl_runtime.errors import ConfigError, DataError, TrainingDivergedError
 from snl_runtime.files import exclusive_lock
 from snl_train.checkpoint import load_checkpoint
 from snl_train.resume import resume_path
-from snl_train.training import TrainingDivergedError
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE = "fd_32_all_multi_s0"

@@ -1,5 +1,6 @@
 """The reference pages and guides name everything that a user can meet: commands, options, keys, reason codes, errors, fields of the manifest."""
 
+import ast
 import dataclasses
 import inspect
 import re
@@ -14,6 +15,7 @@ from snl_runtime.verdict.ruling import REASON_CODES
 from snl_train.config import TrainConfig, to_plain
 
 ROOT = Path(__file__).parents[2]
+PACKAGES = ("snl_runtime", "snl_train", "calibration", "export")
 PAGES = reference.pages()
 HELP = reference.command_help()
 GUIDES = [ROOT / "docs" / name for name in ("index.md", "signing.md")] + sorted((ROOT / "docs" / "guides").glob("*.md"))
@@ -48,6 +50,21 @@ def test_every_error_has_a_row_with_its_exit_status() -> None:
     rows = dict(re.findall(r"`(\w+Error)` \| [^|]*\| (\d) \|", PAGES["errors.md"]))
     classes = {name: cls for name, cls in vars(errors).items() if inspect.isclass(cls) and issubclass(cls, errors.SnlError)}
     assert rows == {name: str(cls.exit_status) for name, cls in classes.items()}
+
+
+def test_every_error_of_every_package_is_on_the_page() -> None:
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    bases = {
+        node.name: {ast.unparse(base).split(".")[-1] for base in node.bases}
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    }
+    found = {"SnlError"}
+    while grown := {name for name, parents in bases.items() if parents & found} - found:
+        found |= grown
+    listed = set(re.findall(r"`(\w+Error)` \| [^|]*\| \d \|", PAGES["errors.md"]))
+    assert {name for name in found if not name.startswith("_")} == listed
 
 
 @pytest.mark.parametrize("cls", reference.MANIFEST_PARTS, ids=lambda cls: cls.__name__)

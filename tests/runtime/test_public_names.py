@@ -69,6 +69,7 @@ NAMES = {
     "SourceStalledError",
     "StageTimings",
     "StreamSink",
+    "TrainingDivergedError",
     "UndeliveredVerdict",
     "Verdict",
     "VideoSource",
