@@ -180,7 +180,7 @@ def _errors() -> str:
     for depth, error in error_tree():
         meaning = inspect.cleandoc(error.__doc__ or "").splitlines()[0]
         parent = "" if depth == 0 else f"`{error.__bases__[0].__name__}`"
-        rows.append(f"| {'&emsp;' * depth}`{error.__name__}` | {parent} | {error.exit_status} | {_cell(meaning)} |")
+        rows.append(f"| {'&nbsp;' * 4 * depth}`{error.__name__}` | {parent} | {error.exit_status} | {_cell(meaning)} |")
     return head + "\n".join(rows) + "\n"
 
 
