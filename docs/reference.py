@@ -51,6 +51,11 @@ def command_help() -> dict[str, str]:
     return {name: _help_of(module, function) for name, module, function in _SCRIPT.findall((ROOT / "pyproject.toml").read_text(encoding="utf-8"))}
 
 
+def command_modules() -> dict[str, str]:
+    """Return the module of each command of the package, by the command's name."""
+    return {name: module for name, module, _ in _SCRIPT.findall((ROOT / "pyproject.toml").read_text(encoding="utf-8"))}
+
+
 def config_keys() -> list[tuple[str, str, str, str]]:
     """Return dotted name, type, default and meaning of every key of a training's configuration."""
     return list(_keys_of(config.TrainConfig, ""))

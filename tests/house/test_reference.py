@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("snl_runtime", "snl_train", "calibration", "export")
 PAGES = reference.pages()
 HELP = reference.command_help()
-GUIDES = [ROOT / "docs" / name for name in ("index.md", "signing.md")] + sorted((ROOT / "docs" / "guides").glob("*.md"))
+TEXTS = [ROOT / "README.md", *sorted(page for folder in ("docs", "deploy", "examples") for page in (ROOT / folder).rglob("*.md"))]
 
 
 def dotted(plain: dict[str, object], prefix: str = "") -> set[str]:
@@ -78,8 +78,8 @@ def test_classes_that_a_manifest_holds_have_a_section() -> None:
     assert held - {"Any"} <= {cls.__name__ for cls in reference.MANIFEST_PARTS}
 
 
-@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
-def test_commands_of_a_guide_use_options_that_exist(page: Path) -> None:
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.stem)
+def test_commands_of_a_page_use_options_that_exist(page: Path) -> None:
     for line in re.findall(r"snl-[a-z]+ [^`\n#]*", page.read_text(encoding="utf-8")):
         name = line.split()[0]
         if name in HELP:
