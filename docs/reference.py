@@ -20,7 +20,8 @@ from snl_train import config
 
 ROOT = Path(__file__).resolve().parents[1]
 _SCRIPT = re.compile(r'^(snl-[a-z]+) = "([\w.]+):(\w+)"$', re.MULTILINE)
-_HELP_WIDTH = "110"
+_HELP_WIDTH = "84"
+"""As many columns as the site shows on a window of 1280 px, so that help does not scroll."""
 MANIFEST_PARTS = (
     manifest.Manifest,
     manifest.Decision,
