@@ -17,15 +17,16 @@ from benchmarks.accuracy.protocol import Protocol, Run, train_config
 from benchmarks.accuracy.provenance import provenance
 from benchmarks.accuracy.records import SCHEMA, RunFiles, read_records, read_slices, run_files, write_record, write_slices
 from benchmarks.accuracy.refit import fitted_anew, training_settings
-from snl_runtime.errors import ConfigError, DataError
+from snl_runtime.errors import ConfigError, DataError, TrainingDivergedError
 from snl_runtime.files import sha256_file
+from snl_runtime.progress import Progress
 from snl_train.checkpoint import load_checkpoint, save_checkpoint
 from snl_train.config import Device, TrainConfig, to_plain
 from snl_train.data.dataset import TrainingData
 from snl_train.evaluation import CheckpointScorer, Evaluation, measure, score_samples
 from snl_train.measures import Bootstrap
 from snl_train.resume import resume_path
-from snl_train.training import TrainingDivergedError, TrainingResult, finished_result, train
+from snl_train.training import TrainingResult, finished_result, train
 
 Outcome: TypeAlias = Literal["finished", "stopped"]
 
@@ -152,7 +153,7 @@ class Session:
         write_slices(files.slices, slices)  # before the work: a killed slice has left its mark in the weights too
         config = self._config(run.variant, run.image_size, run.seed)
         try:
-            result = train(config, data, files.checkpoint, resume=is_resumed, should_stop=clock.is_training_over)
+            result = train(config, data, files.checkpoint, resume=is_resumed, should_stop=clock.is_training_over, progress=Progress)
         except ConfigError as error:
             hint = f"; to begin this run anew, remove {resume_path(files.checkpoint)}" if is_resumed else ""
             raise ConfigError(f"{run.name}: {error}{hint}") from error

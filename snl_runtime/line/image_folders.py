@@ -38,8 +38,8 @@ class ImageFolderCounts:
     """What became of the images of one folder.
 
     Attributes:
-        saved: Visualizations in the folder.
-        lost: Visualizations that could not be saved; their records are whole.
+        saved: Images in the folder.
+        lost: Images that could not be saved; their records are whole.
         why_lost: Why the first of them was lost, None if none was.
     """
 

@@ -1,5 +1,6 @@
 """``benchmarks.speed.gpu`` states every time beside the machine it was taken on and as a ratio, and leaks nothing."""
 
+import csv
 import sys
 from pathlib import Path
 
@@ -22,13 +23,13 @@ def speed(monkeypatch):
     return gpu
 
 
-def test_table_states_device_versions_and_a_ratio_for_every_time(speed, fake, write_engine, monkeypatch, capsys):
-    engine = write_engine()
+def test_table_states_device_versions_and_a_ratio_for_every_time(speed, fake, write_engine, monkeypatch, capsys, tmp_path):
+    engine, out = write_engine(), tmp_path / "latency.csv"
     monkeypatch.setattr(speed, "load_cuda", lambda: fake)
     monkeypatch.setattr(speed, "load_kernels", lambda api: CudaModule(api, b"code"))
     monkeypatch.setattr(speed.machine, "peak_bytes_per_s", lambda: 2e9)
-    assert speed.main(["--engine", str(engine.with_suffix(".onnx")), "--engine", str(engine)]) == 0
-    device, *table = capsys.readouterr().out.splitlines()
+    assert speed.main(["--engine", str(engine.with_suffix(".onnx")), "--engine", str(engine), "--out", str(out), "--commit", "abc"]) == 0
+    device, *table, _, written = capsys.readouterr().out.splitlines()
     assert device.startswith("Fake RTX 4070, SM89, driver for CUDA 12.8; Python ")
     assert f"Python {sys.version.split()[0]}" in device
     rows = [line.strip("| ").split(" | ") for line in table[3:]]
@@ -38,8 +39,16 @@ def test_table_states_device_versions_and_a_ratio_for_every_time(speed, fake, wr
         *["line.onnx on onnxruntime"] * 2,
         *["line.trt on tensorrt"] * 2,
     ]
-    assert all(row[2].endswith("% of 2 GB/s") for row in rows[:2])
+    assert all(row[2].endswith(" % of 2 GB/s") for row in rows[:2])
     assert all("prepared on the GPU" in row[0] and row[2].endswith("of the network's size") for row in rows[2:])
+    with out.open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert written == f"{out}: 2 rows, 0 in place of other figures"
+    assert [(line["stage"], line["frame"], line["megabytes"], line["device"], line["commit"]) for line in lines] == [
+        ("frame to network input", "131x97", "0", "Fake RTX 4070", "abc"),
+        ("map to frame, mask, overlay and their downloads", "131x97", "0", "Fake RTX 4070", "abc"),
+    ]
+    assert [line["milliseconds"] for line in lines] == [row[1] for row in rows[:2]]
     assert fake.leaks == {}
 
 

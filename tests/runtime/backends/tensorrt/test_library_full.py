@@ -13,6 +13,7 @@ from snl_runtime.backends.tensorrt.builder import EngineTarget, build_engine
 from snl_runtime.backends.tensorrt.engine import EngineLibrary
 from snl_runtime.backends.tensorrt.library import BuildRequest, TensorRtLibrary, build_plan
 from snl_runtime.errors import BackendUnavailableError, BuildCanceledError, EngineBuildError, EngineMismatchError, InferenceError
+from snl_runtime.progress import Progress
 
 REQUEST = BuildRequest(onnx=b"graph", batches=(1, 2, 4))
 
@@ -82,8 +83,9 @@ def test_timings_are_kept_per_library_and_device_and_given_to_the_next_build(trt
     assert [content for name, *rest in trt.calls if name == "create_timing_cache" for content in rest] == [b"", b"+timings", b""]
 
 
-def test_build_shows_a_bar(trt, library, onnx_path, tmp_path, capsys):
-    build_engine(onnx_path, tmp_path / "x.trt", EngineTarget(library=library, compute_capabilities=(87,)), cache_folder=tmp_path / "cache")
+def test_build_reports_every_step(trt, library, onnx_path, tmp_path, capsys):
+    target = EngineTarget(library=library, compute_capabilities=(87,))
+    build_engine(onnx_path, tmp_path / "x.trt", target, cache_folder=tmp_path / "cache", progress=Progress)
     printed = capsys.readouterr().err
     assert "build for tensorrt SM87" in printed
     assert "3 steps" in printed
