@@ -99,6 +99,11 @@ class TriggerBook:
             self._triggered += 1
             self._entries[trigger_id] = _Entry(deadline_ns)
 
+    def waits(self, trigger_id: int) -> bool:
+        """Return whether the trigger has no answer yet."""
+        with self._lock:
+            return trigger_id in self._entries
+
     def claim(self, trigger_id: int) -> bool:
         """Return whether the caller may record and then answer; if not, its result is late and counted as discarded."""
         with self._lock:

@@ -39,6 +39,11 @@ class LineStateMachine:
         """What the line must see now."""
         return self._line
 
+    @property
+    def takes_triggers(self) -> bool:
+        """Whether it runs without a fault; with ``continuous`` also while busy."""
+        return self._is_running and not self._line.fault
+
     def start(self, now_ns: int) -> bool:
         """Become ready; the time until the first heartbeat counts from here. Does nothing in a fault, which only a reset ends."""
         if self._line.state not in _STOPPED:
