@@ -106,14 +106,14 @@ class Announcer:
     def announce(self, trigger_id: int, result: AnomalyResult, *, may_answer: Callable[[], bool], fault: str = "") -> bool:
         """Answer a trigger, with a fault at the same moment if a reason is given; return what ``may_answer`` said.
 
-        A trigger that has not begun (its frame still waited) begins and ends here.
+        A trigger that has not begun, because its frame still waited, begins and ends here; while another is under way the line is not told of it.
         """
         with self._changed:
             if not may_answer():
                 return False
             if fault:
                 self._fault(fault)
-            if trigger_id > self.line_state.trigger_id:
+            if trigger_id > self.line_state.trigger_id and not self.line_state.busy:
                 self._machine.trigger(trigger_id, product=result.product)
             is_current = self._machine.answer(trigger_id, result.verdict, reason_code=result.reason_code, score=result.score, product=result.product)
             self._publish_if(is_current or bool(fault))

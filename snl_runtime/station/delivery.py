@@ -95,12 +95,12 @@ class Delivery:
         with self._lock:
             self._under_way += 1
         try:
-            final = self._finish(frame, result, answered=answered)
+            final, told_ns = self._finish(frame, result, answered=answered)
         finally:
             with self._lock:
                 self._under_way -= 1
         with self.tally_lock:
-            self.tally.add(frame, final, (self._clock_ns() - began_ns) / 1e6)
+            self.tally.add(frame, final, (told_ns - began_ns) / 1e6)
         self._events(frame, final, self._announcer.line_state)
         return final
 
@@ -118,7 +118,7 @@ class Delivery:
             self._mark(row)
         return None
 
-    def _finish(self, frame: Frame, result: AnomalyResult, *, answered: bool) -> AnomalyResult:
+    def _finish(self, frame: Frame, result: AnomalyResult, *, answered: bool) -> tuple[AnomalyResult, int]:
         trigger_id = frame.trigger_id or 0
         if result.verdict is not Verdict.ERROR and not self._announcer.takes_triggers and self._announcer.line_state.fault:
             result = replaced_by_error(result, "station_fault", f"the station is in a fault: {self._announcer.line_state.fault_reason}")
@@ -130,12 +130,13 @@ class Delivery:
         ):
             result = replaced_by_error(result, "record_late", "the record was not durable before the deadline")
             self._amend(row, result)
+        told_ns = self._clock_ns()
         if row is None:
             with self._lock:
                 self._missing.append((dataclasses.replace(frame, image=None), dataclasses.replace(result, anomaly_map=None)))
         else:
             self._mark(row)
-        return result
+        return result, told_ns
 
     def _record(self, frame: Frame, result: AnomalyResult) -> tuple[int | None, str]:
         try:

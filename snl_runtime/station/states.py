@@ -23,7 +23,7 @@ class LineStateMachine:
 
     Args:
         camera: Name of the camera.
-        continuous: Whether every frame is a part. A new trigger may then come before the answer to the one before it, which is lost to the line.
+        continuous: Whether every frame is a part.
         heartbeat_timeout_ns: Longest time between two heartbeats of the line; None if it sends none.
     """
 
@@ -41,7 +41,7 @@ class LineStateMachine:
 
     @property
     def takes_triggers(self) -> bool:
-        """Whether it runs without a fault; with ``continuous`` also while busy."""
+        """Whether it runs without a fault, also while busy."""
         return self._is_running and not self._line.fault
 
     def start(self, now_ns: int) -> bool:
@@ -64,9 +64,9 @@ class LineStateMachine:
         return True
 
     def trigger(self, trigger_id: int, *, product: str | None = None) -> bool:
-        """Begin the inspection of one part; forgets the answer before it. Refused in a fault, while stopped, and while busy unless continuous."""
+        """Begin the inspection of one part; forgets the answer before it. Refused while busy, in a fault and while stopped."""
         line = self._line
-        if not self._is_running or line.fault or trigger_id <= line.trigger_id or (line.busy and not self._continuous):
+        if not self._is_running or line.fault or line.busy or trigger_id <= line.trigger_id:
             return False
         state = StationState.CONTINUOUS_EXECUTION if self._continuous else StationState.SINGLE_EXECUTION
         self._line = LineState(camera=line.camera, state=state, busy=True, trigger_id=trigger_id, product=product)

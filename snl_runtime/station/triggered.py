@@ -56,6 +56,8 @@ class TriggerConfig:
     """Longest time from a command to its frame; then the trigger is an ERROR. Less than the deadline."""
     skip_frames: int = 0
     """Frames of a free-running camera to let pass after a command, because their exposure may have begun before it."""
+    interval_ms: float | None = None
+    """Time between two triggers that the station gives itself in ``command``; null for none."""
     count_gaps: bool = False
     """Whether a gap in the device's own frame counter gives one ERROR per missing frame; for hardware-triggered cameras in ``each_frame``."""
 
@@ -64,6 +66,10 @@ class TriggerConfig:
             raise ConfigError(f"trigger.frame_timeout_ms must be positive, got {self.frame_timeout_ms}; give the longest time for one image")
         if self.skip_frames < 0:
             raise ConfigError(f"trigger.skip_frames must be 0 or more, got {self.skip_frames}")
+        if self.interval_ms is not None and not self.interval_ms > 0:
+            raise ConfigError(f"trigger.interval_ms must be positive, got {self.interval_ms}; use null for no timer")
+        if self.interval_ms is not None and self.mode is not TriggerMode.COMMAND:
+            raise ConfigError(f"trigger.interval_ms needs trigger.mode command, got {self.mode.value}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

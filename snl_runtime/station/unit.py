@@ -1,5 +1,6 @@
 """One camera of a station: its triggers, its pipeline, its deadline, what the line sees of it."""
 
+import contextlib
 import dataclasses
 import logging
 import threading
@@ -16,6 +17,7 @@ from snl_runtime.station.answers import error_result
 from snl_runtime.station.book import Expired, TriggerBook
 from snl_runtime.station.delivery import Delivery, ResultStore, StationEvents
 from snl_runtime.station.line_state import LineOutput, LineState
+from snl_runtime.station.pending import PendingTriggers
 from snl_runtime.station.snapshot import UnitSnapshot
 from snl_runtime.station.states import LineStateMachine
 from snl_runtime.station.triggered import TriggerConfig, TriggeredSource, TriggerMode, TriggerRequest
@@ -68,14 +70,6 @@ class UnitConfig:
             raise ConfigError(f"policy must be every with trigger.mode command, got {self.policy.value if self.policy else None}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Pending:
-    """A trigger that waits: when it began, and its frame as far as it is known."""
-
-    began_ns: int
-    frame: Frame
-
-
 class Unit:
     """One camera; made and run by a :class:`Station`. Its line commands may come from any thread.
 
@@ -125,11 +119,13 @@ class Unit:
         self._pipeline = Pipeline(self._source, self._detector, [], policy=policy, frame_capacity=config.frame_capacity, hooks=self)
         self._thread = threading.Thread(target=self._run, name=f"snl-unit-{name}", daemon=True)
         self._lock = threading.Lock()
-        self._pending: dict[int, _Pending] = {}
-        self._newest = 0
+        self._pending = PendingTriggers(name, clock_ns=clock_ns)
         self._refused = 0
         self._missed_in_row = 0
         self._source_fault = ""
+        self._interval_ns = 0 if config.trigger.interval_ms is None else round(config.trigger.interval_ms * 1e6)
+        self._next_timer_ns: int | None = None
+        self._resetting = threading.Lock()
         self._persisting: list[Callable[[], bool]] = []
         self._failure: BaseException | None = None
         self._opened = threading.Event()
@@ -155,6 +151,9 @@ class Unit:
         """Take triggers from now on."""
         self._announcer.start()
         self._may_begin.set()
+        if self._interval_ns:
+            self._next_timer_ns = self._clock_ns() + self._interval_ns
+            self._wake()
 
     def stop_taking(self) -> None:
         """Refuse further triggers; those under way are answered."""
@@ -186,7 +185,7 @@ class Unit:
         if self._is_continuous:
             raise TriggerRefusedError(f"{self.name} inspects every frame of its camera (trigger.mode each_frame) and takes no command")
         now_ns = self._clock_ns()
-        frame = self._placeholder(product, part_id)
+        frame = self._pending.frame_to_come(product=product, part_id=part_id)
         trigger_id = self._announcer.begin(lambda: self._number(frame, now_ns), product=product)
         if trigger_id is None:
             with self._lock:
@@ -202,16 +201,17 @@ class Unit:
 
     def try_reset(self) -> str | None:
         """End a fault; return what is in the way, None if there is no fault any more."""
-        if not self._announcer.line_state.fault:
+        with self._resetting:  # two at once would write a missing record twice
+            if not self._announcer.line_state.fault:
+                return None
+            cause = self._cause() or self._delivery.write_missing()
+            if cause is not None:
+                return cause
+            if not self._announcer.reset():
+                line = self._announcer.line_state
+                return "a trigger still waits for its answer" if line.busy else line.fault_reason
+            self._missed_in_row = 0
             return None
-        cause = self._cause() or self._delivery.write_missing()
-        if cause is not None:
-            return cause
-        if not self._announcer.reset():
-            line = self._announcer.line_state
-            return "a trigger still waits for its answer" if line.busy else line.fault_reason
-        self._missed_in_row = 0
-        return None
 
     def heartbeat(self) -> None:
         """Note that the line listens."""
@@ -252,7 +252,7 @@ class Unit:
     def take(self, frame: Frame) -> Frame:
         """Begin the inspection of a frame; with ``each_frame`` one after the other, so that each answer is seen before the next trigger."""
         if not self._is_continuous:
-            self._note(frame)
+            self._pending.note(frame)
             return frame
         self._announcer.wait_idle()
         if frame.trigger_id is None:
@@ -279,18 +279,21 @@ class Unit:
     # The deadline thread.
 
     def on_time(self, now_ns: int) -> None:
-        """Answer what has run out of time, and look for the line's heartbeat."""
-        self._announcer.check_heartbeat()
+        """Answer what has run out of time, look for the line's heartbeat, and give the trigger of a timer."""
         for expired in self._book.expire(now_ns):
             self._expire(expired)
+        self._announcer.check_heartbeat()
+        if self._next_timer_ns is not None and now_ns >= self._next_timer_ns:
+            self._next_timer_ns = max(self._next_timer_ns + self._interval_ns, now_ns)  # a timer does not catch up
+            with contextlib.suppress(TriggerRefusedError):  # counted
+                self.trigger()
 
     def next_ns(self) -> int | None:
         """Return when :meth:`on_time` has something to do at the latest; None if only the heartbeat matters."""
-        return self._book.next_ns()
+        return min((time_ns for time_ns in (self._book.next_ns(), self._next_timer_ns) if time_ns is not None), default=None)
 
     def _expire(self, expired: Expired) -> None:
-        with self._lock:
-            frame = self._pending[expired.trigger_id].frame
+        frame = self._pending.get(expired.trigger_id).frame  # a record that came late may have ended it meanwhile
         if not expired.needs_record:
             late = error_result(frame, "record_late", "the record was not durable before the deadline")
             reason = f"the record of trigger {expired.trigger_id} was not durable within {self._config.deadline_ms:g} ms"
@@ -314,11 +317,8 @@ class Unit:
 
     def _finish(self, frame: Frame, result: AnomalyResult, *, answered: bool = False) -> AnomalyResult:
         trigger_id = frame.trigger_id or 0
-        with self._lock:
-            began_ns = self._pending[trigger_id].began_ns
-        final = self._delivery.finish(frame, result, began_ns=began_ns, answered=answered)
-        with self._lock:
-            del self._pending[trigger_id]
+        final = self._delivery.finish(frame, result, began_ns=self._pending.get(trigger_id).began_ns, answered=answered)
+        self._pending.end(trigger_id)
         return final
 
     def _run(self) -> None:
@@ -351,16 +351,18 @@ class Unit:
         if self._delivery.is_under_way:
             return "a record is still being written"
         with self._lock:
-            persisting = list(self._persisting)
-            self._persisting = [each for each in persisting if each()]
-            return "its cause is still there" if self._persisting else None
+            causes, self._persisting = self._persisting, []
+        remaining = [persists for persists in causes if persists()]
+        with self._lock:
+            self._persisting += remaining
+        return "its cause is still there" if remaining else None
 
     def _admit(self, frame: Frame) -> Frame | None:
         if self._numbers_late:
             admitted = frame if self._announcer.takes_triggers else None
         else:
             trigger_id = self._announcer.if_taking(lambda: self._number(frame, frame.captured_ns))
-            admitted = None if trigger_id is None else self._pending_frame(trigger_id)
+            admitted = None if trigger_id is None else self._pending.get(trigger_id).frame
         if admitted is None:
             with self._lock:
                 self._refused += 1
@@ -369,43 +371,16 @@ class Unit:
     def _numbered_now(self, frame: Frame) -> Frame:
         trigger_id = self._announcer.begin(lambda: self._number(frame, frame.captured_ns), product=frame.product)
         if trigger_id is not None:
-            return self._pending_frame(trigger_id)
+            return self._pending.get(trigger_id).frame
         with self._lock:
             self._refused += 1
         return dataclasses.replace(frame, image=None, fault="the station was stopped or in a fault when the frame's turn came")
 
-    def _pending_frame(self, trigger_id: int) -> Frame:
-        with self._lock:
-            return self._pending[trigger_id].frame
-
     def _number(self, frame: Frame, began_ns: int) -> int:
-        with self._lock:
-            self._newest += 1
-            trigger_id = self._newest
-            self._pending[trigger_id] = _Pending(began_ns=began_ns, frame=dataclasses.replace(frame, trigger_id=trigger_id))
+        trigger_id = self._pending.number(frame, began_ns).trigger_id or 0
         self._book.open(trigger_id, began_ns + self._deadline_ns)
         self._wake()
         return trigger_id
-
-    def _note(self, frame: Frame) -> None:
-        """Keep the frame of a trigger that is under way, so that an ERROR at its deadline names it."""
-        with self._lock:
-            pending = self._pending.get(frame.trigger_id or 0)
-            if pending is not None:
-                self._pending[frame.trigger_id or 0] = dataclasses.replace(pending, frame=frame)
-
-    def _placeholder(self, product: str | None, part_id: str | None) -> Frame:
-        """Return what is known of a frame before it came."""
-        return Frame(
-            image=None,
-            color="bgr",
-            index=self._newest,
-            captured_ns=self._clock_ns(),
-            captured_at=time.time(),
-            source_id=self.name,
-            product=product,
-            part_id=part_id,
-        )
 
 
 def _always() -> bool:

@@ -60,8 +60,9 @@ def test_a_new_trigger_ends_the_accept_of_the_one_before():
 
 
 def test_a_late_answer_to_an_older_trigger_changes_nothing():
-    machine = running(continuous=True)
+    machine = running()
     machine.trigger(1)
+    machine.answer(1, Verdict.ERROR, reason_code="deadline_missed")
     machine.trigger(2)
     before = machine.line_state
     assert not machine.answer(1, Verdict.PASS)
@@ -121,7 +122,6 @@ class MachineAgainstRules(RuleBasedStateMachine):
     @initialize(continuous=st.booleans())
     def build(self, continuous):
         self.machine = LineStateMachine("top", continuous=continuous, heartbeat_timeout_ns=TIMEOUT_NS)
-        self.continuous = continuous
         self.now_ns = 0
         self.heard_ns = None
         self.is_running = False
@@ -150,7 +150,7 @@ class MachineAgainstRules(RuleBasedStateMachine):
     @rule()
     def trigger(self):
         self.used += 1
-        may = self.is_running and not self.faults and (self.continuous or not self.waits)
+        may = self.is_running and not self.faults and not self.waits
         assert self.machine.trigger(self.used) is may
         if may:
             self.current, self.verdicts, self.waits = self.used, [], True
