@@ -52,6 +52,7 @@ class CameraReader:
         self._wanted_since_ns: int | None = None
         self._to_skip = 0
         self._arrived: Frame | None = None
+        self._newest: Frame | None = None
         self._last_id: int | None = None
         self._is_miscounted = False
         self._thread = threading.Thread(target=self._read, name="snl-camera", daemon=True)
@@ -85,7 +86,8 @@ class CameraReader:
     def capture(self, requested_ns: int, deadline_ns: int) -> Frame | str:
         """Return the frame that answers a command given at ``requested_ns``, or why there is none by ``deadline_ns`` (monotonic times)."""
         with self._changed:
-            if not self._wait_until(lambda: self._is_open or self.has_ended, deadline_ns) or not self._is_open:
+            self._wait_until(lambda: self._is_open or self.has_ended or bool(self._down_reason), deadline_ns)  # it may just be opened again
+            if not self._is_open:
                 return self._why_down()
             self._want(requested_ns)
         refusal = self._fire()
@@ -104,6 +106,10 @@ class CameraReader:
         self._to_skip = 0 if self._camera.is_finite else self._skip_frames
         # A triggered image cannot be older than its trigger, which is still to come.
         self._wanted_since_ns = time.monotonic_ns() if self._trigger is not None else requested_ns
+        newest, self._newest = self._newest, None
+        if newest is not None and newest.captured_ns >= self._wanted_since_ns and self._to_skip == 0:
+            self._arrived = newest  # it came between the command and this call
+            self.frames_unasked -= 1
         self._changed.notify_all()
 
     def _fire(self) -> str | None:
@@ -153,7 +159,7 @@ class CameraReader:
     def _begin(self) -> threading.Event:
         with self._changed:
             self._session = threading.Event()
-            self._last_id = None
+            self._newest = self._last_id = None
             if self._stop.is_set():
                 self._session.set()
             return self._session
@@ -181,6 +187,7 @@ class CameraReader:
             self._last_id = frame.device_frame_id
             if self._wanted_since_ns is None or self._arrived is not None or frame.captured_ns < self._wanted_since_ns or self._session.is_set():
                 self.frames_unasked += 1
+                self._newest = frame if self._trigger is None else None
                 return
             if self._to_skip > 0:
                 self._to_skip -= 1
