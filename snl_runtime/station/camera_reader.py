@@ -47,6 +47,7 @@ class CameraReader:
         self._stop = threading.Event()
         self._session = threading.Event()
         self._is_open = False
+        self._was_open = False
         self._failure: Exception | None = None
         self._down_reason = ""
         self._wanted_since_ns: int | None = None
@@ -68,9 +69,9 @@ class CameraReader:
         """
         self._thread.start()
         with self._changed:
-            while not (self._is_open or self.has_ended):
+            while not (self._was_open or self.has_ended):  # it may have failed again meanwhile
                 self._changed.wait(WAIT_S)
-        if self._failure is not None:
+        if not self._was_open and self._failure is not None:
             raise self._failure
 
     def close(self) -> None:
@@ -167,6 +168,7 @@ class CameraReader:
     def _health_changed(self, reason: str | None) -> None:
         with self._changed:
             self._is_open = reason is None
+            self._was_open = self._was_open or self._is_open
             self._down_reason = reason or ""
             self._changed.notify_all()
         self._on_health(reason)

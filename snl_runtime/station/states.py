@@ -9,8 +9,6 @@ from snl_runtime.types import Verdict
 HEARTBEAT_LOST = "heartbeat lost"
 """How the fault of a line that no longer listens begins."""
 
-_STOPPED = (StationState.INITIALIZED, StationState.HALTED)
-
 
 class LineStateMachine:
     """The states of one camera after OPC 40100-1, and the bits that follow from them.
@@ -45,12 +43,13 @@ class LineStateMachine:
         return self._is_running and not self._line.fault
 
     def start(self, now_ns: int) -> bool:
-        """Become ready; the time until the first heartbeat counts from here. Does nothing in a fault, which only a reset ends."""
-        if self._line.state not in _STOPPED:
+        """Become ready, in a fault after its reset; the time until the first heartbeat counts from here. Not while a stop waits for an answer."""
+        if self._is_running or self._line.busy:
             return False
         self._is_running = True
         self._heard_ns = now_ns
-        self._line = self._resting()
+        if not self._line.fault:
+            self._line = self._resting()
         return True
 
     def stop(self) -> bool:

@@ -42,6 +42,8 @@ class UnitConfig:
     """How long before the deadline a trigger without a verdict becomes ERROR, so that its record is durable before the line is told."""
     missed_before_fault: int = 1
     """Deadlines missed one after the other that are a fault."""
+    bad_frames_before_fault: int | None = 5
+    """Frames of a camera that did not come, or not whole, one after the other, that are a fault (a frozen camera); null for never."""
     heartbeat_timeout_ms: float | None = None
     """Longest silence of the line before it is a fault; null if the line sends no heartbeat."""
     policy: OverflowPolicy | None = None
@@ -54,7 +56,7 @@ class UnitConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.record_margin_ms < self.deadline_ms:
             raise ConfigError(f"record_margin_ms must be 0 or more and less than deadline_ms, got {self.record_margin_ms} and {self.deadline_ms}")
-        for name in ("missed_before_fault", "frame_capacity"):
+        for name in ("missed_before_fault", "bad_frames_before_fault", "frame_capacity"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
@@ -122,6 +124,7 @@ class Unit:
         self._pending = PendingTriggers(name, clock_ns=clock_ns)
         self._refused = 0
         self._missed_in_row = 0
+        self._bad_in_row = 0
         self._source_fault = ""
         self._interval_ns = 0 if config.trigger.interval_ms is None else round(config.trigger.interval_ms * 1e6)
         self._next_timer_ns: int | None = None
@@ -169,6 +172,8 @@ class Unit:
             self._thread.join(LONGEST_STOP_S)
         if self._thread.is_alive():
             logger.error("%s: a call did not come back from the camera, the detector or the store; its thread is left behind", self.name)
+        elif (failure := self._delivery.write_missing()) is not None:
+            logger.error("%s: %s", self.name, failure)
 
     def wait(self, timeout_s: float) -> bool:
         """Return whether the camera has ended: stopped, or the last image of a folder or video was answered."""
@@ -210,7 +215,7 @@ class Unit:
             if not self._announcer.reset():
                 line = self._announcer.line_state
                 return "a trigger still waits for its answer" if line.busy else line.fault_reason
-            self._missed_in_row = 0
+            self._missed_in_row = self._bad_in_row = 0
             return None
 
     def heartbeat(self) -> None:
@@ -274,6 +279,7 @@ class Unit:
         if frame.trigger_id is None or not self._book.claim(frame.trigger_id):
             return error_result(frame, "deadline_missed", "the answer was given before this result came")
         self._missed_in_row = 0
+        self._count_bad_frames(frame)
         return self._finish(frame, result)
 
     # The deadline thread.
@@ -307,6 +313,13 @@ class Unit:
         if expired.needs_answer:
             self._announcer.announce(expired.trigger_id, missed, may_answer=_always)
         self._run_later(lambda: self._finish(frame, missed, answered=expired.needs_answer))
+
+    def _count_bad_frames(self, frame: Frame) -> None:
+        limit = self._config.bad_frames_before_fault
+        self._bad_in_row = 0 if frame.fault is None else self._bad_in_row + 1
+        # Damaged files in a folder say nothing about a camera.
+        if limit is not None and self._bad_in_row >= limit and self._source.counters.frames_announced is None:
+            self._announcer.fault(f"{self._bad_in_row} frames in a row did not come whole: {frame.fault}")
 
     def _where(self, frame: Frame) -> str:
         if self._detector.is_calling:

@@ -111,6 +111,15 @@ def test_a_silent_line_is_a_fault_until_it_is_heard_again():
     assert machine.reset(5 * TIMEOUT_NS)
 
 
+def test_a_fault_before_the_start_ends_ready():
+    machine = LineStateMachine("top")
+    machine.fault("output failed")
+    machine.start(0)
+    assert machine.line_state.state is StationState.ERROR
+    assert machine.reset(0)
+    assert machine.line_state.state is StationState.READY
+
+
 def test_a_fault_needs_a_reason():
     with pytest.raises(ValueError, match="reason"):
         running().fault("")
@@ -136,11 +145,11 @@ class MachineAgainstRules(RuleBasedStateMachine):
 
     @rule()
     def start(self):
-        if self.machine.start(self.now_ns):
-            assert not self.faults
-            self.is_running, self.heard_ns, self.verdicts = True, self.now_ns, []
-        else:
-            assert self.faults or self.is_running or self.waits
+        may = not self.is_running and not self.waits
+        assert self.machine.start(self.now_ns) is may
+        if may:
+            self.is_running, self.heard_ns = True, self.now_ns
+            self.verdicts = self.verdicts if self.faults else []
 
     @rule()
     def stop(self):

@@ -79,6 +79,30 @@ def test_a_bad_frame_is_an_error(bench, fakes):
     assert camera.opened.count == 1, "the frame was the trigger's own: no reason to open the camera again"
 
 
+def test_a_camera_that_gives_only_bad_frames_is_a_fault(bench, fakes):
+    camera = fakes.software_camera()
+    camera.on_trigger = lambda: camera.send(None, fault="frozen camera")
+    bench.start(camera, fakes.command_config(bad_frames_before_fault=3))
+    for trigger_id in (1, 2):
+        bench.top.trigger()
+        assert not bench.output.answer_to(trigger_id).fault
+    bench.top.trigger()
+    assert bench.output.answer_to(3).fault_reason == "3 frames in a row did not come whole: frozen camera"
+
+
+def test_a_record_that_failed_is_written_at_the_stop_if_nobody_reset(bench, fakes):
+    def full(frame, result):
+        raise SinkError("disk full")
+
+    bench.store.before = full
+    station = bench.start(fakes.software_camera())
+    bench.top.trigger()
+    bench.output.wait_for(lambda state: state.fault)
+    bench.store.before = lambda frame, result: None
+    station.stop()
+    assert bench.store.outcomes == [(1, "ERROR", "record_failed")]
+
+
 def test_a_stuck_call_is_answered_at_the_deadline_and_its_late_result_is_discarded(bench, fakes):
     release = threading.Event()
     bench.detector.before = lambda image: release.wait(fakes.WAIT_S)
