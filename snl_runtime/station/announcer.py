@@ -113,7 +113,7 @@ class Announcer:
                 return False
             if fault:
                 self._fault(fault)
-            if trigger_id > self.line_state.trigger_id and not self.line_state.busy:
+            if trigger_id > self.line_state.trigger_id:  # refused while another is under way
                 self._machine.trigger(trigger_id, product=result.product)
             is_current = self._machine.answer(trigger_id, result.verdict, reason_code=result.reason_code, score=result.score, product=result.product)
             self._publish_if(is_current or bool(fault))

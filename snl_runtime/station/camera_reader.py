@@ -25,7 +25,7 @@ class CameraReader:
     Args:
         source: The camera; opened, read and closed on the thread.
         on_health: Told why no frames come, and None once they can come (again); after this object knows.
-        trigger: Makes it take an image; None for a free-running camera or a file.
+        trigger: Makes it take an image, see ``SoftwareTrigger``; None for a free-running camera or a file.
         skip_frames: Frames of a free-running camera to let pass after a command.
         pause_s: First pause before a failed camera is opened again.
     """
@@ -35,7 +35,7 @@ class CameraReader:
         source: FrameSource,
         on_health: Callable[[str | None], None],
         *,
-        trigger: Callable[[], None] | None,
+        trigger: Callable[[], int | None] | None,
         skip_frames: int,
         pause_s: float,
     ) -> None:
@@ -54,8 +54,10 @@ class CameraReader:
         self._to_skip = 0
         self._arrived: Frame | None = None
         self._newest: Frame | None = None
+        self._held: list[Frame] | None = None  # while a trigger is on its way
         self._last_id: int | None = None
         self._is_miscounted = False
+        self._has_answer_time = False  # the source tells frames of earlier triggers itself
         self._thread = threading.Thread(target=self._read, name="snl-camera", daemon=True)
         self.source_id = ""
         self.frames_unasked = 0
@@ -96,9 +98,9 @@ class CameraReader:
             if refusal is None:
                 self._wait_until(lambda: self._arrived is not None or not self._is_open, deadline_ns)
             frame = self._arrived
-            self._arrived = self._wanted_since_ns = None
+            self._arrived = self._wanted_since_ns = self._held = None
             fault = None if frame is not None else refusal or (self._missed(requested_ns) if self._is_open else self._why_down())
-            if self._is_open and self._trigger is not None and (frame is None or self._is_miscounted):
+            if self._is_open and self._trigger is not None and not self._has_answer_time and (frame is None or self._is_miscounted):
                 self._restart()  # a frame that comes late must not be taken for the next part
             return frame if frame is not None else str(fault)
 
@@ -107,6 +109,7 @@ class CameraReader:
         self._to_skip = 0 if self._camera.is_finite else self._skip_frames
         # A triggered image cannot be older than its trigger, which is still to come.
         self._wanted_since_ns = time.monotonic_ns() if self._trigger is not None else requested_ns
+        self._held = None if self._trigger is None else []
         newest, self._newest = self._newest, None
         if newest is not None and newest.captured_ns >= self._wanted_since_ns and self._to_skip == 0:
             self._arrived = newest  # it came between the command and this call
@@ -117,13 +120,24 @@ class CameraReader:
         if self._trigger is None:
             return None
         try:
-            self._trigger()
+            answers_from_ns = self._trigger()
         except SourceError as error:
             return f"the camera took no image: {error}"
         except Exception as error:
             logger.exception("the software trigger of %s failed", self.source_id)
             return f"the camera took no image: {type(error).__name__}: {error}"
+        self._fired(answers_from_ns)
         return None
+
+    def _fired(self, answers_from_ns: int | None) -> None:
+        """Judge the frames that came while the trigger was on its way, now that it is known which of them can be its answer."""
+        with self._changed:
+            if answers_from_ns is not None:
+                self._has_answer_time = True
+                self._wanted_since_ns = answers_from_ns
+            held, self._held = self._held, None
+            for frame in held or ():
+                self._take(frame)
 
     def _missed(self, requested_ns: int) -> str:
         return f"no frame came within {(time.monotonic_ns() - requested_ns) / 1e6:.0f} ms of the trigger; check the camera, its light and its cable"
@@ -185,6 +199,9 @@ class CameraReader:
     def _take(self, frame: Frame) -> None:
         with self._changed:
             self.source_id = frame.source_id
+            if self._held is not None:
+                self._held.append(frame)
+                return
             expected_id = None if self._last_id is None else self._last_id + 1
             self._last_id = frame.device_frame_id
             if self._wanted_since_ns is None or self._arrived is not None or frame.captured_ns < self._wanted_since_ns or self._session.is_set():
@@ -195,7 +212,7 @@ class CameraReader:
                 self._to_skip -= 1
                 self.frames_unasked += 1
                 return
-            counts = self._trigger is not None and expected_id is not None and frame.device_frame_id is not None
+            counts = self._trigger is not None and not self._has_answer_time and expected_id is not None and frame.device_frame_id is not None
             self._is_miscounted = counts and frame.device_frame_id != expected_id
             if self._is_miscounted:
                 fault = f"the camera sent its frame {frame.device_frame_id} where {expected_id} belongs to the trigger; it is opened again"

@@ -34,11 +34,13 @@ class StationCamera:
         name: Its name in records and outputs, unique.
         source: Where its frames come from; the station opens and closes it.
         config: Its triggers and deadlines.
+        detector: Judges its frames in place of the station's, e.g. a crop of it.
     """
 
     name: str
     source: FrameSource
     config: UnitConfig = field(default_factory=UnitConfig)
+    detector: Detector | None = None
 
 
 class Station:
@@ -88,7 +90,7 @@ class Station:
                 camera.name,
                 camera.source,
                 camera.config,
-                detector=detector,
+                detector=detector if camera.detector is None else camera.detector,
                 store=store,
                 outputs=self._outputs,
                 events=self._observers,
@@ -155,10 +157,18 @@ class Station:
                     return False
         return True
 
-    def fault(self, reason: str, *, persists: Callable[[], bool] | None = None) -> None:
-        """Fault every camera, e.g. because a broker has been down for too long; ``persists`` says at a reset whether it still is."""
-        for unit in self._units.values():
-            unit.fault(reason, persists=persists)
+    def on_fault(self, cause: str) -> Callable[[str | None], None]:
+        """Return what somebody calls with a reason to fault every camera, and with None once the cause is gone; until then no reset works.
+
+        Args:
+            cause: A name for it, e.g. that of a broker whose backlog is too long.
+        """
+
+        def report(reason: str | None) -> None:
+            for unit in self._units.values():
+                unit.set_cause(cause, reason)
+
+        return report
 
     def snapshot(self) -> StationSnapshot:
         """Return counters, states, latencies and last verdicts."""

@@ -37,11 +37,15 @@ class TriggerMode(enum.Enum):
 class SoftwareTrigger(Protocol):
     """What a source has beside :class:`FrameSource` if its camera takes an image on command."""
 
-    def trigger(self) -> None:
-        """Make the camera take one image; called on another thread than ``frames``, at most once per frame, returns at once.
+    def trigger(self) -> int | None:
+        """Make the camera take one image; called on another thread than ``frames``, once per frame.
+
+        Returns:
+            The ``time.monotonic_ns()`` from which on a frame is the answer, if the source sees to it that no image of an earlier trigger is captured
+            after that; None if it does not: the camera is then opened again after a missing frame.
 
         Raises:
-            SourceError: If the camera refused.
+            SourceError: If the camera refused; no frame will come.
         """
         ...
 
@@ -56,8 +60,6 @@ class TriggerConfig:
     """Longest time from a command to its frame; then the trigger is an ERROR. Less than the deadline."""
     skip_frames: int = 0
     """Frames of a free-running camera to let pass after a command, because their exposure may have begun before it."""
-    interval_ms: float | None = None
-    """Time between two triggers that the station gives itself in ``command``; null for none."""
     count_gaps: bool = False
     """Whether a gap in the device's own frame counter gives one ERROR per missing frame; for hardware-triggered cameras in ``each_frame``."""
 
@@ -66,10 +68,6 @@ class TriggerConfig:
             raise ConfigError(f"trigger.frame_timeout_ms must be positive, got {self.frame_timeout_ms}; give the longest time for one image")
         if self.skip_frames < 0:
             raise ConfigError(f"trigger.skip_frames must be 0 or more, got {self.skip_frames}")
-        if self.interval_ms is not None and not self.interval_ms > 0:
-            raise ConfigError(f"trigger.interval_ms must be positive, got {self.interval_ms}; use null for no timer")
-        if self.interval_ms is not None and self.mode is not TriggerMode.COMMAND:
-            raise ConfigError(f"trigger.interval_ms needs trigger.mode command, got {self.mode.value}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +93,7 @@ class TriggeredSource:
     In ``command`` the camera is read on a thread of its own. A command makes the camera take an image if its source is a :class:`SoftwareTrigger`;
     otherwise the next frame captured after the command counts, or the next one at all of a folder or video. Frames that nobody asked for are counted
     and not inspected. If a software-triggered camera misses a frame or miscounts, it is opened again before the next command, so that a frame that
-    comes late cannot be taken for the next part.
+    comes late cannot be taken for the next part, unless the source itself sees to that.
 
     A camera that fails is opened again while the triggers get their faults; ``on_health`` tells the owner.
 

@@ -1,8 +1,8 @@
 """One camera of a station: its triggers, its pipeline, its deadline, what the line sees of it."""
 
-import contextlib
 import dataclasses
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +29,9 @@ WAIT_S = 0.5
 LONGEST_STOP_S = 15.0
 """How long a stop waits for threads that are stuck in a camera or a detector."""
 
+NO_DEADLINE_NS = 10**18
+"""Thirty years, where nobody waits for an answer."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -36,8 +39,8 @@ logger = logging.getLogger(__name__)
 class UnitConfig:
     """When one camera must have answered, and what it does when it cannot."""
 
-    deadline_ms: float = 1000.0
-    """Longest time from a trigger to its answer; then the answer is ERROR."""
+    deadline_ms: float | None = 1000.0
+    """Longest time from a trigger to its answer; then the answer is ERROR. Null, with ``each_frame`` only, waits without limit."""
     record_margin_ms: float = 50.0
     """How long before the deadline a trigger without a verdict becomes ERROR, so that its record is durable before the line is told."""
     missed_before_fault: int = 1
@@ -54,7 +57,11 @@ class UnitConfig:
     """What a trigger is."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.record_margin_ms < self.deadline_ms:
+        is_command = self.trigger.mode is TriggerMode.COMMAND
+        deadline_ms = math.inf if self.deadline_ms is None else self.deadline_ms
+        if is_command and self.deadline_ms is None:
+            raise ConfigError("deadline_ms must be given with trigger.mode command: a command is answered within a time")
+        if not 0 <= self.record_margin_ms < deadline_ms:
             raise ConfigError(f"record_margin_ms must be 0 or more and less than deadline_ms, got {self.record_margin_ms} and {self.deadline_ms}")
         for name in ("missed_before_fault", "bad_frames_before_fault", "frame_capacity"):
             value = getattr(self, name)
@@ -62,11 +69,10 @@ class UnitConfig:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
         if self.heartbeat_timeout_ms is not None and not self.heartbeat_timeout_ms > 0:
             raise ConfigError(f"heartbeat_timeout_ms must be positive, got {self.heartbeat_timeout_ms}; use null for no heartbeat")
-        is_command = self.trigger.mode is TriggerMode.COMMAND
-        if is_command and self.trigger.frame_timeout_ms + self.record_margin_ms >= self.deadline_ms:
+        if is_command and self.trigger.frame_timeout_ms + self.record_margin_ms >= deadline_ms:
             raise ConfigError(
                 f"trigger.frame_timeout_ms must leave time before deadline_ms less record_margin_ms "
-                f"({self.deadline_ms - self.record_margin_ms:g}), got {self.trigger.frame_timeout_ms:g}"
+                f"({deadline_ms - self.record_margin_ms:g}), got {self.trigger.frame_timeout_ms:g}"
             )
         if is_command and self.policy not in (None, OverflowPolicy.EVERY):
             raise ConfigError(f"policy must be every with trigger.mode command, got {self.policy.value if self.policy else None}")
@@ -107,7 +113,7 @@ class Unit:
         self._clock_ns = clock_ns
         self._wake = wake
         self._run_later = run_later
-        self._deadline_ns = round(config.deadline_ms * 1e6)
+        self._deadline_ns = NO_DEADLINE_NS if config.deadline_ms is None else round(config.deadline_ms * 1e6)
         self._book = TriggerBook(round(config.record_margin_ms * 1e6))
         heartbeat_ns = None if config.heartbeat_timeout_ms is None else round(config.heartbeat_timeout_ms * 1e6)
         self._is_continuous = config.trigger.mode is TriggerMode.EACH_FRAME
@@ -126,10 +132,8 @@ class Unit:
         self._missed_in_row = 0
         self._bad_in_row = 0
         self._source_fault = ""
-        self._interval_ns = 0 if config.trigger.interval_ms is None else round(config.trigger.interval_ms * 1e6)
-        self._next_timer_ns: int | None = None
         self._resetting = threading.Lock()
-        self._persisting: list[Callable[[], bool]] = []
+        self._causes: dict[str, str] = {}
         self._failure: BaseException | None = None
         self._opened = threading.Event()
         self._may_begin = threading.Event()
@@ -154,9 +158,6 @@ class Unit:
         """Take triggers from now on."""
         self._announcer.start()
         self._may_begin.set()
-        if self._interval_ns:
-            self._next_timer_ns = self._clock_ns() + self._interval_ns
-            self._wake()
 
     def stop_taking(self) -> None:
         """Refuse further triggers; those under way are answered."""
@@ -222,11 +223,17 @@ class Unit:
         """Note that the line listens."""
         self._announcer.heartbeat()
 
-    def fault(self, reason: str, *, persists: Callable[[], bool] | None = None) -> None:
-        """Fault for a cause outside this camera; ``persists`` says whether it is still there when somebody resets."""
+    def fault(self, reason: str) -> None:
+        """Fault for a cause outside this camera that is over."""
+        self._announcer.fault(reason)
+
+    def set_cause(self, cause: str, reason: str | None) -> None:
+        """Fault for a cause outside this camera; no reset works until the reason is None again."""
         with self._lock:
-            if persists is not None:
-                self._persisting.append(persists)
+            if reason is None:
+                self._causes.pop(cause, None)
+                return
+            self._causes[cause] = reason
         self._announcer.fault(reason)
 
     @property
@@ -285,27 +292,23 @@ class Unit:
     # The deadline thread.
 
     def on_time(self, now_ns: int) -> None:
-        """Answer what has run out of time, look for the line's heartbeat, and give the trigger of a timer."""
+        """Answer what has run out of time, and look for the line's heartbeat."""
         for expired in self._book.expire(now_ns):
             self._expire(expired)
         self._announcer.check_heartbeat()
-        if self._next_timer_ns is not None and now_ns >= self._next_timer_ns:
-            self._next_timer_ns = max(self._next_timer_ns + self._interval_ns, now_ns)  # a timer does not catch up
-            with contextlib.suppress(TriggerRefusedError):  # counted
-                self.trigger()
 
     def next_ns(self) -> int | None:
         """Return when :meth:`on_time` has something to do at the latest; None if only the heartbeat matters."""
-        return min((time_ns for time_ns in (self._book.next_ns(), self._next_timer_ns) if time_ns is not None), default=None)
+        return self._book.next_ns()
 
     def _expire(self, expired: Expired) -> None:
         frame = self._pending.get(expired.trigger_id).frame  # a record that came late may have ended it meanwhile
         if not expired.needs_record:
             late = error_result(frame, "record_late", "the record was not durable before the deadline")
-            reason = f"the record of trigger {expired.trigger_id} was not durable within {self._config.deadline_ms:g} ms"
+            reason = f"the record of trigger {expired.trigger_id} was not durable within {self._deadline_ns / 1e6:g} ms"
             self._announcer.announce(expired.trigger_id, late, may_answer=_always, fault=reason)
             return
-        cause = f"no verdict on trigger {expired.trigger_id} within {self._config.deadline_ms:g} ms: {self._where(frame)}"
+        cause = f"no verdict on trigger {expired.trigger_id} within {self._deadline_ns / 1e6:g} ms: {self._where(frame)}"
         missed = error_result(frame, "deadline_missed", cause)
         self._missed_in_row += 1
         if self._missed_in_row >= self._config.missed_before_fault:
@@ -342,7 +345,7 @@ class Unit:
             if self._opened.is_set():
                 log = logger.error if isinstance(failure, SnlError) else logger.exception
                 log("%s: the pipeline ended: %s", self.name, failure)
-                self.fault(f"the pipeline ended: {failure or type(failure).__name__}", persists=_always)
+                self.set_cause("pipeline", f"the pipeline ended: {failure or type(failure).__name__}")
         self._announcer.stop()
         self._opened.set()
         self._ended.set()
@@ -364,11 +367,7 @@ class Unit:
         if self._delivery.is_under_way:
             return "a record is still being written"
         with self._lock:
-            causes, self._persisting = self._persisting, []
-        remaining = [persists for persists in causes if persists()]
-        with self._lock:
-            self._persisting += remaining
-        return "its cause is still there" if remaining else None
+            return next(iter(self._causes.values()), None)
 
     def _admit(self, frame: Frame) -> Frame | None:
         if self._numbers_late:

@@ -99,10 +99,13 @@ class SoftwareCamera(FakeCamera):
         self.triggers = 0
         self.device_frame_id = 0
         self.on_trigger = lambda: self.take()
+        self.answers_from = lambda: None
 
     def trigger(self):
         self.triggers += 1
+        answers_from_ns = self.answers_from()
         self.on_trigger()
+        return answers_from_ns
 
     def take(self, gray=GOOD, *, skip=0):
         self.device_frame_id += 1 + skip

@@ -274,20 +274,14 @@ def test_a_verdict_that_comes_in_a_fault_is_not_given(bench, fakes):
     station = bench.start(fakes.software_camera())
     bench.top.trigger()
     assert inspecting.wait(fakes.WAIT_S)
-    down = threading.Event()
-    down.set()
-    station.fault("the broker has been down for 60 s", persists=down.is_set)
+    report = station.on_fault("broker")
+    report("the broker has been down for 60 s")
     release.set()
     assert bench.store.wait_answered(1) == [(1, "ERROR", "station_fault")]
     assert bench.output.answer_to(1).verdict is Verdict.ERROR
-    wait_until(lambda: bench.top.try_reset() == "its cause is still there")
-    down.clear()
+    wait_until(lambda: bench.top.try_reset() == "the broker has been down for 60 s")
+    report(None)
     assert bench.top.try_reset() is None
-
-
-def test_a_timer_gives_triggers(bench, fakes):
-    bench.start(fakes.software_camera(), fakes.command_config(trigger={"interval_ms": 5.0}))
-    assert [outcome[:2] for outcome in bench.store.wait_answered(3)[:3]] == [(1, "PASS"), (2, "PASS"), (3, "PASS")]
 
 
 def each_frame(**changes):
@@ -306,6 +300,18 @@ def test_every_frame_of_a_finite_source_is_a_trigger_and_the_station_ends_with_i
     assert bench.output.states[-1].state is StationState.HALTED
     with pytest.raises(TriggerRefusedError, match="each_frame"):
         bench.top.trigger()
+
+
+def test_a_camera_with_a_detector_of_its_own_and_no_deadline(bench, fakes):
+    camera = fakes.camera(policy=OverflowPolicy.EVERY, counters=SourceCounters(frames_announced=1))
+    own = fakes.detector()
+    cameras = [StationCamera(name="top", source=camera, config=UnitConfig(deadline_ms=None), detector=own)]
+    with Station(cameras, bench.detector, bench.store) as station:
+        camera.send()
+        camera.end()
+        assert station.wait(fakes.WAIT_S)
+    assert bench.store.outcomes == [(1, "PASS", "pass")]
+    assert (own.calls.count, bench.detector.calls.count) == (1, 0)
 
 
 def test_frames_of_a_free_running_camera_that_nobody_looks_at_are_no_triggers(bench, fakes):
@@ -424,6 +430,7 @@ def test_names_of_cameras_must_differ(fakes):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"deadline_ms": None, "trigger": TriggerConfig(mode=TriggerMode.COMMAND)}, "deadline_ms must be given with trigger.mode command"),
         ({"deadline_ms": 40.0}, "record_margin_ms must be 0 or more and less than deadline_ms"),
         ({"missed_before_fault": 0}, "missed_before_fault must be at least 1, got 0"),
         ({"frame_capacity": 0}, "frame_capacity must be at least 1, got 0"),

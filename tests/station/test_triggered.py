@@ -78,6 +78,27 @@ def test_a_frame_whose_counter_does_not_follow_is_a_fault_and_the_camera_is_open
         camera.opened.wait_for(2)
 
 
+def test_a_source_that_tells_late_frames_itself_is_not_opened_again(fakes):
+    camera = fakes.software_camera()
+    camera.on_trigger = lambda: None
+    camera.answers_from = time.monotonic_ns
+    with Asking(camera, frame_timeout_ms=30.0) as asking:
+        asking.ask()
+        assert "no frame came within" in asking.answer().fault
+    assert camera.opened.count == 1
+
+
+def test_a_frame_older_than_the_time_that_the_trigger_returned_is_not_its_answer(fakes):
+    camera = fakes.software_camera()
+    late_ns = time.monotonic_ns() + 10**12
+    camera.on_trigger = lambda: (camera.send(fakes.BAD, captured_ns=late_ns - 1), camera.send(fakes.GOOD, captured_ns=late_ns))
+    camera.answers_from = lambda: late_ns
+    with Asking(camera) as asking:
+        asking.ask()
+        assert int(asking.answer().image[0, 0, 0]) == fakes.GOOD
+    assert asking.source.frames_unasked == 1
+
+
 def test_frames_that_nobody_asked_for_are_counted_and_not_handed_over(fakes):
     camera = fakes.camera()
     with Asking(camera) as asking:
@@ -187,8 +208,6 @@ def test_a_gap_stands_for_a_bounded_number_of_frames_and_a_counter_that_begins_a
     [
         ({"frame_timeout_ms": 0.0}, "trigger.frame_timeout_ms must be positive, got 0"),
         ({"skip_frames": -1}, "trigger.skip_frames must be 0 or more, got -1"),
-        ({"interval_ms": 0.0, "mode": TriggerMode.COMMAND}, "trigger.interval_ms must be positive"),
-        ({"interval_ms": 5.0}, "trigger.interval_ms needs trigger.mode command, got each_frame"),
     ],
 )
 def test_values_out_of_range_are_refused(changes, words):

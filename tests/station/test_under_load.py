@@ -37,12 +37,13 @@ class Hazards:
 
 
 def told(states):
-    """Return the verdicts that the line was told for each trigger, in order, without repeats."""
-    verdicts = defaultdict(list)
+    """Return the answers that the line was told for each trigger, in order, without repeats."""
+    answers = defaultdict(list)
     for state in states:
-        if state.result_valid and state.verdict not in verdicts[state.trigger_id]:
-            verdicts[state.trigger_id].append(state.verdict)
-    return verdicts
+        answer = (state.verdict, state.reason_code)
+        if state.result_valid and answer not in answers[state.trigger_id]:
+            answers[state.trigger_id].append(answer)
+    return answers
 
 
 def assert_line_and_record_agree(bench, camera, triggered):
@@ -50,9 +51,9 @@ def assert_line_and_record_agree(bench, camera, triggered):
     states = bench.output.of(camera)
     assert sorted(row.trigger_id for row in rows) == list(range(1, triggered + 1)), "one record per trigger"
     assert all(row.answered for row in rows)
-    final = {row.trigger_id: row.result.verdict for row in rows}
-    for trigger_id, verdicts in told(states).items():
-        assert verdicts == [final[trigger_id]], "told once, and what the record says"
+    final = {row.trigger_id: (row.result.verdict, row.result.reason_code) for row in rows}
+    for trigger_id, answers in told(states).items():
+        assert answers == [final[trigger_id]], "told once, and what the record says"
     for state in states:
         assert not (state.ready and state.busy)
         assert not state.accept or (state.result_valid and state.verdict is Verdict.PASS and not state.fault)
