@@ -28,14 +28,14 @@ class OpcUaConfig:
     """Where the OPC UA server listens and whom it lets in."""
 
     endpoint: str = "opc.tcp://127.0.0.1:4840/snl"
-    """Address of the server; from other machines only with ``users_file`` or ``certificate``."""
+    """Address of the server; from other machines only with ``users_file`` or ``certificate_file``."""
     users_file: str | None = None
-    """File with one ``name:password`` per line, readable by its owner only; None lets everybody in. Without ``certificate`` a password can be read on
-    the network."""
-    certificate: str | None = None
+    """File with one ``name:password`` per line, readable by its owner only; None lets everybody in. Without ``certificate_file`` a password can be
+    read on the network."""
+    certificate_file: str | None = None
     """X.509 certificate of the server, PEM or DER; with it every connection is signed and encrypted. None for no encryption."""
-    private_key: str | None = None
-    """Private key of ``certificate``, PEM or DER without a password."""
+    private_key_file: str | None = None
+    """Private key of ``certificate_file``, PEM or DER without a password."""
     application_uri: str = "urn:snl-edge:station"
     """URI of this server; the certificate's must be the same. Give each station its own."""
 
@@ -44,12 +44,12 @@ class OpcUaConfig:
         if parts.scheme != "opc.tcp" or not parts.hostname:
             raise ConfigError(f"opcua.endpoint must read opc.tcp://HOST:PORT/NAME, got '{self.endpoint}'")
         check_port("opcua.endpoint's port", _port(self.endpoint))
-        if (self.certificate is None) != (self.private_key is None):
-            raise ConfigError("opcua.certificate and opcua.private_key belong together: set both or none")
-        if not is_loopback(parts.hostname) and self.users_file is None and self.certificate is None:
+        if (self.certificate_file is None) != (self.private_key_file is None):
+            raise ConfigError("opcua.certificate_file and opcua.private_key_file belong together: set both or none")
+        if not is_loopback(parts.hostname) and self.users_file is None and self.certificate_file is None:
             raise ConfigError(
                 f"opcua.endpoint '{self.endpoint}' can be reached from other machines, where anybody could trigger; set opcua.users_file or "
-                "opcua.certificate, or listen on 127.0.0.1"
+                "opcua.certificate_file, or listen on 127.0.0.1"
             )
 
 
@@ -82,12 +82,12 @@ class OpcUaOutput:
         self._commands = dict(commands)
 
     def __enter__(self) -> "OpcUaOutput":
-        if not is_loopback(urlsplit(self._config.endpoint).hostname or "") and self._config.certificate is None:
+        if not is_loopback(urlsplit(self._config.endpoint).hostname or "") and self._config.certificate_file is None:
             logger.warning("OPC UA server %s is not encrypted: passwords can be read on the network", self._config.endpoint)
         self._server = OpcUaServer(
             endpoint=self._config.endpoint,
             application_uri=self._config.application_uri,
-            certificate=(self._config.certificate, self._config.private_key),
+            certificate=(self._config.certificate_file, self._config.private_key_file),
             users=self._users,
             commands={camera: self._commands.get(camera) for camera in self._cameras},
         )

@@ -330,7 +330,7 @@ def test_threads_end_with_the_output(config, commands):
         ({"endpoint": "http://127.0.0.1"}, r"opcua.endpoint must read opc.tcp://HOST:PORT/NAME, got 'http://127.0.0.1'"),
         ({"endpoint": "opc.tcp://0.0.0.0:4840/snl"}, "set opcua.users_file or"),
         ({"endpoint": "opc.tcp://127.0.0.1:99999/"}, "has no usable port"),
-        ({"certificate": "a.pem"}, "belong together"),
+        ({"certificate_file": "a.pem"}, "belong together"),
     ],
 )
 def test_unusable_settings_are_refused(changes, message):
