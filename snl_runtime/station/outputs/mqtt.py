@@ -192,21 +192,25 @@ class MqttConnection:
         Raises:
             SinkError: If none was acknowledged: the connection broke, the broker refused, or it said nothing for the configured time.
         """
-        if self._client is None:
-            raise SinkError(f"MQTT broker {self._config.address} is not connected")
+        if self._client is None or self._lost:
+            raise SinkError(f"MQTT broker {self._config.address} is not connected: {self._lost or 'it was closed'}")
         numbers = [self._client.publish(topic, payload, qos=_QOS, retain=retain).mid for topic, payload in messages]
         for done, number in enumerate(numbers):
-            with self._changed:
-                is_answered = self._changed.wait_for(lambda number=number: number in self._acknowledged or self._lost, self._config.timeout_s)
-                refusal = self._acknowledged.pop(number, None)
-            if refusal == "":
-                continue
-            if done:
-                self._lost = self._lost or refusal or "no acknowledgement"
+            problem = self._wait_for(number)
+            if problem and done:
+                self._lost = self._lost or problem  # the rest of the batch is sent again over a new connection
                 return done
-            said = refusal or self._lost or (f"no acknowledgement within {self._config.timeout_s:g} s" if not is_answered else "refused")
-            raise SinkError(f"MQTT broker {self._config.address}: {said}")
+            if problem:
+                raise SinkError(f"MQTT broker {self._config.address}: {problem}")
         return len(numbers)
+
+    def _wait_for(self, number: int) -> str:
+        """Wait for the acknowledgement of one message and return what went wrong, empty if nothing did."""
+        with self._changed:
+            self._changed.wait_for(lambda: number in self._acknowledged or bool(self._lost), self._config.timeout_s)
+            if number in self._acknowledged:
+                return self._acknowledged.pop(number)
+            return self._lost or f"no acknowledgement within {self._config.timeout_s:g} s"
 
     def answer(self, topic: str, payload: str) -> None:
         """Publish without waiting, for use in ``on_message``."""

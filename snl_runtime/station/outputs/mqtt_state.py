@@ -24,8 +24,8 @@ class MqttOutput:
     """Keeps ``TOPIC/CAMERA/state`` on the broker, retained, and takes commands from ``TOPIC/CAMERA/command`` if the settings allow it.
 
     Only the newest state is sent: one that was replaced before the broker took it is left out, so that a broker which comes back never gets an old
-    accept. Each camera has a connection of its own, whose last will replaces its state by ``{"online": false, "accept": false, ...}`` when this process
-    dies. A broker that is down holds nothing back; ``failures`` and ``last_error`` tell of it.
+    accept. Each camera has a connection of its own, whose last will replaces its state by ``{"online": false, "accept": false, ...}`` when this
+    process dies. A broker that is down holds nothing back; ``failures`` and ``last_error`` tell of it.
 
     Args:
         config: Broker and topics.

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from snl_runtime.errors import ConfigError, SinkError
 from snl_runtime.station.line_state import LineCommands, LineState
 from snl_runtime.station.outputs.addresses import check_port, is_loopback, read_secret
-from snl_runtime.station.outputs.opcua_nodes import OpcUaServer
+from snl_runtime.station.outputs.opcua_nodes import DEFAULT_PORT, OpcUaServer
 from snl_runtime.station.outputs.packages import import_for
 from snl_runtime.station.outputs.server_thread import ServerThread
 
@@ -152,6 +152,6 @@ class PasswordUsers:
 
 def _port(endpoint: str) -> int:
     try:
-        return urlsplit(endpoint).port or 4840
+        return urlsplit(endpoint).port or DEFAULT_PORT
     except ValueError as error:
         raise ConfigError(f"opcua.endpoint '{endpoint}' has no usable port: {error}") from error

@@ -9,7 +9,8 @@ from typing import Protocol
 
 from snl_runtime.errors import SinkError
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 120.0
+"""asyncua makes its standard nodes in seconds; on a small and busy computer in many."""
 STOP_TIMEOUT_S = 10.0
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class ServerThread:
         """Start the thread and return when the server listens.
 
         Raises:
-            SinkError: If it cannot listen or does not within 30 s.
+            SinkError: If it cannot listen or does not in time.
         """
         self._thread.start()
         if not self._started.wait(START_TIMEOUT_S):

@@ -3,7 +3,6 @@
 import asyncio
 import dataclasses
 import socket
-import threading
 
 import pytest
 
@@ -281,18 +280,13 @@ def test_server_restarts_on_the_same_port_without_an_old_accept(config, commands
         assert with_client(config, accepted) == 0
         second.publish(states.answer(1))
         assert with_client(config, accepted) == 1
+    with pytest.raises(SinkError, match="not running"):
+        second.publish(states.ready(2))
 
 
 def test_port_in_use_is_one_clear_line(line):
     with pytest.raises(SinkError, match="cannot start OPC UA server opc.tcp://127.0.0.1"), opened(line.config, line.commands):
         pass
-
-
-def test_publishing_after_the_end_is_an_error(config, commands, states):
-    with opened(config, commands) as output:
-        pass
-    with pytest.raises(SinkError, match="not running"):
-        output.publish(states.ready())
 
 
 def test_publish_of_an_unknown_camera_is_an_error(line, states):
@@ -315,13 +309,6 @@ def test_only_users_of_the_file_are_let_in(free_port, commands, tmp_path):
         with pytest.raises(ua.uaerrors.BadUserAccessDenied):
             with_client(config, body, _username="plc", _password="secret")
         assert with_client(config, body, _username="plc", _password="secret:1") is False
-
-
-def test_threads_end_with_the_output(config, commands):
-    before = set(threading.enumerate())
-    with opened(config, commands):
-        pass
-    assert not [thread for thread in set(threading.enumerate()) - before if not thread.daemon]
 
 
 @pytest.mark.parametrize(
