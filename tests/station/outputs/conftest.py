@@ -1,8 +1,11 @@
 """What the tests of the outputs share: free ports, line states and a line that only notes what it is asked."""
 
+import dataclasses
+import importlib.util
 import socket
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -126,3 +129,66 @@ def eventually():
             threading.Event().wait(0.002)
 
     return wait
+
+
+def load(name):
+    """A helper module of this folder: with import-mode importlib a test cannot import its neighbor."""
+    spec = importlib.util.spec_from_file_location(f"snl_tests_outputs_{name}", Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def mqtt():
+    """Broker and Subscriber, both real."""
+    return load("broker")
+
+
+class MemoryStore:
+    """What an outbox needs of the record store, over a list."""
+
+    def __init__(self):
+        self._guard = threading.Lock()
+        self._rows, self._cursors = [], {}
+
+    def add(self, record, camera="one"):
+        with self._guard:
+            self._rows.append(StoredRow(len(self._rows) + 1, camera, record))
+
+    def read_after(self, row, limit):
+        with self._guard:
+            return self._rows[row : row + limit]
+
+    def delivered(self, consumer):
+        return self._cursors.get(consumer, 0)
+
+    def mark_delivered(self, consumer, row):
+        self._cursors[consumer] = row
+
+    def backlog(self, consumer):
+        with self._guard:
+            return len(self._rows) - self.delivered(consumer)
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredRow:
+    row: int
+    camera: str
+    record: dict
+
+
+@pytest.fixture
+def store():
+    return MemoryStore()
+
+
+@pytest.fixture
+def fill(store):
+    """Add records number first to last, each with a verdict that its number tells."""
+
+    def add(first, last):
+        for number in range(first, last + 1):
+            store.add({"trigger_id": number, "verdict": verdict_of(number).value, "score": number / 7})
+
+    return add
