@@ -95,8 +95,9 @@ class Subscriber:
         self.client.loop_stop()
 
     def _note(self, _client, _userdata, message):
+        is_command = message.topic.endswith("/command")  # anything, and its own
         with self.changed:
-            self.messages.append((message.topic, json.loads(message.payload) if message.payload else None, message.retain))
+            self.messages.append((message.topic, None if is_command or not message.payload else json.loads(message.payload), message.retain))
             self.changed.notify_all()
 
     def wait(self, holds, timeout_s=WAIT_S):
