@@ -16,6 +16,19 @@ CLOSE_TIMEOUT_S = 10.0
 logger = logging.getLogger(__name__)
 
 
+class DeliveryError(SinkError):
+    """A peer did not take a whole batch.
+
+    Args:
+        message: Why, in one sentence.
+        acknowledged: Rows of the batch, from the first on, that it took all the same.
+    """
+
+    def __init__(self, message: str, *, acknowledged: int = 0) -> None:
+        super().__init__(message)
+        self.acknowledged = acknowledged
+
+
 class StoredRow(Protocol):
     """One row of the record store; ``row`` tells repeats."""
 
@@ -71,11 +84,11 @@ class Consumer(Protocol):
         """
         ...
 
-    def send(self, batch: Sequence[StoredRow]) -> int:
-        """Send rows in order and return how many of them, from the first on, the peer has acknowledged: at least one.
+    def send(self, batch: Sequence[StoredRow]) -> None:
+        """Send rows in order and return once the peer has acknowledged all of them.
 
         Raises:
-            SinkError: If the peer has acknowledged none, within a bounded time.
+            DeliveryError: If it has not, within a bounded time; it says how many it has acknowledged, from the first on.
         """
         ...
 
@@ -229,14 +242,21 @@ class Outbox:
         batch = self._store.read_after(self._store.delivered(name), self._config.batch_rows)
         if not batch:
             return True
-        acknowledged = self._consumer.send(batch)
-        if not 1 <= acknowledged <= len(batch):
-            raise SinkError(f"consumer {name} acknowledged {acknowledged} of {len(batch)} rows")
-        self._store.mark_delivered(name, batch[acknowledged - 1].row)
-        with self._guard:
-            self._delivered += acknowledged
-            self._progress_s = time.monotonic()
+        try:
+            self._consumer.send(batch)
+        except DeliveryError as error:
+            self._note_delivered(batch[: error.acknowledged])
+            raise
+        self._note_delivered(batch)
         return False
+
+    def _note_delivered(self, batch: Sequence[StoredRow]) -> None:
+        if not batch:
+            return
+        self._store.mark_delivered(self._consumer.name, batch[-1].row)
+        with self._guard:
+            self._delivered += len(batch)
+            self._progress_s = time.monotonic()
 
     def _set_connected(self) -> None:
         with self._guard:

@@ -56,6 +56,7 @@ class MetricsOutput:
 
     def __init__(self, config: MetricsConfig, cameras: Sequence[str]) -> None:
         self._library = import_for("metrics", "prometheus_client", extra="web")
+        self._families = import_for("metrics", "prometheus_client.core", extra="web")
         self._config = config
         self._cameras = {camera: _CameraMemory(LineState(camera=camera)) for camera in cameras}
         self._products: set[str] = set()
@@ -147,7 +148,7 @@ class MetricsOutput:
         yield from self._deliveries()
 
     def _states(self) -> Iterator[Any]:
-        gauge = self._library.core.GaugeMetricFamily
+        gauge = self._families.GaugeMetricFamily
         state = gauge("snl_state", "1 for the state that a camera is in, after OPC 40100-1.", labels=["camera", "state"])
         fault = gauge("snl_fault", "1 while a camera is in a fault.", labels=["camera"])
         accept = gauge("snl_accept", "1 while the current part is accepted.", labels=["camera"])
@@ -164,18 +165,18 @@ class MetricsOutput:
     def _frame_counts(self) -> Iterator[Any]:
         looks = {camera: counts() for camera, counts in self._frames.items()}
         for name in ("captured", "inspected", "dropped", "failed"):
-            family = self._library.core.CounterMetricFamily(f"snl_frames_{name}", f"Frames {name}.", labels=["camera"])
+            family = self._families.CounterMetricFamily(f"snl_frames_{name}", f"Frames {name}.", labels=["camera"])
             for camera, counts in looks.items():
                 family.add_metric([camera], getattr(counts, name))
             yield family
-        waiting = self._library.core.GaugeMetricFamily("snl_frames_waiting", "Frames on their way to a verdict.", labels=["camera"])
+        waiting = self._families.GaugeMetricFamily("snl_frames_waiting", "Frames on their way to a verdict.", labels=["camera"])
         for camera, counts in looks.items():
             waiting.add_metric([camera], counts.waiting)
         yield waiting
 
     def _deliveries(self) -> Iterator[Any]:
         looks = [counts() for counts in self._outboxes]
-        core = self._library.core
+        core = self._families
         delivered = core.CounterMetricFamily("snl_deliveries", "Records that a consumer acknowledged.", labels=["consumer"])
         failures = core.CounterMetricFamily("snl_delivery_failures", "Calls of a consumer that failed.", labels=["consumer"])
         backlog = core.GaugeMetricFamily("snl_backlog_rows", "Records that wait for a consumer.", labels=["consumer"])

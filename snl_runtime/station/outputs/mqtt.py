@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from snl_runtime.errors import ConfigError, SinkError
-from snl_runtime.station.outbox import StoredRow
+from snl_runtime.station.outbox import DeliveryError, StoredRow
 from snl_runtime.station.outputs.addresses import check_port, check_positive, is_loopback, read_secret
 from snl_runtime.station.outputs.packages import import_for
 from snl_runtime.text import to_json
@@ -102,13 +102,13 @@ class MqttConsumer:
         self._connection.open()
         self._connection.publish([(self._status_topic, to_json({"online": True}))], retain=True)
 
-    def send(self, batch: Sequence[StoredRow]) -> int:
-        """Publish rows in order and return how many the broker acknowledged, from the first on.
+    def send(self, batch: Sequence[StoredRow]) -> None:
+        """Publish rows in order and return once the broker has acknowledged all of them.
 
         Raises:
-            SinkError: If it acknowledged none of them in time.
+            DeliveryError: If it has not in time.
         """
-        return self._connection.publish([(f"{self._config.topic}/{one.camera}/result", result_payload(one)) for one in batch])
+        self._connection.publish([(f"{self._config.topic}/{one.camera}/result", result_payload(one)) for one in batch])
 
     def close(self) -> None:
         """Say that this station is offline, as far as the connection still stands, and disconnect."""
@@ -186,23 +186,18 @@ class MqttConnection:
         if self._subscribe is not None:
             client.subscribe(self._subscribe, qos=0)
 
-    def publish(self, messages: Sequence[tuple[str, str]], *, retain: bool = False) -> int:
-        """Publish topics and payloads in order and return how many were acknowledged, from the first on.
+    def publish(self, messages: Sequence[tuple[str, str]], *, retain: bool = False) -> None:
+        """Publish topics and payloads in order and return once all are acknowledged.
 
         Raises:
-            SinkError: If none was acknowledged: the connection broke, the broker refused, or it said nothing for the configured time.
+            DeliveryError: If the connection broke, the broker refused one, or it said nothing for the configured time.
         """
         if self._client is None or self._lost:
-            raise SinkError(f"MQTT broker {self._config.address} is not connected: {self._lost or 'it was closed'}")
+            raise DeliveryError(f"MQTT broker {self._config.address} is not connected: {self._lost or 'it was closed'}")
         numbers = [self._client.publish(topic, payload, qos=_QOS, retain=retain).mid for topic, payload in messages]
         for done, number in enumerate(numbers):
-            problem = self._wait_for(number)
-            if problem and done:
-                self._lost = self._lost or problem  # the rest of the batch is sent again over a new connection
-                return done
-            if problem:
-                raise SinkError(f"MQTT broker {self._config.address}: {problem}")
-        return len(numbers)
+            if problem := self._wait_for(number):
+                raise DeliveryError(f"MQTT broker {self._config.address}: {problem}", acknowledged=done)
 
     def _wait_for(self, number: int) -> str:
         """Wait for the acknowledgement of one message and return what went wrong, empty if nothing did."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
 
 from snl_runtime.errors import ConfigError, SinkError
-from snl_runtime.station.outbox import StoredRow
+from snl_runtime.station.outbox import DeliveryError, StoredRow
 from snl_runtime.station.outputs.addresses import check_port, check_positive, is_loopback, read_secret
 from snl_runtime.text import redact_credentials, to_json
 
@@ -65,8 +65,9 @@ class WebhookConfig:
 class WebhookConsumer:
     """Posts rows one by one over one connection, signed as Standard Webhooks prescribe.
 
-    2xx is an acknowledgement. A status that refuses this very record (``REFUSES_RECORD``) is logged and counted, and the next record is sent: the record
-    stays in the store. Everything else, redirects and 401, 403, 404, 408, 429 and 5xx among them, is a failure of the server: the record waits.
+    2xx is an acknowledgement. A status that refuses this very record (``REFUSES_RECORD``) is logged and counted, and the next record is sent; the
+    refused one stays in the store. Everything else, redirects and 401, 403, 404, 408, 429 and 5xx among them, is a failure of the server: the record
+    waits.
 
     Args:
         config: Address and secret.
@@ -78,9 +79,10 @@ class WebhookConsumer:
     def __init__(self, config: WebhookConfig) -> None:
         self._config = config
         self._parts = urlsplit(config.url)
-        self._secret = None if config.secret_file is None else read_secret(config.secret_file, key="webhook.secret_file").encode()
+        self._key = None if config.secret_file is None else signing_key(read_secret(config.secret_file, key="webhook.secret_file"))
         self._tls = _tls_context(config) if self._parts.scheme == "https" else None
         self._connection: http.client.HTTPConnection | None = None
+        self._was_used = False
         self._refused_in_a_row = 0
         self.refused = 0
         """Records that the server refused for good since the start; they are in the store."""
@@ -101,28 +103,27 @@ class WebhookConsumer:
         self.close()
         host, port = self._parts.hostname or "", _port(self._parts)
         if self._tls is not None:
-            self._connection = http.client.HTTPSConnection(host, port, timeout=self._config.timeout_s, context=self._tls)
+            connection: http.client.HTTPConnection = http.client.HTTPSConnection(host, port, timeout=self._config.timeout_s, context=self._tls)
         else:
-            self._connection = http.client.HTTPConnection(host, port, timeout=self._config.timeout_s)
+            connection = http.client.HTTPConnection(host, port, timeout=self._config.timeout_s)
         try:
-            self._connection.connect()
+            connection.connect()
         except OSError as error:
+            connection.close()
             raise self._failed(error) from error
+        self._connection, self._was_used = connection, False
 
-    def send(self, batch: Sequence[StoredRow]) -> int:
-        """Post rows in order and return how many are settled, from the first on.
+    def send(self, batch: Sequence[StoredRow]) -> None:
+        """Post rows in order and return once all are settled.
 
         Raises:
-            SinkError: If the server failed at the first.
+            DeliveryError: If the server failed at one of them.
         """
         for done, stored in enumerate(batch):
             try:
                 self._post(stored)
-            except SinkError:
-                if done == 0:
-                    raise
-                return done
-        return len(batch)
+            except SinkError as error:
+                raise DeliveryError(str(error), acknowledged=done) from error
 
     def close(self) -> None:
         """Close the connection; a second call does nothing."""
@@ -131,19 +132,36 @@ class WebhookConsumer:
             connection.close()
 
     def _post(self, stored: StoredRow) -> None:
-        if self._connection is None:
-            raise self._failed("not connected")
         body = to_json({"row": stored.row, "camera": stored.camera, **stored.record}).encode("ascii")
-        target = (self._parts.path or "/") + (f"?{self._parts.query}" if self._parts.query else "")
+        message_id = f"{self._config.station}-{stored.row}"
         try:
-            self._connection.request("POST", target, body, self._headers(f"{self._config.station}-{stored.row}", body))
-            response = self._connection.getresponse()
-            response.read(_LONGEST_ANSWER_BYTES)
-            if not response.isclosed():  # a longer answer would be taken for the next one
-                self._connection.close()
+            status = self._exchange(message_id, body)
+        except (ConnectionResetError, BrokenPipeError, http.client.RemoteDisconnected) as error:
+            if not self._was_used:
+                raise self._failed(error) from error
+            self.connect()  # servers close a connection that was idle for seconds; that is no failure
+            status = self._try_exchange(message_id, body)
         except (OSError, http.client.HTTPException) as error:
             raise self._failed(error) from error
-        self._settle(stored, response.status)
+        self._was_used = True
+        self._settle(stored, status)
+
+    def _try_exchange(self, message_id: str, body: bytes) -> int:
+        try:
+            return self._exchange(message_id, body)
+        except (OSError, http.client.HTTPException) as error:
+            raise self._failed(error) from error
+
+    def _exchange(self, message_id: str, body: bytes) -> int:
+        if self._connection is None:
+            raise self._failed("not connected")
+        target = (self._parts.path or "/") + (f"?{self._parts.query}" if self._parts.query else "")
+        self._connection.request("POST", target, body, self._headers(message_id, body))
+        response = self._connection.getresponse()
+        response.read(_LONGEST_ANSWER_BYTES)
+        if not response.isclosed():  # the rest of a longer answer would be taken for the next one
+            self._connection.close()
+        return response.status
 
     def _settle(self, stored: StoredRow, status: int) -> None:
         """Return if the row needs no further try.
@@ -166,8 +184,8 @@ class WebhookConsumer:
 
     def _headers(self, message_id: str, body: bytes) -> dict[str, str]:
         headers = {"Content-Type": "application/json", "User-Agent": "snl-edge", "webhook-id": message_id, "webhook-timestamp": str(int(time.time()))}
-        if self._secret is not None:
-            headers["webhook-signature"] = signature(self._secret, message_id, headers["webhook-timestamp"], body)
+        if self._key is not None:
+            headers["webhook-signature"] = signature(self._key, message_id, headers["webhook-timestamp"], body)
         return headers
 
     @property
@@ -178,12 +196,22 @@ class WebhookConsumer:
         return SinkError(f"{self._where} took no record: {why or type(why).__name__}")
 
 
-def signature(secret: bytes, message_id: str, timestamp: str, body: bytes) -> str:
-    """Return the header ``webhook-signature`` of Standard Webhooks: ``v1,`` and the HMAC-SHA256 of id, time and body in base64.
+def signing_key(secret: str) -> bytes:
+    """Return the key of a secret: base64 after ``whsec_``, as Standard Webhooks write it; any other text as it is.
 
-    A secret that begins with ``whsec_`` is base64, as that standard writes it; any other is taken as it is.
+    Raises:
+        ConfigError: If what follows ``whsec_`` is not base64.
     """
-    key = base64.b64decode(secret[6:]) if secret.startswith(b"whsec_") else secret
+    if not secret.startswith("whsec_"):
+        return secret.encode()
+    try:
+        return base64.b64decode(secret[6:], validate=True)
+    except ValueError as error:
+        raise ConfigError("webhook.secret_file: what follows whsec_ must be base64") from error
+
+
+def signature(key: bytes, message_id: str, timestamp: str, body: bytes) -> str:
+    """Return the header ``webhook-signature`` of Standard Webhooks: ``v1,`` and the HMAC-SHA256 of id, time and body in base64."""
     digest = hmac.new(key, f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
     return f"v1,{base64.b64encode(digest).decode()}"
 
