@@ -51,16 +51,32 @@ def read_secret(path: str | os.PathLike[str], *, key: str) -> str:
     Raises:
         ConfigError: If it cannot be read, is empty or no UTF-8 text, or others may read it.
     """
+    try:
+        text = read_bytes(path, key=key, secret=True).decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{key}: {path} is not UTF-8 text") from error
+    if not text:
+        raise ConfigError(f"{key}: {path} is empty")
+    return text
+
+
+def read_bytes(path: str | os.PathLike[str], *, key: str, secret: bool = False) -> bytes:
+    """Return the content of a file that a setting names.
+
+    Args:
+        path: The file.
+        key: Dotted name of the setting, for messages.
+        secret: Refuse a file that others than its owner may read or change.
+
+    Raises:
+        ConfigError: If it cannot be read, or others may read a secret.
+    """
     file = Path(path)
     try:
         mode = file.stat().st_mode
-        text = file.read_text(encoding="utf-8").strip()
+        data = file.read_bytes()
     except OSError as error:
         raise ConfigError(f"{key}: cannot read {file}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{key}: {file} is not UTF-8 text") from error
-    if sys.platform != "win32" and mode & (stat.S_IRGRP | stat.S_IROTH | stat.S_IWGRP | stat.S_IWOTH):
+    if secret and sys.platform != "win32" and mode & (stat.S_IRGRP | stat.S_IROTH | stat.S_IWGRP | stat.S_IWOTH):
         raise ConfigError(f"{key}: {file} can be read or changed by others than its owner: chmod 600 {file}")
-    if not text:
-        raise ConfigError(f"{key}: {file} is empty")
-    return text
+    return data

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 from snl_runtime.errors import ConfigError, SinkError
 from snl_runtime.station.line_state import LineCommands, LineState
-from snl_runtime.station.outputs.addresses import check_port, is_loopback, read_secret
-from snl_runtime.station.outputs.opcua_nodes import DEFAULT_PORT, OpcUaServer
+from snl_runtime.station.outputs.addresses import check_port, is_loopback, read_bytes, read_secret
+from snl_runtime.station.outputs.opcua_nodes import DEFAULT_PORT, Encryption, OpcUaServer
 from snl_runtime.station.outputs.packages import import_for
 from snl_runtime.station.outputs.server_thread import ServerThread
 
@@ -28,14 +28,16 @@ class OpcUaConfig:
     """Where the OPC UA server listens and whom it lets in."""
 
     endpoint: str = "opc.tcp://127.0.0.1:4840/snl"
-    """Address of the server; from other machines only with ``users_file`` or ``certificate_file``."""
+    """Address of the server; from other machines only with ``users_file`` or ``clients_file``."""
     users_file: str | None = None
     """File with one ``name:password`` per line, readable by its owner only; None lets everybody in. Without ``certificate_file`` a password can be
     read on the network."""
     certificate_file: str | None = None
     """X.509 certificate of the server, PEM or DER; with it every connection is signed and encrypted. None for no encryption."""
     private_key_file: str | None = None
-    """Private key of ``certificate_file``, PEM or DER without a password."""
+    """Private key of ``certificate_file``, PEM or DER without a password, readable by its owner only."""
+    clients_file: str | None = None
+    """Certificates (PEM, one after the other) of the clients that are let in; None takes any certificate. With ``certificate_file`` only."""
     application_uri: str = "urn:snl-edge:station"
     """URI of this server; the certificate's must be the same. Give each station its own."""
 
@@ -46,10 +48,12 @@ class OpcUaConfig:
         check_port("opcua.endpoint's port", _port(self.endpoint))
         if (self.certificate_file is None) != (self.private_key_file is None):
             raise ConfigError("opcua.certificate_file and opcua.private_key_file belong together: set both or none")
-        if not is_loopback(parts.hostname) and self.users_file is None and self.certificate_file is None:
+        if self.clients_file is not None and self.certificate_file is None:
+            raise ConfigError("opcua.clients_file needs opcua.certificate_file: clients show certificates over encrypted connections only")
+        if not is_loopback(parts.hostname) and self.users_file is None and self.clients_file is None:
             raise ConfigError(
-                f"opcua.endpoint '{self.endpoint}' can be reached from other machines, where anybody could trigger; set opcua.users_file or "
-                "opcua.certificate_file, or listen on 127.0.0.1"
+                f"opcua.endpoint '{self.endpoint}' can be reached from other machines, where anybody could trigger and reset; set opcua.users_file, "
+                "or opcua.certificate_file and opcua.clients_file, or listen on 127.0.0.1"
             )
 
 
@@ -64,13 +68,14 @@ class OpcUaOutput:
         cameras: Names of the cameras.
 
     Raises:
-        ConfigError: If the package asyncua is missing, or the users file cannot be used.
+        ConfigError: If the package asyncua is missing, or a file of users, certificates or keys cannot be used.
     """
 
     def __init__(self, config: OpcUaConfig, cameras: Sequence[str]) -> None:
         import_for("opcua", "asyncua", extra="opcua")
         self._config = config
         self._users = None if config.users_file is None else PasswordUsers(config.users_file)
+        self._encryption = None if config.certificate_file is None else _encryption(config)
         self._cameras = tuple(cameras)
         self._commands: dict[str, LineCommands] = {}
         self._order = threading.Lock()
@@ -87,7 +92,7 @@ class OpcUaOutput:
         self._server = OpcUaServer(
             endpoint=self._config.endpoint,
             application_uri=self._config.application_uri,
-            certificate=(self._config.certificate_file, self._config.private_key_file),
+            encryption=self._encryption,
             users=self._users,
             commands={camera: self._commands.get(camera) for camera in self._cameras},
         )
@@ -148,6 +153,14 @@ class PasswordUsers:
             logger.warning("OPC UA server turned user '%s' away", username)
             return None
         return User(role=UserRole.User, name=username)
+
+
+def _encryption(config: OpcUaConfig) -> Encryption:
+    return Encryption(
+        certificate=read_bytes(config.certificate_file or "", key="opcua.certificate_file"),
+        private_key=read_bytes(config.private_key_file or "", key="opcua.private_key_file", secret=True),
+        clients=None if config.clients_file is None else read_bytes(config.clients_file, key="opcua.clients_file"),
+    )
 
 
 def _port(endpoint: str) -> int:

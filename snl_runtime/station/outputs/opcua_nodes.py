@@ -5,8 +5,8 @@ import logging
 import math
 import socket
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -64,13 +64,22 @@ def node_values(state: LineState) -> dict[str, object]:
     }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encryption:
+    """What encrypted connections need: certificate and private key (PEM or DER), and the certificates (PEM) of clients, None for any."""
+
+    certificate: bytes
+    private_key: bytes
+    clients: bytes | None = None
+
+
 class OpcUaServer:
     """An asyncua server with one object per camera; every method but ``waiting`` belongs to its loop.
 
     Args:
         endpoint: Address to listen on.
         application_uri: URI of this server.
-        certificate: Paths of certificate and private key; None for no encryption.
+        encryption: Certificates and key; None for no encryption.
         users: Who may connect, in asyncua's form; None lets everybody in.
         commands: Commands of each camera; None for a camera that only shows.
     """
@@ -80,11 +89,11 @@ class OpcUaServer:
         *,
         endpoint: str,
         application_uri: str,
-        certificate: tuple[str | None, str | None],
+        encryption: Encryption | None,
         users: Any,
         commands: Mapping[str, LineCommands | None],
     ) -> None:
-        self._endpoint, self._application_uri, self._certificate, self._users = endpoint, application_uri, certificate, users
+        self._endpoint, self._application_uri, self._encryption, self._users = endpoint, application_uri, encryption, users
         self._commands = commands
         self._queue: asyncio.Queue[tuple[LineState, datetime]] = asyncio.Queue()
         self._cameras: dict[str, _CameraNodes] = {}
@@ -111,14 +120,9 @@ class OpcUaServer:
         self._server.set_endpoint(self._endpoint)
         self._server.set_server_name("snl-edge station")
         await self._server.set_application_uri(self._application_uri)
-        if self._users is not None:
-            self._server.set_identity_tokens([ua.UserNameIdentityToken])
-        policies = [ua.SecurityPolicyType.NoSecurity]
-        if self._certificate[0] is not None and self._certificate[1] is not None:
-            policies = [ua.SecurityPolicyType.Basic256Sha256_SignAndEncrypt, ua.SecurityPolicyType.Aes256Sha256RsaPss_SignAndEncrypt]
-            await self._server.load_certificate(Path(self._certificate[0]))
-            await self._server.load_private_key(Path(self._certificate[1]))
-        self._server.set_security_policy(policies)
+        self._server.allow_remote_admin(False)  # asyncua lets whoever calls himself admin write every node
+        self._server.set_identity_tokens([ua.AnonymousIdentityToken if self._users is None else ua.UserNameIdentityToken])
+        await self._set_security()
         namespace = await self._server.register_namespace(NAMESPACE)
         await self._add_cameras(namespace)
         await self._server.start()
@@ -130,6 +134,20 @@ class OpcUaServer:
             await self._queue.join()
             self._task.cancel()
         await self._server.stop()
+
+    async def _set_security(self) -> None:
+        from asyncua import ua
+
+        if self._encryption is None:
+            self._server.set_security_policy([ua.SecurityPolicyType.NoSecurity])
+            return
+        policies = ua.SecurityPolicyType
+        self._server.set_security_policy([policies.Basic256Sha256_SignAndEncrypt, policies.Aes256Sha256RsaPss_SignAndEncrypt])
+        certificate, key = self._encryption.certificate, self._encryption.private_key
+        await self._server.load_certificate(certificate, _format(certificate))
+        await self._server.load_private_key(key, format=_format(key))
+        if self._encryption.clients is not None:
+            self._server.set_certificate_validator(_known_clients(self._encryption.clients))
 
     async def _add_cameras(self, namespace: int) -> None:
         from asyncua import ua
@@ -255,6 +273,29 @@ class _CameraNodes:
                 [_argument(one, ua.ObjectIds.String) for one in inputs],
                 [_argument(one, ua.ObjectIds.UInt32) for one in outputs],
             )
+
+
+def _format(data: bytes) -> str:
+    return "pem" if data.lstrip().startswith(b"-----BEGIN") else "der"
+
+
+def _known_clients(data: bytes) -> Any:
+    """Return a validator, in asyncua's form, that lets in exactly these certificates while they are valid."""
+    from asyncua import ua
+    from asyncua.crypto.validator import CertificateValidator
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+
+    known = {one.fingerprint(hashes.SHA256()) for one in x509.load_pem_x509_certificates(data)}
+    basic = CertificateValidator()
+
+    async def validate(certificate: Any, description: Any) -> None:
+        await basic.validate(certificate, description)
+        if certificate.fingerprint(hashes.SHA256()) not in known:
+            logger.warning("OPC UA server turned the certificate of %s away", certificate.subject.rfc4514_string())
+            raise ua.uaerrors.BadCertificateUntrusted
+
+    return validate
 
 
 def _check_free(endpoint: str) -> None:

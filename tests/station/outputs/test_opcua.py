@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import datetime
 import socket
 
 import pytest
@@ -196,6 +197,25 @@ def test_client_cannot_write_the_accept(line):
     assert line.client(body) is False
 
 
+def test_nobody_becomes_an_administrator_by_name(line):
+    async def body(_client, node):
+        await node("Accept").write_value(True)
+
+    with pytest.raises(ua.UaStatusCodeError):
+        line.client(body, _username="admin", _password="")
+
+
+def test_client_cannot_add_or_delete_nodes(line):
+    async def body(client, node):
+        with pytest.raises(ua.UaError):
+            await client.delete_nodes([node("Accept")])
+        with pytest.raises(ua.UaError):
+            await node().add_variable(2, "Mine", 1)
+        return await node("Accept").read_value()
+
+    assert line.client(body) is False
+
+
 def test_trigger_method_returns_the_trigger_id(line):
     async def body(_client, node):
         return [await node().call_method(node("Trigger"), "bottle", "P-17"), await node().call_method(node("Trigger"), "", "")]
@@ -311,11 +331,66 @@ def test_only_users_of_the_file_are_let_in(free_port, commands, tmp_path):
         assert with_client(config, body, _username="plc", _password="secret:1") is False
 
 
+def self_signed(folder, name, uri):
+    """Key and certificate as a plant's authority would hand them out, valid for a day."""
+    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    builder = x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number(), now, now + datetime.timedelta(days=1))
+    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri), x509.DNSName("localhost"), x509.DNSName(socket.gethostname())])
+    usage = x509.KeyUsage(True, True, True, True, False, True, False, False, False)
+    purposes = x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH, x509.ExtendedKeyUsageOID.CLIENT_AUTH])
+    signed = builder.add_extension(names, False).add_extension(usage, False).add_extension(purposes, False).sign(key, hashes.SHA256())
+    (folder / f"{name}.pem").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    plain = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / f"{name}-key.pem").write_bytes(key.private_bytes(*plain))
+    (folder / f"{name}-key.pem").chmod(0o600)
+    return str(folder / f"{name}.pem"), str(folder / f"{name}-key.pem")
+
+
+def test_with_certificates_only_known_clients_are_taken_and_only_encrypted(free_port, commands, tmp_path):
+    from asyncua.crypto.security_policies import SecurityPolicyBasic256Sha256
+
+    certificate, key = self_signed(tmp_path, "station", "urn:snl-edge:press4")
+    plc, stranger = self_signed(tmp_path, "plc", "urn:plc"), self_signed(tmp_path, "stranger", "urn:plc")
+    config = OpcUaConfig(
+        endpoint=f"opc.tcp://127.0.0.1:{free_port}/snl",
+        certificate_file=certificate,
+        private_key_file=key,
+        clients_file=plc[0],
+        application_uri="urn:snl-edge:press4",
+    )
+
+    async def encrypted(own_certificate, own_key):
+        client = asyncua.Client(config.endpoint, timeout=10)
+        client.application_uri = "urn:plc"
+        await client.set_security(SecurityPolicyBasic256Sha256, own_certificate, own_key)
+        async with client:
+            index = await client.get_namespace_index("urn:snl-edge:line")
+            return await client.get_node(f"ns={index};s=one.Accept").read_value()
+
+    async def body(_client, node):
+        return await node("Accept").read_value()
+
+    with opened(config, commands):
+        with pytest.raises(Exception):  # noqa: B017 - whatever the client makes of having no such endpoint
+            with_client(config, body)
+        with pytest.raises((ua.UaError, ConnectionError, TimeoutError)):
+            asyncio.run(asyncio.wait_for(encrypted(*stranger), WAIT_S))
+        assert asyncio.run(asyncio.wait_for(encrypted(*plc), WAIT_S)) is False
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"endpoint": "http://127.0.0.1"}, r"opcua.endpoint must read opc.tcp://HOST:PORT/NAME, got 'http://127.0.0.1'"),
-        ({"endpoint": "opc.tcp://0.0.0.0:4840/snl"}, "set opcua.users_file or"),
+        ({"endpoint": "opc.tcp://0.0.0.0:4840/snl"}, "set opcua.users_file, or"),
+        ({"endpoint": "opc.tcp://0.0.0.0:4840/snl", "certificate_file": "a", "private_key_file": "b"}, "set opcua.users_file, or"),
+        ({"clients_file": "a"}, "opcua.clients_file needs opcua.certificate_file"),
         ({"endpoint": "opc.tcp://127.0.0.1:99999/"}, "has no usable port"),
         ({"certificate_file": "a.pem"}, "belong together"),
     ],
