@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import ssl
 import stat
 import sys
 from pathlib import Path
@@ -80,3 +81,19 @@ def read_bytes(path: str | os.PathLike[str], *, key: str, secret: bool = False) 
     if secret and sys.platform != "win32" and mode & (stat.S_IRGRP | stat.S_IROTH | stat.S_IWGRP | stat.S_IWOTH):
         raise ConfigError(f"{key}: {file} can be read or changed by others than its owner: chmod 600 {file}")
     return data
+
+
+def tls_context(ca_file: str | None, *, key: str) -> ssl.SSLContext:
+    """Return what checks a server's certificate and name.
+
+    Args:
+        ca_file: Certificates (PEM) that it must be signed by; None takes the system's.
+        key: Dotted name of the setting, for messages.
+
+    Raises:
+        ConfigError: If the file cannot be used.
+    """
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigError(f"{key}: {ca_file} cannot be used: {error.strerror or error}") from error

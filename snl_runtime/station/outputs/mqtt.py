@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from snl_runtime.errors import ConfigError, SinkError
 from snl_runtime.station.outbox import DeliveryError, StoredRow
-from snl_runtime.station.outputs.addresses import check_port, check_positive, is_loopback, read_secret
+from snl_runtime.station.outputs.addresses import check_port, check_positive, is_loopback, read_secret, tls_context
 from snl_runtime.station.outputs.packages import import_for
 from snl_runtime.text import to_json
 
@@ -147,6 +147,7 @@ class MqttConnection:
         self._config, self._will = config, will
         self._client_id = f"{config.client_id or config.topic.replace('/', '-')}-{role}"
         self._password = None if config.password_file is None else read_secret(config.password_file, key="mqtt.password_file")
+        self._tls = tls_context(config.ca_file, key="mqtt.ca_file") if config.tls else None
         self._on_message, self._subscribe = on_message, subscribe
         self._client: Any = None
         self._changed = threading.Condition()
@@ -241,11 +242,8 @@ class MqttConnection:
         client.will_set(*self._will, qos=_QOS, retain=True)
         if self._config.username is not None:
             client.username_pw_set(self._config.username, self._password)
-        if self._config.tls:
-            try:
-                client.tls_set(ca_certs=self._config.ca_file)
-            except OSError as error:
-                raise SinkError(f"mqtt.ca_file {self._config.ca_file} cannot be used: {error}") from error
+        if self._tls is not None:
+            client.tls_set_context(self._tls)
         client.on_connect, client.on_disconnect = self._connected, self._disconnected
         client.on_publish, client.on_message = self._published, self._received
         return client

@@ -5,6 +5,9 @@ from types import ModuleType
 
 from snl_runtime.errors import ConfigError
 
+_DISTRIBUTIONS = {"paho": "paho-mqtt", "prometheus_client": "prometheus-client"}
+"""Names of packages that are installed under another name than they are imported."""
+
 
 def import_for(output: str, module: str, *, extra: str) -> ModuleType:
     """Return a module of a library that only one kind of output needs.
@@ -18,4 +21,4 @@ def import_for(output: str, module: str, *, extra: str) -> ModuleType:
         package = module.partition(".")[0]
         if (error.name or "").partition(".")[0] != package:
             raise
-        raise ConfigError(f"output {output} needs the package {package}: pip install 'snl-edge[{extra}]'") from error
+        raise ConfigError(f"output {output} needs the package {_DISTRIBUTIONS.get(package, package)}: pip install 'snl-edge[{extra}]'") from error

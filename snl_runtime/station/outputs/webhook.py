@@ -6,7 +6,6 @@ import hmac
 import http.client
 import logging
 import re
-import ssl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from snl_runtime.errors import ConfigError, SinkError
 from snl_runtime.station.outbox import DeliveryError, StoredRow
-from snl_runtime.station.outputs.addresses import check_port, check_positive, is_loopback, read_secret
+from snl_runtime.station.outputs.addresses import check_port, check_positive, is_loopback, read_secret, tls_context
 from snl_runtime.text import redact_credentials, to_json
 
 REFUSES_RECORD = frozenset({400, 409, 413, 415, 422})
@@ -80,7 +79,7 @@ class WebhookConsumer:
         self._config = config
         self._parts = urlsplit(config.url)
         self._key = None if config.secret_file is None else signing_key(read_secret(config.secret_file, key="webhook.secret_file"))
-        self._tls = _tls_context(config) if self._parts.scheme == "https" else None
+        self._tls = tls_context(config.ca_file, key="webhook.ca_file") if self._parts.scheme == "https" else None
         self._connection: http.client.HTTPConnection | None = None
         self._was_used = False
         self._refused_in_a_row = 0
@@ -214,13 +213,6 @@ def signature(key: bytes, message_id: str, timestamp: str, body: bytes) -> str:
     """Return the header ``webhook-signature`` of Standard Webhooks: ``v1,`` and the HMAC-SHA256 of id, time and body in base64."""
     digest = hmac.new(key, f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
     return f"v1,{base64.b64encode(digest).decode()}"
-
-
-def _tls_context(config: WebhookConfig) -> ssl.SSLContext:
-    try:
-        return ssl.create_default_context(cafile=config.ca_file)
-    except OSError as error:  # ssl.SSLError is one
-        raise ConfigError(f"webhook.ca_file {config.ca_file} cannot be used: {error}") from error
 
 
 def _port(parts: SplitResult) -> int:

@@ -1,6 +1,7 @@
 """What the tests of the outputs share: free ports, line states and a line that only notes what it is asked."""
 
 import dataclasses
+import functools
 import importlib.util
 import socket
 import threading
@@ -143,6 +144,13 @@ def load(name):
 def mqtt():
     """Broker and Subscriber, both real."""
     return load("broker")
+
+
+@pytest.fixture
+def self_signed(tmp_path):
+    """Make a certificate that signs itself and return the paths of it and of its key."""
+    pytest.importorskip("cryptography", reason="needs pip install 'snl-edge[sign]'")
+    return functools.partial(load("certificates").self_signed, tmp_path)
 
 
 class MemoryStore:

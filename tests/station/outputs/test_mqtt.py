@@ -180,6 +180,22 @@ def test_topic_that_the_broker_forbids_is_an_error_and_not_an_acknowledgement(mq
             consumer.send(store.read_after(0, 10))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # paho leaves the socket of a failed handshake to the collector
+def test_with_tls_the_brokers_certificate_is_checked(mqtt, tmp_path, free_port, self_signed):
+    certificate, key = self_signed("broker", "urn:broker")
+    config = MqttConfig(host="127.0.0.1", port=free_port, tls=True, ca_file=certificate, timeout_s=5.0)
+    with mqtt.Broker(tmp_path, free_port, extra=f"allow_anonymous true\ncertfile {certificate}\nkeyfile {key}\n"):
+        with contextlib.closing(MqttConsumer(config)) as consumer:
+            consumer.connect()
+        with pytest.raises(SinkError, match="cannot reach MQTT broker .*certificate verify failed"):
+            MqttConsumer(dataclasses.replace(config, ca_file=None)).connect()
+
+
+def test_certificates_that_cannot_be_read_are_one_clear_line(tmp_path):
+    with pytest.raises(ConfigError, match="mqtt.ca_file"):
+        MqttConsumer(MqttConfig(host="127.0.0.1", tls=True, ca_file=str(tmp_path / "none.pem")))
+
+
 @pytest.fixture
 def commanded(mqtt, broker, config, commands):
     output = MqttOutput(dataclasses.replace(config, commands=True), ["one"])

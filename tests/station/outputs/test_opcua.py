@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import datetime
 import socket
 
 import pytest
@@ -331,32 +330,11 @@ def test_only_users_of_the_file_are_let_in(free_port, commands, tmp_path):
         assert with_client(config, body, _username="plc", _password="secret:1") is False
 
 
-def self_signed(folder, name, uri):
-    """Key and certificate as a plant's authority would hand them out, valid for a day."""
-    x509 = pytest.importorskip("cryptography.x509")
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import rsa
-
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.timezone.utc)
-    builder = x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number(), now, now + datetime.timedelta(days=1))
-    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri), x509.DNSName("localhost"), x509.DNSName(socket.gethostname())])
-    usage = x509.KeyUsage(True, True, True, True, False, True, False, False, False)
-    purposes = x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH, x509.ExtendedKeyUsageOID.CLIENT_AUTH])
-    signed = builder.add_extension(names, False).add_extension(usage, False).add_extension(purposes, False).sign(key, hashes.SHA256())
-    (folder / f"{name}.pem").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
-    plain = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (folder / f"{name}-key.pem").write_bytes(key.private_bytes(*plain))
-    (folder / f"{name}-key.pem").chmod(0o600)
-    return str(folder / f"{name}.pem"), str(folder / f"{name}-key.pem")
-
-
-def test_with_certificates_only_known_clients_are_taken_and_only_encrypted(free_port, commands, tmp_path):
+def test_with_certificates_only_known_clients_are_taken_and_only_encrypted(free_port, commands, tmp_path, self_signed):
     from asyncua.crypto.security_policies import SecurityPolicyBasic256Sha256
 
-    certificate, key = self_signed(tmp_path, "station", "urn:snl-edge:press4")
-    plc, stranger = self_signed(tmp_path, "plc", "urn:plc"), self_signed(tmp_path, "stranger", "urn:plc")
+    certificate, key = self_signed("station", "urn:snl-edge:press4")
+    plc, stranger = self_signed("plc", "urn:plc"), self_signed("stranger", "urn:plc")
     config = OpcUaConfig(
         endpoint=f"opc.tcp://127.0.0.1:{free_port}/snl",
         certificate_file=certificate,

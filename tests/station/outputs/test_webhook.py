@@ -4,6 +4,7 @@ import contextlib
 import http.server
 import json
 import socket
+import ssl
 import threading
 
 import pytest
@@ -20,8 +21,8 @@ WAIT_S = 20.0
 class Server:
     """Answers each POST as its plan says, then with 200; notes what it took."""
 
-    def __init__(self, port, plan=()):
-        self.port, self.plan = port, list(plan)
+    def __init__(self, port, plan=(), *, tls=None):
+        self.port, self.plan, self.tls = port, list(plan), tls
         self.requests, self.changed = [], threading.Condition()
         self.released = threading.Event()
         self.connections = []
@@ -60,6 +61,9 @@ class Server:
 
         self._http = http.server.ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
         self._http.daemon_threads = True
+        self._http.handle_error = lambda *_: None
+        if self.tls is not None:
+            self._http.socket = self.tls.wrap_socket(self._http.socket, server_side=True)
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         self._thread.start()
         return self
@@ -179,6 +183,19 @@ def test_message_is_signed_with_the_secret_of_the_file(config, free_port, store,
     _, headers, body = server.requests[0]
     assert headers["webhook-id"] == "press4-1"
     assert headers["webhook-signature"] == signature(b"correct horse", "press4-1", headers["webhook-timestamp"], body)
+
+
+def test_with_https_the_servers_certificate_is_checked(free_port, store, fill, self_signed):
+    certificate, key = self_signed("web", "urn:web")
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate, key)
+    fill(1, 2)
+    url = f"https://127.0.0.1:{free_port}/results"
+    with Server(free_port, tls=tls) as server:
+        with delivering(WebhookConfig(url=url, ca_file=certificate), store):
+            server.wait_for(2)
+        with pytest.raises(SinkError, match="certificate verify failed"):
+            WebhookConsumer(WebhookConfig(url=url)).connect()
 
 
 def test_nobody_listening_is_one_clear_line(config, free_port):
