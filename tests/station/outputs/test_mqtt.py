@@ -3,9 +3,11 @@
 import contextlib
 import dataclasses
 import json
+import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -71,6 +73,34 @@ def test_broker_killed_in_the_middle_of_a_thousand_results_loses_none(mqtt, brok
         assert by_row.setdefault(message["row"], message) == message, "a repeat has the same content"
     assert list(by_row) == list(range(1, 1001))
     assert store.backlog("mqtt") == 0
+
+
+def test_broker_that_hangs_is_a_failure_in_time_and_gets_the_rest_when_it_is_back(mqtt, broker, config, store, fill, eventually):
+    with mqtt.Subscriber(broker.port, f"{TOPIC}/one/result") as plant:
+        fill(1, 50)
+        with delivering(dataclasses.replace(config, timeout_s=0.5, keepalive_s=1), store) as outbox:
+            plant.wait(lambda messages: len(messages) >= 50)
+            broker.process.send_signal(signal.SIGSTOP)
+            fill(51, 100)
+            outbox.notify()
+            eventually(lambda: outbox.counts.failures, what="the broker that hangs to be noticed")
+            broker.process.send_signal(signal.SIGCONT)
+            plant.wait(lambda messages: any(message["row"] == 100 for message in results(messages)))
+    assert list(dict.fromkeys(message["row"] for message in results(plant.messages))) == list(range(1, 101))
+
+
+def test_end_is_not_held_up_by_a_broker_that_hangs(broker, config, store, fill, states, eventually):
+    fill(1, 10)
+    slow = dataclasses.replace(config, timeout_s=0.5, keepalive_s=1)
+    with MqttOutput(slow, ["one"]) as output, delivering(slow, store) as outbox:
+        eventually(lambda: outbox.counts.delivered == 10, what="the first results")
+        broker.process.send_signal(signal.SIGSTOP)
+        fill(11, 20)
+        outbox.notify()
+        output.publish(states.busy(1))
+        began_s = time.monotonic()
+    assert time.monotonic() - began_s < 8
+    broker.process.send_signal(signal.SIGCONT)
 
 
 def test_status_is_retained_while_online_and_after_a_proper_end(mqtt, broker, config, store, fill):

@@ -2,7 +2,9 @@
 
 import asyncio
 import dataclasses
+import re
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -223,6 +225,30 @@ def test_trigger_method_returns_the_trigger_id(line):
     assert line.commands.triggers == [("bottle", "P-17"), (None, None)]
 
 
+@pytest.mark.parametrize(("verdict", "goes_on"), [(Verdict.PASS, True), (Verdict.REJECT, False), (None, False)])
+def test_client_of_the_guide_lets_only_passed_parts_go_on(line, states, verdict, goes_on):
+    guide = (Path(__file__).parents[3] / "docs/guides/plc.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    scope = {}
+    exec(code, scope)
+
+    def inspect(trigger_id):
+        line.publish(states.busy(trigger_id))
+        if verdict is not None:
+            line.publish(states.answer(trigger_id, verdict))
+
+    line.commands.on_trigger = inspect
+    deadline_s = WAIT_S if verdict else 0.3
+    assert asyncio.run(scope["may_go_on"](line.config.endpoint, line.camera, "bottle", deadline_s=deadline_s)) is goes_on
+    assert line.commands.triggers == [("bottle", None)]
+
+
+def test_hanging_server_is_an_error_of_the_next_publish(line, states, monkeypatch):
+    monkeypatch.setattr("snl_runtime.station.outputs.opcua.MAX_WAITING_STATES", 0)
+    with pytest.raises(SinkError, match="the OPC UA server hangs: 0 states wait"):
+        line.publish(states.ready())
+
+
 def test_reset_and_heartbeat_methods_reach_the_line(line):
     async def body(_client, node):
         await node().call_method(node("Reset"))
@@ -286,6 +312,23 @@ def test_publishing_goes_on_when_a_subscribed_client_disappears(line, states):
         return await node("TriggerId").read_value()
 
     assert line.client(body) == 50
+
+
+def test_client_that_stops_reading_holds_nobody_up(line, states):
+    async def stall(client, node):
+        seen = Seen(lambda _: False)
+        subscription = await client.create_subscription(10, seen)
+        await subscription.subscribe_data_change([node("TriggerId"), node("Accept")], queuesize=10)
+        client.uaclient.protocol.transport.pause_reading()
+        await asyncio.to_thread(publish_results, line, states, 1, 500)
+        shown = await asyncio.to_thread(line.client, read)
+        client.uaclient.protocol.transport.resume_reading()
+        return shown
+
+    async def read(_client, node):
+        return await node("TriggerId").read_value()
+
+    assert line.client(stall) == 500
 
 
 def test_server_restarts_on_the_same_port_without_an_old_accept(config, commands, states):
