@@ -156,11 +156,12 @@ class _CameraRegisters:
         self._started = (trigger_id, counter)
 
     def _changes(self, register: int, values: dict[int, int]) -> bool:
-        """Whether a counter moved to another value than 0; the first write after the start only says where it stands."""
+        """Whether a counter moved; 0 moves the heartbeat only, and the first write after the start only says where the counter stands."""
         if register not in values:
             return False
         before, self._written[register] = self._written[register], values[register]
-        return before is not None and before != values[register] and values[register] != 0
+        is_command = register == layout.HEARTBEAT_COUNTER or values[register] != 0
+        return before is not None and before != values[register] and is_command
 
 
 class _ModbusServer:

@@ -207,7 +207,8 @@ def test_reset_and_heartbeat_counters_reach_the_line(client, commands):
     client.write_registers(2, [1, 1])
     client.write_registers(2, [2, 1])
     client.write_registers(2, [3, 2])
-    assert (commands.heartbeats, commands.resets, commands.triggers) == (2, 1, [])
+    client.write_registers(2, [0, 0])  # a heartbeat that wraps; a reset register that is cleared
+    assert (commands.heartbeats, commands.resets, commands.triggers) == (3, 1, [])
 
 
 def test_station_heartbeat_moves(client, eventually):
