@@ -217,8 +217,16 @@ class RecordStore:
         first, last = self._read(lambda database: database.execute("SELECT ifnull(min(id), 1), ifnull(max(id), 0) FROM records").fetchone())
         return max(0, int(last) - max(self._delivered(consumer) or 0, int(first) - 1))
 
+    def consumers(self) -> dict[str, int]:
+        """Return the last row that each known consumer has.
+
+        Raises:
+            SinkError: If the file cannot be read.
+        """
+        return dict(self._read(lambda database: database.execute("SELECT consumer, last_id FROM deliveries").fetchall()))
+
     def forget(self, consumer: str) -> None:
-        """Remove a consumer for good, so that its rows no longer have to be kept.
+        """Remove a consumer for good, one that a station no longer has, so that its rows no longer have to be kept.
 
         Raises:
             SinkError: If the file cannot be written.
