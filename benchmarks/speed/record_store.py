@@ -32,17 +32,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", metavar="DIR", type=Path, default=Path(), help="folder on the disk that is measured (default: this one)")
     parser.add_argument("--adds", metavar="N", type=int, default=4000, help="records that are added (default: 4000)")
+    parser.add_argument("--per-second", metavar="N", type=float, help="records a second, as parts come (default: as fast as it goes)")
     options = parser.parse_args(argv)
-    return run_command(lambda: _measure(options.folder, options.adds), program=PROGRAM)
+    return run_command(lambda: _measure(options.folder, options.adds, options.per_second), program=PROGRAM)
 
 
-def _measure(folder: Path, adds: int) -> int:
+def _measure(folder: Path, adds: int, per_second: float | None) -> int:
     add_ms, mark_ms = [], []
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         sync_ms = _sync_times(Path(temporary) / "synced")
         path = Path(temporary) / "records.sqlite"
         with RecordStore(RecordStoreConfig(path=str(path))) as store:
+            begun_s = time.perf_counter()
             for index in range(adds):
+                if per_second is not None:
+                    time.sleep(max(0.0, begun_s + index / per_second - time.perf_counter()))
                 frame, result = _inspected(index)
                 started_s = time.perf_counter()
                 row = store.add(frame, result, camera=CAMERAS[index % len(CAMERAS)])

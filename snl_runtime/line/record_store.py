@@ -23,8 +23,6 @@ from snl_runtime.types import AnomalyResult, Frame
 
 UPKEEP_INTERVAL_S = 1.0
 """How often old rows are looked for and the write-ahead log is moved into the file, both beside the line."""
-_CHECKPOINT_PAGES = 16_384
-"""Size of the write-ahead log at which a record itself would move it into the file (64 MiB), should the upkeep thread be stuck."""
 _INSERT = f"INSERT INTO records ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
 _AMENDED = ("product", "verdict", "reason_code", "score", "threshold", "reject_threshold", "model_sha256")
 
@@ -107,7 +105,6 @@ class RecordStore:
         with contextlib.ExitStack() as opened:
             opened.enter_context(exclusive_lock(self.path, what="writer of records", blocking=False))
             self._writer = opened.enter_context(contextlib.closing(open_for_writing(self.path)))
-            self._writer.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
             self._reader = opened.enter_context(contextlib.closing(open_for_reading(self.path)))
             opened.callback(self._forget_connections)
             self._files = self._opened_files()
@@ -303,7 +300,7 @@ class RecordStore:
             while not self._stopped.wait(UPKEEP_INTERVAL_S):
                 try:
                     with errors_of(self.path, "tidy"):
-                        # PASSIVE waits for nobody and nobody waits for it.
+                        # PASSIVE waits for nobody and nobody waits for it. A record itself does this only where a second brings more than 4 MiB.
                         database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
                     while self.delete_old() and not self._stopped.wait(0.01):
                         pass
