@@ -94,7 +94,7 @@ def _commands() -> str:
         "| 1 | a bug, with its traceback |\n"
         "| 2 | an error in one line, see [errors](errors.md) |\n"
         "| 3 | a gate or a calibration refused |\n"
-        "| 4 | `snl-run --fail-on-reject`: a verdict was not PASS, or no frame was inspected |\n"
+        "| 4 | `snl-run --fail-on-reject`: a verdict was not PASS, or no frame was inspected; `snl-replay`: a verdict is not the one on record |\n"
         "| 130 | Ctrl-C |\n\n"
         "A training that a signal ended exits with 128 plus the signal's number. Files that each command writes: [effects](../effects.md)."
     )

@@ -185,7 +185,7 @@ def test_pictures_that_do_not_fit_are_counted_and_every_record_is_written(engine
     captured = capsys.readouterr()
     saved_images = summary_of(captured)["saved_images"]
     assert (saved_images[str(rejects)]["saved"], saved_images[str(rejects)]["lost"]) == (0, 2)
-    assert saved_images[str(overlays)] == {"saved": 8, "lost": 0, "why_lost": None}
+    assert saved_images[str(overlays)] == {"saved": 8, "lost": 0, "why_lost": None, "deleted": 0}
     assert f"images in {rejects}: 0 saved, 2 LOST, the first because: it holds 1 MiB of at most 1" in captured.err
     assert len(lines_of((tmp_path / "out.jsonl").read_text())) == 9
 
