@@ -95,6 +95,11 @@ class FrameStamper:
         self._index = 0
         self.faults = 0
 
+    def rename(self, source_id: str, *, color: ColorOrder) -> None:
+        """Use another name and color from the next frame on: some cameras tell theirs only when they are opened."""
+        self._source_id = source_id
+        self._color = color
+
     def stamp(
         self, image: npt.NDArray[Any] | None, *, fault: str | None = None, source_id: str | None = None, device_frame_id: int | None = None
     ) -> Frame:
