@@ -208,6 +208,7 @@ def test_hardware_triggered_frames_are_each_a_part(read):
     source = GenicamSource(config_of(trigger="hardware", trigger_line="Software"))
     reader = read(source)
     for number in range(3):
+        assert camera_of(source).WaitForFrameTriggerReady(2000, load_pylon().TimeoutHandling_Return)
         camera_of(source).ExecuteSoftwareTrigger()
         assert reader.next().device_frame_id == number
 
