@@ -185,6 +185,7 @@ def test_camera_that_is_not_ready_refuses_the_trigger_and_takes_the_next(read):
 def test_image_that_nobody_triggered_is_a_fault(read):
     source = GenicamSource(config_of(trigger="software"))
     reader = read(source)
+    assert camera_of(source).WaitForFrameTriggerReady(2000, load_pylon().TimeoutHandling_Return)
     camera_of(source).ExecuteSoftwareTrigger()
     frame = reader.next()
     assert frame.image is None
