@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 
 import pytest
 
@@ -40,10 +41,12 @@ class Reader:
 
     def until(self, condition, wait_s=WAIT_S):
         """The first frame from now on for which the condition holds."""
-        while True:
+        until_s = time.monotonic() + wait_s
+        while time.monotonic() < until_s:
             frame = self.next(wait_s)
             if condition(frame):
                 return frame
+        raise AssertionError(f"no such frame came within {wait_s:g} s")
 
     def finish(self, wait_s=WAIT_S):
         """Stop, wait until the source is left, and return all frames."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy.typing as npt
 
@@ -18,6 +18,7 @@ from snl_runtime.line.handoff import OverflowPolicy
 from snl_runtime.line.sources.backoff import Backoff
 from snl_runtime.line.sources.base import FrameStamper, SourceCounters, quiet_opencv
 from snl_runtime.line.sources.frozen import RepeatCounter
+from snl_runtime.line.sources.network_stream import NetworkStream
 from snl_runtime.line.sources.pixel_formats import decode, find_fourcc
 from snl_runtime.text import redact_credentials
 from snl_runtime.types import Frame
@@ -34,6 +35,9 @@ class CameraConfig:
     pixel_format: str | None = None
     """V4L2 code of the raw format that a local camera shall send, such as ``GREY``, ``Y16`` or ``RGGB``; None for the driver's own conversion to BGR,
     with 8 bits."""
+    decoder: Literal["opencv", "pyav"] = "opencv"
+    """What decodes an address, both with FFmpeg. ``pyav`` passes on a size that changes mid-stream, and makes a damaged frame a fault; OpenCV scales
+    the one away and shows the other like a whole frame. Colors can differ by a gray level: calibrate with the decoder that the line uses."""
     open_timeout_s: float = 5.0
     """Longest time for opening an address."""
     read_timeout_s: float = 2.0
@@ -51,6 +55,8 @@ class CameraConfig:
             raise ConfigError(f"camera.frozen_after must be 0 (off) or a number of frames, got {self.frozen_after}")
         if isinstance(self.camera, int) and self.camera < 0:
             raise ConfigError(f"camera.camera must be a number from 0, a device or an address, got {self.camera}")
+        if self.decoder == "pyav" and self.is_local:
+            raise ConfigError("camera.decoder pyav is for addresses, not for local cameras; set opencv")
         if self.pixel_format is None:
             return
         find_fourcc(self.pixel_format, key="camera.pixel_format")
@@ -157,6 +163,8 @@ class CameraSource:
 
     def _stamp(self, image: npt.NDArray[Any]) -> Frame:
         fault = self._repeats.fault(image, self._name)
+        if isinstance(self._capture, NetworkStream) and self._capture.is_damaged:
+            fault = f"{self._name} sent a damaged frame"
         if self._declared is None or fault is not None:
             return self._stamper.stamp(image, fault=fault)
         try:
@@ -165,8 +173,12 @@ class CameraSource:
             return self._stamper.stamp(None, fault=f"{self._name}: {error}")
 
     def _open(self) -> bool:
-        cv2 = load_opencv()
         camera = self._config.camera
+        if self._config.decoder == "pyav" and isinstance(camera, str) and not self._config.is_local:
+            timeouts_s = {"open_timeout_s": self._config.open_timeout_s, "read_timeout_s": self._config.read_timeout_s}
+            self._capture = NetworkStream(camera, **timeouts_s)
+            return bool(self._capture.isOpened())
+        cv2 = load_opencv()
         with quiet_opencv(cv2):
             if self._config.is_local:
                 self._capture = cv2.VideoCapture(camera, cv2.CAP_V4L2 if sys.platform == "linux" else cv2.CAP_ANY)
