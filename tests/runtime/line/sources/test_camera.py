@@ -14,7 +14,7 @@ import pytest
 from snl_runtime.errors import ConfigError, SourceOpenError, SourceStalledError
 from snl_runtime.line.handoff import OverflowPolicy
 from snl_runtime.line.sources import CameraSource, parse_camera
-from snl_runtime.line.sources.camera import RepeatCounter
+from snl_runtime.line.sources.frozen import RepeatCounter
 from snl_runtime.text import redact_credentials
 
 SECRET = "p4ss-word"
@@ -212,7 +212,10 @@ def test_credentials_are_redacted(address, redacted):
     assert redact_credentials(address) == redacted
 
 
-@pytest.mark.parametrize(("text", "camera"), [("0", 0), ("12", 12), ("/dev/video3", 3), ("rtsp://host/x", "rtsp://host/x")])
+@pytest.mark.parametrize(
+    ("text", "camera"),
+    [("0", 0), ("12", 12), ("/dev/video3", 3), ("rtsp://host/x", "rtsp://host/x"), ("/dev/v4l/by-id/usb-cam", "/dev/v4l/by-id/usb-cam")],
+)
 def test_camera_is_a_number_or_an_address(text, camera):
     assert parse_camera(text) == camera
 
