@@ -49,7 +49,7 @@ def load_config(cls: type[T], path: Path | None = None, overrides: Mapping[str, 
     if path is not None:
         plain = merge(plain, read_yaml(path))
     for name, value in (overrides or {}).items():
-        plain = merge(plain, _nested(name, value))
+        plain = merge(plain, nested(name, value))
     return from_plain(cls, plain)
 
 
@@ -150,6 +150,19 @@ def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def nested(name: str, value: object) -> dict[str, Any]:
+    """Return sections of keys that give one dotted name a value.
+
+    >>> nested("optim.learning_rate", 1e-3)
+    {'optim': {'learning_rate': 0.001}}
+    """
+    *sections, last = name.split(".")
+    plain: dict[str, Any] = {last: value}
+    for section in reversed(sections):
+        plain = {section: plain}
+    return plain
+
+
 def parse_override(text: str) -> tuple[str, object]:
     """Split ``optim.learning_rate=1e-3`` into its dotted name and its value, read as YAML.
 
@@ -236,10 +249,19 @@ class _Decoder:
         if origin is list:
             return [self._value(arguments[0], item, f"{name}[{index}]") for index, item in enumerate(self._sequence(value, name))]
         if origin is dict:
-            return {str(key): self._value(arguments[1], item, _dotted(name, key)) for key, item in self._section(value, name).items()}
+            return {str(key): self._named(arguments[1], item, _dotted(name, key)) for key, item in self._section(value, name).items()}
         if dataclasses.is_dataclass(hint):
             return value if isinstance(value, hint) else self.dataclass(hint, value, name)  # type: ignore[arg-type]
         return self._scalar(hint, value, name)
+
+    def _named(self, hint: Any, value: object, name: str) -> object:
+        """Return a value of a mapping; what its class refuses without knowing its name gets it in front."""
+        try:
+            return self._value(hint, value, name)
+        except self.error as refused:
+            if name in str(refused):
+                raise
+            raise self.error(f"{name}: {refused}") from refused
 
     def _optional(self, hint: Any, value: object, name: str) -> object:
         if value is None:
@@ -305,14 +327,6 @@ def _as_declared(plain: Any, declared: Any) -> Any:
         kinds = arguments[:1] * len(plain) if arguments[1:] == (Ellipsis,) else arguments
         return [_as_declared(item, kind) for item, kind in zip(plain, kinds, strict=False)]
     return plain
-
-
-def _nested(name: str, value: object) -> dict[str, Any]:
-    *sections, last = name.split(".")
-    nested: dict[str, Any] = {last: value}
-    for section in reversed(sections):
-        nested = {section: nested}
-    return nested
 
 
 def _unknown_key(dotted: str, key: str, known: list[str]) -> str:
