@@ -1,11 +1,13 @@
 """Frozen dataclasses <-> plain values, YAML and strict JSON: the one codec of settings, protocols and manifests.
 
 A key that is unknown, missing or of another type than declared is named by its dotted path. Supported field types: ``bool``, ``int``, ``float``,
-``str``, ``Any``, ``Literal`` of strings, ``X | None``, ``list[X]``, ``tuple[X, Y]``, ``tuple[X, ...]``, ``dict[str, X]`` and nested dataclasses.
+``str``, ``int | str``, ``Any``, ``Literal`` of strings, ``Enum`` by value, ``X | None``, ``list[X]``, ``tuple[X, Y]``, ``tuple[X, ...]``,
+``dict[str, X]`` and nested dataclasses.
 """
 
 import dataclasses
 import difflib
+import enum
 import functools
 import json
 import math
@@ -88,6 +90,8 @@ def to_plain(value: object, *, prefix: str = "", error: type[SnlError] = ConfigE
         return [to_plain(item, prefix=f"{prefix}[{index}]", error=error) for index, item in enumerate(value)]
     if isinstance(value, np.generic):
         return to_plain(value.item(), prefix=prefix, error=error)
+    if isinstance(value, enum.Enum):
+        return value.value
     if isinstance(value, PurePath):
         return value.as_posix()
     if isinstance(value, float) and not math.isfinite(value):
@@ -250,26 +254,34 @@ class _Decoder:
             return [self._value(arguments[0], item, f"{name}[{index}]") for index, item in enumerate(self._sequence(value, name))]
         if origin is dict:
             return {str(key): self._named(arguments[1], item, _dotted(name, key)) for key, item in self._section(value, name).items()}
+        if isinstance(hint, type) and issubclass(hint, enum.Enum):
+            return value if isinstance(value, hint) else hint(self._choice(tuple(member.value for member in hint), value, name))
         if dataclasses.is_dataclass(hint):
             return value if isinstance(value, hint) else self.dataclass(hint, value, name)  # type: ignore[arg-type]
         return self._scalar(hint, value, name)
 
     def _named(self, hint: Any, value: object, name: str) -> object:
-        """Return a value of a mapping; what its class refuses without knowing its name gets it in front."""
+        """Return a value of a mapping; what its class refuses gets the name in front, which only the mapping knows."""
         try:
             return self._value(hint, value, name)
         except self.error as refused:
-            if name in str(refused):
+            message = str(refused)
+            if name in message:
                 raise
-            raise self.error(f"{name}: {refused}") from refused
+            is_key = dataclasses.is_dataclass(hint) and message.partition(" ")[0].partition(".")[0] in _hints(typing.cast(Any, hint))
+            raise self.error(f"{name}{'.' if is_key else ': '}{message}") from refused
 
     def _optional(self, hint: Any, value: object, name: str) -> object:
-        if value is None:
+        if value is None and type(None) in typing.get_args(hint):
             return None
         inner = [option for option in typing.get_args(hint) if option is not type(None)]
-        if len(inner) != 1:
-            raise TypeError(f"{name}: a field may be one type or None, got {hint}")
-        return self._value(inner[0], value, name)
+        if len(inner) == 1:
+            return self._value(inner[0], value, name)
+        if set(inner) != {int, str}:
+            raise TypeError(f"{name}: a field may be one type, int | str, or one of them or None, got {hint}")
+        if isinstance(value, (int, str)) and not isinstance(value, bool):
+            return value
+        raise self.error(f"{name} must be a whole number or text, got {_describe(value)}")
 
     def _choice(self, choices: tuple[Any, ...], value: object, name: str) -> object:
         if value in choices and not isinstance(value, bool):

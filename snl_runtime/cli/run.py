@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from snl_runtime.line.pipeline import Detector, Pipeline
     from snl_runtime.line.sinks import Sink
     from snl_runtime.line.sources import FrameSource
-    from snl_runtime.station.config import CameraConfig, StationConfig
+    from snl_runtime.station.config import StationCameraConfig, StationConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,13 +67,13 @@ def _check(config: "StationConfig") -> int:
     with open_detector(dataclasses.replace(config.model, rebuild=False)) as detector:
         check_products(config, detector.products)
         print("\n".join(describe_model(detector, config)))
-        failed = []
+        errors = []
         for name in config.cameras:
             report = check_camera(name, config, detector)
             print("\n".join(report.lines))
-            failed += [] if report.is_good else [name]
-    if failed:
-        raise ConfigError(f"no verdict but ERROR of {', '.join(failed)}; the lines above say why")
+            errors += [] if report.error is None else [f"cameras.{name}: {report.error}"]
+    if errors:
+        raise ConfigError(f"a frame could not be inspected: {'; '.join(errors)}")
     return EXIT_OK
 
 
@@ -133,7 +133,7 @@ class _StopRequest:
             stop()
 
 
-def _source(arguments: argparse.Namespace, camera: "CameraConfig", config: "StationConfig") -> "FrameSource":
+def _source(arguments: argparse.Namespace, camera: "StationCameraConfig", config: "StationConfig") -> "FrameSource":
     from snl_runtime.station.build import build_source
 
     return build_source(
@@ -141,7 +141,7 @@ def _source(arguments: argparse.Namespace, camera: "CameraConfig", config: "Stat
     )
 
 
-def _judge(detector: "SnlDetector", camera: "CameraConfig") -> "Detector":
+def _judge(detector: "SnlDetector", camera: "StationCameraConfig") -> "Detector":
     from snl_runtime.station.crop import CroppedDetector
 
     return detector if camera.crop_xyxy is None else CroppedDetector(detector, camera.crop_xyxy)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from snl_runtime.errors import ConfigError, SinkError
 from snl_runtime.files import check_writable
 from snl_runtime.line.handoff import OverflowPolicy
-from snl_runtime.station.config import CameraConfig, QueueConfig, RecordsConfig, StationConfig, has_store, line_outputs
+from snl_runtime.station.config import CameraQueueConfig, RecordsConfig, StationCameraConfig, StationConfig, changed_keys, has_store, line_outputs
 from snl_runtime.station.sources import CameraSourceConfig, SourceConfig
 from snl_runtime.types import OutputRequest, Verdict
 
@@ -56,7 +56,7 @@ class Sinks:
 
 def needs_station(config: StationConfig) -> bool:
     """Return whether one camera's pipeline is not enough: several cameras, triggers, deadlines, a record store or outputs to the line."""
-    is_triggered = any(camera.trigger.mode != "each_frame" or camera.trigger.deadline_ms is not None for camera in config.cameras.values())
+    is_triggered = any(changed_keys(camera.trigger) for camera in config.cameras.values())
     return len(config.cameras) > 1 or is_triggered or has_store(config) or bool(line_outputs(config.outputs))
 
 
@@ -90,7 +90,7 @@ def check_products(config: StationConfig, products: Sequence[str]) -> None:
             raise ConfigError(f"no decision for product '{product}' in this model, it has {', '.join(products)}{hint}")
 
 
-def build_source(camera: CameraConfig, *, records: RecordsConfig, on_listed: "Callable[[Listing], None]" = lambda _: None) -> "FrameSource":
+def build_source(camera: StationCameraConfig, *, records: RecordsConfig, on_listed: "Callable[[Listing], None]" = lambda _: None) -> "FrameSource":
     """Return the source of one camera, not yet opened.
 
     Args:
@@ -139,7 +139,7 @@ def drawn_verdicts(frames: str) -> list[Verdict]:
     return [verdict for verdict in Verdict if frames == "all" or verdict is not Verdict.PASS]
 
 
-def overflow_of(queue: QueueConfig) -> tuple[OverflowPolicy | None, int | None]:
+def overflow_of(queue: CameraQueueConfig) -> tuple[OverflowPolicy | None, int | None]:
     """Return policy and capacity of the hand-off between a camera and the detector; None leaves them to the source."""
     if queue.policy == "latest":
         return OverflowPolicy.LATEST, 1

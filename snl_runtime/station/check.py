@@ -1,5 +1,6 @@
 """A station tried with one frame of each camera: everything is opened, nothing is written, and every output says what it would get."""
 
+import dataclasses
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING
 from snl_runtime.errors import SourceStalledError
 from snl_runtime.line.records import record_line
 from snl_runtime.station.build import build_source, drawn_verdicts
-from snl_runtime.station.config import CameraConfig, StationConfig
+from snl_runtime.station.config import StationCameraConfig, StationConfig
 from snl_runtime.station.crop import CroppedDetector
 from snl_runtime.types import AnomalyResult, Frame, Verdict
 
@@ -25,11 +26,11 @@ class CameraReport:
 
     Attributes:
         lines: For a person.
-        is_good: The frame was inspected: its verdict is not ERROR.
+        error: Why the frame was not inspected; None if its verdict is PASS, REVIEW or REJECT.
     """
 
     lines: tuple[str, ...]
-    is_good: bool
+    error: str | None
 
 
 def describe_model(detector: "SnlDetector", config: StationConfig) -> list[str]:
@@ -55,10 +56,11 @@ def check_camera(name: str, config: StationConfig, detector: "SnlDetector", *, t
     result = _judged(frame, camera, detector)
     lines = [f"camera {name}: {_seen(frame)}", f"  verdict: {_told(result)}"]
     lines += [f"  {line}" for line in _what_each_output_gets(frame, result, config)]
-    return CameraReport(lines=tuple(lines), is_good=result.verdict is not Verdict.ERROR)
+    error = f"{result.reason_code}, {result.reason}" if result.verdict is Verdict.ERROR else None
+    return CameraReport(lines=tuple(lines), error=error)
 
 
-def _first_frame(name: str, camera: CameraConfig, config: StationConfig, timeout_s: float) -> Frame:
+def _first_frame(name: str, camera: StationCameraConfig, config: StationConfig, timeout_s: float) -> Frame:
     stop = threading.Event()
     timer = threading.Timer(timeout_s, stop.set)
     timer.daemon = True
@@ -76,7 +78,10 @@ def _first_frame(name: str, camera: CameraConfig, config: StationConfig, timeout
     return frame
 
 
-def _judged(frame: Frame, camera: CameraConfig, detector: "SnlDetector") -> AnomalyResult:
+def _judged(frame: Frame, camera: StationCameraConfig, detector: "SnlDetector") -> AnomalyResult:
+    if frame.fault is not None:  # as the pipeline does
+        unusable = detector.detect(None, color=frame.color, product=frame.product)
+        return dataclasses.replace(unusable, verdict=Verdict.ERROR, reason_code="frame_fault", reason=frame.fault)
     judge = detector if camera.crop_xyxy is None else CroppedDetector(detector, camera.crop_xyxy)
     product = frame.product or next(iter(camera.products), None)
     return judge.detect(frame.image, color=frame.color, product=product)

@@ -45,7 +45,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TriggerConfig:
+class CameraTriggerConfig:
     """What begins an inspection, and until when it must be answered."""
 
     mode: Literal["each_frame", "command", "timer"] = "each_frame"
@@ -56,27 +56,46 @@ class TriggerConfig:
     """Longest time from the trigger to its answer; later is ERROR. None waits without limit, which ``each_frame`` alone allows."""
     frame_timeout_ms: float = 500.0
     """Longest time from a trigger to its frame; later is ERROR. With ``command`` and ``timer`` only, and shorter than the deadline."""
+    record_margin_ms: float = 50.0
+    """How long before the deadline a trigger without a verdict becomes ERROR, so that its record is durable before the line is told."""
+    missed_before_fault: int = 1
+    """Deadlines missed one after the other that are a fault."""
+    heartbeat_timeout_ms: float | None = None
+    """Longest silence of the line before it is a fault; null if the line sends no heartbeat."""
+    skip_frames: int = 0
+    """Frames of a free-running camera to let pass after a trigger, because their exposure may have begun before it."""
+    count_gaps: bool = False
+    """With ``each_frame``: a gap in the camera's own frame counter gives one ERROR per missing frame. For hardware-triggered cameras."""
 
     def __post_init__(self) -> None:
-        for name in ("interval_ms", "deadline_ms", "frame_timeout_ms"):
+        _check("trigger", "missed_before_fault", self.missed_before_fault, self.missed_before_fault >= 1, "at least 1")
+        _check("trigger", "skip_frames", self.skip_frames, self.skip_frames >= 0, "0 or more")
+        for name in ("interval_ms", "deadline_ms", "frame_timeout_ms", "record_margin_ms", "heartbeat_timeout_ms"):
             value = getattr(self, name)
             _check("trigger", name, value, value is None or value > 0, "positive")
-        is_timer = self.mode == "timer"
-        if is_timer and self.interval_ms is None:
+        self._check_mode()
+
+    def _check_mode(self) -> None:
+        if self.mode == "timer" and self.interval_ms is None:
             raise ConfigError("trigger.interval_ms is missing: mode timer needs the time from trigger to trigger")
-        if not is_timer and self.interval_ms is not None:
+        if self.mode != "timer" and self.interval_ms is not None:
             raise ConfigError(f"trigger.interval_ms belongs to mode timer, got it with mode {self.mode}; leave it out")
-        if self.mode != "each_frame" and self.deadline_ms is None:
+        if self.deadline_ms is not None and self.record_margin_ms >= self.deadline_ms:
+            raise ConfigError(f"trigger.record_margin_ms must be less than trigger.deadline_ms ({self.deadline_ms:g}), got {self.record_margin_ms:g}")
+        if self.mode == "each_frame":
+            return
+        if self.deadline_ms is None:
             raise ConfigError(f"trigger.deadline_ms is missing: with mode {self.mode} every trigger is answered within a time")
-        if self.mode != "each_frame" and self.deadline_ms is not None and self.frame_timeout_ms >= self.deadline_ms:
+        left_ms = self.deadline_ms - self.record_margin_ms
+        if self.frame_timeout_ms >= left_ms:
             raise ConfigError(
-                f"trigger.frame_timeout_ms must be shorter than trigger.deadline_ms ({self.deadline_ms:g}), got {self.frame_timeout_ms:g}; "
+                f"trigger.frame_timeout_ms must be less than deadline_ms without record_margin_ms ({left_ms:g}), got {self.frame_timeout_ms:g}; "
                 "the frame must still be inspected"
             )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QueueConfig:
+class CameraQueueConfig:
     """What happens to frames that come faster than they are inspected."""
 
     policy: Literal["latest", "every", "drop_oldest"] | None = None
@@ -91,7 +110,7 @@ class QueueConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CameraConfig:
+class StationCameraConfig:
     """One camera: where its frames come from, what they show, when they are taken."""
 
     source: SourceConfig = field(default_factory=SourceConfig)
@@ -102,9 +121,9 @@ class CameraConfig:
     """Products that a trigger may name; with ``command`` only, and instead of ``product``. Empty: a trigger names none."""
     crop_xyxy: tuple[int, int, int, int] | None = None
     """Part of the camera's frame that the model was calibrated on: left, top, right, bottom in pixels, right and bottom exclusive."""
-    trigger: TriggerConfig = field(default_factory=TriggerConfig)
+    trigger: CameraTriggerConfig = field(default_factory=CameraTriggerConfig)
     """What begins an inspection."""
-    queue: QueueConfig = field(default_factory=QueueConfig)
+    queue: CameraQueueConfig = field(default_factory=CameraQueueConfig)
     """What happens to frames that come too fast."""
 
     def __post_init__(self) -> None:
@@ -191,7 +210,7 @@ class StationConfig:
 
     model: ModelConfig
     """The model; all cameras share it."""
-    cameras: dict[str, CameraConfig] = field(default_factory=dict)
+    cameras: dict[str, StationCameraConfig] = field(default_factory=dict)
     """The cameras by name: letters, digits, ``_`` and ``-``."""
     records: RecordsConfig = field(default_factory=RecordsConfig)
     """What is kept."""
@@ -212,7 +231,7 @@ def has_store(config: StationConfig) -> bool:
     return getattr(config.records, "store", None) is not None
 
 
-def check_store(cameras: Mapping[str, CameraConfig], outputs: object, *, has_store: bool) -> None:
+def check_store(cameras: Mapping[str, StationCameraConfig], outputs: object, *, has_store: bool) -> None:
     """Refuse answers to the line that rest on no durable record.
 
     Args:
@@ -221,18 +240,22 @@ def check_store(cameras: Mapping[str, CameraConfig], outputs: object, *, has_sto
         has_store: Whether ``records.store`` is given.
 
     Raises:
-        ConfigError: If a camera is triggered or has a deadline, or an output tells the line or a server, and there is no store.
+        ConfigError: If the section ``trigger`` of a camera says anything, or an output tells the line or a server, and there is no store.
     """
     if has_store:
         return
     remedy = "a verdict is told once it is durable: add records.store"
     for name, camera in cameras.items():
-        if camera.trigger.mode != "each_frame":
-            raise ConfigError(f"cameras.{name}.trigger.mode {camera.trigger.mode} needs the record store; {remedy}")
-        if camera.trigger.deadline_ms is not None:
-            raise ConfigError(f"cameras.{name}.trigger.deadline_ms needs the record store; {remedy}")
+        for key in changed_keys(camera.trigger):
+            raise ConfigError(f"cameras.{name}.trigger.{key} needs the record store; {remedy}")
     for name in line_outputs(outputs):
         raise ConfigError(f"outputs.{name} needs the record store; {remedy}")
+
+
+def changed_keys(trigger: CameraTriggerConfig) -> list[str]:
+    """Return the keys that differ from a camera whose every frame is a part and whose verdicts have no deadline."""
+    plain = CameraTriggerConfig()
+    return [one.name for one in dataclasses.fields(trigger) if getattr(trigger, one.name) != getattr(plain, one.name)]
 
 
 def line_outputs(outputs: object) -> list[str]:
