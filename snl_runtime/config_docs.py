@@ -2,8 +2,10 @@
 
 import ast
 import dataclasses
+import enum
 import functools
 import inspect
+import types
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -42,6 +44,23 @@ def section_of(cls: type, name: str) -> tuple[type | None, bool]:
         return typing.cast(type, arguments[1]), True
     inner = arguments[0] if arguments and typing.get_origin(hint) not in (tuple, list, dict, Literal) else hint
     return (inner if isinstance(inner, type) and dataclasses.is_dataclass(inner) else None), False
+
+
+def type_name(cls: type, name: str) -> str:
+    """Return what a field takes, for a person: the choices themselves, ``or None`` where it may be left out."""
+    hint = typing.get_type_hints(cls)[name]
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return " or ".join(_option_name(one) for one in options)
+
+
+def _option_name(option: Any) -> str:
+    if option is type(None):
+        return "None"
+    if typing.get_origin(option) is Literal:
+        return ", ".join(map(str, typing.get_args(option)))
+    if isinstance(option, type) and issubclass(option, enum.Enum):
+        return ", ".join(str(member.value) for member in option)
+    return option.__name__ if isinstance(option, type) and not typing.get_args(option) else str(option)
 
 
 def commented_yaml(config: object) -> str:
