@@ -172,7 +172,7 @@ def _camera_source_values(text: str) -> dict[str, Any]:
         return {"plugin": {"address": text}}
     camera = parse_camera(text)
     number, address = (camera, None) if isinstance(camera, int) else (None, camera)
-    return {"camera": {"number": number, "address": address, "user_name": None, "password_file": None}}
+    return {"camera": {"number": number, "address": address, "username": None, "password_file": None}}
 
 
 def _record_values(arguments: argparse.Namespace, below: Mapping[str, Any]) -> dict[str, Any]:

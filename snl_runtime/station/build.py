@@ -191,11 +191,11 @@ def _camera_source(source: SourceConfig, product: str | None) -> "FrameSource":
 
 def _address(config: CameraSourceConfig) -> str:
     address = config.address or ""
-    if config.user_name is None or config.password_file is None:
+    if config.username is None or config.password_file is None:
         return address
     scheme, _, rest = address.partition("://")
-    password = read_secret(config.password_file, what=f"the password of {config.user_name}")
-    return f"{scheme}://{urllib.parse.quote(config.user_name, safe='')}:{urllib.parse.quote(password, safe='')}@{rest.rpartition('@')[2]}"
+    password = read_secret(config.password_file, what=f"the password of {config.username}")
+    return f"{scheme}://{urllib.parse.quote(config.username, safe='')}:{urllib.parse.quote(password, safe='')}@{rest.rpartition('@')[2]}"
 
 
 def _image_folders(records: RecordsConfig) -> list[str]:

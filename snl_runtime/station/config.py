@@ -15,8 +15,8 @@ from snl_runtime.station.sources import SourceConfig
 
 _CAMERA_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 """What a node of OPC UA, a level of an MQTT topic, a label of a metric and a dotted key all take."""
-NEEDS_NO_STORE = frozenset({"plugins", "metrics"})
-"""Outputs that promise nothing about records: a plug-in of one's own, and figures for monitoring."""
+NEEDS_NO_STORE = frozenset({"plugins"})
+"""Outputs that promise nothing about records: sinks of one's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ class CameraSourceConfig:
     """Number of a local camera; on Linux ``/dev/video<number>``."""
     address: str | None = None
     """Address instead of a number, e.g. ``rtsp://10.0.0.7/stream``; better without a password in it."""
-    user_name: str | None = None
+    username: str | None = None
     """User that the address is opened as."""
     password_file: str | None = None
     """File that holds the user's password and nothing else."""
@@ -35,8 +35,8 @@ class CameraSourceConfig:
             raise ConfigError(f"source.camera.number must be 0 or more, got {self.number}")
         if self.address is not None and "://" not in self.address:
             raise ConfigError(f"source.camera.address must be an address such as rtsp://host/stream, got '{self.address}'")
-        if (self.user_name is None) != (self.password_file is None) or (self.user_name is not None and self.address is None):
-            raise ConfigError("source.camera.user_name and source.camera.password_file belong together and to an address")
+        if (self.username is None) != (self.password_file is None) or (self.username is not None and self.address is None):
+            raise ConfigError("source.camera.username and source.camera.password_file belong together and to an address")
         for name in ("open_timeout_s", "read_timeout_s", "stall_timeout_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"source.camera.{name} must be positive, got {getattr(self, name)}")

@@ -229,7 +229,7 @@ def test_contradiction_of_flags_and_file_is_one_line(station, capsys, line, mess
 
 def test_password_comes_from_its_file_and_is_shown_nowhere(station, capsys):
     Path("pw").write_text("p@ss/word\n")
-    text = "model: {file: line.onnx}\ncameras: {top: {source: {camera: {address: 'rtsp://h:1/s', user_name: me, password_file: pw}}}}\n"
+    text = "model: {file: line.onnx}\ncameras: {top: {source: {camera: {address: 'rtsp://h:1/s', username: me, password_file: pw}}}}\n"
     Path("station.yaml").write_text(text)
     config = configured("--config station.yaml")
     source = build_source(config.cameras["top"], records=RecordsConfig())

@@ -173,7 +173,7 @@ def test_every_key_that_names_a_file_is_a_path():
     }
     found = {name for name in names if name in ("file", "folder", "path") or name.endswith("_file")}
     assert found == {"file", "folder", "path", "password_file", "public_key_file"}
-    assert names - found == {"backend", "device", "product", "address", "user_name"}
+    assert names - found == {"backend", "device", "product", "address", "username"}
 
 
 def test_paths_are_relative_to_the_station_file(tmp_path):
@@ -204,7 +204,7 @@ def test_credentials_are_not_printed():
         ({"source": {"camera": {}}}, "source.camera needs either number or address"),
         ({"source": {"camera": {"number": 0, "address": "rtsp://x"}}}, "source.camera needs either number or address"),
         ({"source": {"camera": {"address": "front"}}}, "source.camera.address must be an address"),
-        ({"source": {"camera": {"number": 0, "user_name": "a"}}}, "belong together"),
+        ({"source": {"camera": {"number": 0, "username": "a"}}}, "belong together"),
         ({"crop_xyxy": [5, 5, 5, 9]}, "cameras.top.crop_xyxy must be left, top, right, bottom"),
         ({"crop_xyxy": [1, 2, 3]}, "cameras.top.crop_xyxy must have 4 values, got 3"),
         ({"trigger": {"mode": "timer"}}, "cameras.top.trigger.interval_ms is missing"),
