@@ -92,13 +92,18 @@ def _lines(cls: type, given: Mapping[str, Any] | None, mark: str, indent: str) -
         if section is None:
             yield f"{before}{one.name}: {'...' if value is dataclasses.MISSING else _scalar(value)}"
             continue
-        yield f"{before}{one.name}:"
-        inner_mark, inner_indent = (before, "  ") if own_mark else ("", indent + "  ")
+        is_empty = not own_mark and isinstance(value, Mapping) and not is_by_name and value == _defaults_of(section)
+        yield f"{before}{one.name}:{' {}' if is_empty else ''}"  # nothing below it would be none
+        inner_mark, inner_indent = (before, "  ") if own_mark else (f"{indent}#", "  ") if is_empty else ("", indent + "  ")
         for name, item in value.items() if is_by_name and isinstance(value, Mapping) else [("", value)]:
             if name:
                 yield f"{inner_mark}{inner_indent}{name}:"
-            inner = None if own_mark else item
+            inner = None if own_mark or is_empty else item
             yield from _lines(section, inner, inner_mark, inner_indent + ("  " if name else ""))
+
+
+def _defaults_of(section: type) -> dict[str, Any]:
+    return {one.name: _default(one) for one in dataclasses.fields(section)}
 
 
 def _default(one: "dataclasses.Field[Any]") -> Any:

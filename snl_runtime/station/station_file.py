@@ -47,7 +47,9 @@ def station_of(plain: Mapping[str, Any]) -> StationConfig:
     Raises:
         ConfigError: If a key is unknown, missing, of another type or out of range, or two of them contradict each other.
     """
-    return from_plain(StationConfig, plain)
+    config = from_plain(StationConfig, plain)
+    to_plain(config)  # refuses what cannot be printed: numbers that are not finite, by their key
+    return config
 
 
 def printed(config: StationConfig) -> str:

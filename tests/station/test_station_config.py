@@ -331,3 +331,20 @@ def test_what_is_none_of_them_is_refused(plain, message):
     with pytest.raises(ConfigError) as refused:
         from_plain(Section, plain)
     assert str(refused.value) == message
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Whole:
+    server: Section | None = None
+    interval_s: float = 1.0
+
+
+@pytest.mark.parametrize("config", [Whole(), Whole(server=Section()), Whole(server=Section(camera=3)), Whole(interval_s=0.5)])
+def test_section_without_a_key_of_its_own_is_not_taken_for_none(config):
+    assert from_plain(Whole, yaml.safe_load(commented_yaml(config)) or {}) == config
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "'inf'"])
+def test_number_that_is_not_finite_is_refused(value):
+    with pytest.raises(ConfigError, match=r"^model.timeout_ms must be (finite|positive), got "):
+        station_of({**SMALL, "model": {"file": "x.onnx", "timeout_ms": yaml.safe_load(value)}})
