@@ -1,4 +1,4 @@
-"""The reference pages, written from the code: commands, Python API, configuration, reason codes, errors, manifest. Needs no torch."""
+"""The reference pages, written from the code: commands, Python API, configuration, station file, reason codes, errors, manifest. Needs no torch."""
 
 import ast
 import contextlib
@@ -14,7 +14,9 @@ from unittest import mock
 
 import snl_runtime
 from snl_runtime import errors
+from snl_runtime.config_docs import field_docs, section_of, type_name
 from snl_runtime.model import frame_range, manifest, manifest_records
+from snl_runtime.station.config import StationConfig
 from snl_runtime.verdict.ruling import REASON_CODES
 from snl_train import config
 
@@ -41,6 +43,7 @@ def pages() -> dict[str, str]:
         "commands.md": _commands(),
         "python.md": _python(),
         "configuration.md": _configuration(),
+        "station.md": _station(),
         "reason-codes.md": _reason_codes(),
         "errors.md": _errors(),
         "manifest.md": _manifest(),
@@ -60,6 +63,19 @@ def command_modules() -> dict[str, str]:
 def config_keys() -> list[tuple[str, str, str, str]]:
     """Return dotted name, type, default and meaning of every key of a training's configuration."""
     return list(_keys_of(config.TrainConfig, ""))
+
+
+def station_keys(cls: type = StationConfig, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """Yield dotted name, type, default and meaning of every key of a station file, sections before their keys; NAME stands for a camera's name."""
+    docs = field_docs(cls)
+    for field in dataclasses.fields(cls):
+        section, is_by_name = section_of(cls, field.name)
+        name, meaning = prefix + field.name, docs.get(field.name, "")
+        if section is None:
+            yield name, type_name(cls, field.name), "" if field.default is dataclasses.MISSING else str(config.to_plain(field.default)), meaning
+            continue
+        yield name, "section", "none" if field.default is None else "", meaning
+        yield from station_keys(section, f"{name}.NAME." if is_by_name else f"{name}.")
 
 
 def error_tree(root: type[errors.SnlError] = errors.SnlError, depth: int = 0) -> Iterator[tuple[int, type[errors.SnlError]]]:
@@ -124,6 +140,19 @@ def _configuration() -> str:
     rows = [f"| `{name}` | {_cell(kind)} | `{default}` | {_cell(meaning)} |" for name, kind, default, meaning in config_keys()]
     best = "\n\n## What the preset `best` changes\n\n| key | `paper` | `best` |\n|---|---|---|\n" + "\n".join(_changed_by_best())
     return head + "| key | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + best + "\n"
+
+
+def _station() -> str:
+    head = (
+        "# Station file\n\n"
+        "YAML of `snl-run --config`; `snl-run --init station.yaml` writes a commented start, `--set cameras.top.product=bottle` changes one key. "
+        "Unknown keys are refused. Keys that name a file or folder are relative to the station file. How to use it: "
+        "[station](../guides/station.md).\n\n"
+    )
+    rows = [
+        f"| `{name}` | {_cell(kind)} | {f'`{default}`' if default else ''} | {_cell(meaning)} |" for name, kind, default, meaning in station_keys()
+    ]
+    return head + "| key | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
 
 
 def _changed_by_best() -> Iterator[str]:

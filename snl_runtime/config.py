@@ -1,11 +1,13 @@
 """Frozen dataclasses <-> plain values, YAML and strict JSON: the one codec of settings, protocols and manifests.
 
 A key that is unknown, missing or of another type than declared is named by its dotted path. Supported field types: ``bool``, ``int``, ``float``,
-``str``, ``Any``, ``Literal`` of strings, ``X | None``, ``list[X]``, ``tuple[X, Y]``, ``tuple[X, ...]``, ``dict[str, X]`` and nested dataclasses.
+``str``, ``int | str``, ``Any``, ``Literal`` of strings, ``Enum`` by value, ``X | None``, ``list[X]``, ``tuple[X, Y]``, ``tuple[X, ...]``,
+``dict[str, X]`` and nested dataclasses.
 """
 
 import dataclasses
 import difflib
+import enum
 import functools
 import json
 import math
@@ -49,7 +51,7 @@ def load_config(cls: type[T], path: Path | None = None, overrides: Mapping[str, 
     if path is not None:
         plain = merge(plain, read_yaml(path))
     for name, value in (overrides or {}).items():
-        plain = merge(plain, _nested(name, value))
+        plain = merge(plain, nested(name, value))
     return from_plain(cls, plain)
 
 
@@ -88,6 +90,8 @@ def to_plain(value: object, *, prefix: str = "", error: type[SnlError] = ConfigE
         return [to_plain(item, prefix=f"{prefix}[{index}]", error=error) for index, item in enumerate(value)]
     if isinstance(value, np.generic):
         return to_plain(value.item(), prefix=prefix, error=error)
+    if isinstance(value, enum.Enum):
+        return value.value
     if isinstance(value, PurePath):
         return value.as_posix()
     if isinstance(value, float) and not math.isfinite(value):
@@ -148,6 +152,19 @@ def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
         is_section = isinstance(below, Mapping) and isinstance(value, Mapping)
         merged[key] = merge(below, value) if is_section else value  # type: ignore[arg-type]
     return merged
+
+
+def nested(name: str, value: object) -> dict[str, Any]:
+    """Return sections of keys that give one dotted name a value.
+
+    >>> nested("optim.learning_rate", 1e-3)
+    {'optim': {'learning_rate': 0.001}}
+    """
+    *sections, last = name.split(".")
+    plain: dict[str, Any] = {last: value}
+    for section in reversed(sections):
+        plain = {section: plain}
+    return plain
 
 
 def parse_override(text: str) -> tuple[str, object]:
@@ -236,18 +253,35 @@ class _Decoder:
         if origin is list:
             return [self._value(arguments[0], item, f"{name}[{index}]") for index, item in enumerate(self._sequence(value, name))]
         if origin is dict:
-            return {str(key): self._value(arguments[1], item, _dotted(name, key)) for key, item in self._section(value, name).items()}
+            return {str(key): self._named(arguments[1], item, _dotted(name, key)) for key, item in self._section(value, name).items()}
+        if isinstance(hint, type) and issubclass(hint, enum.Enum):
+            return value if isinstance(value, hint) else hint(self._choice(tuple(member.value for member in hint), value, name))
         if dataclasses.is_dataclass(hint):
             return value if isinstance(value, hint) else self.dataclass(hint, value, name)  # type: ignore[arg-type]
         return self._scalar(hint, value, name)
 
+    def _named(self, hint: Any, value: object, name: str) -> object:
+        """Return a value of a mapping; what its class refuses gets the name in front, which only the mapping knows."""
+        try:
+            return self._value(hint, value, name)
+        except self.error as refused:
+            message = str(refused)
+            if name in message:
+                raise
+            is_key = dataclasses.is_dataclass(hint) and message.partition(" ")[0].partition(".")[0] in _hints(typing.cast(Any, hint))
+            raise self.error(f"{name}{'.' if is_key else ': '}{message}") from refused
+
     def _optional(self, hint: Any, value: object, name: str) -> object:
-        if value is None:
+        if value is None and type(None) in typing.get_args(hint):
             return None
         inner = [option for option in typing.get_args(hint) if option is not type(None)]
-        if len(inner) != 1:
-            raise TypeError(f"{name}: a field may be one type or None, got {hint}")
-        return self._value(inner[0], value, name)
+        if len(inner) == 1:
+            return self._value(inner[0], value, name)
+        if set(inner) != {int, str}:
+            raise TypeError(f"{name}: a field may be one type, int | str, or one of them or None, got {hint}")
+        if isinstance(value, (int, str)) and not isinstance(value, bool):
+            return value
+        raise self.error(f"{name} must be a whole number or text, got {_describe(value)}")
 
     def _choice(self, choices: tuple[Any, ...], value: object, name: str) -> object:
         if value in choices and not isinstance(value, bool):
@@ -305,14 +339,6 @@ def _as_declared(plain: Any, declared: Any) -> Any:
         kinds = arguments[:1] * len(plain) if arguments[1:] == (Ellipsis,) else arguments
         return [_as_declared(item, kind) for item, kind in zip(plain, kinds, strict=False)]
     return plain
-
-
-def _nested(name: str, value: object) -> dict[str, Any]:
-    *sections, last = name.split(".")
-    nested: dict[str, Any] = {last: value}
-    for section in reversed(sections):
-        nested = {section: nested}
-    return nested
 
 
 def _unknown_key(dotted: str, key: str, known: list[str]) -> str:

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from snl_runtime.cli.command import EXIT_OK, CommandParser, run_command
-from snl_runtime.cli.run import add_detector_flags, open_detector, positive
+from snl_runtime.cli.model_flags import add_model_flags, model_values, open_detector, positive
 from snl_runtime.errors import ConfigError, DataError
 from snl_runtime.progress import Progress
+from snl_runtime.station.config import ModelConfig
 from snl_runtime.text import to_json
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--product", metavar="P", help="product whose decision and region of interest are used (default: as snl-run)")
     parser.add_argument("--runs", metavar="N", type=positive(int), default=200, help="timed verdicts per engine (default: 200)")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output instead of a table")
-    add_detector_flags(parser)
+    add_model_flags(parser)
     return parser
 
 
@@ -81,7 +82,7 @@ class _Timed:
 def _bench(arguments: argparse.Namespace) -> int:
     with contextlib.ExitStack() as opened:
         engines = [arguments.engine] if arguments.compare is None else [arguments.engine, arguments.compare]
-        timed = [_Timed(engine, opened.enter_context(open_detector(arguments, engine))) for engine in engines]
+        timed = [_Timed(engine, opened.enter_context(open_detector(ModelConfig(file=engine, **model_values(arguments))))) for engine in engines]
         frames = _frames(arguments)
         for index in range(WARM_UP_RUNS):
             for subject in timed:

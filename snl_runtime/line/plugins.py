@@ -15,6 +15,12 @@ SINK_GROUP = "snl_edge.sinks"
 """Entry points of this group name a callable ``(argument) -> Sink``; ``snl-run --sink name:argument`` opens it."""
 
 
+def provides_source(address: str) -> bool:
+    """Return whether an installed plug-in names the scheme of an address; imports nothing of it."""
+    scheme, separator, _ = address.partition("://")
+    return bool(separator) and any(point.name == scheme for point in importlib.metadata.entry_points(group=SOURCE_GROUP))
+
+
 def find_source(address: str, *, product: str | None) -> FrameSource | None:
     """Return the source that a plug-in provides for the scheme of an address, None if no plug-in does.
 

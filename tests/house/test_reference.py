@@ -11,6 +11,7 @@ import pytest
 from docs import build_site, reference
 from snl_runtime import errors
 from snl_runtime.model.manifest import Decision, Manifest
+from snl_runtime.station.station_file import station_of
 from snl_runtime.verdict.ruling import REASON_CODES
 from snl_train.config import TrainConfig, to_plain
 
@@ -40,6 +41,14 @@ def test_every_configuration_key_has_a_default_and_a_meaning() -> None:
     assert {name for name, *_ in keys} == dotted(to_plain(TrainConfig()))
     assert [name for name, _, default, meaning in keys if not default or not meaning] == []
     assert all(f"| `{name}` |" in PAGES["configuration.md"] for name, *_ in keys)
+
+
+def test_every_key_of_a_station_file_has_a_meaning_and_a_row() -> None:
+    keys = list(reference.station_keys())
+    assert [name for name, _, _, meaning in keys if not meaning] == []
+    plain = to_plain(station_of({"model": {"file": "x.onnx"}, "cameras": {"NAME": {"source": {"video": {"file": "x.mp4"}}}}}))
+    assert dotted(plain) <= {name for name, *_ in keys}
+    assert all(f"| `{name}` |" in PAGES["station.md"] for name, *_ in keys)
 
 
 def test_every_reason_code_has_a_row() -> None:

@@ -1,0 +1,99 @@
+"""The section ``source`` of a camera: exactly one place that frames come from."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from snl_runtime.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CameraSourceConfig:
+    """A local camera, or one behind an address."""
+
+    number: int | None = None
+    """Number of a local camera; on Linux ``/dev/video<number>``."""
+    address: str | None = None
+    """Address instead of a number, e.g. ``rtsp://10.0.0.7/stream``; better without a password in it."""
+    username: str | None = None
+    """User that the address is opened as."""
+    password_file: str | None = None
+    """File that holds the user's password and nothing else."""
+    open_timeout_s: float = 5.0
+    """Longest time for opening an address, in seconds."""
+    read_timeout_s: float = 2.0
+    """Longest time for one frame from an address, in seconds."""
+    stall_timeout_s: float = 30.0
+    """Longest time without a frame, reconnects included, until the run ends with an error."""
+    frozen_after: int = 25
+    """Byte-equal frames in a row that count as a frozen camera; 0 for never."""
+
+    def __post_init__(self) -> None:
+        if (self.number is None) == (self.address is None):
+            raise ConfigError("source.camera needs either number or address")
+        if self.number is not None and self.number < 0:
+            raise ConfigError(f"source.camera.number must be 0 or more, got {self.number}")
+        if self.address is not None and "://" not in self.address:
+            raise ConfigError(f"source.camera.address must be an address such as rtsp://host/stream, got '{self.address}'")
+        if (self.username is None) != (self.password_file is None) or (self.username is not None and self.address is None):
+            raise ConfigError("source.camera.username and source.camera.password_file belong together and to an address")
+        for name in ("open_timeout_s", "read_timeout_s", "stall_timeout_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"source.camera.{name} must be positive, got {getattr(self, name)}")
+        if self.frozen_after < 0:
+            raise ConfigError(f"source.camera.frozen_after must be 0 or more, got {self.frozen_after}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImagesSourceConfig:
+    """Image files that are there."""
+
+    path: str
+    """A folder with all below it, one image, or a pattern such as ``parts/**/cam1_*.png``."""
+    pages: Literal["one", "all"] = "one"
+    """A file of several images is an ERROR (``one``) or gives one frame for each (``all``)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoSourceConfig:
+    """A video file."""
+
+    file: str
+    """The file; every frame of it is inspected."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginSourceConfig:
+    """A source that an installed plug-in brings."""
+
+    address: str
+    """Address whose scheme is the plug-in's name, e.g. ``myplc://0``."""
+
+    def __post_init__(self) -> None:
+        if not self.address.partition("://")[0] or "://" not in self.address:
+            raise ConfigError(f"source.plugin.address must be an address such as name://argument, got '{self.address}'")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceConfig:
+    """Where frames come from."""
+
+    camera: CameraSourceConfig | None = None
+    """A local camera or an address."""
+    images: ImagesSourceConfig | None = None
+    """Image files."""
+    video: VideoSourceConfig | None = None
+    """A video file."""
+    plugin: PluginSourceConfig | None = None
+    """A plug-in."""
+
+    def __post_init__(self) -> None:
+        names = [one.name for one in dataclasses.fields(self)]
+        given = [name for name in names if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ConfigError(f"source needs exactly one of {', '.join(names)}, got {' and '.join(given) or 'none'}")
+
+    @property
+    def kind(self) -> str:
+        """Name of the section that is given."""
+        return next(one.name for one in dataclasses.fields(self) if getattr(self, one.name) is not None)
