@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snl_runtime.cli.command import EXIT_NOT_ALL_PASSED, EXIT_OK, CommandParser, run_command
-from snl_runtime.cli.run import add_detector_flags, open_detector
+from snl_runtime.cli.model_flags import add_model_flags, model_values, open_detector
 from snl_runtime.errors import DataError
 from snl_runtime.progress import Progress
+from snl_runtime.station.config import ModelConfig
 from snl_runtime.text import printable, to_json
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("--exact", action="store_true", help="scores must be equal bit for bit: same model file, backend, device and threads")
     parser.add_argument("--json", action="store_true", help="report as one JSON object on standard output")
-    add_detector_flags(parser.add_argument_group("running"))
+    add_model_flags(parser.add_argument_group("running"))
     return parser
 
 
@@ -107,11 +108,12 @@ class _Records:
 def _replay(arguments: argparse.Namespace) -> int:
     from snl_runtime.parity.replay import counts_of
 
+    config = ModelConfig(file=arguments.engine, **model_values(arguments))
     files = _files(arguments.archive)
     records = _Records(arguments.records)
     report = _Report()
     with contextlib.ExitStack() as opened:
-        detector = opened.enter_context(open_detector(arguments, arguments.engine, keep_maps=False))
+        detector = opened.enter_context(open_detector(config, keep_maps=False))
         progress = opened.enter_context(Progress(len(files), unit="images", label="replay"))
         for path in files:
             _replay_file(path, detector, records, report)
