@@ -351,11 +351,6 @@ def test_port_in_use_is_one_clear_line(line):
         pass
 
 
-def test_publish_of_an_unknown_camera_is_an_error(line, states):
-    with pytest.raises(SinkError, match="no camera 'three'; it has camera0, "):
-        line.output.publish(states.ready(camera="three"))
-
-
 def test_only_users_of_the_file_are_let_in(free_port, commands, tmp_path):
     users = tmp_path / "users"
     users.write_text("# line\nplc:secret:1\n", encoding="utf-8")
