@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from snl_runtime.errors import SinkError
 from snl_runtime.types import Verdict
 
 pytestmark = pytest.mark.station
@@ -127,3 +128,8 @@ def test_accept_is_seen_only_with_the_current_trigger_id_and_pass(client, states
     assert wrong == []
     assert ids == sorted(ids), "no state is seen again after a later one"
     assert len(set(ids)) >= PARTS / 10
+
+
+def test_publish_of_an_unknown_camera_is_an_error(client, states):
+    with pytest.raises(SinkError, match="no camera 'three'; it has one$"):
+        client.output.publish(states.ready(camera="three"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from snl_runtime.errors import ConfigError, SinkError
+from snl_runtime.errors import SinkError
 from snl_runtime.station.outputs.opcua import OpcUaConfig, OpcUaOutput
 from snl_runtime.types import Verdict
 
@@ -351,11 +351,6 @@ def test_port_in_use_is_one_clear_line(line):
         pass
 
 
-def test_publish_of_an_unknown_camera_is_an_error(line, states):
-    with pytest.raises(SinkError, match="no camera 'three'; it has camera0, "):
-        line.output.publish(states.ready(camera="three"))
-
-
 def test_only_users_of_the_file_are_let_in(free_port, commands, tmp_path):
     users = tmp_path / "users"
     users.write_text("# line\nplc:secret:1\n", encoding="utf-8")
@@ -403,28 +398,3 @@ def test_with_certificates_only_known_clients_are_taken_and_only_encrypted(free_
         with pytest.raises((ua.UaError, ConnectionError, TimeoutError)):
             asyncio.run(asyncio.wait_for(encrypted(*stranger), WAIT_S))
         assert asyncio.run(asyncio.wait_for(encrypted(*plc), WAIT_S)) is False
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"endpoint": "http://127.0.0.1"}, r"opcua.endpoint must read opc.tcp://HOST:PORT/NAME, got 'http://127.0.0.1'"),
-        ({"endpoint": "opc.tcp://0.0.0.0:4840/snl"}, "set opcua.users_file, or"),
-        ({"endpoint": "opc.tcp://0.0.0.0:4840/snl", "certificate_file": "a", "private_key_file": "b"}, "set opcua.users_file, or"),
-        ({"clients_file": "a"}, "opcua.clients_file needs opcua.certificate_file"),
-        ({"endpoint": "opc.tcp://127.0.0.1:99999/"}, "has no usable port"),
-        ({"certificate_file": "a.pem"}, "belong together"),
-    ],
-)
-def test_unusable_settings_are_refused(changes, message):
-    with pytest.raises(ConfigError, match=message):
-        OpcUaConfig(**changes)
-
-
-@pytest.mark.parametrize(("text", "mode", "message"), [("plc", 0o600, "name:password"), ("", 0o600, "empty"), ("a:b", 0o644, "chmod 600")])
-def test_unusable_users_file_is_refused(tmp_path, text, mode, message):
-    users = tmp_path / "users"
-    users.write_text(text, encoding="utf-8")
-    users.chmod(mode)
-    with pytest.raises(ConfigError, match=message):
-        OpcUaOutput(OpcUaConfig(users_file=str(users)), ["one"])
