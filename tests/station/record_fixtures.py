@@ -8,7 +8,7 @@ import pytest
 
 from snl_runtime.line.record_store import RecordStore, RecordStoreConfig
 
-_spec = importlib.util.spec_from_file_location("snl_tests_station_line", Path(__file__).parents[1] / "line" / "conftest.py")
+_spec = importlib.util.spec_from_file_location("snl_tests_station_line", Path(__file__).parents[1] / "runtime" / "line" / "conftest.py")
 line = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(line)
 
