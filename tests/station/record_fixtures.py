@@ -8,11 +8,20 @@ import pytest
 
 from snl_runtime.line.record_store import RecordStore, RecordStoreConfig
 
-_spec = importlib.util.spec_from_file_location("snl_tests_station_line", Path(__file__).parents[1] / "runtime" / "line" / "conftest.py")
-line = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(line)
+RUNTIME = Path(__file__).parents[1] / "runtime"
 
-frame_of, result_of, fakes, model, engine, parts = line.frame_of, line.result_of, line.fakes, line.model, line.engine, line.parts
+
+def _load(name, path):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+line = _load("snl_tests_station_line", RUNTIME / "line" / "conftest.py")
+runtime = _load("snl_tests_station_runtime", RUNTIME / "conftest.py")
+frame_of, result_of, fakes = line.frame_of, line.result_of, line.fakes
+engine, parts = runtime.engine, runtime.parts
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from snl_runtime.types import Verdict
 _spec = importlib.util.spec_from_file_location("snl_tests_record_fixtures", Path(__file__).with_name("record_fixtures.py"))
 fixtures = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(fixtures)
-frame_of, result_of, model, engine, parts = fixtures.frame_of, fixtures.result_of, fixtures.model, fixtures.engine, fixtures.parts
+frame_of, result_of, engine, parts = fixtures.frame_of, fixtures.result_of, fixtures.engine, fixtures.parts
 
 SHAPES = [
     ("gray", (5, 7)),

@@ -233,7 +233,7 @@ def test_password_comes_from_its_file_and_is_shown_nowhere(station, capsys):
     Path("station.yaml").write_text(text)
     config = configured("--config station.yaml")
     source = build_source(config.cameras["top"], records=RecordsConfig())
-    assert source._camera == "rtsp://me:p%40ss%2Fword@h:1/s"
+    assert source._config.camera == "rtsp://me:p%40ss%2Fword@h:1/s"
     assert run("--config station.yaml --print-config") == 0
     printed = capsys.readouterr().out
     assert "p@ss" not in printed
