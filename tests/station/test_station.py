@@ -140,6 +140,24 @@ def test_a_record_that_is_late_gives_error_and_fault_and_never_the_verdict(bench
     assert not any(state.accept for state in bench.output.states)
 
 
+def test_a_late_record_that_cannot_be_changed_reaches_no_consumer_until_it_is(bench, fakes):
+    def broken(row, result):
+        raise SinkError("disk full")
+
+    release, amend = threading.Event(), bench.store.amend
+    bench.store.before = lambda frame, result: release.wait(fakes.WAIT_S)
+    bench.store.amend = broken
+    bench.start(fakes.software_camera(), fakes.command_config(deadline_ms=150.0, trigger={"frame_timeout_ms": 50.0}))
+    bench.top.trigger()
+    assert bench.output.answer_to(1).reason_code == "record_late"
+    release.set()
+    wait_until(lambda: bench.top.try_reset() == "a record cannot be written: disk full")
+    assert [(row.outcome, row.answered) for row in bench.store.rows] == [((1, "PASS", "pass"), False)]
+    bench.store.amend = amend
+    assert bench.top.try_reset() is None
+    assert bench.store.wait_answered(1) == [(1, "ERROR", "record_late")]
+
+
 def test_a_store_that_fails_gives_error_and_fault_until_the_missing_record_is_written(bench, fakes):
     def full(frame, result):
         raise SinkError("disk full")
