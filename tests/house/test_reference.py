@@ -10,6 +10,7 @@ import pytest
 from docs import build_site, reference
 from snl_runtime import errors
 from snl_runtime.model.manifest import Decision, Manifest
+from snl_runtime.station.answers import STATION_REASON_CODES
 from snl_runtime.verdict.ruling import REASON_CODES
 from snl_train.config import TrainConfig, to_plain
 
@@ -41,7 +42,7 @@ def test_every_configuration_key_has_a_default_and_a_meaning() -> None:
 
 
 def test_every_reason_code_has_a_row() -> None:
-    assert re.findall(r"^\| `(\w+)` \|", PAGES["reason-codes.md"], re.MULTILINE) == list(REASON_CODES)
+    assert re.findall(r"^\| `(\w+)` \|", PAGES["reason-codes.md"], re.MULTILINE) == [*REASON_CODES, *STATION_REASON_CODES]
 
 
 def test_every_error_has_a_row_with_its_exit_status() -> None:
