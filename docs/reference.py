@@ -8,7 +8,7 @@ import inspect
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from unittest import mock
 
@@ -16,6 +16,7 @@ import snl_runtime
 from snl_runtime import errors
 from snl_runtime.config_docs import field_docs, section_of, type_name
 from snl_runtime.model import frame_range, manifest, manifest_records
+from snl_runtime.station.answers import STATION_REASON_CODES
 from snl_runtime.station.config import StationConfig
 from snl_runtime.verdict.ruling import REASON_CODES
 from snl_train import config
@@ -200,7 +201,12 @@ def _reason_codes() -> str:
         "Every result and every record carries one `reason_code`. Codes are stable across releases; the sentence in `reason` is for people. "
         "What PASS needs, and in which order it is checked: [verdicts](../concepts/verdicts.md).\n\n| code | meaning |\n|---|---|\n"
     )
-    return head + "\n".join(f"| `{code}` | {_cell(meaning)} |" for code, meaning in REASON_CODES.items()) + "\n"
+    station = "\n\n## Given by the line\n\nAll of them are ERROR ([triggered inspection](../concepts/station.md)).\n\n| code | meaning |\n|---|---|\n"
+    return head + _code_rows(REASON_CODES) + station + _code_rows(STATION_REASON_CODES) + "\n"
+
+
+def _code_rows(codes: Mapping[str, str]) -> str:
+    return "\n".join(f"| `{code}` | {_cell(meaning)} |" for code, meaning in codes.items())
 
 
 def _errors() -> str:

@@ -40,6 +40,15 @@ class StationEvents(Protocol):
         ...
 
 
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class _Missing:
+    """A record that could not be written, or a row that still holds a verdict which the line was not given."""
+
+    row: int | None
+    frame: Frame
+    result: AnomalyResult
+
+
 class Delivery:
     """Records each claimed result and only then tells the line, if the deadline still allows it; any thread.
 
@@ -74,7 +83,7 @@ class Delivery:
         self._clock_ns = clock_ns
         self._lock = threading.Lock()
         self._under_way = 0
-        self._missing: list[tuple[Frame, AnomalyResult]] = []
+        self._missing: list[_Missing] = []
         self.tally = VerdictTally()
         self.tally_lock = threading.Lock()
 
@@ -105,16 +114,18 @@ class Delivery:
         return final
 
     def write_missing(self) -> str | None:
-        """Write the records that failed; return why it failed again, None if none is missing any more."""
+        """Write and change the records that failed; return why it failed again, None if none is missing any more."""
         with self._lock:
             missing = list(self._missing)
-        for frame, result in missing:
+        for each in missing:
             try:
-                row = self._store.add(frame, result, camera=self._camera)
+                if each.row is not None:
+                    self._store.amend(each.row, each.result)
+                row = self._store.add(each.frame, each.result, camera=self._camera) if each.row is None else each.row
             except Exception as failure:  # noqa: BLE001  # a store may be a plug-in
                 return f"a record cannot be written: {failure or type(failure).__name__}"
             with self._lock:
-                self._missing.remove((frame, result))
+                self._missing.remove(each)
             self._mark(row)
         return None
 
@@ -123,20 +134,28 @@ class Delivery:
         if result.verdict is not Verdict.ERROR and not self._announcer.takes_triggers and self._announcer.line_state.fault:
             result = replaced_by_error(result, "station_fault", f"the station is in a fault: {self._announcer.line_state.fault_reason}")
         row, failure = self._record(frame, result)
+        is_written = row is not None
+        if answered and failure:
+            self._announcer.fault(failure)
+        elif not answered:
+            told = self._tell(trigger_id, result, failure)
+            is_written = is_written and (told is result or self._amend(row or 0, told))
+            result = told
+        told_ns = self._clock_ns()
+        if row is not None and is_written:
+            self._mark(row)
+        else:
+            with self._lock:
+                self._missing.append(_Missing(row, dataclasses.replace(frame, image=None), dataclasses.replace(result, anomaly_map=None)))
+        return result, told_ns
+
+    def _tell(self, trigger_id: int, result: AnomalyResult, failure: str) -> AnomalyResult:
+        """Tell the line, and return what it was told: this, or the ERROR that the deadline thread tells."""
         if failure:
             result = replaced_by_error(result, "record_failed", failure)
-        if not answered and not self._announcer.announce(
-            trigger_id, result, may_answer=lambda: self._book.answer(trigger_id, self._clock_ns()), fault=failure
-        ):
+        if not self._announcer.announce(trigger_id, result, may_answer=lambda: self._book.answer(trigger_id, self._clock_ns()), fault=failure):
             result = replaced_by_error(result, "record_late", "the record was not durable before the deadline")
-            self._amend(row, result)
-        told_ns = self._clock_ns()
-        if row is None:
-            with self._lock:
-                self._missing.append((dataclasses.replace(frame, image=None), dataclasses.replace(result, anomaly_map=None)))
-        else:
-            self._mark(row)
-        return result, told_ns
+        return result
 
     def _record(self, frame: Frame, result: AnomalyResult) -> tuple[int | None, str]:
         try:
@@ -144,14 +163,14 @@ class Delivery:
         except Exception as failure:  # noqa: BLE001  # a store may be a plug-in; the line must get its answer
             return None, f"the record could not be written: {failure or type(failure).__name__}"
 
-    def _amend(self, row: int | None, result: AnomalyResult) -> None:
-        if row is None:
-            return
+    def _amend(self, row: int, result: AnomalyResult) -> bool:
         try:
             self._store.amend(row, result)
         except Exception as failure:  # noqa: BLE001
-            # The row keeps a verdict that the line was not given: nothing may be trusted until a person has looked.
+            # Until it is changed the row is not marked as answered, so that no consumer gets a verdict that the line was not given.
             self._announcer.fault(f"row {row} could not be turned into ERROR record_late: {failure or type(failure).__name__}")
+            return False
+        return True
 
     def _mark(self, row: int) -> None:
         try:

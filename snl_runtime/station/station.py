@@ -16,7 +16,8 @@ from snl_runtime.station.delivery import ResultStore, StationEvents
 from snl_runtime.station.line_state import LineCommands, LineOutput
 from snl_runtime.station.observers import Observers
 from snl_runtime.station.snapshot import StationSnapshot
-from snl_runtime.station.unit import Unit, UnitConfig
+from snl_runtime.station.unit import Unit
+from snl_runtime.station.unit_config import UnitConfig
 
 RECORDS_TIMEOUT_S = 10.0
 """How long a stop waits for the store to take the last ERROR records."""

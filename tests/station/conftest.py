@@ -17,7 +17,7 @@ from snl_runtime.line.handoff import OverflowPolicy
 from snl_runtime.line.sources.base import SourceCounters
 from snl_runtime.station.station import Station, StationCamera
 from snl_runtime.station.triggered import TriggerConfig, TriggerMode
-from snl_runtime.station.unit import UnitConfig
+from snl_runtime.station.unit_config import UnitConfig
 from snl_runtime.types import AnomalyResult, Frame, StageTimings, Verdict
 
 WAIT_S = 20.0
@@ -244,6 +244,15 @@ def command_config(**changes):
     return UnitConfig(**(values | changes))
 
 
+def wait_until(holds):
+    """Look again and again, for things that announce nothing."""
+    ticker, attempts = threading.Event(), 0
+    while not holds():
+        attempts += 1
+        assert attempts < 4_000
+        ticker.wait(0.005)
+
+
 class Bench:
     """A station with one camera or several, and its surroundings."""
 
@@ -274,6 +283,7 @@ class Fakes:
     frame_of = staticmethod(frame_of)
     result_of = staticmethod(result_of)
     command_config = staticmethod(command_config)
+    wait_until = staticmethod(wait_until)
     camera = FakeCamera
     software_camera = SoftwareCamera
     store = MemoryStore

@@ -6,11 +6,10 @@ import pytest
 
 from snl_runtime.errors import ConfigError, SinkError, SourceOpenError, TriggerRefusedError
 from snl_runtime.line.handoff import OverflowPolicy
-from snl_runtime.line.sources.base import SourceCounters
 from snl_runtime.station.line_state import StationState
 from snl_runtime.station.station import Station, StationCamera
 from snl_runtime.station.triggered import TriggerConfig, TriggerMode
-from snl_runtime.station.unit import UnitConfig
+from snl_runtime.station.unit_config import UnitConfig
 from snl_runtime.types import Verdict
 
 
@@ -117,8 +116,8 @@ def test_a_stuck_call_is_answered_at_the_deadline_and_its_late_result_is_discard
     with pytest.raises(TriggerRefusedError, match="fault"):
         bench.top.trigger()
     release.set()
-    wait_until(lambda: bench.station.snapshot().cameras["top"].triggers.late_discarded == 1)
-    wait_until(lambda: bench.top.try_reset() is None)
+    fakes.wait_until(lambda: bench.station.snapshot().cameras["top"].triggers.late_discarded == 1)
+    fakes.wait_until(lambda: bench.top.try_reset() is None)
     bench.detector.before = lambda image: None
     bench.top.trigger()
     assert bench.output.answer_to(2).accept
@@ -140,6 +139,24 @@ def test_a_record_that_is_late_gives_error_and_fault_and_never_the_verdict(bench
     assert not any(state.accept for state in bench.output.states)
 
 
+def test_a_late_record_that_cannot_be_changed_reaches_no_consumer_until_it_is(bench, fakes):
+    def broken(row, result):
+        raise SinkError("disk full")
+
+    release, amend = threading.Event(), bench.store.amend
+    bench.store.before = lambda frame, result: release.wait(fakes.WAIT_S)
+    bench.store.amend = broken
+    bench.start(fakes.software_camera(), fakes.command_config(deadline_ms=150.0, trigger={"frame_timeout_ms": 50.0}))
+    bench.top.trigger()
+    assert bench.output.answer_to(1).reason_code == "record_late"
+    release.set()
+    fakes.wait_until(lambda: bench.top.try_reset() == "a record cannot be written: disk full")
+    assert [(row.outcome, row.answered) for row in bench.store.rows] == [((1, "PASS", "pass"), False)]
+    bench.store.amend = amend
+    assert bench.top.try_reset() is None
+    assert bench.store.wait_answered(1) == [(1, "ERROR", "record_late")]
+
+
 def test_a_store_that_fails_gives_error_and_fault_until_the_missing_record_is_written(bench, fakes):
     def full(frame, result):
         raise SinkError("disk full")
@@ -149,7 +166,7 @@ def test_a_store_that_fails_gives_error_and_fault_until_the_missing_record_is_wr
     bench.top.trigger()
     state = bench.output.answer_to(1)
     assert (state.verdict, state.reason_code, state.fault) == (Verdict.ERROR, "record_failed", True)
-    wait_until(lambda: bench.top.try_reset() == "a record cannot be written: disk full")
+    fakes.wait_until(lambda: bench.top.try_reset() == "a record cannot be written: disk full")
     bench.store.before = lambda frame, result: None
     assert bench.top.try_reset() is None
     assert bench.store.wait_answered(1) == [(1, "ERROR", "record_failed")]
@@ -172,7 +189,7 @@ def test_an_output_that_fails_is_a_fault_that_the_others_see(bench, fakes):
         bench.top.trigger()
     bench.store.wait_answered(1)
     broken.before = lambda state: None
-    wait_until(lambda: bench.top.try_reset() is None)
+    fakes.wait_until(lambda: bench.top.try_reset() is None)
     bench.top.trigger()
     assert bench.output.answer_to(2).accept
     assert broken.answer_to(2).accept
@@ -188,7 +205,7 @@ def test_a_detector_that_raises_is_an_error_and_a_fault_but_not_the_end(bench, f
     assert bench.output.wait_for(lambda state: state.fault).fault_reason == "the detector failed: driver gone"
     assert bench.store.wait_answered(1) == [(1, "ERROR", "detector_failed")]
     bench.detector.before = lambda image: None
-    wait_until(lambda: bench.top.try_reset() is None)
+    fakes.wait_until(lambda: bench.top.try_reset() is None)
     bench.top.trigger()
     assert bench.output.answer_to(2).accept
 
@@ -205,7 +222,7 @@ def test_a_camera_that_dies_gives_errors_and_a_fault_until_it_is_back(bench, fak
     assert "the camera gives no frames" in bench.top.try_reset()
     camera.fail_open = None
     camera.opened.wait_for(2)
-    wait_until(lambda: bench.top.try_reset() is None)
+    fakes.wait_until(lambda: bench.top.try_reset() is None)
     bench.top.trigger()
     camera.send()
     assert bench.output.answer_to(2).accept
@@ -219,7 +236,7 @@ def test_a_stop_in_the_middle_answers_the_trigger_under_way_and_accepts_nothing_
     assert inspecting.wait(fakes.WAIT_S)
     stopper = threading.Thread(target=station.stop, daemon=True)
     stopper.start()
-    wait_until(lambda: not bench.top._announcer.takes_triggers)
+    fakes.wait_until(lambda: not bench.top._announcer.takes_triggers)
     with pytest.raises(TriggerRefusedError):
         bench.top.trigger()
     release.set()
@@ -279,94 +296,9 @@ def test_a_verdict_that_comes_in_a_fault_is_not_given(bench, fakes):
     release.set()
     assert bench.store.wait_answered(1) == [(1, "ERROR", "station_fault")]
     assert bench.output.answer_to(1).verdict is Verdict.ERROR
-    wait_until(lambda: bench.top.try_reset() == "the broker has been down for 60 s")
+    fakes.wait_until(lambda: bench.top.try_reset() == "the broker has been down for 60 s")
     report(None)
     assert bench.top.try_reset() is None
-
-
-def each_frame(**changes):
-    return UnitConfig(deadline_ms=30_000.0, **changes)
-
-
-def test_every_frame_of_a_finite_source_is_a_trigger_and_the_station_ends_with_it(bench, fakes):
-    camera = fakes.camera(policy=OverflowPolicy.EVERY, counters=SourceCounters(frames_announced=3))
-    station = bench.start(camera, each_frame())
-    for gray in (fakes.GOOD, fakes.BAD, fakes.GOOD):
-        camera.send(gray)
-    camera.end()
-    assert station.wait(fakes.WAIT_S)
-    assert bench.store.wait_answered(3) == [(1, "PASS", "pass"), (2, "REJECT", "reject"), (3, "PASS", "pass")]
-    assert [bench.output.answer_to(n).verdict.value for n in (1, 2, 3)] == ["PASS", "REJECT", "PASS"]
-    assert bench.output.states[-1].state is StationState.HALTED
-    with pytest.raises(TriggerRefusedError, match="each_frame"):
-        bench.top.trigger()
-
-
-def test_a_camera_with_a_detector_of_its_own_and_no_deadline(bench, fakes):
-    camera = fakes.camera(policy=OverflowPolicy.EVERY, counters=SourceCounters(frames_announced=1))
-    own = fakes.detector()
-    cameras = [StationCamera(name="top", source=camera, config=UnitConfig(deadline_ms=None), detector=own)]
-    with Station(cameras, bench.detector, bench.store) as station:
-        camera.send()
-        camera.end()
-        assert station.wait(fakes.WAIT_S)
-    assert bench.store.outcomes == [(1, "PASS", "pass")]
-    assert (own.calls.count, bench.detector.calls.count) == (1, 0)
-
-
-def test_frames_of_a_free_running_camera_that_nobody_looks_at_are_no_triggers(bench, fakes):
-    inspecting, release = threading.Event(), threading.Event()
-    bench.detector.before = lambda image: (inspecting.set(), release.wait(fakes.WAIT_S))
-    camera = fakes.camera()
-    bench.start(camera, each_frame())
-    camera.send()
-    assert inspecting.wait(fakes.WAIT_S)
-    for _ in range(5):
-        camera.send(fakes.BAD)
-    wait_until(lambda: bench.station.snapshot().cameras["top"].frames.captured == 6)
-    release.set()
-    assert bench.store.wait_answered(2) == [(1, "PASS", "pass"), (2, "REJECT", "reject")]
-    frames = bench.station.snapshot().cameras["top"].frames
-    assert (frames.dropped, frames.captured) == (4, 6)
-
-
-def test_a_triggered_frame_that_is_dropped_gets_an_error_record(bench, fakes):
-    inspecting, release = threading.Event(), threading.Event()
-    bench.detector.before = lambda image: (inspecting.set(), release.wait(fakes.WAIT_S))
-    camera = fakes.camera(policy=OverflowPolicy.EVERY)
-    bench.start(camera, each_frame(policy=OverflowPolicy.DROP_OLDEST, frame_capacity=1))
-    camera.send()
-    assert inspecting.wait(fakes.WAIT_S)
-    for _ in range(3):
-        camera.send(fakes.BAD)
-    wait_until(lambda: bench.station.snapshot().cameras["top"].frames.dropped == 2)
-    release.set()
-    outcomes = bench.store.wait_answered(4)
-    assert sorted(outcomes) == [(1, "PASS", "pass"), (2, "ERROR", "frame_dropped"), (3, "ERROR", "frame_dropped"), (4, "REJECT", "reject")]
-
-
-def test_frames_that_wait_behind_a_stuck_call_are_answered_by_their_deadlines(bench, fakes):
-    release = threading.Event()
-    bench.detector.before = lambda image: release.wait(fakes.WAIT_S)
-    camera = fakes.camera(policy=OverflowPolicy.EVERY)
-    bench.start(camera, UnitConfig(deadline_ms=200.0, record_margin_ms=20.0))
-    for _ in range(3):
-        camera.send()
-    assert bench.store.wait_answered(3) == [(n, "ERROR", "deadline_missed") for n in (1, 2, 3)]
-    release.set()
-    counts = bench.station.snapshot().cameras["top"].triggers
-    assert (counts.triggered, counts.answered, counts.open) == (3, 3, 0)
-    assert not any(state.accept for state in bench.output.states)
-
-
-def test_a_gap_in_the_counter_of_a_triggered_camera_gives_an_error_per_missing_frame(bench, fakes):
-    camera = fakes.camera(policy=OverflowPolicy.EVERY)
-    bench.start(camera, each_frame(trigger=TriggerConfig(count_gaps=True)))
-    for device_frame_id in (7, 8, 11):
-        camera.send(device_frame_id=device_frame_id)
-    outcomes = bench.store.wait_answered(5)
-    assert [outcome[1] for outcome in outcomes] == ["PASS", "PASS", "ERROR", "ERROR", "PASS"]
-    assert [row.frame.device_frame_id for row in bench.store.rows] == [7, 8, 9, 10, 11]
 
 
 def test_snapshot_and_events_show_the_final_results(bench, fakes):
@@ -442,12 +374,3 @@ def test_names_of_cameras_must_differ(fakes):
 def test_a_configuration_that_cannot_keep_its_deadline_is_refused(changes, words):
     with pytest.raises(ConfigError, match=words):
         UnitConfig(**changes)
-
-
-def wait_until(holds):
-    """Look again and again, for things that announce nothing."""
-    ticker, attempts = threading.Event(), 0
-    while not holds():
-        attempts += 1
-        assert attempts < 4_000
-        ticker.wait(0.005)

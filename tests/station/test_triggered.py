@@ -104,7 +104,7 @@ def test_frames_that_nobody_asked_for_are_counted_and_not_handed_over(fakes):
     with Asking(camera) as asking:
         for _ in range(4):
             camera.send(fakes.BAD)
-        wait_until(lambda: asking.source.frames_unasked == 4)
+        fakes.wait_until(lambda: asking.source.frames_unasked == 4)
         asking.ask()
         camera.send(fakes.GOOD)
         assert int(asking.answer().image[0, 0, 0]) == fakes.GOOD
@@ -168,12 +168,12 @@ def test_a_dead_camera_faults_its_triggers_and_is_opened_again(fakes):
     with Asking(camera, on_health=health.append, frame_timeout_ms=5_000.0) as asking:
         camera.fail_open = SourceOpenError("no such device")
         camera.die()
-        wait_until(lambda: "no such device" in health)
+        fakes.wait_until(lambda: "no such device" in health)
         asking.ask()
         assert asking.answer().fault == "no such device"
         camera.fail_open = None
         camera.opened.wait_for(2)
-        wait_until(lambda: health[-1] is None)
+        fakes.wait_until(lambda: health[-1] is None)
         asking.ask()
         camera.send()
         assert asking.answer().fault is None
@@ -213,12 +213,3 @@ def test_a_gap_stands_for_a_bounded_number_of_frames_and_a_counter_that_begins_a
 def test_values_out_of_range_are_refused(changes, words):
     with pytest.raises(ConfigError, match=words):
         TriggerConfig(**changes)
-
-
-def wait_until(holds):
-    """Look again and again, for things that announce nothing."""
-    ticker, attempts = threading.Event(), 0
-    while not holds():
-        attempts += 1
-        assert attempts < 4_000
-        ticker.wait(0.005)

@@ -11,7 +11,7 @@ from snl_runtime import ImageFolderSource, JsonlSink, SnlDetector
 from snl_runtime.errors import SinkError, TriggerRefusedError
 from snl_runtime.line.handoff import OverflowPolicy
 from snl_runtime.station.triggered import TriggerConfig, TriggerMode
-from snl_runtime.station.unit import UnitConfig
+from snl_runtime.station.unit_config import UnitConfig
 from snl_runtime.types import Verdict
 
 DEADLINE_MS = 30.0
