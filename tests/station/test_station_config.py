@@ -167,13 +167,17 @@ def test_no_key_holds_a_secret():
 
 
 def test_every_key_that_names_a_file_is_a_path():
-    """What a path is goes by its name: these are resolved against the station file's folder."""
-    names = {
-        one.name for cls in classes(StationConfig) for one in dataclasses.fields(cls) if typing.get_type_hints(cls)[one.name] in (str, str | None)
-    }
-    found = {name for name in names if name in ("file", "folder", "path") or name.endswith("_file")}
-    assert found == {"file", "folder", "path", "password_file", "public_key_file"}
-    assert names - found == {"backend", "device", "product", "address", "username"}
+    """What a path is goes by its name: ``file``, ``folder``, ``path``, ``*_file``; a text whose meaning begins with a file must have such a name."""
+    begins = re.compile(r"(The )?(\w+ )?([Ff]ile|[Ff]older|Certificate|X\.509|Private key|Public key|Ed25519)")
+    paths = []
+    for cls in classes(StationConfig):
+        for one in dataclasses.fields(cls):
+            is_text = typing.get_type_hints(cls)[one.name] in (str, str | None)
+            is_path = one.name in ("file", "folder", "path") or one.name.endswith("_file")
+            assert is_text or not is_path
+            assert is_path or not (is_text and begins.match(field_docs(cls)[one.name])), f"{cls.__name__}.{one.name}"
+            paths += [one.name] if is_path else []
+    assert {"file", "folder", "path", "password_file", "public_key_file"} <= set(paths)
 
 
 def test_paths_are_relative_to_the_station_file(tmp_path):
