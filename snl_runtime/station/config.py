@@ -1,7 +1,8 @@
 """What a station is: model, cameras with their triggers, records, outputs. One file and the flags of ``snl-run`` build the same values.
 
 A section of a component is the configuration class of that component, one optional field here; None leaves the component out. A key named ``file``,
-``folder`` or ``path``, or ending in ``_file``, is a path, which the station file gives relative to itself.
+``folder`` or ``path``, or ending in ``_file`` or
+``_folder``, is a path, which the station file gives relative to itself.
 """
 
 import dataclasses

@@ -173,7 +173,7 @@ def test_every_key_that_names_a_file_is_a_path():
     for cls in classes(StationConfig):
         for one in dataclasses.fields(cls):
             is_text = typing.get_type_hints(cls)[one.name] in (str, str | None)
-            is_path = one.name in ("file", "folder", "path") or one.name.endswith("_file")
+            is_path = one.name in ("file", "folder", "path") or one.name.endswith(("_file", "_folder"))
             assert is_text or not is_path
             assert is_path or not (is_text and begins.match(field_docs(cls)[one.name])), f"{cls.__name__}.{one.name}"
             paths += [one.name] if is_path else []
