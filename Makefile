@@ -39,7 +39,7 @@ test-station: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	MYPYPATH=.venv/links:. $(BIN)/mypy -p snl_runtime -p snl_train -p snl_export -p snl_calibration -p benchmarks.accuracy -p benchmarks.speed -p docs
+	MYPYPATH=.venv/links:. $(BIN)/mypy -p snl_runtime -p snl_train -p snl_export -p snl_calibration -p benchmarks.accuracy -p benchmarks.speed -p docs -m benchmarks.int8_gate -m benchmarks.realmix_line
 	PYTHONPATH=.venv/links:. $(BIN)/lint-imports
 
 # Installs the extra once; the build itself fetches nothing.
@@ -56,7 +56,7 @@ ifeq ($(PYTHON310),)
 else
 	@$(PYTHON310) -m venv .venv310
 	@.venv310/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[cpu,openvino,sign]' pytest hypothesis onnx scipy
-	OMP_NUM_THREADS=1 .venv310/bin/python -m pytest -q -m "not station and not slow and not gpu and not wheel and not shared" tests/runtime tests/line
+	OMP_NUM_THREADS=1 .venv310/bin/python -m pytest -q -m "not station and not slow and not gpu and not wheel and not shared" tests/runtime
 endif
 
 # Two bare environments: the wheel alone, and with the extra of a station without a GPU. A build folder left behind would end up in the wheel.

@@ -1,9 +1,10 @@
 """INT8 judged on images that it never saw: ranges from training images, the gate and these figures from test images.
 
-    python benchmarks/int8_gate.py --ckpt runs/realmix/realmix.pt --data ../shared/data/realmix --work runs/int8
+    python -m benchmarks.int8_gate --ckpt runs/realmix/realmix.pt --data ../shared/data/realmix --work runs/int8
 
 Exports and calibrates with the commands that a user types, with and without a review band, and prints what the gate said. The table beside it is made
-without the gate: each map of a quantized graph against the float graph's, by NumPy. An export that lies in --work already is used again.
+without the gate: each map of a quantized graph against the float graph's, by NumPy. Its rows go into ``benchmarks/results/int8.csv``. An export that
+lies in --work already is used again.
 """
 
 import argparse
@@ -13,15 +14,17 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
+from benchmarks.accuracy import provenance
+from benchmarks.accuracy.tables import INT8, RESULTS, Row, merge_rows
 from snl_calibration.quantize import DEFAULT_PARTS, PARTS, calibration_images, quantize_backbone
-from snl_runtime.files import sha256_file
+from snl_runtime.cli.command import EXIT_OK, CommandParser, run_command
+from snl_runtime.files import check_writable, sha256_file
 from snl_runtime.images.files import read_image
 from snl_runtime.images.listing import list_images
 from snl_runtime.model.manifest import manifest_path, read_manifest
@@ -30,11 +33,25 @@ from snl_runtime.progress import Progress
 from snl_runtime.scorer import Scorer
 from snl_train.metrics import roc_auc
 
-ROOT = Path(__file__).parents[1]
+PROGRAM = "benchmarks.int8_gate"
+_EXAMPLE = """
+python -m benchmarks.int8_gate --ckpt runs/realmix/realmix.pt --data realmix --work runs/int8
+"""
 MAX_FRR = "0.1"
 PART_SETS = {"default": DEFAULT_PARTS, "all": PARTS}
 GATED = (("0", "default"), ("0.1", "default"), ("0.1", "all"))
 """Review band and parts of each gated export; without held-out images there is no decision to flip, and the first is enough."""
+HEADINGS = {
+    "product": "product",
+    "images": "images",
+    "correlation_lowest": "correlation, lowest",
+    "correlation_median": "median",
+    "largest_change_of_peak": "largest change of a map value / peak",
+    "image_auroc_float": "image AUROC, float",
+    "image_auroc_int8": "8 bits",
+    "flips": "flips",
+    "flips_outside_10_percent_band": "outside a band of 10 %",
+}
 SUFFIXES = (".onnx", ".json", ".golden.npz")
 
 
@@ -135,27 +152,47 @@ def score_all(model: Path, images: TestImages, label: str) -> Scores:
     return Scores(np.array(scores), np.stack(maps))
 
 
-def table(images: TestImages, expected: Scores, actual: Scores, thresholds: dict[str, float]) -> list[str]:
-    """Return a Markdown table: per product, what eight bits change."""
-    lines = [
-        "| product | images | correlation, lowest | median | largest change of a map value / peak | image AUROC | flips | outside a band of 10 % |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+def figures(images: TestImages, expected: Scores, actual: Scores, thresholds: dict[str, float]) -> list[dict[str, str]]:
+    """Return what eight bits change, a row per product and one for all of them, without parts and origin."""
     correlations = np.array([correlation_of(*(maps.astype(np.float64) for maps in pair)) for pair in zip(expected.maps, actual.maps)])
-    changes = np.abs(actual.maps - expected.maps).max(axis=(1, 2)) / expected.maps.max(axis=(1, 2))
+    changes = _changes(expected, actual)
+    rows = []
     for name in [*np.unique(images.products), "all"]:
         chosen = images.products == name if name != "all" else np.ones(len(images.paths), dtype=bool)
         before, after = (roc_auc(images.is_bad[chosen], answers.scores[chosen]) for answers in (expected, actual))
         flips = [_flips(expected.scores[chosen], actual.scores[chosen], thresholds.get(str(name)), band) for band in (0.0, 0.1)]
-        lines.append(
-            f"| {name} | {chosen.sum()} | {correlations[chosen].min():.4f} | {np.median(correlations[chosen]):.4f} | {changes[chosen].max():.4f} | "
-            f"{before:.4f} to {after:.4f} | {flips[0]} | {flips[1]} |"
+        rows.append(
+            {
+                "product": str(name),
+                "images": str(chosen.sum()),
+                "correlation_lowest": f"{correlations[chosen].min():.4f}",
+                "correlation_median": f"{np.median(correlations[chosen]):.4f}",
+                "largest_change_of_peak": f"{changes[chosen].max():.4f}",
+                "image_auroc_float": f"{before:.4f}",
+                "image_auroc_int8": f"{after:.4f}",
+                "flips": flips[0],
+                "flips_outside_10_percent_band": flips[1],
+            }
         )
+    return rows
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the rows as a Markdown table."""
+    lines = [list(HEADINGS.values()), ["---"] * len(HEADINGS), *([row[name] for name in HEADINGS] for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def summary(expected: Scores, actual: Scores) -> str:
+    """Return one sentence on all images at once."""
     pooled = correlation_of(expected.maps.astype(np.float64), actual.maps.astype(np.float64))
-    lines.append(
-        f"\nOn {int((changes > 0.1).sum())} images a map value moves by more than a tenth of the peak; all values at once correlate by {pooled:.4f}."
-    )
-    return lines
+    moved = int((_changes(expected, actual) > 0.1).sum())
+    return f"On {moved} images a map value moves by more than a tenth of the peak; all values at once correlate by {pooled:.4f}."
+
+
+def _changes(expected: Scores, actual: Scores) -> npt.NDArray[np.float32]:
+    """Return each image's largest change of a map value, as a share of the float map's peak, (n,)."""
+    return np.asarray(np.abs(actual.maps - expected.maps).max(axis=(1, 2)) / expected.maps.max(axis=(1, 2)))
 
 
 def _flips(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64], threshold: float | None, band: float) -> str:
@@ -166,29 +203,47 @@ def _flips(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64], thre
     return str(int(((passes[0] & rejects[1]) | (rejects[0] & passes[1])).sum()))
 
 
-def main() -> int:
-    """Run everything and print the section."""
-    parser = argparse.ArgumentParser(description="Judge INT8 exports of a checkpoint on images that their ranges were not collected on.")
+def judge(float_model: Path, images: TestImages, work: Path, thresholds: dict[str, float]) -> list[dict[str, str]]:
+    """Compare the float graph with one quantized graph per set of parts, print the tables and return their rows without origin."""
+    expected = score_all(float_model, images, "float")
+    rows: list[dict[str, str]] = []
+    for name, parts in PART_SETS.items():
+        quantized = quantize_backbone(onnx.load(float_model), calibration_images(work / "ranges"), parts=parts, progress=Progress)
+        path = work / f"ungated-{name}.onnx"
+        path.write_bytes(quantized.model.SerializeToString(deterministic=True))
+        actual = score_all(path, images, name)
+        found = figures(images, expected, actual, thresholds)
+        print(f"\n{name}: {quantized.convolution_count} convolutions in INT8, ranges from {quantized.image_count} training images\n")
+        print(f"{table(found)}\n\n{summary(expected, actual)}", flush=True)
+        rows += [{"int8_parts": name, **row} for row in found]
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run everything, print it and add the figures to the table of results."""
+    parser = CommandParser(PROGRAM, "Judge INT8 exports of a checkpoint on images that their ranges were not collected on.", example=_EXAMPLE)
     parser.add_argument("--ckpt", type=Path, required=True, metavar="FILE", help="checkpoint of snl-train")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="data set in MVTec AD's layout")
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="folder for exports and links")
-    options = parser.parse_args()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-    print(f"`{options.ckpt.name}`, {date.today().isoformat()}, commit {commit}, ONNX Runtime on the CPU\n")
+    parser.add_argument("--out", type=Path, default=RESULTS / "int8.csv", metavar="FILE", help="table (default: benchmarks/results/int8.csv)")
+    parser.add_argument("--commit", metavar="TEXT", help="commit to record where the sources are no checkout (default: asked from git)")
+    return run_command(lambda: _run(parser.parse_args(argv)), program=PROGRAM)
+
+
+def _run(options: argparse.Namespace) -> int:
+    check_writable(options.out)
+    origin = provenance.origin("cpu", options.commit)
+    print(f"`{options.ckpt.name}`, {origin['date']}, commit {origin['commit']}, ONNX Runtime on {origin['device']}\n")
     images = read_test_images(options.data)
     link_images(options.data, options.work)
     float_model = export_float(options.ckpt, options.work)
     thresholds: dict[str, float] = {}
     for band, parts in GATED if read_manifest(manifest_path(float_model)).held_out else GATED[:1]:
         thresholds |= gate(options.ckpt, options.data, options.work, float_model, band=band, parts=parts)
-    expected = score_all(float_model, images, "float")
-    for name, parts in PART_SETS.items():
-        quantized = quantize_backbone(onnx.load(float_model), calibration_images(options.work / "ranges"), parts=parts)
-        path = options.work / f"ungated-{name}.onnx"
-        path.write_bytes(quantized.model.SerializeToString(deterministic=True))
-        print(f"\n{name}: {quantized.convolution_count} convolutions in INT8, ranges from {quantized.image_count} training images\n")
-        print("\n".join(table(images, expected, score_all(path, images, name), thresholds)), flush=True)
-    return 0
+    rows = judge(float_model, images, options.work, thresholds)
+    replaced = merge_rows(options.out, INT8, [row | origin for row in rows])
+    print(f"\n{options.out}: {len(rows)} rows, {replaced} in place of other figures")
+    return EXIT_OK
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """The whole line on real images: checkpoint and export side by side, thresholds from held-out good parts, verdicts on the test images.
 
-    python benchmarks/realmix_line.py --data ../shared/data/realmix --ckpt runs/realmix/realmix.pt
+    python -m benchmarks.realmix_line --data ../shared/data/realmix --ckpt runs/realmix/realmix.pt
 
-Runs the commands that a user types and prints them into the page. The images are not part of the project; training comes first:
+Runs the commands that a user types, prints what they gave and adds the verdicts to ``benchmarks/results/line.csv``; ``--fixed-pose`` gives the
+rows with a normalization map. A product that calibration refuses gets no row. The images are not part of the project; training comes first:
 
     snl-train --data ../shared/data/realmix --out runs/realmix/realmix.pt --method snl-rd --teacher resnet18 \\
         --teacher-weights ../shared/weights/resnet18_imagenet_stem-layer3.safetensors --image-size 128 --epochs 16 --hold-out 0.2 --seed 0 --threads 1
@@ -11,17 +12,20 @@ Runs the commands that a user types and prints them into the page. The images ar
 import argparse
 import json
 import os
-import platform
 import shlex
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.accuracy.provenance import origin as origin_of
+from benchmarks.accuracy.tables import LINE, RESULTS, merge_rows
+from snl_runtime.cli.command import EXIT_OK, run_command
+from snl_runtime.files import check_writable
+
+PROGRAM = "benchmarks.realmix_line"
 VERDICTS = ("PASS", "REVIEW", "REJECT", "ERROR")
 METRICS = {"image_auroc": "image AUROC", "image_f1_max": "image F1-max", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
 MAX_FRR = "0.1"
@@ -106,21 +110,45 @@ def inspect_tests(line: Line, model: Path, data: Path, products: Sequence[str]) 
     return [json.loads(text) for text in verdicts.read_text(encoding="utf-8").splitlines()]
 
 
-def run_line(data: Path, checkpoint: Path) -> str:
-    """Run every step and return the page's section in Markdown."""
+def rows_of(products: Sequence[dict[str, Any]], records: Sequence[dict[str, Any]], *, normalization_map: bool) -> list[dict[str, str]]:
+    """Return a row for each product that has a threshold, without its origin."""
+    counts = Counter((record["product"], _truth(record), record["verdict"] == "PASS") for record in records)
+    rows = []
+    for product in products:
+        if product["decision"]:
+            name = product["product"]
+            good, bad = ({passed: counts[name, truth, passed] for passed in (True, False)} for truth in ("good", "bad"))
+            rows.append(
+                {
+                    "product": name,
+                    "normalization_map": "yes" if normalization_map else "no",
+                    "pass_threshold": f"{product['decision']['pass_threshold']:.4f}",
+                    "synthetic_defects_detected": f"{100 * product['evidence']['detection_rate']:.0f} %",
+                    "good": str(sum(good.values())),
+                    "good_not_passed": str(good[False]),
+                    "bad": str(sum(bad.values())),
+                    "bad_passed": str(bad[True]),
+                }
+            )
+    return rows
+
+
+def run_line(data: Path, checkpoint: Path, origin: dict[str, str], *, fixed_pose: bool) -> tuple[str, list[dict[str, str]]]:
+    """Run every step and return what to read, in Markdown, and the rows of the table."""
     line = Line(checkpoint.parent)
     model = checkpoint.with_suffix(".onnx")
     of_checkpoint = json.loads(line.run("snl-eval", "--ckpt", str(checkpoint), "--data", str(data), "--json"))
     line.run("snl-export", "--ckpt", str(checkpoint), "--out", str(model))
     of_export = json.loads(line.run("snl-eval", "--engine", str(model), "--data", str(data), "--json"))
     # magnetic_tile is cut out to the tile: hardly two images have one size
-    calibrate = ("snl-calibrate", "--engine", str(model), "--good", str(data), "--held-out", "--any-size", "--max-frr", MAX_FRR, "--json")
+    calibrate = ["snl-calibrate", "--engine", str(model), "--good", str(data), "--held-out", "--any-size", "--max-frr", MAX_FRR, "--json"]
+    calibrate += ["--fixed-pose"] if fixed_pose else []
     products = json.loads(line.run(*calibrate, allowed=(0, 3)))["products"]  # 3: some products were refused, the table says why
     fitted = [product["product"] for product in products if product["decision"]]
     records = inspect_tests(line, model, data, fitted)
     provenance = of_checkpoint["provenance"]
     parts = [
-        _heading(provenance, checkpoint),
+        _heading(provenance, checkpoint, origin),
         "### Accuracy: checkpoint / exported ONNX",
         "\n".join(evaluation_table(of_checkpoint, of_export)),
         f"### Thresholds from held-out good images (`--max-frr {MAX_FRR}`, 95 % confidence, 29 needed)",
@@ -131,15 +159,15 @@ def run_line(data: Path, checkpoint: Path) -> str:
         "### Commands",
         "```\n" + "\n".join(line.commands) + "\n```",
     ]
-    return "\n\n".join(parts) + "\n"
+    rows = rows_of(products, records, normalization_map=fixed_pose)
+    return "\n\n".join(parts), [row | origin for row in rows]
 
 
-def _heading(provenance: dict[str, Any], checkpoint: Path) -> str:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+def _heading(provenance: dict[str, Any], checkpoint: Path, origin: dict[str, str]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in (provenance.get("versions") or {}).items())
     return (
-        f"Printed by `python benchmarks/realmix_line.py` on {date.today().isoformat()} at commit {commit}: {versions}; "
-        f"{os.cpu_count()} CPU cores ({platform.machine()}), no GPU. Checkpoint `{checkpoint.name}`: {_training(provenance)}."
+        f"Printed by `python -m benchmarks.realmix_line` on {origin['date']} at commit {origin['commit']}: {versions}; "
+        f"{os.cpu_count()} cores, {origin['device']}. Checkpoint `{checkpoint.name}`: {_training(provenance)}."
     )
 
 
@@ -159,14 +187,19 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the real images, MVTec AD layout")
     parser.add_argument("--ckpt", type=Path, required=True, help="checkpoint trained with --hold-out")
-    parser.add_argument("--out", type=Path, help="file to write the section to (default: stdout)")
-    arguments = parser.parse_args(argv)
-    text = run_line(arguments.data, arguments.ckpt)
-    if arguments.out is None:
-        print(text)
-    else:
-        arguments.out.write_text(text, encoding="utf-8")
-    return 0
+    parser.add_argument("--fixed-pose", action="store_true", help="calibrate with a normalization map per product")
+    parser.add_argument("--out", type=Path, default=RESULTS / "line.csv", metavar="FILE", help="table (default: benchmarks/results/line.csv)")
+    parser.add_argument("--commit", metavar="TEXT", help="commit to record where the sources are no checkout (default: asked from git)")
+    return run_command(lambda: _run(parser.parse_args(argv)), program=PROGRAM)
+
+
+def _run(options: argparse.Namespace) -> int:
+    check_writable(options.out)
+    text, rows = run_line(options.data, options.ckpt, origin_of("cpu", options.commit), fixed_pose=options.fixed_pose)
+    print(text)
+    replaced = merge_rows(options.out, LINE, rows)
+    print(f"\n{options.out}: {len(rows)} rows, {replaced} in place of other figures")
+    return EXIT_OK
 
 
 if __name__ == "__main__":

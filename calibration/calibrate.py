@@ -16,7 +16,7 @@ from snl_runtime.model.frame_range import FrameRange
 from snl_runtime.model.manifest import Decision, Evidence, Manifest, manifest_path, update_manifest
 from snl_runtime.model.normalization import NormalizationMap
 from snl_runtime.model.normalization_files import encode_normalization, write_normalization
-from snl_runtime.progress import Progress
+from snl_runtime.progress import ProgressReporter, no_progress
 from snl_runtime.scorer import Scored, Scorer
 from snl_runtime.types import AnomalyMap, Image
 from snl_runtime.verdict.frame_checks import MIN_DEVIATION, FrameStatistics, check_frame, fit_frame_range
@@ -72,6 +72,7 @@ def calibrate(
     *,
     on_listed: Callable[[Listing], None] = lambda _: None,
     before_writing: Callable[[Sequence[ProductFit]], None] = lambda _: None,
+    progress: ProgressReporter = no_progress,
 ) -> list[ProductFit]:
     """Fit one decision per product and then append all of them to the manifest at once; a refused product does not stop the others.
 
@@ -81,6 +82,7 @@ def calibrate(
         options: Promise and evidence.
         on_listed: Is given what was found in each folder of images, before any is read.
         before_writing: Is given the fits while nothing is written yet; where it raises, nothing is.
+        progress: Told how far the reading and scoring of each product is.
 
     Raises:
         ConfigError: If the product cannot be told, or an accepted outlier is no image of the sample or more than one.
@@ -97,7 +99,7 @@ def calibrate(
         options = dataclasses.replace(options, accept_outliers=find_accepted(samples, options.accept_outliers))
         samples[0].warnings.extend(scorer.bundle.notes)
         bad_parts = {sample.product: _bad_parts(sample, options, on_listed, is_only=len(samples) == 1) for sample in samples}
-        fits = [_fit_product(scorer, manifest, sample, bad_parts[sample.product], options) for sample in samples]
+        fits = [_fit_product(scorer, manifest, _Record(sample, progress), bad_parts[sample.product], options) for sample in samples]
     before_writing(fits)
     append_decisions(
         model_path,
@@ -111,6 +113,7 @@ class _Record:
     """What is known of a product so far; it outlives a refusal."""
 
     sample: ProductSample
+    progress: ProgressReporter
     scores: dict[str, float] = field(default_factory=dict)
     maps: list[AnomalyMap] = field(default_factory=list)
     normalization: NormalizationFit | None = None
@@ -136,10 +139,7 @@ class _Record:
         )
 
 
-def _fit_product(
-    scorer: Scorer, manifest: Manifest, sample: ProductSample, bad_parts: list[BadPart] | None, options: CalibrationOptions
-) -> ProductFit:
-    record = _Record(sample)
+def _fit_product(scorer: Scorer, manifest: Manifest, record: _Record, bad_parts: list[BadPart] | None, options: CalibrationOptions) -> ProductFit:
     try:
         decision = _decide(scorer, manifest, record, bad_parts, options)
     except CalibrationRefusedError as refusal:
@@ -148,7 +148,7 @@ def _fit_product(
 
 
 def _decide(scorer: Scorer, manifest: Manifest, record: _Record, bad_parts: list[BadPart] | None, options: CalibrationOptions) -> Decision:
-    record.sample = require_independent(read_parts(record.sample, options.bit_depth), manifest)
+    record.sample = require_independent(read_parts(record.sample, options.bit_depth, record.progress), manifest)
     sample = record.sample
     sizes = sample.frame_sizes(any_size=options.any_size)
     sample.warnings.extend(notes_on_sizes(sizes, has_roi=options.roi_xyxy is not None))
@@ -232,11 +232,9 @@ def _detect(  # everything a decision rests on
         return record.normalization.normalization.peak(scored.anomaly_map)
 
     if bad_parts is not None:
-        detection = collect_from_bad_images(score, bad_parts, sample, manifest, fit, options.min_detection)
+        detection = collect_from_bad_images(score, bad_parts, sample, manifest, fit, options.min_detection, progress=record.progress)
     else:
-        detection = collect_from_synthetic_defects(
-            score, sample, fit, per_kind=options.defects_per_kind, seed=options.seed, roi_xyxy=options.roi_xyxy, min_detection=options.min_detection
-        )
+        detection = collect_from_synthetic_defects(score, sample, fit, options, progress=record.progress)
     if record.normalization is not None:
         detected = sum(detected for detected, _ in detection.evidence.counts.values())
         note = note_on_normalization(record.normalization, fit, detected, detection.evidence.source)
@@ -253,7 +251,7 @@ def _detect(  # everything a decision rests on
 def _score_good_parts(scorer: Scorer, record: _Record, options: CalibrationOptions) -> list[FrameStatistics]:
     statistics: list[FrameStatistics] = []
     flat: list[str] = []
-    with Progress(len(record.sample.parts), unit="images", label=f"{record.sample.product}: score good parts") as progress:
+    with record.progress(len(record.sample.parts), unit="images", label=f"{record.sample.product}: score good parts") as steps:
         for part in record.sample.parts:
             scored = _score(scorer, read_image(part.path, record.sample.bit_depth), part.path, options)
             record.scores[part.name] = _peak(scored)
@@ -262,7 +260,7 @@ def _score_good_parts(scorer: Scorer, record: _Record, options: CalibrationOptio
             statistics.append(scored.statistics)
             if statistics[-1].deviation < MIN_DEVIATION:
                 flat.append(part.name)
-            progress.advance()
+            steps.advance()
     if flat:
         raise CalibrationRefusedError(
             f"{len(flat)} good images show nothing (deviation below {MIN_DEVIATION:g} gray levels): {listed(flat)}; remove them"

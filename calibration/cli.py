@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from snl_runtime.cli.command import EXIT_OK, EXIT_REFUSED, CommandParser, add_listing_flag, report_listing, run_command
 from snl_runtime.files import atomic_write_text, check_writable
 from snl_runtime.images.opencv import load_opencv
+from snl_runtime.progress import Progress
 from snl_runtime.text import to_json
 from snl_runtime.types import BIT_DEPTHS
 
@@ -126,6 +127,7 @@ def _run(arguments: argparse.Namespace) -> int:
         options,
         on_listed=lambda listing: report_listing("snl-calibrate", listing, list_left_out=arguments.list_left_out),
         before_writing=lambda fits: _deliver(arguments, fits),
+        progress=Progress,
     )
     for fit in fits:
         if fit.decision is not None:

@@ -13,9 +13,10 @@ from snl_runtime.images.labels import is_good_name
 from snl_runtime.images.listing import Listing, list_images
 from snl_runtime.images.preprocess import resize
 from snl_runtime.model.manifest import Evidence, Manifest
-from snl_runtime.progress import Progress
+from snl_runtime.progress import ProgressReporter, Steps, no_progress
 from snl_runtime.types import Image
 
+from .options import CalibrationOptions
 from .sample import GoodPart, ProductSample
 from .synthetic_defects import DEFECT_KINDS, add_defect
 from .thresholds import ThresholdFit, binomial_upper_tail
@@ -90,7 +91,14 @@ def _kind(relative: Path) -> str:
 
 
 def collect_from_bad_images(
-    score: Score, parts: Sequence[BadPart], sample: ProductSample, manifest: Manifest, fit: ThresholdFit, min_detection: float
+    score: Score,
+    parts: Sequence[BadPart],
+    sample: ProductSample,
+    manifest: Manifest,
+    fit: ThresholdFit,
+    min_detection: float,
+    *,
+    progress: ProgressReporter = no_progress,
 ) -> Detection:
     """Return how many bad parts score above the pass threshold, per kind.
 
@@ -108,7 +116,8 @@ def collect_from_bad_images(
                 raise CalibrationRefusedError(f"bad image {part.path} has the pixels of {reference}, which counts as good; remove one of them")
             yield part.kind, image, part.path
 
-    counts, hardest = _count(score, frames(), len(parts), sample.product, fit.pass_threshold)
+    with progress(len(parts), unit="images", label=_label(sample)) as steps:
+        counts, hardest = _count(score, frames(), fit.pass_threshold, steps)
     return Detection(evidence=_summarize(BAD_IMAGES, counts, min_detection), hardest=hardest)
 
 
@@ -116,11 +125,9 @@ def collect_from_synthetic_defects(
     score: Score,
     sample: ProductSample,
     fit: ThresholdFit,
+    options: CalibrationOptions,
     *,
-    per_kind: int,
-    seed: int,
-    roi_xyxy: tuple[int, int, int, int] | None,
-    min_detection: float,
+    progress: ProgressReporter = no_progress,
 ) -> Detection:
     """Return how many synthetic defects score above the pass threshold, per kind.
 
@@ -131,22 +138,22 @@ def collect_from_synthetic_defects(
         score: Scores one frame.
         sample: Good parts with pixel hashes.
         fit: The threshold in question.
-        per_kind: How many defects of each kind; at most one per good image.
-        seed: Together with the frame's pixels and the kind it fixes every defect.
-        roi_xyxy: Part of the frame that is inspected.
-        min_detection: Stored with the evidence.
+        options: How many defects of each kind (at most one per good image), in which part of the frame, and the seed, which fixes every defect
+            together with the frame's pixels and the kind. ``min_detection`` is stored with the evidence.
+        progress: Told how many defects are scored.
     """
-    chosen = _evenly(sample.parts, per_kind)
+    chosen = _evenly(sample.parts, options.defects_per_kind)
 
     def frames() -> Iterator[tuple[str, Image, Path]]:
         for part in chosen:
             image = read_image(part.path, sample.bit_depth)
             for kind in DEFECT_KINDS:
-                rng = np.random.default_rng([seed, zlib.crc32(kind.encode()), int(part.sha256[:8], 16)])
-                yield kind, add_defect(image, kind, rng, roi_xyxy).image, part.path
+                rng = np.random.default_rng([options.seed, zlib.crc32(kind.encode()), int(part.sha256[:8], 16)])
+                yield kind, add_defect(image, kind, rng, options.roi_xyxy).image, part.path
 
-    counts, hardest = _count(score, frames(), len(chosen) * len(DEFECT_KINDS), sample.product, fit.pass_threshold)
-    return Detection(evidence=_summarize(SYNTHETIC_DEFECTS, counts, min_detection), hardest=hardest)
+    with progress(len(chosen) * len(DEFECT_KINDS), unit="images", label=_label(sample)) as steps:
+        counts, hardest = _count(score, frames(), fit.pass_threshold, steps)
+    return Detection(evidence=_summarize(SYNTHETIC_DEFECTS, counts, options.min_detection), hardest=hardest)
 
 
 def require_detection(evidence: Evidence, fit: ThresholdFit) -> None:
@@ -180,19 +187,22 @@ def thumbnail(image_rgb: Image, side_px: int = THUMBNAIL_PX) -> Image:
 
 
 def _count(
-    score: Score, frames: Iterable[tuple[str, Image, Path]], total: int, product: str, pass_threshold: float
+    score: Score, frames: Iterable[tuple[str, Image, Path]], pass_threshold: float, steps: Steps
 ) -> tuple[dict[str, tuple[int, int]], dict[str, Hardest]]:
     counts: dict[str, tuple[int, int]] = {}
     hardest: dict[str, Hardest] = {}
-    with Progress(total, unit="images", label=f"{product}: score defects") as progress:
-        for kind, image, path in frames:
-            value = score(image, path)
-            detected, seen = counts.get(kind, (0, 0))
-            counts[kind] = (detected + (value > pass_threshold), seen + 1)
-            if kind not in hardest or value < hardest[kind].score:
-                hardest[kind] = Hardest(name=path.name, score=value, thumbnail=thumbnail(image))
-            progress.advance()
+    for kind, image, path in frames:
+        value = score(image, path)
+        detected, seen = counts.get(kind, (0, 0))
+        counts[kind] = (detected + (value > pass_threshold), seen + 1)
+        if kind not in hardest or value < hardest[kind].score:
+            hardest[kind] = Hardest(name=path.name, score=value, thumbnail=thumbnail(image))
+        steps.advance()
     return counts, hardest
+
+
+def _label(sample: ProductSample) -> str:
+    return f"{sample.product}: score defects"
 
 
 def _summarize(source: str, counts: dict[str, tuple[int, int]], min_detection: float) -> Evidence:

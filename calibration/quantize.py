@@ -23,7 +23,7 @@ from snl_runtime.images.files import pixel_sha256, read_image
 from snl_runtime.images.labels import is_good_name, is_ground_truth
 from snl_runtime.images.listing import list_images
 from snl_runtime.images.preprocess import InputSpec, prepare
-from snl_runtime.progress import Progress
+from snl_runtime.progress import ProgressReporter, no_progress
 
 if TYPE_CHECKING:
     import onnx
@@ -66,7 +66,7 @@ class QuantizedBackbone:
     Attributes:
         model: The graph.
         convolution_count: How many convolutions read INT8.
-        image_count: Visualizations that ranges were collected on.
+        image_count: Images that ranges were collected on.
         images_sha256: sha256 over the sorted pixel hashes of these images, one per line.
     """
 
@@ -83,6 +83,7 @@ def quantize_backbone(
     parts: Sequence[BackbonePart] = DEFAULT_PARTS,
     threads: int | None = None,
     bit_depth: int | None = None,
+    progress: ProgressReporter = no_progress,
 ) -> QuantizedBackbone:
     """Return an fp32 graph with the convolutions of its backbone in INT8; the same graph and images give the same bytes.
 
@@ -92,6 +93,7 @@ def quantize_backbone(
         parts: Networks whose convolutions are quantized.
         threads: CPU threads of ONNX Runtime; None for its default.
         bit_depth: Bits that a value of the files uses, as for ``read_image``.
+        progress: Told on how many images ranges were collected.
 
     Raises:
         ConfigError: If there is no such convolution.
@@ -99,7 +101,7 @@ def quantize_backbone(
     """
     convolutions = find_convolutions(model, parts)
     names = list(dict.fromkeys(convolution.activation for convolution in convolutions))
-    ranges = collect_activation_ranges(model, names, images, threads=threads, bit_depth=bit_depth)
+    ranges = collect_activation_ranges(model, names, images, threads=threads, bit_depth=bit_depth, progress=progress)
     # No clipping: least squares would cut the rarest, largest activations, and those are what an anomaly score is made of.
     scales = {name: largest / LARGEST if largest > 0 else 1.0 for name, largest in ranges.items()}
     hashes = sorted(pixel_sha256(read_image(path, bit_depth)) for path in images)
@@ -155,16 +157,23 @@ def calibration_images(folder: Path, *, most: int = DEFAULT_IMAGES) -> list[Path
 
 
 def collect_activation_ranges(
-    model: "onnx.ModelProto", names: Sequence[str], images: Sequence[Path], *, threads: int | None = None, bit_depth: int | None = None
+    model: "onnx.ModelProto",
+    names: Sequence[str],
+    images: Sequence[Path],
+    *,
+    threads: int | None = None,
+    bit_depth: int | None = None,
+    progress: ProgressReporter = no_progress,
 ) -> dict[str, float]:
     """Return the largest absolute value of each named tensor over good images, one image at a time.
 
     Args:
         model: A graph of ``snl-export``.
         names: Tensors inside it.
-        images: Visualizations, which pass the preprocessing of the line.
+        images: Files, which pass the preprocessing of the line.
         threads: CPU threads of ONNX Runtime; None for its default.
         bit_depth: Bits that a value of the files uses, as for ``read_image``.
+        progress: Told how many images are done.
 
     Raises:
         DataError: If an image cannot be read or gives values that are not finite.
@@ -183,7 +192,7 @@ def collect_activation_ranges(
     batch = session.get_inputs()[0].shape[0]
     largest = dict.fromkeys(names, 0.0)
     spec = InputSpec(size_hw=(height, width))
-    with Progress(len(images), unit="images", label="activation ranges") as progress:
+    with progress(len(images), unit="images", label="activation ranges") as steps:
         for path in images:
             pixels = prepare(read_image(path, bit_depth), "rgb", spec)[None]
             pixels = pixels.repeat(batch, axis=0) if isinstance(batch, int) else pixels
@@ -192,7 +201,7 @@ def collect_activation_ranges(
                 if not np.isfinite(magnitude):
                     raise DataError(f"{path}: the network gives values that are not finite in {name}; check the checkpoint")
                 largest[name] = max(largest[name], magnitude)
-            progress.advance()
+            steps.advance()
     return largest
 
 

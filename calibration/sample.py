@@ -9,11 +9,10 @@ from snl_runtime.errors import CalibrationRefusedError, ConfigError, DataError
 from snl_runtime.images.files import check_range, pixel_sha256, read_frame, to_image
 from snl_runtime.images.labels import find_not_good
 from snl_runtime.images.listing import Listing, is_junk, list_images
-from snl_runtime.images.preprocess import stored_bits
+from snl_runtime.images.preprocess import FrameFormat, stored_bits
 from snl_runtime.model.frame_range import FrameSizes
 from snl_runtime.model.manifest import Manifest
-from snl_runtime.progress import Progress
-from snl_runtime.verdict.frame_checks import FrameFormat
+from snl_runtime.progress import ProgressReporter, no_progress
 
 MANY_SIZES = 4
 """Sizes of one product above which they are no camera's settings but those of parts that were cut out."""
@@ -86,22 +85,23 @@ def find_samples(
     return samples
 
 
-def read_parts(sample: ProductSample, bit_depth: int | None) -> ProductSample:
+def read_parts(sample: ProductSample, bit_depth: int | None, progress: ProgressReporter = no_progress) -> ProductSample:
     """Return the sample with format and hash of every image.
 
     Args:
         sample: The good parts.
         bit_depth: Bits that a value uses; None for 8 or 16, whichever the files have.
+        progress: Told how many images are read.
 
     Raises:
         DataError: If a file cannot be read, is not of that bit depth, or uses a small part of 16 bits although none was declared.
         CalibrationRefusedError: If some files have 8 bits and others 16: a line sends one of them.
     """
     parts = []
-    with Progress(len(sample.parts), unit="images", label=f"{sample.product}: read") as progress:
+    with progress(len(sample.parts), unit="images", label=f"{sample.product}: read") as steps:
         for part in sample.parts:
             parts.append(_read_part(part, bit_depth))
-            progress.advance()
+            steps.advance()
     first_with = {part.format.bit_depth: part.name for part in parts if part.format is not None}
     if len(first_with) > 1:
         named = " and ".join(f"{name} ({bits} bits)" for bits, name in sorted(first_with.items()))

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = ROOT / "build" / "pages"
 _LINK = re.compile(r"\[([^\]\n]*)\]\((?!https?://|#|mailto:)([^)#\s]+)(#[^)\s]*)?\)")
-_COPIED = ("*.md", "*.png", "*.svg")
+_COPIED = ("*.md", "*.png", "*.svg", "*.css")
 _LOADED = re.compile(r"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["']?(?:https?:)?//|<link\b[^>]*\bhref=["']?(?:https?:)?//""")
 """Tags that make a browser fetch something from elsewhere; links that a reader follows are none."""
 _LOADED_BY_CSS = re.compile(r"""(?:url\(|@import\s+)["']?(?:https?:)?//""")

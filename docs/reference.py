@@ -22,7 +22,8 @@ from snl_train import config
 
 ROOT = Path(__file__).resolve().parents[1]
 _SCRIPT = re.compile(r'^(snl-[a-z]+) = "([\w.]+):(\w+)"$', re.MULTILINE)
-_HELP_WIDTH = "110"
+_HELP_WIDTH = "84"
+"""As many columns as the site shows on a window of 1280 px, so that help does not scroll."""
 MANIFEST_PARTS = (
     manifest.Manifest,
     manifest.Decision,
@@ -52,6 +53,11 @@ def pages() -> dict[str, str]:
 def command_help() -> dict[str, str]:
     """Return what each command of the package prints for ``-h``, by its name."""
     return {name: _help_of(module, function) for name, module, function in _SCRIPT.findall((ROOT / "pyproject.toml").read_text(encoding="utf-8"))}
+
+
+def command_modules() -> dict[str, str]:
+    """Return the module of each command of the package, by the command's name."""
+    return {name: module for name, module, _ in _SCRIPT.findall((ROOT / "pyproject.toml").read_text(encoding="utf-8"))}
 
 
 def config_keys() -> list[tuple[str, str, str, str]]:
@@ -104,7 +110,7 @@ def _commands() -> str:
         "| 1 | a bug, with its traceback |\n"
         "| 2 | an error in one line, see [errors](errors.md) |\n"
         "| 3 | a gate or a calibration refused |\n"
-        "| 4 | `snl-run --fail-on-reject`: a verdict was not PASS, or no frame was inspected |\n"
+        "| 4 | `snl-run --fail-on-reject`: a verdict was not PASS, or no frame was inspected; `snl-replay`: a verdict is not the one on record |\n"
         "| 130 | Ctrl-C |\n\n"
         "A training that a signal ended exits with 128 plus the signal's number. Files that each command writes: [effects](../effects.md)."
     )
@@ -209,7 +215,7 @@ def _errors() -> str:
     for depth, error in error_tree():
         meaning = inspect.cleandoc(error.__doc__ or "").splitlines()[0]
         parent = "" if depth == 0 else f"`{error.__bases__[0].__name__}`"
-        rows.append(f"| {'&emsp;' * depth}`{error.__name__}` | {parent} | {error.exit_status} | {_cell(meaning)} |")
+        rows.append(f"| {'&nbsp;' * 4 * depth}`{error.__name__}` | {parent} | {error.exit_status} | {_cell(meaning)} |")
     return head + "\n".join(rows) + "\n"
 
 

@@ -132,9 +132,9 @@ def _tiles(out: Path, product: str, own: Sequence[tuple[dict[str, Any], str]]) -
 def _tile(overlays: dict[int, Path], record: dict[str, Any], kind: str) -> str:
     is_right = (record["verdict"] == "PASS") == (kind == "good")
     path = overlays.get(record["frame_index"])
-    pictures = [] if path is None else [cv2.resize(read_image(path), None, fx=1.5, fy=1.5, interpolation=cv2.INTER_LINEAR)]
+    images = [] if path is None else [cv2.resize(read_image(path), None, fx=1.5, fy=1.5, interpolation=cv2.INTER_LINEAR)]
     score = "no score" if record["score"] is None else f"score {record['score']:.3f}"
-    return html.tile(pictures, kind.replace("_", " "), f"{score}: {record['reason']}", badge=record["verdict"], tone="good" if is_right else "bad")
+    return html.tile(images, kind.replace("_", " "), f"{score}: {record['reason']}", badge=record["verdict"], tone="good" if is_right else "bad")
 
 
 def _commands(steps: Sequence[Step]) -> str:

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-Picture = npt.NDArray[np.float32]
+FloatImage = npt.NDArray[np.float32]
 """(SIZE_PX, SIZE_PX, 3) float32 RGB, 0 to 255."""
 Mask = npt.NDArray[np.bool_]
 """(SIZE_PX, SIZE_PX), true where the part is defective."""
@@ -31,23 +31,23 @@ def _smooth_noise(rng: np.random.Generator, cells: int) -> npt.NDArray[np.float3
     return cv2.resize(coarse, (SIZE_PX, SIZE_PX), interpolation=cv2.INTER_CUBIC)  # (SIZE_PX, SIZE_PX)
 
 
-def _place(rng: np.random.Generator, picture: Picture, shift_px: float, turn_deg: float) -> Picture:
+def _place(rng: np.random.Generator, image: FloatImage, shift_px: float, turn_deg: float) -> FloatImage:
     """Shift and turn the part a little, as a conveyor does; the border continues the background."""
     center = (SIZE_PX / 2, SIZE_PX / 2)
     matrix = cv2.getRotationMatrix2D(center, float(rng.uniform(-turn_deg, turn_deg)), 1.0)
     matrix[:, 2] += rng.uniform(-shift_px, shift_px, 2)
-    moved = cv2.warpAffine(picture, matrix, (SIZE_PX, SIZE_PX), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    moved = cv2.warpAffine(image, matrix, (SIZE_PX, SIZE_PX), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return moved.astype(np.float32)
 
 
-def _expose(rng: np.random.Generator, picture: Picture) -> Picture:
+def _expose(rng: np.random.Generator, image: FloatImage) -> FloatImage:
     """Vary light (6 %), its gradient across the field and sensor noise (2 gray levels)."""
     slope = np.linspace(-1, 1, SIZE_PX, dtype=np.float32) * rng.uniform(-4, 4)
-    noise = rng.normal(0, 2.0, picture.shape).astype(np.float32)
-    return np.clip(picture * rng.uniform(0.97, 1.03) + slope[None, :, None] + noise, 0, 255)
+    noise = rng.normal(0, 2.0, image.shape).astype(np.float32)
+    return np.clip(image * rng.uniform(0.97, 1.03) + slope[None, :, None] + noise, 0, 255)
 
 
-def draw_washer(rng: np.random.Generator) -> Picture:
+def draw_washer(rng: np.random.Generator) -> FloatImage:
     """Draw a brushed metal ring on a dark belt; the brushing turns freely, hole and rim stay."""
     yy, xx = np.mgrid[0:SIZE_PX, 0:SIZE_PX].astype(np.float32) - SIZE_PX / 2
     radius, angle = np.hypot(xx, yy), np.arctan2(yy, xx)
@@ -59,7 +59,7 @@ def draw_washer(rng: np.random.Generator) -> Picture:
     return _place(rng, (gray[..., None] * tint).astype(np.float32), 2.5, 0.0)
 
 
-def draw_tile(rng: np.random.Generator) -> Picture:
+def draw_tile(rng: np.random.Generator) -> FloatImage:
     """Draw a glazed tile with a printed diamond grid; the glaze color and cloudiness vary."""
     yy, xx = np.mgrid[0:SIZE_PX, 0:SIZE_PX].astype(np.float32)
     pitch = 26.0
@@ -67,32 +67,32 @@ def draw_tile(rng: np.random.Generator) -> Picture:
     lines = np.exp(-((wave - 1.0) ** 2) / 0.02)
     base = np.array([205, 190, 165], np.float32) + rng.uniform(-5, 5, 3).astype(np.float32)
     ink = np.array([60, 85, 130], np.float32)
-    picture = base + 5 * _smooth_noise(rng, 6)[..., None] + lines[..., None] * (ink - base) * 0.8
-    return _place(rng, picture.astype(np.float32), 2.0, 1.0)
+    image = base + 5 * _smooth_noise(rng, 6)[..., None] + lines[..., None] * (ink - base) * 0.8
+    return _place(rng, image.astype(np.float32), 2.0, 1.0)
 
 
-def draw_board(rng: np.random.Generator) -> Picture:
+def draw_board(rng: np.random.Generator) -> FloatImage:
     """Draw a small green circuit board: traces, pads, a chip and a capacitor, each with its own tolerance."""
-    picture = np.empty((SIZE_PX, SIZE_PX, 3), np.float32)
-    picture[:] = np.array([28, 96, 58], np.float32) + rng.uniform(-4, 4, 3)
-    picture += 2.5 * _smooth_noise(rng, 16)[..., None]
+    image = np.empty((SIZE_PX, SIZE_PX, 3), np.float32)
+    image[:] = np.array([28, 96, 58], np.float32) + rng.uniform(-4, 4, 3)
+    image += 2.5 * _smooth_noise(rng, 16)[..., None]
     for k in range(6):
         x = 24 + 22 * k
-        cv2.line(picture, (x, 12), (x, 60), (58, 140, 88), 3)
-        cv2.line(picture, (x, 60), (24 + 22 * ((k + 2) % 6), 100), (58, 140, 88), 3)
-        cv2.circle(picture, (x, 14), 6, (205, 190, 120), -1)
-        cv2.circle(picture, (x, 14), 2, (40, 40, 40), -1)
+        cv2.line(image, (x, 12), (x, 60), (58, 140, 88), 3)
+        cv2.line(image, (x, 60), (24 + 22 * ((k + 2) % 6), 100), (58, 140, 88), 3)
+        cv2.circle(image, (x, 14), 6, (205, 190, 120), -1)
+        cv2.circle(image, (x, 14), 2, (40, 40, 40), -1)
     dx, dy = (int(v) for v in rng.integers(-1, 2, 2))
-    cv2.rectangle(picture, (40 + dx, 98 + dy), (104 + dx, 146 + dy), (38, 38, 42), -1)
+    cv2.rectangle(image, (40 + dx, 98 + dy), (104 + dx, 146 + dy), (38, 38, 42), -1)
     for k in range(6):
-        cv2.rectangle(picture, (44 + 10 * k + dx, 92 + dy), (48 + 10 * k + dx, 98 + dy), (190, 190, 195), -1)
-    cv2.circle(picture, (52 + dx, 110 + dy), 3, (80, 80, 84), -1)
-    cv2.circle(picture, (130, 122), 16, (185, 188, 192), -1)
-    cv2.ellipse(picture, (130, 122), (16, 16), 0, 200, 340, (70, 72, 90), -1)
-    return _place(rng, picture, 1.0, 0.5)
+        cv2.rectangle(image, (44 + 10 * k + dx, 92 + dy), (48 + 10 * k + dx, 98 + dy), (190, 190, 195), -1)
+    cv2.circle(image, (52 + dx, 110 + dy), 3, (80, 80, 84), -1)
+    cv2.circle(image, (130, 122), 16, (185, 188, 192), -1)
+    cv2.ellipse(image, (130, 122), (16, 16), 0, 200, 340, (70, 72, 90), -1)
+    return _place(rng, image, 1.0, 0.5)
 
 
-PRODUCTS: dict[str, Callable[[np.random.Generator], Picture]] = {"washer": draw_washer, "tile": draw_tile, "board": draw_board}
+PRODUCTS: dict[str, Callable[[np.random.Generator], FloatImage]] = {"washer": draw_washer, "tile": draw_tile, "board": draw_board}
 
 
 def _spot(rng: np.random.Generator) -> tuple[int, int]:
@@ -108,7 +108,7 @@ def _blob(rng: np.random.Generator, center_xy: tuple[int, int], radius_px: float
     return (distance + 2.5 * _smooth_noise(rng, 24)) < radius_px
 
 
-def add_scratch(rng: np.random.Generator, picture: Picture) -> tuple[Picture, Mask]:
+def add_scratch(rng: np.random.Generator, image: FloatImage) -> tuple[FloatImage, Mask]:
     """Draw a bright, slightly bent scratch with a dark edge."""
     x, y = _spot(rng)
     angle = rng.uniform(0, np.pi)
@@ -120,50 +120,50 @@ def add_scratch(rng: np.random.Generator, picture: Picture) -> tuple[Picture, Ma
     cv2.polylines(mask, [points], False, 1, 4)
     core = np.zeros_like(mask)
     cv2.polylines(core, [points], False, 1, 2)
-    scratched = np.where(mask[..., None] > 0, picture * 0.35, picture)
+    scratched = np.where(mask[..., None] > 0, image * 0.35, image)
     return np.where(core[..., None] > 0, np.float32(248), scratched), mask > 0
 
 
-def _is_bright(picture: Picture, mask: Mask) -> bool:
+def _is_bright(image: FloatImage, mask: Mask) -> bool:
     """Tell whether the part is bright below a defect, so that the defect can stand out as real ones do."""
-    return bool(picture[mask].mean() > 110)
+    return bool(image[mask].mean() > 110)
 
 
-def add_stain(rng: np.random.Generator, picture: Picture) -> tuple[Picture, Mask]:
+def add_stain(rng: np.random.Generator, image: FloatImage) -> tuple[FloatImage, Mask]:
     """Spill a dark brown liquid on a bright place, milky flux on a dark one."""
     mask = _blob(rng, _spot(rng), rng.uniform(11, 15))
-    color = np.array([52, 26, 10] if _is_bright(picture, mask) else [175, 165, 140], np.float32)
-    return np.where(mask[..., None], picture * 0.25 + color, picture), mask
+    color = np.array([52, 26, 10] if _is_bright(image, mask) else [175, 165, 140], np.float32)
+    return np.where(mask[..., None], image * 0.25 + color, image), mask
 
 
-def add_chip(rng: np.random.Generator, picture: Picture) -> tuple[Picture, Mask]:
+def add_chip(rng: np.random.Generator, image: FloatImage) -> tuple[FloatImage, Mask]:
     """Break a piece out, so that the rough core shows, dark below a bright surface and bright below a dark one."""
     mask = _blob(rng, _spot(rng), rng.uniform(11, 15))
     grain = 26 * np.abs(rng.standard_normal((SIZE_PX, SIZE_PX, 1)).astype(np.float32))
-    rough = 30 + grain if _is_bright(picture, mask) else 225 - grain
-    return np.where(mask[..., None], rough, picture).astype(np.float32), mask
+    rough = 30 + grain if _is_bright(image, mask) else 225 - grain
+    return np.where(mask[..., None], rough, image).astype(np.float32), mask
 
 
-def add_foreign_body(rng: np.random.Generator, picture: Picture) -> tuple[Picture, Mask]:
+def add_foreign_body(rng: np.random.Generator, image: FloatImage) -> tuple[FloatImage, Mask]:
     """Drop a piece of red plastic on the part."""
     x, y = _spot(rng)
     box = cv2.boxPoints(((float(x), float(y)), (float(rng.uniform(12, 18)), float(rng.uniform(12, 18))), float(rng.uniform(0, 90))))
     mask = np.zeros((SIZE_PX, SIZE_PX), np.uint8)
     cv2.fillPoly(mask, [box.round().astype(np.int32)], 1)
     plastic = np.array([205, 40, 48], np.float32) + 6 * _smooth_noise(rng, 40)[..., None]
-    return np.where(mask[..., None] > 0, plastic, picture).astype(np.float32), mask > 0
+    return np.where(mask[..., None] > 0, plastic, image).astype(np.float32), mask > 0
 
 
-def add_swapped_patch(rng: np.random.Generator, picture: Picture) -> tuple[Picture, Mask]:
+def add_swapped_patch(rng: np.random.Generator, image: FloatImage) -> tuple[FloatImage, Mask]:
     """Cut a square out and put it back mirrored in brightness, as a wrongly printed label does."""
     x, y = _spot(rng)
     half = int(rng.integers(11, 15))
     mask = np.zeros((SIZE_PX, SIZE_PX), bool)
     mask[y - half : y + half, x - half : x + half] = True
-    return np.where(mask[..., None], 255 - picture[::-1, ::-1], picture), mask
+    return np.where(mask[..., None], 255 - image[::-1, ::-1], image), mask
 
 
-DEFECTS: dict[str, Callable[[np.random.Generator, Picture], tuple[Picture, Mask]]] = {
+DEFECTS: dict[str, Callable[[np.random.Generator, FloatImage], tuple[FloatImage, Mask]]] = {
     "scratch": add_scratch,
     "stain": add_stain,
     "chip": add_chip,
@@ -183,11 +183,11 @@ def draw_part(product: str, defect: str | None, rng: np.random.Generator) -> tup
     Returns:
         The image, (SIZE_PX, SIZE_PX, 3) uint8 RGB, and its defect mask, empty for a good part.
     """
-    picture = PRODUCTS[product](rng)
+    image = PRODUCTS[product](rng)
     mask: Mask = np.zeros((SIZE_PX, SIZE_PX), bool)
     if defect is not None:
-        picture, mask = DEFECTS[defect](rng, picture)
-    return _expose(rng, picture).round().astype(np.uint8), mask
+        image, mask = DEFECTS[defect](rng, image)
+    return _expose(rng, image).round().astype(np.uint8), mask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,8 +28,8 @@ def draw(demo: Path) -> np.ndarray:
             columns.append(np.concatenate([image_rgb, np.full((GAP_PX, image_rgb.shape[1], 3), 255, np.uint8), shown]))
     height = max(len(column) for column in columns)
     padded = [np.pad(column, ((0, height - len(column)), (0, GAP_PX), (0, 0)), constant_values=255) for column in columns]
-    picture = np.concatenate(padded, axis=1)[:, :-GAP_PX].astype(np.uint16)
-    return np.minimum((picture + LEVEL_STEP // 2) // LEVEL_STEP * LEVEL_STEP, 255).astype(np.uint8)
+    columns = np.concatenate(padded, axis=1)[:, :-GAP_PX].astype(np.uint16)
+    return np.minimum((columns + LEVEL_STEP // 2) // LEVEL_STEP * LEVEL_STEP, 255).astype(np.uint8)
 
 
 def main() -> None:

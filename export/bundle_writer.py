@@ -17,6 +17,7 @@ from snl_runtime.model.manifest import Decision, Manifest, ParityReport, manifes
 from snl_runtime.model.normalization_files import open_normalizations
 from snl_runtime.parity.frames import FrameSet, derived_frames, folder_frames
 from snl_runtime.parity.meter import LIMITS, ParityMeter
+from snl_runtime.progress import ProgressReporter, no_progress
 from snl_runtime.scorer import Scorer
 from snl_train.checkpoint import Checkpoint, load_checkpoint
 from snl_train.evaluation import CheckpointScorer
@@ -79,7 +80,12 @@ class ExportedBundle:
 
 
 def export_bundle(
-    checkpoint_path: Path, model_path: Path, options: ExportOptions, *, on_stage: Callable[[str], None] = logger.info
+    checkpoint_path: Path,
+    model_path: Path,
+    options: ExportOptions,
+    *,
+    on_stage: Callable[[str], None] = logger.info,
+    progress: ProgressReporter = no_progress,
 ) -> ExportedBundle:
     """Export a checkpoint, compare the file with it, and only then put the bundle in place.
 
@@ -91,6 +97,7 @@ def export_bundle(
         model_path: ``x.onnx`` to write; ``x.json`` and ``x.golden.npz`` appear beside it.
         options: Precision, batch, tiles and frames of the gate.
         on_stage: Called with what is done next.
+        progress: Told how far the stages are that look at images.
 
     Raises:
         CheckpointError: If the checkpoint cannot be loaded or its parts do not fit each other.
@@ -114,7 +121,7 @@ def export_bundle(
         if restore_interrupted(model_path.parent, stem=model_path.stem):
             notes.append(f"an earlier export to {model_path} was killed half-way; the files from before it were put back first")
         earlier = _earlier_manifest(model_path)
-        export = _prepare(checkpoint, checkpoint_path, options, staging / model_path.name)
+        export = _prepare(checkpoint, checkpoint_path, options, staging / model_path.name, progress)
         on_stage("write the ONNX graph")
         _write_graph(export)
         _quantize(export)
@@ -148,6 +155,7 @@ class _Export:
         options: How it is exported.
         path: The ONNX file in the staging folder.
         portable: The part of the manifest that depends on no hash of a file; quantization adds to it.
+        progress: Told how far the long steps are.
     """
 
     checkpoint: Checkpoint
@@ -158,6 +166,7 @@ class _Export:
     options: ExportOptions
     path: Path
     portable: dict[str, Any]
+    progress: ProgressReporter
 
     @property
     def metadata(self) -> str:
@@ -165,7 +174,7 @@ class _Export:
         return canonical_json(self.portable, error=ManifestError)
 
 
-def _prepare(checkpoint: Checkpoint, checkpoint_path: Path, options: ExportOptions, path: Path) -> _Export:
+def _prepare(checkpoint: Checkpoint, checkpoint_path: Path, options: ExportOptions, path: Path, progress: ProgressReporter) -> _Export:
     """Build the model and the graph, once, after every check that needs only the checkpoint."""
     if len(checkpoint.golden_images) == 0:
         raise ConfigError(f"{checkpoint_path} holds no golden samples to prove an export with; train again with golden_samples 1 or more")
@@ -192,6 +201,7 @@ def _prepare(checkpoint: Checkpoint, checkpoint_path: Path, options: ExportOptio
             tile_rows=options.tile_rows,
             layout=options.layout,
         ),
+        progress=progress,
     )
 
 
@@ -209,7 +219,7 @@ def _quantize(export: _Export) -> None:
     """Replace the fp32 file by its 8-bit version where that was asked for."""
     if export.options.int8 is None:
         return
-    model, described = quantize_file(export.path, export.options.int8, export.checkpoint.config.data.bit_depth)
+    model, described = quantize_file(export.path, export.options.int8, export.checkpoint.config.data.bit_depth, progress=export.progress)
     export.portable["graph"].update(described)
     onnx_export.write_model(model, export.path, size_hw=export.reference.size_hw, batch=export.options.batch, metadata=export.metadata)
 
@@ -250,9 +260,11 @@ def _comparable_decisions(export: _Export, earlier: Manifest | None) -> list[Dec
 
 def _pass_gate(export: _Export, golden: GoldenSamples, frames: FrameSet, meter: ParityMeter) -> list[ParityReport]:
     reference, name, precision = export.reference, export.reference_name, export.options.precision
-    reports = [gate.check_export(export.path, reference, golden, frames, reference_name=name, precision=precision, meter=meter)]
+    reports = [
+        gate.check_export(export.path, reference, golden, frames, reference_name=name, precision=precision, meter=meter, progress=export.progress)
+    ]
     if precision == "fp16":
-        reports.append(gate.check_half(export.graph, export.path, reference, golden, frames, reference_name=name))
+        reports.append(gate.check_half(export.graph, export.path, reference, golden, frames, reference_name=name, progress=export.progress))
         size_hw = (SMALL_SIZE_PX, SMALL_SIZE_PX)
         small = _graph(reference, export.checkpoint, export.options, size_hw, "fp16")
         small_full = _graph(reference, export.checkpoint, export.options, size_hw, "fp32")

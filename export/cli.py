@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snl_runtime.cli.command import EXIT_OK, CommandParser, add_listing_flag, need_packages, report_listing, run_command
+from snl_runtime.progress import Progress
 from snl_runtime.text import to_json
 
 if TYPE_CHECKING:
@@ -109,14 +110,14 @@ def _run(options: argparse.Namespace) -> int:
         device=options.device,
         int8=_int8_options(options),
     )
-    _report_pictures(options)
+    _report_images(options)
     model_path = options.out if options.out is not None else options.ckpt.with_suffix(".onnx")
-    bundle = export_bundle(options.ckpt, model_path, export_options, on_stage=_say)
+    bundle = export_bundle(options.ckpt, model_path, export_options, on_stage=_say, progress=Progress)
     engine = None
     if plan.target is not None:
         _say("build the engine")
         with _naming_what_stands(model_path):
-            engine = build_planned_engine(model_path, bundle.manifest, plan.target, frames=options.frames)
+            engine = build_planned_engine(model_path, bundle.manifest, plan.target, frames=options.frames, progress=Progress)
         bundle = replace(bundle, manifest=engine.manifest, files=_with_engine(bundle, engine.path, engine.entry.sha256))
     if options.json:
         print(to_json(_as_plain(bundle, engine, plan.why_not)))
@@ -138,7 +139,7 @@ def _naming_what_stands(model_path: Path) -> Iterator[None]:
         raise
 
 
-def _report_pictures(options: argparse.Namespace) -> None:
+def _report_images(options: argparse.Namespace) -> None:
     from snl_runtime.images.listing import list_images
 
     for folder in (options.frames, options.calib_data):
@@ -158,20 +159,21 @@ def _print_text(bundle: "ExportedBundle", engine: "ExportedEngine | None", why_n
     from .engines import engine_lines
 
     for report in bundle.manifest.parity:
-        print(_parity_line(report))
+        print(parity_line(report))
     for path, sha256 in bundle.files.items():
         print(f"{path}  sha256 {sha256}")
     if engine is None:
         print(f"no engine was built: {why_not}")
     else:
         if engine.entry.parity is not None:
-            print(_parity_line(engine.entry.parity))
+            print(parity_line(engine.entry.parity))
         print(*engine_lines(engine), sep="\n")
     for note in bundle.notes:
         print(note)
 
 
-def _parity_line(report: "ParityReport") -> str:
+def parity_line(report: "ParityReport") -> str:
+    """Return the figures of a parity report in one line, and the guard band where there is one."""
     from snl_runtime.model.guard_band import guard_text
     from snl_runtime.parity.meter import correlation_text
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from snl_runtime.errors import BackendUnavailableError, ConfigError
 from snl_runtime.model.manifest import NOT_VERIFIED, EngineEntry, Manifest, manifest_path, read_manifest, update_manifest
 from snl_runtime.parity.meter import refuse_unless_passed
+from snl_runtime.progress import ProgressReporter, no_progress
 
 if TYPE_CHECKING:
     from snl_runtime.backends.tensorrt.builder import EngineTarget
@@ -75,7 +76,9 @@ def plan_engine(asked: str | None, compute_capabilities: Sequence[int]) -> Engin
         return EnginePlan(target=None, why_not=f"{error} (--engine tensorrt-rtx builds without a GPU)")
 
 
-def build_planned_engine(model_path: Path, manifest: Manifest, target: "EngineTarget", *, frames: Path | None) -> ExportedEngine:
+def build_planned_engine(
+    model_path: Path, manifest: Manifest, target: "EngineTarget", *, frames: Path | None, progress: ProgressReporter = no_progress
+) -> ExportedEngine:
     """Build ``x.trt`` beside ``x.onnx``, list it in the manifest and, where this machine can run it, compare it with the ONNX file.
 
     Args:
@@ -83,6 +86,7 @@ def build_planned_engine(model_path: Path, manifest: Manifest, target: "EngineTa
         manifest: Its manifest as written.
         target: What to build for.
         frames: Folder of images for the comparison; None derives them from the golden samples.
+        progress: Told how far build and comparison are.
 
     Raises:
         EngineBuildError: If the library refuses.
@@ -94,9 +98,9 @@ def build_planned_engine(model_path: Path, manifest: Manifest, target: "EngineTa
 
     largest = int(manifest.input["max_batch"])
     options = EngineOptions(batches=(1, 1, largest), precision=str(manifest.graph["precision"]))
-    built = build_engine(model_path, model_path.with_suffix(".trt"), target, options)
+    built = build_engine(model_path, model_path.with_suffix(".trt"), target, options, progress=progress)
     update_manifest(manifest_path(model_path), lambda listed: listed.with_engine(built.entry))
-    report, why_not = verify_if_possible(built.path, frames)
+    report, why_not = verify_if_possible(built.path, frames, progress=progress)
     if report is not None:
         refuse_unless_passed(report, advice=f"{model_path.name} stands; the engine is listed with this report and gives no verdict but ERROR")
     listed = read_manifest(manifest_path(model_path))

@@ -12,7 +12,7 @@ from snl_runtime.model.golden import GoldenSamples
 from snl_runtime.model.manifest import ParityReport
 from snl_runtime.parity.frames import FrameSet
 from snl_runtime.parity.meter import LIMITS, ParityMeter, ScoredFrame, compare, refuse_unless_passed
-from snl_runtime.progress import Progress
+from snl_runtime.progress import ProgressReporter, no_progress
 from snl_runtime.scorer import Scorer
 from snl_train.evaluation import CheckpointScorer
 
@@ -27,7 +27,7 @@ _INT8_ADVICE = "nothing was written; quantize less with --int8-parts, or export 
 _HALF_ADVICE = "nothing was written; export without --fp16, or train with smaller activations"
 
 
-def check_export(
+def check_export(  # noqa: PLR0913  # two sides, what they are compared on, and how it is said
     path: Path,
     reference: CheckpointScorer,
     golden: GoldenSamples,
@@ -36,6 +36,7 @@ def check_export(
     reference_name: str,
     precision: str,
     meter: ParityMeter,
+    progress: ProgressReporter = no_progress,
 ) -> ParityReport:
     """Compare the file, run by ONNX Runtime through everything that runs on the line, with the checkpoint.
 
@@ -43,18 +44,19 @@ def check_export(
         path: The ONNX file with its manifest beside it.
         reference: The checkpoint.
         golden: Golden samples with what the checkpoint gave.
-        frames: Visualizations besides them.
+        frames: Images besides them.
         reference_name: Name of the checkpoint for messages.
         precision: That of the file.
         meter: A new one with the limits of that precision, and the decisions whose thresholds no frame may cross.
+        progress: Told how many frames are compared.
 
     Raises:
         ParityRefusedError: If a limit is exceeded.
     """
     total = len(golden.images) + frames.count
     # The golden check would stop at its own, wider tolerance and hide the figures.
-    with Scorer(path, golden_check=False) as subject, Progress(total, unit="frames", label="parity") as progress:
-        compare(reference, subject, golden, frames, meter=meter, on_frame=progress.advance)
+    with Scorer(path, golden_check=False) as subject, progress(total, unit="frames", label="parity") as steps:
+        compare(reference, subject, golden, frames, meter=meter, on_frame=steps.advance)
         runs_on = verified_on(subject.backend.name, subject.backend.device)
     report = meter.report(
         subject_file=path.name, subject_sha256=sha256_file(path), reference=reference_name, frames_source=frames.source, verified_on=runs_on
@@ -64,7 +66,14 @@ def check_export(
 
 
 def check_half(
-    graph: SnlGraph, path: Path, reference: CheckpointScorer, golden: GoldenSamples, frames: FrameSet, *, reference_name: str
+    graph: SnlGraph,
+    path: Path,
+    reference: CheckpointScorer,
+    golden: GoldenSamples,
+    frames: FrameSet,
+    *,
+    reference_name: str,
+    progress: ProgressReporter = no_progress,
 ) -> ParityReport:
     """Compare the fp16 graph, evaluated with every half tensor stored as half, with the checkpoint.
 
@@ -76,13 +85,13 @@ def check_half(
     inputs = [*golden.images, *(prepare(frame.image_rgb, "rgb", spec) for frame in chosen)]
     names = [*(f"golden {i}" for i in range(len(golden.images))), *(frame.name for frame in chosen)]
     meter = ParityMeter(LIMITS["fp16"])
-    with Progress(len(inputs), unit="frames", label="parity in true half") as progress:
+    with progress(len(inputs), unit="frames", label="parity in true half") as steps:
         for name, image in zip(names, inputs):
             answer = evaluate_in_half(graph, image[None])
             if answer.overflow is not None:
                 meter.fail(f"{name}: layer {answer.overflow} leaves the range of half (65504)")
             _add(meter, name, reference.score_inputs(image[None]), answer)
-            progress.advance()
+            steps.advance()
     report = meter.report(
         subject_file=path.name,
         subject_sha256=sha256_file(path),

@@ -9,6 +9,7 @@ import onnx
 
 from snl_calibration.quantize import DEFAULT_PARTS, PARTS, BackbonePart, calibration_images, quantize_backbone
 from snl_runtime.errors import ConfigError
+from snl_runtime.progress import ProgressReporter, no_progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +45,9 @@ def parse_parts(text: str) -> tuple[BackbonePart, ...]:
     return tuple(part for part in PARTS if part in names)
 
 
-def quantize_file(path: Path, options: Int8Options, bit_depth: int | None = None) -> tuple[onnx.ModelProto, dict[str, Any]]:
+def quantize_file(
+    path: Path, options: Int8Options, bit_depth: int | None = None, *, progress: ProgressReporter = no_progress
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """Return the quantized model of an fp32 export, and what the manifest says about it.
 
     Raises:
@@ -52,7 +55,12 @@ def quantize_file(path: Path, options: Int8Options, bit_depth: int | None = None
         DataError: If an image cannot be read.
     """
     result = quantize_backbone(
-        onnx.load(path), calibration_images(options.calib_data), parts=options.parts, threads=options.threads, bit_depth=bit_depth
+        onnx.load(path),
+        calibration_images(options.calib_data),
+        parts=options.parts,
+        threads=options.threads,
+        bit_depth=bit_depth,
+        progress=progress,
     )
     plain = {
         "int8_parts": list(options.parts),

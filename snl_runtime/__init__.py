@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         SourceError,
         SourceOpenError,
         SourceStalledError,
+        TrainingDivergedError,
         TriggerRefusedError,
     )
     from snl_runtime.images.files import read_image, write_image
@@ -116,6 +117,7 @@ __all__ = [
     "SourceStalledError",
     "StageTimings",
     "StreamSink",
+    "TrainingDivergedError",
     "TriggerRefusedError",
     "UndeliveredVerdict",
     "Verdict",
@@ -166,6 +168,7 @@ _NAMES = {
         "SourceError",
         "SourceOpenError",
         "SourceStalledError",
+        "TrainingDivergedError",
         "TriggerRefusedError",
     ),
     "images.files": ("read_image", "write_image"),

@@ -5,9 +5,10 @@
   x DataError                    an image, a mask or a folder cannot be used; the message names the file
   x FrameError                   a frame cannot become the network's input
   x CheckpointError              a checkpoint is truncated, altered or from another schema
+  x TrainingDivergedError        the loss or a weight of a training is no longer a finite number
   x ManifestError                a model bundle is incomplete, altered or from another schema
     + SignatureError             the manifest is not signed with the expected key
-  x NormalizationError                    a normalization map cannot be fitted, or does not fit the model's maps
+  x NormalizationError           a normalization map cannot be fitted, or does not fit the model's maps
   x BackendError
     + BackendUnavailableError    a package or driver is missing; the message names the extra
     + EngineMismatchError        the engine was built for another GPU or library version
@@ -63,6 +64,10 @@ class FrameError(SnlError):
 
 class CheckpointError(SnlError):
     """A checkpoint cannot be loaded."""
+
+
+class TrainingDivergedError(SnlError):
+    """The loss or a weight of a training is no longer a finite number."""
 
 
 class ManifestError(SnlError):

@@ -1,19 +1,72 @@
-"""Progress of long work on stderr: a bar on a terminal, plain lines in a log."""
+"""Progress of long work: what the library reports to, and the bar that the commands pass to it.
 
+The library takes a :class:`ProgressReporter` and is silent by default; only the commands draw.
+"""
+
+import contextlib
 import sys
 import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import TextIO
+from typing import Protocol, TextIO
 
 BAR_WIDTH = 24
 TERMINAL_INTERVAL_S = 0.1
 LOG_INTERVAL_S = 5.0
 
 
+class Steps(Protocol):
+    """Counts the finished items of one piece of work; any thread may call it.
+
+    Attributes:
+        total: Number of items when all is done; None while nobody knows. May be set later.
+    """
+
+    total: int | None
+
+    def advance(self, n: int = 1, **notes: object) -> None:
+        """Count ``n`` more items; ``notes`` say how it goes, e.g. ``loss=0.12``."""
+
+
+class ProgressReporter(Protocol):
+    """Called once for each piece of long work. The work is over when the returned context is left, by an exception if it failed.
+
+    The class :class:`Progress` is one, which draws a bar; :func:`no_progress` is another.
+    """
+
+    def __call__(self, total: int | None, *, unit: str, label: str, done: int = 0) -> contextlib.AbstractContextManager[Steps]:
+        """Return the counter of a piece of work.
+
+        Args:
+            total: Number of items when all is done; None if nobody knows.
+            unit: What is counted, plural.
+            label: What is being done.
+            done: Items that were finished earlier.
+        """
+
+
+class _Uncounted:
+    def __init__(self, total: int | None) -> None:
+        self.total = total
+
+    def advance(self, n: int = 1, **notes: object) -> None:
+        """Count nothing."""
+
+
+def no_progress(total: int | None, *, unit: str, label: str, done: int = 0) -> contextlib.AbstractContextManager[Steps]:
+    """Report nothing: the default of the library.
+
+    Example:
+        >>> with no_progress(2, unit="images", label="score") as steps:
+        ...     steps.advance()
+    """
+    del unit, label, done
+    return contextlib.nullcontext(_Uncounted(total))
+
+
 class Progress:
-    """Counts finished items and says how fast and how long still.
+    """Counts finished items and says how fast and how long still, on stderr.
 
     On a terminal one line is redrawn at most ten times a second. Elsewhere (a file, a pipe, CI) a plain line appears every few seconds and one at
     the end, so that logs stay readable. Any thread may call :meth:`advance`.

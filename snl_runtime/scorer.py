@@ -171,7 +171,7 @@ class Scorer:
         started_s = prepared_s = time.perf_counter()
         if self.is_on_device:
             seen = self.inspect(image, color, roi_xyxy, threshold=math.nan, keep_map=True)
-            score, anomaly_map, statistics = seen.score, map_of(seen), seen.statistics
+            score, anomaly_map, statistics = seen.map.score, map_of(seen), seen.statistics
             self._require_usable(score, anomaly_map, "the frame")
         else:
             network_input = self.prepare(image, color, roi_xyxy)
@@ -199,9 +199,9 @@ class Scorer:
         """Prepare, score and measure one frame on the GPU, unchecked; only where :attr:`is_on_device`.
 
         Args:
-            image: Frame as captured, on the host or on the GPU.
+            image: Frame as captured, on the host or on the GPU; or what :func:`snl_runtime.images.preprocess.crop_frame` made of it.
             color: Meaning of its last axis.
-            roi_xyxy: Part of the frame to look at; None for all of it.
+            roi_xyxy: Part of the frame to look at; None for all of it, or what was cropped.
             threshold: Pass threshold of the regions; NaN if no decision applies.
             keep_map: Bring the raw map back, too.
             normalization: Normalization map of the product, for regions and images; checks stay on the raw map.

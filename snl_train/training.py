@@ -16,10 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from snl_runtime.errors import ConfigError, DataError, SnlError
-from snl_runtime.progress import Progress
+from snl_runtime.errors import ConfigError, DataError, TrainingDivergedError
+from snl_runtime.progress import ProgressReporter, no_progress
 from snl_train.averaging import WeightAverage, check_batch_statistics, estimate_statistics
-from snl_train.checkpoint import load_checkpoint
+from snl_train.checkpoint import Checkpoint, load_checkpoint
 from snl_train.config import TrainConfig
 from snl_train.data.dataset import TrainingData
 from snl_train.data.sampling import BalancedBatches
@@ -43,10 +43,6 @@ STATISTICS_BATCHES = 64
 
 Augmentation = Callable[[Tensor], Tensor]
 """Changes a batch of training images, (B, H, W, 3) uint8 to the same; draws from torch's global generator only, or a resumed training differs."""
-
-
-class TrainingDivergedError(SnlError):
-    """The loss or a weight is no longer a finite number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +74,7 @@ class TrainingResult:
     is_complete: bool
 
 
-def train(
+def train(  # noqa: PLR0913  # what a caller may ask or be told while it runs
     config: TrainConfig,
     data: TrainingData,
     out: Path,
@@ -87,6 +83,7 @@ def train(
     should_stop: Callable[[], bool] = lambda: False,
     augment: Augmentation | None = None,
     save_every_s: float = SAVE_EVERY_S,
+    progress: ProgressReporter = no_progress,
 ) -> TrainingResult:
     """Train and write the checkpoint, its log and its training state.
 
@@ -103,6 +100,7 @@ def train(
         should_stop: Asked after every step; True saves and returns.
         augment: Changes each batch of training images; None for none.
         save_every_s: Shortest time between two saves at epoch ends.
+        progress: Told images, epoch and loss after every step.
 
     Raises:
         ConfigError: If the device or the teacher's weights cannot be had, or a resumed training has other settings.
@@ -129,10 +127,9 @@ def train(
 
         first_step, saved_step = trainer.steps_done, -1
         started_s = saved_s = time.monotonic()
-        images_done = first_step * config.batch_size
         with (
             MetricsLog(metrics_path(out), steps_done=first_step, steps_per_epoch=per_epoch) as log,
-            Progress(saver.total_steps * config.batch_size, unit="images", label="train", done=images_done) as progress,
+            progress(saver.total_steps * config.batch_size, unit="images", label="train", done=first_step * config.batch_size) as counter,
         ):
             for numbers, images in _read_ahead(data, islice(batches, first_step, saver.total_steps)):
                 rate = trainer.learning_rate
@@ -143,7 +140,7 @@ def train(
                 if step % LOG_EVERY_STEPS == 0 or is_epoch_end or is_stopping:
                     log.write(step, rate)
                 notes = {"loss": log.last_losses["total"]} if log.last_losses else {}
-                progress.advance(len(numbers), epoch=f"{-(-step // per_epoch)}/{config.epochs}", **notes)
+                counter.advance(len(numbers), epoch=f"{-(-step // per_epoch)}/{config.epochs}", **notes)
                 if is_stopping:
                     break
                 if is_epoch_end and time.monotonic() - saved_s >= save_every_s:
@@ -164,6 +161,23 @@ def train(
         images_per_s=steps * config.batch_size / seconds if steps else 0.0,
         seconds=seconds,
         is_complete=trainer.steps_done >= saver.total_steps,
+    )
+
+
+def finished_result(stored: Checkpoint, out: Path) -> TrainingResult:
+    """Return the result of a training that was complete before, read from its checkpoint; nothing was done now."""
+    steps = int(stored.provenance["steps_done"])
+    return TrainingResult(
+        checkpoint_path=out,
+        metrics_path=metrics_path(out),
+        resume_path=resume_path(out),
+        steps_done=steps,
+        total_steps=steps,
+        epochs_done=stored.epochs_done,
+        losses={},
+        images_per_s=0.0,
+        seconds=0.0,
+        is_complete=True,
     )
 
 
@@ -384,16 +398,4 @@ def _complete_already(config: TrainConfig, data: TrainingData, out: Path) -> Tra
         raise ConfigError(f"{out} is complete after {stored.config.epochs} epochs and has no state to continue from; train to another --out")
     if list(stored.training_image_sha256) != image_hashes(data):
         raise DataError(f"cannot resume: {out} is complete, and the training images in {data.root} are not those it was trained on")
-    steps = int(stored.provenance["steps_done"])
-    return TrainingResult(
-        checkpoint_path=out,
-        metrics_path=metrics_path(out),
-        resume_path=resume_path(out),
-        steps_done=steps,
-        total_steps=steps,
-        epochs_done=stored.epochs_done,
-        losses={},
-        images_per_s=0.0,
-        seconds=0.0,
-        is_complete=True,
-    )
+    return finished_result(stored, out)

@@ -1,11 +1,10 @@
 """``python -m benchmarks.accuracy``: run a protocol, slice by slice, and add its figures to the results."""
 
 import argparse
-import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from benchmarks.accuracy.results import METRICS, export
 from benchmarks.accuracy.tables import RESULTS
 from snl_runtime.cli.command import EXIT_OK, EXIT_USER_ERROR, CommandParser, run_command
 from snl_runtime.errors import ConfigError
+from snl_runtime.files import exclusive_lock
 
 if TYPE_CHECKING:
     from benchmarks.accuracy.protocol import Protocol
@@ -91,7 +91,7 @@ def _run_protocol(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     if open_runs:
         folder = options.out / protocol.name
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
+        with exclusive_lock(folder, what="command on this protocol", blocking=False):
             failures = _work(options, arguments, protocol, open_runs, started_s)
     done = len(runs) - sum(not run_files(options.out, run).record.exists() for run in runs)
     if done < len(runs):
@@ -210,22 +210,6 @@ def _result(out: Path, run: Run) -> str:
     metrics: dict[str, Any] = record["evaluation"]["mean"]["metrics"]
     figures = [(title, metrics[name]["value"]) for name, title in METRICS.items()]
     return ", ".join(f"{title} {value:.3f}" for title, value in figures if value is not None)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep a second command from training the same runs; the lock ends with the process, however that ends."""
-    if sys.platform == "win32":
-        yield  # no advisory locks there
-        return
-    import fcntl
-
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(f"another command is running this protocol in {folder}; wait for it, or give another --out") from error
-        yield
 
 
 def _positive(text: str) -> int:

@@ -17,16 +17,16 @@ from benchmarks.accuracy.protocol import Protocol, Run, train_config
 from benchmarks.accuracy.provenance import provenance
 from benchmarks.accuracy.records import SCHEMA, RunFiles, read_records, read_slices, run_files, write_record, write_slices
 from benchmarks.accuracy.refit import fitted_anew, training_settings
-from snl_runtime.errors import ConfigError, DataError
+from snl_runtime.errors import ConfigError, DataError, TrainingDivergedError
 from snl_runtime.files import sha256_file
+from snl_runtime.progress import Progress
 from snl_train.checkpoint import load_checkpoint, save_checkpoint
 from snl_train.config import Device, TrainConfig, to_plain
 from snl_train.data.dataset import TrainingData
 from snl_train.evaluation import CheckpointScorer, Evaluation, measure, score_samples
 from snl_train.measures import Bootstrap
-from snl_train.metrics_log import metrics_path
 from snl_train.resume import resume_path
-from snl_train.training import TrainingDivergedError, TrainingResult, train
+from snl_train.training import TrainingResult, finished_result, train
 
 Outcome: TypeAlias = Literal["finished", "stopped"]
 
@@ -145,19 +145,7 @@ class Session:
             return None
         if recorded_config(stored.config) != recorded_config(config):
             save_checkpoint(files.checkpoint, fitted_anew(stored, config, data))
-        steps = int(stored.provenance["steps_done"])
-        return TrainingResult(
-            checkpoint_path=files.checkpoint,
-            metrics_path=metrics_path(files.checkpoint),
-            resume_path=resume_path(files.checkpoint),
-            steps_done=steps,
-            total_steps=steps,
-            epochs_done=stored.epochs_done,
-            losses={},
-            images_per_s=0.0,
-            seconds=0.0,
-            is_complete=True,
-        )
+        return finished_result(stored, files.checkpoint)
 
     def _train(self, run: Run, data: TrainingData, files: RunFiles, clock: _Clock) -> TrainingResult:
         is_resumed = resume_path(files.checkpoint).exists()
@@ -165,7 +153,7 @@ class Session:
         write_slices(files.slices, slices)  # before the work: a killed slice has left its mark in the weights too
         config = self._config(run.variant, run.image_size, run.seed)
         try:
-            result = train(config, data, files.checkpoint, resume=is_resumed, should_stop=clock.is_training_over)
+            result = train(config, data, files.checkpoint, resume=is_resumed, should_stop=clock.is_training_over, progress=Progress)
         except ConfigError as error:
             hint = f"; to begin this run anew, remove {resume_path(files.checkpoint)}" if is_resumed else ""
             raise ConfigError(f"{run.name}: {error}{hint}") from error

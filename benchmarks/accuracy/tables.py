@@ -1,4 +1,4 @@
-"""Result tables as CSV: fixed columns, one row per key, sorted by key, so that a new measurement changes its own lines only."""
+"""Result tables as CSV: fixed columns, one row per key, in a fixed order, so that a new measurement changes its own lines only."""
 
 import csv
 import io
@@ -22,10 +22,12 @@ class Layout:
     Attributes:
         key: Columns that tell rows apart.
         values: What was measured, and where it comes from.
+        is_sorted: Whether rows are sorted by key; otherwise they keep their order and new ones go to the end.
     """
 
     key: tuple[str, ...]
     values: tuple[str, ...]
+    is_sorted: bool = True
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -40,6 +42,23 @@ SCORING = Layout(key=("model", "seed", "scoring", "class", "device"), values=("i
 """Of ``benchmarks.accuracy.scoring_ablation``; ``model`` is the checkpoint's name without its seed."""
 MIXTURES = Layout(key=("model", "seed", "kind", "of", "device"), values=("auroc", *ORIGIN))
 """Of ``benchmarks.accuracy.interference``; ``of`` is a pair of classes, or the class that is pasted on."""
+LINE = Layout(
+    key=("product", "normalization_map"),
+    values=("pass_threshold", "synthetic_defects_detected", "good", "good_not_passed", "bad", "bad_passed", "device", *ORIGIN),
+)
+"""Of ``benchmarks.realmix_line``; parts of the test set, ``normalization_map`` is yes or no."""
+INT8 = Layout(
+    key=("int8_parts", "product"),
+    values=(
+        "images",
+        *("correlation_lowest", "correlation_median", "largest_change_of_peak", "image_auroc_float", "image_auroc_int8"),
+        *("flips", "flips_outside_10_percent_band", "device", *ORIGIN),
+    ),
+    is_sorted=False,
+)
+"""Of ``benchmarks.int8_gate``; the product ``all`` stands for all of them."""
+LATENCY = Layout(key=("stage", "frame"), values=("milliseconds", "megabytes", "percent_of_peak_bandwidth", "device", *ORIGIN), is_sorted=False)
+"""Of ``benchmarks.speed.gpu``: kernels on frames that are on the device already."""
 KINDS = {"mixup": "mixup, image AUROC", "paste": "paste, image AUROC", "paste_pixel": "paste, pixel AUROC"}
 
 
@@ -82,7 +101,7 @@ def merge_rows(path: Path, layout: Layout, rows: Iterable[Row]) -> int:
     text = io.StringIO()
     writer = csv.DictWriter(text, layout.columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(merged[key] for key in sorted(merged))
+    writer.writerows(merged[key] for key in (sorted(merged) if layout.is_sorted else merged))
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_text(path, text.getvalue())
     return replaced

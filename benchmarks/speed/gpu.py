@@ -3,27 +3,31 @@
     python -m benchmarks.speed.gpu
     python -m benchmarks.speed.gpu --engine line.onnx --engine line.trt
 
-Prints a table in Markdown under device and versions. Times are measurements of this machine and are asserted nowhere; what must be right is in
-``python -m pytest -m gpu``.
+Prints a table in Markdown under device and versions, and adds the kernels' times to ``benchmarks/results/latency.csv``. Times are
+measurements of this machine and are asserted nowhere; what must be right is in ``python -m pytest -m gpu``.
 """
 
 import argparse
 import contextlib
 import ctypes
+import datetime
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.accuracy.provenance import commit
+from benchmarks.accuracy.tables import LATENCY, RESULTS, merge_rows
 from benchmarks.speed import machine
 from snl_runtime.cli.command import EXIT_OK, run_command
 from snl_runtime.cuda.api import CudaApi, device_scope, load_cuda
 from snl_runtime.cuda.resources import CudaStream, DeviceBuffer, PinnedBuffer
+from snl_runtime.files import check_writable
 from snl_runtime.gpu.kernels import load_kernels
 from snl_runtime.gpu.pipeline import DevicePostprocess, DevicePreprocess
 from snl_runtime.images.upsampling import upsample_map
@@ -47,22 +51,33 @@ class Figure:
     what: str
     milliseconds: str
     ratio: str
+    row: Mapping[str, str] | None = None
+    """The same for the table of results, without its origin; None for what is printed only."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table and return the exit status."""
     parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", metavar="FILE", type=Path, action="append", default=[], help="x.onnx or x.trt; may be given several times")
+    parser.add_argument("--out", metavar="FILE", type=Path, default=RESULTS / "latency.csv", help="table (default: benchmarks/results/latency.csv)")
+    parser.add_argument("--commit", metavar="TEXT", help="commit to record where the sources are no checkout (default: asked from git)")
     options = parser.parse_args(argv)
-    return run_command(lambda: _measure(options.engine), program=PROGRAM)
+    return run_command(lambda: _measure(options.engine, options.out, options.commit or commit()), program=PROGRAM)
 
 
-def _measure(engines: Sequence[Path]) -> int:
+def _measure(engines: Sequence[Path], out: Path, commit_name: str) -> int:
     api = load_cuda()
+    check_writable(out)
     print(f"{machine.describe_gpu(api)}; {machine.versions()}\n")
     print("| what | ms | ratio |\n|---|---|---|")
-    for figure in (*time_kernels(api, machine.peak_bytes_per_s()), *(figure for engine in engines for figure in time_inspections(engine))):
+    figures = time_kernels(api, machine.peak_bytes_per_s())
+    for figure in (*figures, *(figure for engine in engines for figure in time_inspections(engine))):
         print(f"| {figure.what} | {figure.milliseconds} | {figure.ratio} |", flush=True)
+    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    origin = {"device": api.describe(0).name, "commit": commit_name, "date": today}
+    rows = [{**figure.row, **origin} for figure in figures if figure.row is not None]
+    replaced = merge_rows(out, LATENCY, rows)
+    print(f"\n{out}: {len(rows)} rows, {replaced} in place of other figures")
     return EXIT_OK
 
 
@@ -72,11 +87,10 @@ def time_kernels(api: CudaApi, peak_bytes_per_s: float) -> list[Figure]:
     rows_bytes = 4 * 3 * NETWORK_HW[0] * width  # the frame with its rows resized, written and read once
     input_bytes = 3 * height * width + 2 * rows_bytes
     frame_bytes = 4 * height * width + height * width // 8 + 2 * 3 * height * width  # map, mask, and the image read and written
-    where = f"{width}x{height}"
     with _open_stages(api) as (stream, before, after):
         return [
-            _against_peak(f"{where} to network input", before, stream, input_bytes, peak_bytes_per_s),
-            _against_peak(f"map to {where}, mask, overlay and their downloads", after, stream, frame_bytes, peak_bytes_per_s),
+            _against_peak("frame to network input", before, stream, input_bytes, peak_bytes_per_s),
+            _against_peak("map to frame, mask, overlay and their downloads", after, stream, frame_bytes, peak_bytes_per_s),
         ]
 
 
@@ -105,7 +119,7 @@ def _time_inspection(scorer: Scorer, frame: npt.NDArray[np.uint8]) -> float:
     return time.perf_counter() - started_s
 
 
-def _against_peak(what: str, enqueue: Callable[[], object], stream: CudaStream, byte_count: int, peak_bytes_per_s: float) -> Figure:
+def _against_peak(stage: str, enqueue: Callable[[], object], stream: CudaStream, byte_count: int, peak_bytes_per_s: float) -> Figure:
     for _ in range(QUEUED):
         enqueue()
     stream.synchronize()
@@ -117,8 +131,16 @@ def _against_peak(what: str, enqueue: Callable[[], object], stream: CudaStream, 
         stream.synchronize()
         seconds.append((time.perf_counter() - started_s) / QUEUED)
     median_s = float(np.median(seconds))
-    ratio = f"{byte_count / median_s / peak_bytes_per_s:.0%} of {peak_bytes_per_s / 1e9:.0f} GB/s"
-    return Figure(what=f"{what}, {byte_count / 1e6:.0f} MB", milliseconds=f"{1e3 * median_s:.3f}", ratio=ratio)
+    percent = f"{100 * byte_count / median_s / peak_bytes_per_s:.0f}"
+    row = {
+        "stage": stage,
+        "frame": f"{CAMERA_HW[1]}x{CAMERA_HW[0]}",
+        "milliseconds": f"{1e3 * median_s:.3f}",
+        "megabytes": f"{byte_count / 1e6:.0f}",
+        "percent_of_peak_bandwidth": percent,
+    }
+    what = f"{stage.replace('frame', row['frame'], 1)}, {row['megabytes']} MB"
+    return Figure(what=what, milliseconds=row["milliseconds"], ratio=f"{percent} % of {peak_bytes_per_s / 1e9:.0f} GB/s", row=row)
 
 
 @contextlib.contextmanager
@@ -138,7 +160,7 @@ def _open_stages(api: CudaApi) -> Iterator[tuple[CudaStream, Callable[[], object
         host = opened.enter_context(PinnedBuffer(api, anomaly_map.nbytes + ctypes.sizeof(ctypes.c_float)))
         host.array((anomaly_map.size + 1,), np.float32)[...] = (*anomaly_map.ravel(), anomaly_map.max())
         api.copy_async(device.handle, host.handle, host.byte_count, "host_to_device", stream.handle)
-        on_device = preprocess.enqueue(frame, "bgr", None, image.handle)
+        on_device = preprocess.enqueue(frame, "bgr", image.handle)
         stream.synchronize()
 
         def before() -> None:

@@ -10,6 +10,7 @@ from snl_runtime.errors import BackendUnavailableError, EngineMismatchError, Gol
 from snl_runtime.model.manifest import EngineEntry
 from snl_runtime.model.signing import PublicKey
 from snl_runtime.parity.engine import verify_engine
+from snl_runtime.progress import Progress
 from snl_runtime.scorer import Scorer
 from snl_runtime.types import OutputRequest
 
@@ -82,7 +83,7 @@ def _engine_that_opens(model: Path, open_scorer: Callable[[], Scorer], *, is_sig
         if is_signed:
             raise SignatureError(f"{misfit}; rebuilding changes the signed manifest, so rebuild and snl-sign it where the private key is") from misfit
         logger.info("rebuilding %s: %s", model.name, misfit)
-        rebuild_engine(model)  # on the caller's thread, so that Ctrl-C stops it
+        rebuild_engine(model, progress=Progress)  # on the caller's thread, so that Ctrl-C stops it
     with open_scorer() as scorer:  # what does not run here cannot be verified here
         return scorer.bundle.engine
 
@@ -94,7 +95,7 @@ def _verify(model: Path, *, is_signed: bool) -> None:
         return
     logger.info("verifying %s against its ONNX file", model.name)
     try:
-        report = verify_engine(model)
+        report = verify_engine(model, progress=Progress)
     except BackendUnavailableError as failure:  # no ONNX Runtime on this station: frames are scored, and every verdict is ERROR
         logger.warning("%s cannot be verified here: %s", model.name, failure)
         return

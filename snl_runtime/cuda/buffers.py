@@ -75,6 +75,37 @@ class DownloadBuffer:
         self._host.close()
 
 
+def upload(values: npt.NDArray[np.float32], what: str, stream: CudaStream, owner: contextlib.ExitStack) -> DeviceBuffer:
+    """Return device memory that holds an array and was read back: a copy may silently do nothing, and every later frame would rest on it.
+
+    Args:
+        values: What to upload, finite.
+        what: What it is, for the error.
+        stream: Where it is ordered; this waits for it.
+        owner: Closes the memory.
+
+    Raises:
+        InferenceError: If CUDA fails or the array does not arrive.
+    """
+    api = stream.api
+    buffer = owner.enter_context(DeviceBuffer(api, values.nbytes))
+    with PinnedBuffer(api, values.nbytes) as staging:
+        staged = staging.array(values.shape, np.float32)
+        try:
+            staged[...] = values
+            api.copy_async(buffer.handle, staging.handle, values.nbytes, "host_to_device", stream.handle)
+            stream.synchronize()
+            staged[...] = np.nan
+            api.copy_async(staging.handle, buffer.handle, values.nbytes, "device_to_host", stream.handle)
+            stream.synchronize()
+            has_arrived = np.array_equal(staged, values)
+        finally:
+            drain(stream)  # the staging memory may not go while a copy is on its way
+    if not has_arrived:
+        raise InferenceError(f"{what} did not arrive on the device; open the backend again")
+    return buffer
+
+
 def drain(stream: CudaStream) -> None:
     """Wait for a stream before what it uses is released, whatever state it is in."""
     with contextlib.suppress(InferenceError):  # what failed before fails again here; releasing must go on

@@ -146,6 +146,11 @@ class SnlDetector:
         return self._scorer.backend.device
 
     @property
+    def is_on_device(self) -> bool:
+        """Whether frames are prepared and judged on the GPU now; False too where the host does it because the device's values did not agree."""
+        return self._scorer.is_on_device
+
+    @property
     def model_sha256(self) -> str:
         """Hash of the opened file."""
         return self._scorer.bundle.sha256
@@ -221,16 +226,16 @@ class SnlDetector:
             outputs=outputs,
             reader=self._frames,
         ).read(self._scorer)
-        inspection.bit_depth = None if request.frame is None else request.frame.bit_depth
-        is_left_to_device = self._scorer.is_on_device or request.frame is None
+        inspection.bit_depth = None if request.cropped is None else request.cropped.bit_depth
+        is_left_to_device = self._scorer.is_on_device or request.cropped is None
         prepared = None if is_left_to_device else request.prepare(self._scorer)
         inspection.prepared_s = time.perf_counter()
         output = self._answer(request, prepared)
         inspection.inferred_s, inspection.infer_ms = time.perf_counter(), output.infer_ms
         inspection.ruling = output.ruling or request.rule(output.scored, golden_checked=output.golden_checked)
-        if check_output(output.scored.score, output.scored.evidence) is None:
+        if check_output(output.scored.map.score, output.scored.map.summary) is None:
             inspection.keep(output.scored)
-            inspection.draw(output, request)
+            inspection.draw(output.crop, request)
 
     def _answer(self, request: Request, prepared: Prepared | None) -> Output:
         if not self._lock.acquire(timeout=self._timeout_s):

@@ -12,17 +12,15 @@ import numpy.typing as npt
 from snl_runtime.cuda.arrays import DeviceFrameReader, is_device_array
 from snl_runtime.errors import FrameError
 from snl_runtime.images.frame_outputs import Visualizations, draw_visualizations
-from snl_runtime.images.preprocess import crop_frame, stored_bits, to_8_bit
+from snl_runtime.images.preprocess import CroppedFrame, crop_frame, prepare_part, to_8_bit
 from snl_runtime.scorer import Scorer
-from snl_runtime.types import AnomalyMap, AnomalyRegion, AnomalyResult, ColorOrder, Image, OutputRequest, StageTimings, Verdict
+from snl_runtime.types import AnomalyResult, ColorOrder, Image, OutputRequest, StageTimings, Verdict
 from snl_runtime.verdict.decision import summarize_map
-from snl_runtime.verdict.frame_checks import FrameFormat, FrameStatistics, frame_statistics
+from snl_runtime.verdict.frame_checks import FrameStatistics, frame_statistics
 from snl_runtime.verdict.regions import find_regions
 from snl_runtime.verdict.ruling import Ruling, error
-from snl_runtime.verdict.scored_frame import ScoredFrame
+from snl_runtime.verdict.scored_frame import ScoredFrame, ScoredMap
 from snl_runtime.verdict.selection import Selection
-
-_Roi = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -30,18 +28,14 @@ class Prepared:
     """A frame made ready on the host.
 
     Attributes:
-        crop: (H, W, C) uint8, or uint16 of 16 bits, the inspected part; may be the caller's memory.
+        cropped: The frame with the inspected part, as :meth:`Request.read` gives it.
         network_input: (H, W, 3) uint8 RGB.
         statistics: Of the network input.
-        roi_xyxy: Part of the frame that it shows.
-        frame: Size and bit depth of the whole frame.
     """
 
-    crop: npt.NDArray[Any]
+    cropped: CroppedFrame
     network_input: Image
     statistics: FrameStatistics
-    roi_xyxy: _Roi
-    frame: FrameFormat
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -49,14 +43,14 @@ class Request:
     """What is asked about one frame.
 
     Attributes:
-        image: The frame as captured; after :meth:`read` on the host with 8 bits, or 16 if it has as many.
+        image: The frame as captured.
         color: Meaning of its last axis.
         bit_depth: Bits that a value of it uses, as the caller says; None for what the product was calibrated on.
         selection: The decisions that apply to it.
         keep_map: Whether the result carries the map.
         outputs: What else it carries.
         reader: Brings a frame from a GPU to the host where it is prepared there.
-        frame: Size and bit depth of the frame as captured, once :meth:`read` has it on the host.
+        cropped: The frame with 8 bits, or 16 if it has as many, once :meth:`read` has it on the host.
     """
 
     image: object
@@ -66,7 +60,7 @@ class Request:
     keep_map: bool
     outputs: OutputRequest
     reader: DeviceFrameReader
-    frame: FrameFormat | None = None
+    cropped: CroppedFrame | None = None
 
     def read(self, scorer: Scorer) -> "Request":
         """Return the request with the frame checked and read by its bit depth; a frame on a GPU stays there if it is prepared there.
@@ -76,7 +70,7 @@ class Request:
         Raises:
             FrameError: If the frame cannot be used.
         """
-        if self.frame is not None:
+        if self.cropped is not None:
             return self
         if is_device_array(self.image) and scorer.is_on_device:
             return self._left_on_device()
@@ -85,13 +79,12 @@ class Request:
                 f"the frame lies on a GPU ({type(self.image).__name__}), backend {scorer.backend.name!r} on {scorer.backend.device} takes frames in "
                 "host memory: copy it there first (torch: .cpu().numpy(), CuPy and pycuda: .get()), or open the model with device='cuda'"
             )
-        image = crop_frame(self.reader.read(self.image), self.color, None)
-        crop_frame(image, self.color, self.selection.roi_xyxy)
-        bit_depth, stored = self.declared_bit_depth(), stored_bits(image.dtype)
+        cropped = crop_frame(self.reader.read(self.image), self.color, self.selection.roi_xyxy)
+        bit_depth, stored = self.declared_bit_depth(), cropped.bit_depth
         if bit_depth is None or (self.bit_depth is None and (bit_depth == 8) is not (stored == 8)):
             bit_depth = stored  # if it is not what was calibrated, the verdict says so when its turn comes
-        frame = FrameFormat(size_hw=(image.shape[0], image.shape[1]), bit_depth=bit_depth)
-        return replace(self, image=image if bit_depth == 16 else to_8_bit(image, bit_depth), frame=frame)
+        whole = cropped.whole if bit_depth == 16 else to_8_bit(cropped.whole, bit_depth)
+        return replace(self, cropped=replace(cropped, whole=whole, bit_depth=bit_depth))
 
     def prepare(self, scorer: Scorer) -> Prepared:
         """Return the frame prepared on the host; any thread may do so.
@@ -99,18 +92,11 @@ class Request:
         Raises:
             FrameError: If the frame cannot be used.
         """
-        request = self.read(scorer)
-        if request.frame is None:
+        cropped = self.read(scorer).cropped
+        if cropped is None:
             raise FrameError("the frame stayed on the GPU though the host was to prepare it")
-        roi_xyxy, (height, width) = self.selection.roi_xyxy, request.frame.size_hw
-        network_input = scorer.prepare(request.image, self.color, roi_xyxy)
-        return Prepared(
-            crop=crop_frame(request.image, self.color, roi_xyxy),
-            network_input=network_input,
-            statistics=frame_statistics(network_input),
-            roi_xyxy=roi_xyxy or (0, 0, width, height),
-            frame=request.frame,
-        )
+        network_input = prepare_part(cropped.part, self.color, scorer.size_hw)
+        return Prepared(cropped=cropped, network_input=network_input, statistics=frame_statistics(network_input))
 
     def declared_bit_depth(self) -> int | None:
         """Return the bit depth that the caller says, or else the product was calibrated on; None if there is neither.
@@ -128,8 +114,7 @@ class Request:
 
     def rule(self, scored: ScoredFrame, *, golden_checked: bool) -> Ruling:
         """Return the verdict on the frame, scored as given."""
-        now = datetime.now(timezone.utc)
-        return self.selection.rule(scored.score, scored.evidence, scored.statistics, frame=scored.frame, golden_checked=golden_checked, now=now)
+        return self.selection.rule(scored, golden_checked=golden_checked, now=datetime.now(timezone.utc))
 
     def _left_on_device(self) -> "Request":
         if (declared := self.declared_bit_depth()) not in (None, 8, 16):
@@ -180,32 +165,27 @@ def answer(scorer: Scorer, request: Request, prepared: Prepared | None) -> Outpu
     prepared = prepared or request.prepare(scorer)
     started_s = time.perf_counter()
     scores, maps = scorer.infer(prepared.network_input[None])
-    scored = ScoredFrame(
-        score=float(scores[0]),
-        anomaly_map=maps[0],
-        summary=summarize_map(maps[0]),
-        statistics=prepared.statistics,
-        regions=None,
-        roi_xyxy=prepared.roi_xyxy,
-        frame=prepared.frame,
-    )
     infer_ms = (time.perf_counter() - started_s) * 1e3
-    return Output(scored=scored, golden_checked=scorer.golden_checked, infer_ms=infer_ms, crop=prepared.crop)
+    cropped, summary = prepared.cropped, summarize_map(maps[0], request.selection.normalization)
+    scored = ScoredFrame(
+        map=ScoredMap(score=float(scores[0]), anomaly_map=maps[0], summary=summary),
+        statistics=prepared.statistics,
+        roi_xyxy=cropped.roi_xyxy,
+        frame=cropped.format,
+    )
+    return Output(scored=scored, golden_checked=scorer.golden_checked, infer_ms=infer_ms, crop=cropped.part)
 
 
 def _answer_on_device(scorer: Scorer, request: Request, started_s: float) -> Output:
     """Where images may be wanted, rule while the frame is still on the device: only then is known whether they are."""
     rulings: list[Ruling] = []
 
-    def as_captured(seen: ScoredFrame) -> ScoredFrame:
-        return seen if request.frame is None else replace(seen, frame=request.frame)
-
     def choose(seen: ScoredFrame) -> OutputRequest | None:
-        rulings.append(request.rule(as_captured(seen), golden_checked=scorer.golden_checked))
+        rulings.append(request.rule(seen, golden_checked=scorer.golden_checked))
         return request.outputs if request.outputs.wanted_for(rulings[0].verdict) else None
 
-    seen = scorer.inspect(
-        request.image,
+    scored = scorer.inspect(
+        request.image if request.cropped is None else request.cropped,
         request.color,
         request.selection.roi_xyxy,
         threshold=request.selection.threshold,
@@ -213,9 +193,8 @@ def _answer_on_device(scorer: Scorer, request: Request, started_s: float) -> Out
         normalization=request.selection.normalization,
         choose=choose if request.outputs.wants_any else None,
     )
-    scored = as_captured(seen)
-    if request.selection.needs_map:
-        scored = replace(scored, regions=None)  # of a merged normalization: the host then asks for one where a part is not passed
+    if request.selection.needs_map:  # of a merged normalization: the host then asks for a region where a part is not passed
+        scored = replace(scored, map=replace(scored.map, regions=None))
     return Output(
         scored=scored,
         golden_checked=scorer.golden_checked,
@@ -236,54 +215,52 @@ class Inspection:
     inferred_s: float | None = None
     infer_ms: float = 0.0
     scored: ScoredFrame | None = None
-    score: float = math.nan
-    anomaly_map: AnomalyMap | None = None
-    regions: tuple[AnomalyRegion, ...] = ()
-    visualizations: Visualizations = field(default_factory=Visualizations)
     ruling: Ruling = field(default_factory=lambda: error("internal_error", "the frame was not inspected"))
 
     def keep(self, scored: ScoredFrame) -> None:
         """Keep a checked frame, its map and score under the normalization map if there is one, with its regions."""
-        normalization = self.selection.normalization
-        normalized_map = scored.anomaly_map if normalization is None or scored.anomaly_map is None else normalization.apply(scored.anomaly_map)
-        score = scored.score if normalization is None else scored.summary.normalized_peak if normalized_map is None else float(normalized_map.max())
+        seen, normalization = scored.map, self.selection.normalization
+        score = seen.score if normalization is None else seen.summary.normalized_peak
         if score is None or not math.isfinite(score):
             return
-        self.scored, self.score, self.anomaly_map = scored, score, normalized_map
-        if scored.regions is not None:
-            self.regions = scored.regions
-        elif normalized_map is not None:
-            threshold = self.selection.threshold
+        judged_map = seen.anomaly_map if normalization is None or seen.anomaly_map is None else normalization.apply(seen.anomaly_map)
+        regions, threshold = seen.regions, self.selection.threshold
+        if regions is None and judged_map is not None:
             if self.ruling.verdict in (Verdict.REVIEW, Verdict.REJECT):
                 # The score may exceed the maximum of the map by a rounding; what is not passed must still point somewhere.
-                threshold = min(threshold, float(np.nextafter(normalized_map.max(), np.float32(-np.inf))))
-            self.regions = find_regions(normalized_map, threshold, scored.roi_xyxy)
+                peak = seen.summary.peak if normalization is None else score
+                threshold = min(threshold, float(np.nextafter(np.float32(peak), np.float32(-np.inf))))
+            regions = find_regions(judged_map, threshold, scored.roi_xyxy)
+        self.scored = replace(scored, map=replace(seen, score=score, anomaly_map=judged_map, regions=regions))
 
-    def draw(self, output: Output, request: Request) -> None:
-        """Keep what was wanted at frame resolution: as the device made it, else made here."""
-        outputs = request.outputs
-        if output.scored.visualizations is not None:
-            self.visualizations = output.scored.visualizations
-        elif outputs.wanted_for(self.ruling.verdict) and not outputs.device_only and output.crop is not None and self.anomaly_map is not None:
-            self.visualizations = draw_visualizations(output.crop, request.color, self.anomaly_map, self.selection.threshold, outputs)
+    def draw(self, crop: npt.NDArray[Any] | None, request: Request) -> None:
+        """Draw what was wanted at frame resolution and no device drew; only where the host prepared the frame."""
+        kept, outputs = self.scored, request.outputs
+        if kept is None or kept.visualizations is not None or kept.map.anomaly_map is None or crop is None:
+            return
+        if outputs.wanted_for(self.ruling.verdict) and not outputs.device_only:
+            drawn = draw_visualizations(crop, request.color, kept.map.anomaly_map, self.selection.threshold, outputs)
+            self.scored = replace(kept, visualizations=drawn)
 
     def result(self, model_sha256: str) -> AnomalyResult:
         """Return the result as of now."""
         now_s = time.perf_counter()
-        anomaly_map = self.anomaly_map if self.keep_map else None
-        visualizations = Visualizations() if self.ruling.verdict is Verdict.ERROR else self.visualizations
-        has_arrays = any(array is not None for array in (anomaly_map, visualizations.frame_map, visualizations.mask, visualizations.overlay))
+        seen = None if self.scored is None else self.scored.map
+        anomaly_map = seen.anomaly_map if seen is not None and self.keep_map else None
+        drawn = None if self.scored is None or self.ruling.verdict is Verdict.ERROR else self.scored.visualizations
+        images = drawn or Visualizations()
+        has_arrays = any(array is not None for array in (anomaly_map, images.frame_map, images.mask, images.overlay))
         return AnomalyResult(
             verdict=self.ruling.verdict,
             reason_code=self.ruling.reason_code,
             reason=self.ruling.reason,
-            score=self.score,
+            score=math.nan if seen is None else seen.score,
             threshold=self.selection.threshold,
             reject_threshold=self.selection.reject_threshold,
             product=self.selection.product,
             anomaly_map=anomaly_map,
             roi_xyxy=self.scored.roi_xyxy if self.scored is not None and has_arrays else None,
-            regions=self.regions,
+            regions=() if seen is None else seen.regions or (),
             timings=StageTimings(
                 preprocess_ms=((self.prepared_s or now_s) - self.started_s) * 1e3,
                 infer_ms=self.infer_ms,
@@ -291,8 +268,8 @@ class Inspection:
                 total_ms=(now_s - self.started_s) * 1e3,
             ),
             model_sha256=model_sha256,
-            frame_map=visualizations.frame_map,
-            mask=visualizations.mask,
-            overlay=visualizations.overlay,
+            frame_map=images.frame_map,
+            mask=images.mask,
+            overlay=images.overlay,
             bit_depth=self.bit_depth,
         )

@@ -84,7 +84,7 @@ class _Checks:
         expected = prepare(image, color, InputSpec(size_hw=self.size_hw, roi_xyxy=roi_xyxy))
         actual = self.host.array(expected.shape, np.uint8)
         actual[...] = ~expected  # an input that never came back must not look right
-        self.before.enqueue(image, color, roi_xyxy, self.device.handle)
+        self.before.enqueue(crop_frame(image, color, roi_xyxy).part, color, self.device.handle)
         self.api.copy_async(self.host.handle, self.device.handle, expected.nbytes, "device_to_host", self.stream.handle)
         self.stream.synchronize()
         allowed = 0 if image.shape == expected.shape else INPUT_TOLERANCE
@@ -112,26 +112,27 @@ class _Checks:
         self.after.enqueue(
             self.device.handle, score, frame=frame, roi_xyxy=(0, 0, width, height), threshold=threshold, wanted=Wanted(normalization=normalization)
         )
-        output = self.after.collect()
-        if output.is_finite is spoiled:
+        found = self.after.collect()
+        summary, regions = found.summary, found.regions or ()
+        if summary.is_finite is spoiled:
             raise BackendError("its check of a map for NaN does not work")
-        if not spoiled and normalization is not None and output.normalized_peak != judged_map.max():
-            raise BackendError(f"it finds {output.normalized_peak} as the peak of a normalized map, the host {judged_map.max():.6g}")
-        if not spoiled and (output.score, output.peak, output.regions) != (peak, peak, expected):
-            raise BackendError(f"it finds {len(output.regions)} regions up to {output.peak:.6g} in a map, the host {len(expected)} up to {peak:.6g}")
+        if not spoiled and normalization is not None and summary.normalized_peak != judged_map.max():
+            raise BackendError(f"it finds {summary.normalized_peak} as the peak of a normalized map, the host {judged_map.max():.6g}")
+        if not spoiled and (found.score, summary.peak, regions) != (peak, peak, expected):
+            raise BackendError(f"it finds {len(regions)} regions up to {summary.peak:.6g} in a map, the host {len(expected)} up to {peak:.6g}")
 
     def check_visualizations(self, image: npt.NDArray[Any], color: ColorOrder, roi_xyxy: Roi | None) -> None:
         anomaly_map = _cells(self.size_hw)
         threshold = float(np.quantile(anomaly_map, 0.5))
-        frame = self.before.enqueue(image, color, roi_xyxy, self.device.handle)
+        cropped = crop_frame(image, color, roi_xyxy)
+        frame = self.before.enqueue(cropped.part, color, self.device.handle)
         self._upload_map(anomaly_map, anomaly_map.max())
-        covered = roi_xyxy or (0, 0, frame.size_hw[1], frame.size_hw[0])
         everything = OutputRequest(frame_map=True, mask=True, overlay=True)
         score = self.device.handle + anomaly_map.nbytes
-        self.after.enqueue(self.device.handle, score, frame=frame, roi_xyxy=covered, threshold=threshold)
+        self.after.enqueue(self.device.handle, score, frame=frame, roi_xyxy=cropped.roi_xyxy, threshold=threshold)
         self.after.collect()
         drawn = self.after.render(everything)
-        expected = draw_visualizations(crop_frame(image, color, roi_xyxy), color, anomaly_map, threshold, everything)
+        expected = draw_visualizations(cropped.part, color, anomaly_map, threshold, everything)
         if drawn.frame_map is None or drawn.mask is None or drawn.overlay is None or expected.frame_map is None or expected.overlay is None:
             raise BackendError("an image of a frame is missing")
         if not np.allclose(drawn.frame_map, expected.frame_map, rtol=_MAP_TOLERANCE, atol=0):

@@ -9,7 +9,7 @@ from types import TracebackType
 import numpy as np
 
 from snl_runtime.cuda.api import CudaApi
-from snl_runtime.cuda.buffers import drain
+from snl_runtime.cuda.buffers import drain, upload
 from snl_runtime.cuda.resources import CudaModule, CudaStream, DeviceBuffer, PinnedBuffer
 from snl_runtime.errors import InferenceError
 from snl_runtime.gpu.kernels.launches import STATISTICS_WORDS, launch_map_statistics, launch_normalization, read_map_statistics
@@ -101,20 +101,6 @@ class DeviceNormalization:
             raise InferenceError(
                 f"the normalization map has {normalization.size_hw} cells, the engine's map {self._map_hw}; calibrate this model again"
             )
-        stream, shape = self._stream.handle, normalization.values.shape
-        buffer = self._resources.enter_context(DeviceBuffer(self._api, normalization.values.nbytes))
-        with PinnedBuffer(self._api, normalization.values.nbytes) as staging:
-            try:
-                staging.array(shape, np.float32)[...] = normalization.values
-                self._api.copy_async(buffer.handle, staging.handle, staging.byte_count, "host_to_device", stream)
-                self._stream.synchronize()
-                staging.array(shape, np.float32)[...] = np.nan
-                self._api.copy_async(staging.handle, buffer.handle, staging.byte_count, "device_to_host", stream)
-                self._stream.synchronize()
-                has_arrived = np.array_equal(staging.array(shape, np.float32), normalization.values)
-            finally:
-                drain(self._stream)  # the staging memory may not go while a copy is on its way
-        if not has_arrived:  # a copy may silently do nothing, and every later verdict would rest on this one
-            raise InferenceError("a normalization map did not arrive on the device; open the backend again")
+        buffer = upload(normalization.values, "a normalization map", self._stream, self._resources)
         self._uploaded[normalization] = buffer
         return buffer

@@ -9,7 +9,6 @@ import dataclasses
 import logging
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +22,10 @@ from snl_runtime.errors import BackendError, FrameError, InferenceError
 from snl_runtime.gpu.checks import check_stages
 from snl_runtime.gpu.kernels import load_kernels
 from snl_runtime.gpu.kernels.launches import DeviceFrame
-from snl_runtime.gpu.pipeline import DeviceOutput, DevicePostprocess, DevicePreprocess, Roi, Wanted, inspect_on_device
-from snl_runtime.images.preprocess import crop_frame, stored_bits
+from snl_runtime.gpu.pipeline import DevicePostprocess, DevicePreprocess, Roi, Wanted, inspect_on_device, score_on_device
+from snl_runtime.images.preprocess import FrameFormat, crop_frame
 from snl_runtime.model.normalization import NormalizationMap
 from snl_runtime.types import AnomalyMap, ColorOrder, OutputRequest
-from snl_runtime.verdict.decision import MapSummary, summarize_map
-from snl_runtime.verdict.frame_checks import FrameFormat, FrameStatistics
 from snl_runtime.verdict.scored_frame import ScoredFrame
 
 logger = logging.getLogger(__name__)
@@ -44,9 +41,9 @@ def map_of(inspection: ScoredFrame) -> AnomalyMap:
     Raises:
         InferenceError: If it did not come back.
     """
-    if inspection.anomaly_map is None:
+    if inspection.map.anomaly_map is None:
         raise InferenceError("the device gave no map though it was asked for one; open the backend again")
-    return inspection.anomaly_map
+    return inspection.map.anomaly_map
 
 
 def offers_context(backend: Backend) -> bool:
@@ -127,9 +124,9 @@ class DevicePath:
         """Inspect one frame, from host or device memory, with one wait at the end, and a second one for images.
 
         Args:
-            image: Frame as captured, or an array on the GPU, see :mod:`snl_runtime.cuda.arrays`.
+            image: Frame as captured, or an array on the GPU, see :mod:`snl_runtime.cuda.arrays`; or what :func:`crop_frame` made of a frame.
             color: Meaning of its last axis.
-            roi_xyxy: Part of the frame to look at; only that is uploaded. None for all of it.
+            roi_xyxy: Part of the frame to look at; only that is uploaded. None for all of it, or what was cropped.
             threshold: Pass threshold; NaN if no decision applies.
             keep_map: Bring the raw map back, too.
             normalization: What the map is multiplied with before regions and images are made of it; uploaded with the first frame.
@@ -153,7 +150,7 @@ class DevicePath:
             InferenceError: If the device fails; path and backend must be closed.
         """
         inspection = self.inspect(image, color="rgb", roi_xyxy=None, threshold=math.nan, keep_map=True)
-        return inspection.score, map_of(inspection)
+        return inspection.map.score, map_of(inspection)
 
     def check(self, context: ExecutionContext) -> None:
         """Compare every stage with its definition, see :func:`snl_runtime.gpu.checks.check_stages`.
@@ -201,85 +198,41 @@ class DevicePath:
     ) -> ScoredFrame:
         if is_device_array(image):
             with view_of(image, stream=context.stream.handle) as view:
-                covered = _checked_roi(view, color, roi_xyxy)
+                covered, frame = _checked_view(view, color, roi_xyxy)
                 try:
-                    statistics, output = self._inspect_view(context, view, color, covered, threshold, wanted)
-                    return self._with_visualizations(statistics, output, covered, _format_of(view), wanted.normalization, choose)
+                    return self._with_visualizations(self._inspect_view(context, view, color, covered, frame, threshold, wanted), choose)
                 except BaseException:
                     drain(context.stream)  # the producer's memory is given back with the view
                     raise
-        frame = _format_of(crop_frame(image, color, None))
-        covered = roi_xyxy or (0, 0, frame.size_hw[1], frame.size_hw[0])
-        statistics, output = inspect_on_device(
-            context, self._before, self._after, image, color=color, roi_xyxy=covered, threshold=threshold, wanted=wanted
-        )
-        return self._with_visualizations(statistics, output, covered, frame, wanted.normalization, choose)
+        seen = inspect_on_device(context, self._before, self._after, image, color=color, roi_xyxy=roi_xyxy, threshold=threshold, wanted=wanted)
+        return self._with_visualizations(seen, choose)
 
-    def _with_visualizations(
-        self,
-        statistics: FrameStatistics,
-        output: DeviceOutput,
-        covered: Roi,
-        frame: FrameFormat,
-        normalization: NormalizationMap | None,
-        choose: ChooseVisualizations | None,
-    ) -> ScoredFrame:
-        inspection = ScoredFrame(
-            score=output.score,
-            summary=_checked_summary(output, normalization),
-            anomaly_map=output.anomaly_map,
-            statistics=statistics,
-            regions=output.regions,
-            roi_xyxy=covered,
-            frame=frame,
-        )
-        wanted = None if choose is None else choose(inspection)
-        return inspection if wanted is None else dataclasses.replace(inspection, visualizations=self._after.render(wanted))
+    def _with_visualizations(self, seen: ScoredFrame, choose: ChooseVisualizations | None) -> ScoredFrame:
+        wanted = None if choose is None else choose(seen)
+        return seen if wanted is None else dataclasses.replace(seen, visualizations=self._after.render(wanted))
 
     def _inspect_view(
-        self, context: ExecutionContext, view: DeviceView, color: ColorOrder, roi_xyxy: Roi, threshold: float, wanted: Wanted
-    ) -> tuple[FrameStatistics, DeviceOutput]:
-        frame = _frame_of(view, color, roi_xyxy)
+        self, context: ExecutionContext, view: DeviceView, color: ColorOrder, covered: Roi, frame: FrameFormat, threshold: float, wanted: Wanted
+    ) -> ScoredFrame:
+        part = _part_of(view, color, covered)
 
-        def bring_image(address: int, stream: CudaStream) -> None:
+        def bring(address: int, stream: CudaStream) -> DeviceFrame:
             wait_for_producer(self._api, view, stream)
-            self._before.enqueue_device(frame, address)
+            self._before.enqueue_device(part, address)
+            return part
 
-        context.run_on_device(1, bring_image)
-        self._after.enqueue(
-            context.anomaly_map.handle, context.anomaly_score.handle, frame=frame, roi_xyxy=roi_xyxy, threshold=threshold, wanted=wanted
-        )
-        output = self._after.collect()
-        return self._before.statistics(), output
+        return score_on_device(context, self._before, self._after, bring, roi_xyxy=covered, frame=frame, threshold=threshold, wanted=wanted)
 
 
-def _checked_summary(output: DeviceOutput, normalization: NormalizationMap | None) -> MapSummary:
-    """Return what the device says about its map, which must be true where the map is here."""
-    summary = MapSummary(peak=output.peak, is_finite=output.is_finite, normalized_peak=output.normalized_peak)
-    if output.anomaly_map is not None:
-        fetched = summarize_map(output.anomaly_map, normalization)
-        is_true = fetched.is_finite is summary.is_finite and (not fetched.is_finite or fetched.peak == summary.peak)
-        if fetched.is_finite and fetched.normalized_peak is not None and math.isfinite(fetched.normalized_peak):
-            is_true = is_true and fetched.normalized_peak == summary.normalized_peak
-        if not is_true:
-            raise InferenceError(f"the device says its map is {summary}, what arrived is {fetched}; open the backend again")
-    return summary
-
-
-def _checked_roi(view: DeviceView, color: ColorOrder, roi_xyxy: Roi | None) -> Roi:
-    """Return the inspected part of a frame in device memory, which must be such a frame as the host takes."""
+def _checked_view(view: DeviceView, color: ColorOrder, roi_xyxy: Roi | None) -> tuple[Roi, FrameFormat]:
+    """Return inspected part and format of a frame in device memory, which must be such a frame as the host takes."""
     if view.dtype.hasobject or not view.address or view.address % view.dtype.itemsize:
         raise FrameError(f"the device array of {view.dtype} at address {view.address:#x} is no frame; its values must be aligned")
-    shape_only = np.broadcast_to(np.zeros((), view.dtype), view.shape)
-    crop_frame(shape_only, color, roi_xyxy)
-    return roi_xyxy or (0, 0, view.shape[1], view.shape[0])
+    shape_only = crop_frame(np.broadcast_to(np.zeros((), view.dtype), view.shape), color, roi_xyxy)
+    return shape_only.roi_xyxy, shape_only.format
 
 
-def _format_of(frame: DeviceView | npt.NDArray[Any]) -> FrameFormat:
-    return FrameFormat(size_hw=(frame.shape[0], frame.shape[1]), bit_depth=stored_bits(frame.dtype))
-
-
-def _frame_of(view: DeviceView, color: ColorOrder, roi_xyxy: Roi) -> DeviceFrame:
+def _part_of(view: DeviceView, color: ColorOrder, roi_xyxy: Roi) -> DeviceFrame:
     left, top, right, bottom = roi_xyxy
     pixel_bytes = view.dtype.itemsize * (view.shape[2] if len(view.shape) == 3 else 1)
     pitch_bytes = view.shape[1] * pixel_bytes

@@ -7,6 +7,7 @@ stream: frame up, input kernels, statistics down | engine | map kernels, report 
 
 import contextlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
@@ -35,12 +36,13 @@ from snl_runtime.gpu.kernels.launches import (
 from snl_runtime.gpu.normalization import DeviceNormalization
 from snl_runtime.gpu.render import DeviceRenderer
 from snl_runtime.images.frame_outputs import Visualizations
-from snl_runtime.images.preprocess import crop_frame
+from snl_runtime.images.preprocess import CroppedFrame, FrameFormat, crop_frame
 from snl_runtime.model.normalization import NormalizationMap
 from snl_runtime.types import AnomalyMap, AnomalyRegion, ColorOrder, OutputRequest
-from snl_runtime.verdict.decision import MapSummary
+from snl_runtime.verdict.decision import MapSummary, summarize_map
 from snl_runtime.verdict.frame_checks import FrameStatistics
 from snl_runtime.verdict.regions import find_regions
+from snl_runtime.verdict.scored_frame import ScoredFrame, ScoredMap
 
 Roi = tuple[int, int, int, int]
 
@@ -55,27 +57,6 @@ class Wanted:
     """What the map is multiplied with before regions and images are made of it; checks and ``anomaly_map`` stay raw."""
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class DeviceOutput:
-    """What came back of one frame; the arrays are the caller's own.
-
-    Attributes:
-        score: The graph's score, unchecked.
-        peak: Largest finite value of the map; NaN if there is none.
-        is_finite: Whether every cell of the map is finite.
-        regions: As :func:`snl_runtime.verdict.regions.find_regions` gives them.
-        normalized_peak: Largest value of the normalized map, NaN if one of them is not finite; None without a normalization.
-        anomaly_map: (h, w) float32 raw map, if wanted.
-    """
-
-    score: float
-    peak: float
-    is_finite: bool
-    regions: tuple[AnomalyRegion, ...]
-    normalized_peak: float | None = None
-    anomaly_map: AnomalyMap | None = None
-
-
 def inspect_on_device(  # noqa: PLR0913 - the two stages, the engine between them, and the arguments of one frame
     context: ExecutionContext,
     before: "DevicePreprocess",
@@ -86,31 +67,53 @@ def inspect_on_device(  # noqa: PLR0913 - the two stages, the engine between the
     roi_xyxy: Roi | None,
     threshold: float,
     wanted: Wanted | None = None,
-) -> tuple[FrameStatistics, DeviceOutput]:
-    """Run one frame from host memory to regions on one stream, with one wait at the end.
-
-    Args:
-        context: Runs the engine; both stages use its stream.
-        before: Makes its input.
-        after: Takes its outputs.
-        image: Frame as captured.
-        color: Meaning of its last axis.
-        roi_xyxy: Part of the frame to look at; None for all of it.
-        threshold: Pass threshold; NaN if no decision applies.
-        wanted: What comes back beside score, checks and regions.
+) -> ScoredFrame:
+    """Run one frame from host memory to regions, see :func:`score_on_device`; what was cropped before is taken as it is.
 
     Raises:
         FrameError: If the frame cannot be used; nothing was queued then.
         InferenceError: If the device fails; the context must be closed.
     """
-    crop = crop_frame(image, color, roi_xyxy)  # an unusable frame must not reach a context, which ends with any failure
-    frames: list[DeviceFrame] = []
-    context.run_on_device(1, lambda address, _: frames.append(before.enqueue(crop, color, None, address)))
-    (frame,) = frames
-    covered = roi_xyxy or (0, 0, frame.size_hw[1], frame.size_hw[0])
-    after.enqueue(context.anomaly_map.handle, context.anomaly_score.handle, frame=frame, roi_xyxy=covered, threshold=threshold, wanted=wanted)
-    output = after.collect()
-    return before.statistics(), output
+    # An unusable frame must not reach a context, which ends with any failure.
+    cropped = image if isinstance(image, CroppedFrame) else crop_frame(image, color, roi_xyxy)
+
+    def bring(address: int, _: CudaStream) -> DeviceFrame:
+        return before.enqueue(cropped.part, color, address)
+
+    return score_on_device(context, before, after, bring, roi_xyxy=cropped.roi_xyxy, frame=cropped.format, threshold=threshold, wanted=wanted)
+
+
+def score_on_device(  # noqa: PLR0913 - the two stages, the engine between them, and the arguments of one frame
+    context: ExecutionContext,
+    before: "DevicePreprocess",
+    after: "DevicePostprocess",
+    bring: Callable[[int, CudaStream], DeviceFrame],
+    *,
+    roi_xyxy: Roi,
+    frame: FrameFormat,
+    threshold: float,
+    wanted: Wanted | None = None,
+) -> ScoredFrame:
+    """Run one frame to its regions on one stream, with one wait at the end.
+
+    Args:
+        context: Runs the engine; both stages use its stream.
+        before: Makes its input.
+        after: Takes its outputs.
+        bring: Queues the inspected part of the frame and the engine's input at an address on a stream, and returns where that part lies.
+        roi_xyxy: That part, frame pixels.
+        frame: Size and bit depth of the whole frame.
+        threshold: Pass threshold; NaN if no decision applies.
+        wanted: What comes back beside score, checks and regions.
+
+    Raises:
+        InferenceError: If the device fails; the context must be closed.
+    """
+    brought: list[DeviceFrame] = []
+    context.run_on_device(1, lambda address, stream: brought.append(bring(address, stream)))
+    score = context.anomaly_score.handle
+    after.enqueue(context.anomaly_map.handle, score, frame=brought[0], roi_xyxy=roi_xyxy, threshold=threshold, wanted=wanted)
+    return ScoredFrame(map=after.collect(), statistics=before.statistics(), roi_xyxy=roi_xyxy, frame=frame)
 
 
 class DevicePreprocess:
@@ -134,23 +137,21 @@ class DevicePreprocess:
             opened.callback(drain, stream)  # first on close: nothing may be released while the device still uses it
             self._resources = opened.pop_all()
 
-    def enqueue(self, image: object, color: ColorOrder, roi_xyxy: Roi | None, target: int) -> DeviceFrame:
+    def enqueue(self, part: npt.NDArray[Any], color: ColorOrder, target: int) -> DeviceFrame:
         """Queue everything from a frame in host memory to the network's input; the frame may be changed as soon as this returns.
 
         Args:
-            image: Frame as captured, see :class:`snl_runtime.types.Frame`.
+            part: The inspected part, see :class:`snl_runtime.images.preprocess.CroppedFrame`; only that is uploaded.
             color: Meaning of its last axis.
-            roi_xyxy: Part of the frame to look at; only that is uploaded. None for all of it.
             target: Device address of (height, width, 3) uint8.
 
         Returns:
-            The inspected part on the device, valid until the next frame.
+            That part on the device, valid until the next frame.
 
         Raises:
-            FrameError: If the frame cannot be used; nothing was queued then.
             InferenceError: If CUDA fails.
         """
-        frame = self._upload(crop_frame(image, color, roi_xyxy), color)
+        frame = self._upload(part, color)
         self.enqueue_device(frame, target)
         return frame
 
@@ -287,11 +288,12 @@ class DevicePostprocess:
             api.copy_async(self._host_map.handle, anomaly_map, self._map_bytes, "device_to_host", stream)
         self._pending = pending
 
-    def collect(self) -> DeviceOutput:
+    def collect(self) -> ScoredMap:
         """Wait for the stream and return what was queued.
 
         Raises:
-            InferenceError: If anything on the stream failed, nothing was queued, or the device did not look at every cell of the map.
+            InferenceError: If anything on the stream failed, nothing was queued, the device did not look at every cell of the map, or it says of a
+                map that came back what is not true.
         """
         pending, self._pending = self._pending, None
         if pending is None:
@@ -305,16 +307,12 @@ class DevicePostprocess:
         judged = MapSummary(peak=report.peak, is_finite=report.non_finite == 0)
         raw = judged if pending.wanted.normalization is None else self._normalization.raw_summary()
         anomaly_map = self._host_map.array(self._map_hw, np.float32).copy() if pending.wanted.anomaly_map else None  # before regions reuse it
-        output = DeviceOutput(
-            score=score,
-            peak=raw.peak,
-            is_finite=raw.is_finite,
-            regions=self._regions(report, score if raw is judged else report.peak, pending),
-            normalized_peak=None if raw is judged else judged.peak if judged.is_finite else math.nan,
-            anomaly_map=anomaly_map,
-        )
+        regions = self._regions(report, score if raw is judged else report.peak, pending)
+        summary = raw if raw is judged else replace(raw, normalized_peak=judged.peak if judged.is_finite else math.nan)
+        if anomaly_map is not None:
+            summary = _checked_summary(summary, anomaly_map, pending.wanted.normalization)
         self._shown = pending
-        return output
+        return ScoredMap(score=score, anomaly_map=anomaly_map, summary=summary, regions=regions)
 
     def render(self, wanted: OutputRequest) -> Visualizations:
         """Wait for images of the frame that was collected last; frame and map must still be where they were queued.
@@ -352,3 +350,14 @@ class DevicePostprocess:
         if max(score, report.peak) > threshold:  # as region_cutoff in the kernels
             threshold = min(threshold, float(np.nextafter(np.float32(report.peak), np.float32(-np.inf))))
         return find_regions(self._host_map.array(self._map_hw, np.float32), threshold, pending.roi_xyxy)
+
+
+def _checked_summary(summary: MapSummary, anomaly_map: AnomalyMap, normalization: NormalizationMap | None) -> MapSummary:
+    """Return what is known of a map that came back, which the device must have said of it."""
+    fetched = summarize_map(anomaly_map, normalization)
+    is_true = fetched.is_finite is summary.is_finite and (not fetched.is_finite or fetched.peak == summary.peak)
+    if fetched.is_finite and fetched.normalized_peak is not None and math.isfinite(fetched.normalized_peak):
+        is_true = is_true and fetched.normalized_peak == summary.normalized_peak
+    if not is_true:
+        raise InferenceError(f"the device says its map is {summary}, what arrived is {fetched}; open the backend again")
+    return fetched

@@ -7,8 +7,8 @@ from types import TracebackType
 import numpy as np
 
 from snl_runtime.cuda.api import CudaApi
-from snl_runtime.cuda.buffers import DownloadBuffer
-from snl_runtime.cuda.resources import CudaModule, CudaStream, DeviceBuffer, PinnedBuffer
+from snl_runtime.cuda.buffers import DownloadBuffer, upload
+from snl_runtime.cuda.resources import CudaModule, CudaStream
 from snl_runtime.errors import InferenceError
 from snl_runtime.gpu.kernels.launches import (
     DeviceFrame,
@@ -27,20 +27,11 @@ _COUNTER_BYTES = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Layout:
-    """Where in the buffer the images of one frame lie; None for what is not wanted. Every start is a multiple of 4."""
+    """Where in the buffer the wanted images of one frame lie, by name, then the counter. Every start is a multiple of 4."""
 
     frame_hw: tuple[int, int]
-    frame_map: slice | None
-    mask: slice | None
-    overlay: slice | None
+    images: dict[str, slice]
     counter: slice
-
-    @property
-    def byte_count(self) -> int:
-        return int(self.counter.stop)
-
-    def address(self, start: int, part: slice | None) -> int:
-        return 0 if part is None else start + int(part.start)
 
 
 class DeviceRenderer:
@@ -58,14 +49,9 @@ class DeviceRenderer:
     def __init__(self, api: CudaApi, kernels: CudaModule, stream: CudaStream, map_hw: tuple[int, int]) -> None:
         self._api, self._kernels, self._stream, self._map_hw = api, kernels, stream, map_hw
         self._layout: _Layout | None = None
-        heat = heat_values()
         with contextlib.ExitStack() as opened:
-            self._heat = opened.enter_context(DeviceBuffer(api, heat.nbytes))
+            self._heat = upload(heat_values(), "the color table of the overlay", stream, opened)
             self._download = opened.enter_context(DownloadBuffer(api, stream))
-            with PinnedBuffer(api, heat.nbytes) as staging:
-                staging.array(heat.shape, np.float32)[...] = heat
-                api.copy_async(self._heat.handle, staging.handle, heat.nbytes, "host_to_device", stream.handle)
-                stream.synchronize()
             self._resources = opened.pop_all()
 
     def enqueue(self, anomaly_map: int, *, frame: DeviceFrame, threshold: float, wanted: OutputRequest) -> None:
@@ -82,9 +68,9 @@ class DeviceRenderer:
         """
         self._layout = None  # until everything below is queued
         layout = _layout_of(frame.size_hw, wanted)
-        start = self._download.reserve(layout.byte_count)
+        start = self._download.reserve(layout.counter.stop)
         self._download.host()[layout.counter] = 0  # a copy that did not run then brought no image
-        counter = layout.address(start, layout.counter)
+        counter = start + layout.counter.start
         self._api.fill_async(counter, 0, _COUNTER_BYTES, self._stream.handle)
         launch_map_to_frame(
             self._kernels,
@@ -92,12 +78,7 @@ class DeviceRenderer:
             map_hw=self._map_hw,
             size_hw=frame.size_hw,
             threshold=threshold,
-            outputs=FrameOutputs(
-                frame_map=layout.address(start, layout.frame_map),
-                mask=layout.address(start, layout.mask),
-                overlay=layout.address(start, layout.overlay),
-                blocks_run=counter,
-            ),
+            outputs=FrameOutputs(blocks_run=counter, **{name: start + part.start for name, part in layout.images.items()}),
             frame=frame,
             heat=self._heat.handle,
             stream=self._stream,
@@ -119,10 +100,11 @@ class DeviceRenderer:
         if blocks != expected:
             raise InferenceError(f"the device drew {blocks} of {expected} parts of the images; open the backend again")
         height, width = layout.frame_hw
+        drawn = {name: host[part] for name, part in layout.images.items()}
         return Visualizations(
-            frame_map=None if layout.frame_map is None else host[layout.frame_map].view(np.float32).reshape(height, width).copy(),
-            mask=None if layout.mask is None else unpack_mask(host[layout.mask].view(np.uint32), layout.frame_hw),
-            overlay=None if layout.overlay is None else host[layout.overlay].reshape(height, width, 3).copy(),
+            frame_map=drawn["frame_map"].view(np.float32).reshape(height, width).copy() if "frame_map" in drawn else None,
+            mask=unpack_mask(drawn["mask"].view(np.uint32), layout.frame_hw) if "mask" in drawn else None,
+            overlay=drawn["overlay"].reshape(height, width, 3).copy() if "overlay" in drawn else None,
         )
 
     def close(self) -> None:
@@ -139,10 +121,10 @@ class DeviceRenderer:
 def _layout_of(frame_hw: tuple[int, int], wanted: OutputRequest) -> _Layout:
     height, width = frame_hw
     sizes = {"frame_map": 4 * height * width, "mask": 4 * mask_words(frame_hw), "overlay": 3 * height * width}
-    parts: dict[str, slice | None] = dict.fromkeys(sizes)
+    images: dict[str, slice] = {}
     end = 0
     for name, size in sizes.items():
         if getattr(wanted, name):
-            parts[name] = slice(end, end + size)
+            images[name] = slice(end, end + size)
             end += -(-size // 4) * 4
-    return _Layout(frame_hw=frame_hw, **parts, counter=slice(end, end + _COUNTER_BYTES))
+    return _Layout(frame_hw=frame_hw, images=images, counter=slice(end, end + _COUNTER_BYTES))

@@ -44,6 +44,45 @@ class InputSpec:
             raise ConfigError(f"roi_xyxy must satisfy 0 <= left < right and 0 <= top < bottom, got {self.roi_xyxy}")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameFormat:
+    """How a frame came, before cropping.
+
+    Attributes:
+        size_hw: Height and width in pixels.
+        bit_depth: Bits that a value uses: 8, or of a uint16 frame what was declared, 16 if nothing was.
+    """
+
+    size_hw: tuple[int, int]
+    bit_depth: int
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class CroppedFrame:
+    """A frame in host memory that was checked, and which part of it is inspected.
+
+    Attributes:
+        whole: (H, W, C) uint8 or uint16, all of the frame; may be the caller's memory.
+        roi_xyxy: The inspected part, inside the frame.
+        bit_depth: Bits that a value of the frame used as it came.
+    """
+
+    whole: npt.NDArray[Any]
+    roi_xyxy: tuple[int, int, int, int]
+    bit_depth: int
+
+    @property
+    def part(self) -> npt.NDArray[Any]:
+        """The inspected part, a view of ``whole``."""
+        left, top, right, bottom = self.roi_xyxy
+        return self.whole[top:bottom, left:right]
+
+    @property
+    def format(self) -> FrameFormat:
+        """Size and bit depth of the whole frame as it came."""
+        return FrameFormat(size_hw=(self.whole.shape[0], self.whole.shape[1]), bit_depth=self.bit_depth)
+
+
 def prepare(image: object, color: ColorOrder, spec: InputSpec, bit_depth: int | None = None) -> Image:
     """Return the network's input for one frame: cropped to the ROI, RGB, resized (squashed) to ``spec.size_hw``.
 
@@ -58,18 +97,29 @@ def prepare(image: object, color: ColorOrder, spec: InputSpec, bit_depth: int | 
     Raises:
         FrameError: If ``image`` is no usable frame of that color order and bit depth or the ROI lies outside it.
     """
-    part = to_8_bit(_without_alpha(crop_frame(image, color, spec.roi_xyxy)), bit_depth)
-    return _in_rgb_order(resize(part, spec.size_hw), color)
+    return prepare_part(crop_frame(image, color, spec.roi_xyxy).part, color, spec.size_hw, bit_depth)
 
 
-def crop_frame(image: object, color: ColorOrder, roi_xyxy: tuple[int, int, int, int] | None) -> npt.NDArray[Any]:
-    """Return the inspected part of a frame as (H, W, C) uint8 or uint16, a view of it.
+def prepare_part(part: npt.NDArray[Any], color: ColorOrder, size_hw: tuple[int, int], bit_depth: int | None = None) -> Image:
+    """Return the network's input for the part of a frame that :func:`crop_frame` gave, as :func:`prepare` does."""
+    return _in_rgb_order(resize(to_8_bit(_without_alpha(part), bit_depth), size_hw), color)
+
+
+def crop_frame(image: object, color: ColorOrder, roi_xyxy: tuple[int, int, int, int] | None) -> CroppedFrame:
+    """Return a frame with its inspected part, all of it without a ROI; no pixel is copied.
 
     Raises:
         FrameError: If ``image`` is no usable frame of that color order or the ROI lies outside it.
     """
     frame = _checked_frame(image, color)
-    return frame if roi_xyxy is None else _crop(frame, roi_xyxy)
+    height, width = frame.shape[:2]
+    left, top, right, bottom = roi_xyxy or (0, 0, width, height)
+    if right > width or bottom > height:
+        raise FrameError(
+            f"the frame has {width}x{height} pixels, the ROI {roi_xyxy} reaches outside it; check the camera's resolution or calibrate again",
+            "frame_size",
+        )
+    return CroppedFrame(whole=frame, roi_xyxy=(left, top, right, bottom), bit_depth=stored_bits(frame.dtype))
 
 
 def to_rgb(image: object, color: ColorOrder, bit_depth: int | None = None) -> Image:
@@ -254,17 +304,6 @@ def _checked_frame(image: object, color: ColorOrder) -> npt.NDArray[Any]:
     if max(frame.shape[:2]) > _MAX_SIDE or frame.shape[0] * frame.shape[1] > _MAX_PIXELS:
         raise FrameError(f"a frame may have {_MAX_SIDE} pixels a side and {_MAX_PIXELS} in all, got shape {image.shape}")
     return frame
-
-
-def _crop(frame: npt.NDArray[Any], roi_xyxy: tuple[int, int, int, int]) -> npt.NDArray[Any]:
-    left, top, right, bottom = roi_xyxy
-    height, width = frame.shape[:2]
-    if right > width or bottom > height:
-        raise FrameError(
-            f"the frame has {width}x{height} pixels, the ROI {roi_xyxy} reaches outside it; check the camera's resolution or calibrate again",
-            "frame_size",
-        )
-    return frame[top:bottom, left:right]
 
 
 def _check_bit_depth(dtype: np.dtype[Any], bit_depth: object) -> None:

@@ -1,6 +1,6 @@
 """Folders of images for people to look at. An image that cannot be saved is counted, and the line goes on."""
 
-import io
+import collections
 import logging
 import os
 import re
@@ -12,15 +12,16 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
-from snl_runtime.errors import FrameError, SinkError
+from snl_runtime.errors import ConfigError, FrameError, SinkError
 from snl_runtime.files import atomic_path
 from snl_runtime.images.opencv import load_opencv
 from snl_runtime.images.overlay import render_overlay
 from snl_runtime.images.preprocess import to_rgb
+from snl_runtime.line.archived_frames import NAME, encode_frame
 from snl_runtime.types import AnomalyResult, Frame, Image, OutputRequest, Verdict
 
 DEFAULT_MAX_BYTES = 10 << 30
@@ -30,6 +31,9 @@ LEAST_FREE_BYTES = 1 << 30
 RECOUNT_INTERVAL_S = 60.0
 """How often a full folder is measured again; somebody may have made room."""
 
+MOST_DELETED_AT_ONCE = 4
+"""Most old images deleted with one verdict."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -38,14 +42,16 @@ class ImageFolderCounts:
     """What became of the images of one folder.
 
     Attributes:
-        saved: Visualizations in the folder.
-        lost: Visualizations that could not be saved; their records are whole.
+        saved: Images in the folder.
+        lost: Images that could not be saved; their records are whole.
         why_lost: Why the first of them was lost, None if none was.
+        deleted: Images deleted because of their age.
     """
 
     saved: int = 0
     lost: int = 0
     why_lost: str | None = None
+    deleted: int = 0
 
 
 _Folder = TypeVar("_Folder", bound="ImageFolder")
@@ -54,20 +60,36 @@ _Folder = TypeVar("_Folder", bound="ImageFolder")
 class ImageFolder:
     """A folder that images are added to, as ``20261128T065326.123Z_<source>_000012_REJECT.png``: the UTC time of capture comes first.
 
-    Nothing in it is ever overwritten or deleted. A folder that cannot be written when it is entered is an error. After that an image that does not
-    fit (the folder holds ``max_bytes``, images of earlier runs included, or the disk is nearly full) or cannot be written is counted as lost, with
-    one warning.
+    Nothing in it is ever overwritten, and nothing deleted unless ``max_age_days`` says so. A folder that cannot be written when it is entered is an
+    error. After that an image that does not fit (the folder holds ``max_bytes``, images of earlier runs included, or the disk is nearly full) or
+    cannot be written is counted as lost, with one warning.
 
     Args:
         folder: Made if it is not there.
         max_bytes: Most bytes that the folder may hold.
         least_free_bytes: What stays free on its disk; None for ``LEAST_FREE_BYTES`` or 5 % of the disk.
+        max_age_days: Days after their capture when images are deleted, the oldest first and a few with each verdict: those of this run, those of
+            earlier runs that lay there when the folder was entered, and no file with another kind of name. None keeps all.
+
+    Raises:
+        ConfigError: If ``max_age_days`` is not positive.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES, least_free_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        least_free_bytes: int | None = None,
+        max_age_days: float | None = None,
+    ) -> None:
+        if max_age_days is not None and not 0 < max_age_days < float("inf"):
+            raise ConfigError(f"max_age_days must be positive, got {max_age_days}; leave it out to keep all images")
         self.folder = Path(folder)
         self._max_bytes = max_bytes
         self._least_free_bytes = least_free_bytes
+        self._max_age_days = max_age_days
+        self._names: collections.deque[str] = collections.deque()  # oldest first, kept only where images are deleted by age
         self._held_bytes = 0
         self._counted_s = 0.0
         self._counts = ImageFolderCounts()
@@ -85,6 +107,8 @@ class ImageFolder:
         try:
             with tempfile.TemporaryFile(dir=self.folder):
                 self._count()
+                if self._max_age_days is not None:
+                    self._names = collections.deque(sorted(path.name for path in self.folder.iterdir() if NAME.fullmatch(path.name)))
         except OSError as error:
             raise SinkError(f"cannot write images to {self.folder}: {error.strerror or error}; check its permissions and the free space") from error
         return self
@@ -94,6 +118,7 @@ class ImageFolder:
 
     def emit(self, frame: Frame, result: AnomalyResult) -> None:
         """Save one image if this folder wants it of such a verdict; raises nothing."""
+        self._delete_old()
         try:
             made = self._make(frame, result)
             if made is None:
@@ -126,6 +151,26 @@ class ImageFolder:
             self._held_bytes = sum(entry.stat(follow_symlinks=False).st_size for entry in entries if entry.is_file(follow_symlinks=False))
         self._counted_s = time.monotonic()
 
+    def _delete_old(self) -> None:
+        """Delete a few images that are too old, so that no verdict waits long."""
+        if self._max_age_days is None:
+            return
+        oldest_kept = _stamp(max(0.0, time.time() - self._max_age_days * 86_400))
+        for _ in range(MOST_DELETED_AT_ONCE):
+            if not self._names or self._names[0] >= oldest_kept:
+                return
+            path = self.folder / self._names.popleft()
+            try:
+                size_bytes = path.stat().st_size
+                path.unlink()
+            except FileNotFoundError:
+                continue  # somebody moved it away
+            except OSError as error:
+                logger.warning("%s is too old and cannot be deleted, it stays: %s", path, error.strerror or error)
+                continue
+            self._held_bytes -= size_bytes
+            self._counts = replace(self._counts, deleted=self._counts.deleted + 1)
+
     def _write(self, data: bytes, name: str, suffix: str) -> None:
         path, repeat = self.folder / f"{name}{suffix}", 2
         while not _claim(path):
@@ -136,6 +181,8 @@ class ImageFolder:
         except BaseException:
             path.unlink(missing_ok=True)
             raise
+        if self._max_age_days is not None:
+            self._names.append(path.name)
 
     def _lose(self, error: Exception) -> None:
         why = str(error) or type(error).__name__
@@ -148,14 +195,33 @@ class ImageFolder:
 class RejectSaver(ImageFolder):
     """Saves the untouched frame of every verdict other than PASS.
 
-    A frame without an image has nothing to save; its record says why. A frame that PNG cannot hold is saved as ``.npy``.
+    A frame without an image has nothing to save; its record says why. A frame that PNG cannot hold is saved as ``.npy``. A PNG also holds the record,
+    so that ``snl-replay`` can judge the very frame again (:mod:`snl_runtime.line.archived_frames`).
+
+    Args:
+        folder: Where the images go.
+        camera: Name of the camera that they come from.
+        max_bytes: See :class:`ImageFolder`.
+        least_free_bytes: See :class:`ImageFolder`.
+        max_age_days: See :class:`ImageFolder`.
     """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        camera: str = "",
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        least_free_bytes: int | None = None,
+        max_age_days: float | None = None,
+    ) -> None:
+        super().__init__(folder, max_bytes=max_bytes, least_free_bytes=least_free_bytes, max_age_days=max_age_days)
+        self._camera = camera
 
     def _make(self, frame: Frame, result: AnomalyResult) -> tuple[bytes, str] | None:
         if result.verdict is Verdict.PASS or not isinstance(frame.image, np.ndarray):
             return None
-        encoded = _encode_png(frame)
-        return (_npy_bytes(frame.image), ".npy") if encoded is None else (encoded, ".png")
+        return encode_frame(frame, result, camera=self._camera)
 
 
 class OverlaySaver(ImageFolder):
@@ -168,6 +234,7 @@ class OverlaySaver(ImageFolder):
         verdicts: Verdicts that are saved.
         max_bytes: See :class:`ImageFolder`.
         least_free_bytes: See :class:`ImageFolder`.
+        max_age_days: See :class:`ImageFolder`.
     """
 
     def __init__(
@@ -177,8 +244,9 @@ class OverlaySaver(ImageFolder):
         verdicts: Collection[Verdict] = tuple(Verdict),
         max_bytes: int = DEFAULT_MAX_BYTES,
         least_free_bytes: int | None = None,
+        max_age_days: float | None = None,
     ) -> None:
-        super().__init__(folder, max_bytes=max_bytes, least_free_bytes=least_free_bytes)
+        super().__init__(folder, max_bytes=max_bytes, least_free_bytes=least_free_bytes, max_age_days=max_age_days)
         self._verdicts = frozenset(verdicts)
 
     @property
@@ -201,11 +269,15 @@ class OverlaySaver(ImageFolder):
 
 
 def _name(frame: Frame, result: AnomalyResult) -> str:
-    captured_at = datetime.fromtimestamp(frame.captured_at, timezone.utc)
-    stamp = f"{captured_at:%Y%m%dT%H%M%S}.{captured_at.microsecond // 1000:03d}Z"
+    stamp = _stamp(frame.captured_at)
     # ASCII whatever the locale; the record holds the source in full.
     origin = re.sub(r"[^A-Za-z0-9]+", "_", Path(frame.source_id).stem).strip("_")[-40:]
     return "_".join(part for part in (stamp, origin, f"{frame.index:06d}", result.verdict.value) if part)
+
+
+def _stamp(seconds: float) -> str:
+    captured_at = datetime.fromtimestamp(seconds, timezone.utc)
+    return f"{captured_at:%Y%m%dT%H%M%S}.{captured_at.microsecond // 1000:03d}Z"
 
 
 def _claim(path: Path) -> bool:
@@ -222,23 +294,3 @@ def _whole_overlay(frame: Frame, result: AnomalyResult) -> Image | None:
     if result.overlay is None or frame.image is None or result.overlay.shape[:2] != frame.image.shape[:2]:
         return None
     return result.overlay
-
-
-def _npy_bytes(image: Any) -> bytes:
-    file = io.BytesIO()
-    np.save(file, image, allow_pickle=False)
-    return file.getvalue()
-
-
-def _encode_png(frame: Frame) -> bytes | None:
-    cv2 = load_opencv()
-    image: Any = frame.image
-    channels = image.shape[2] if image.ndim == 3 else 1
-    if image.dtype not in (np.uint8, np.uint16) or image.ndim not in (2, 3) or image.size == 0 or channels not in (1, 3, 4):
-        return None
-    if frame.color == "rgb" and channels == 3:
-        image = image[:, :, ::-1]
-    if frame.color == "rgba" and channels == 4:
-        image = image[:, :, [2, 1, 0, 3]]
-    _, encoded = cv2.imencode(".png", np.ascontiguousarray(image))
-    return bytes(encoded.tobytes())

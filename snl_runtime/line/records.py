@@ -3,9 +3,10 @@
 import math
 import sys
 import time
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 from snl_runtime.errors import SinkError
 from snl_runtime.text import to_json
@@ -20,36 +21,38 @@ def record_line(frame: Frame, result: AnomalyResult) -> str:
     Numbers that are not finite become null; bytes of a file name that are not UTF-8 become ``\xNN``. ``latency_ms`` runs from the capture of the
     frame to this call.
     """
-    timings = result.timings
-    record = {
+    return to_json(record_of(frame, result))
+
+
+def record_of(frame: Frame, result: AnomalyResult) -> dict[str, Any]:
+    """Return the record of one verdict as plain values, in the order of the line; ``latency_ms`` ends now."""
+    return {
         "record": RECORD_SCHEMA,
         "frame_index": frame.index,
         "source_id": frame.source_id,
         "device_frame_id": frame.device_frame_id,
         "trigger_id": frame.trigger_id,
         "part_id": frame.part_id,
-        "captured_at": _iso_time(frame.captured_at),
-        "product": result.product,
-        "score": _number(result.score),
-        "threshold": _number(result.threshold),
-        "reject_threshold": _number(result.reject_threshold),
-        "verdict": result.verdict.value,
-        "reason_code": result.reason_code,
-        "reason": result.reason,
-        "regions": [
-            {"box_xyxy": [int(edge) for edge in region.box_xyxy], "score": _number(region.score), "area_px": int(region.area_px)}
-            for region in result.regions
-        ],
-        "stage_ms": {
-            "preprocess": _number(timings.preprocess_ms, 3),
-            "infer": _number(timings.infer_ms, 3),
-            "decide": _number(timings.decide_ms, 3),
-            "total": _number(timings.total_ms, 3),
-        },
+        "captured_at": iso_time(frame.captured_at),
+        **_result_fields(result),
         "latency_ms": _number((time.monotonic_ns() - frame.captured_ns) / 1e6, 3),
         "model_sha256": result.model_sha256,
     }
-    return to_json(record)
+
+
+def amended_record(record: Mapping[str, Any], result: AnomalyResult) -> dict[str, Any]:
+    """Return a record with another result of the same frame; where the frame came from and ``latency_ms`` stay."""
+    return {**record, **_result_fields(result), "model_sha256": result.model_sha256}
+
+
+def iso_time(seconds: float) -> str:
+    """Return a wall clock time in UTC as records hold it, in milliseconds; such texts sort by time.
+
+    Example:
+        >>> iso_time(1_700_000_007.0)
+        '2023-11-14T22:13:27.000Z'
+    """
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class StreamSink:
@@ -90,5 +93,24 @@ def _number(value: float, digits: int | None = None) -> float | None:
     return value if digits is None else round(value, digits)
 
 
-def _iso_time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def _result_fields(result: AnomalyResult) -> dict[str, Any]:
+    timings = result.timings
+    return {
+        "product": result.product,
+        "score": _number(result.score),
+        "threshold": _number(result.threshold),
+        "reject_threshold": _number(result.reject_threshold),
+        "verdict": result.verdict.value,
+        "reason_code": result.reason_code,
+        "reason": result.reason,
+        "regions": [
+            {"box_xyxy": [int(edge) for edge in region.box_xyxy], "score": _number(region.score), "area_px": int(region.area_px)}
+            for region in result.regions
+        ],
+        "stage_ms": {
+            "preprocess": _number(timings.preprocess_ms, 3),
+            "infer": _number(timings.infer_ms, 3),
+            "decide": _number(timings.decide_ms, 3),
+            "total": _number(timings.total_ms, 3),
+        },
+    }

@@ -12,21 +12,21 @@ from snl_runtime.line.histogram import LatencyHistogram
 from snl_runtime.line.image_folders import ImageFolder
 from snl_runtime.line.pipeline import PipelineCounts
 from snl_runtime.line.sources.base import FrameSource
-from snl_runtime.progress import Progress
+from snl_runtime.progress import Steps
 from snl_runtime.types import AnomalyResult, Frame, Verdict
 
 STAGES = ("preprocess", "infer", "decide", "total")
 
 
 class RunTally:
-    """A sink that counts verdicts and reasons, keeps latency histograms and moves a progress bar.
+    """A sink that counts verdicts and reasons, keeps latency histograms and reports progress.
 
     Args:
         source: Where the frames come from; asked for its counters.
         progress: Advanced by one for each verdict; the caller closes it.
     """
 
-    def __init__(self, source: FrameSource, *, progress: Progress | None = None) -> None:
+    def __init__(self, source: FrameSource, *, progress: Steps | None = None) -> None:
         self._source = source
         self._progress = progress
         self._verdicts: Counter[Verdict] = Counter()

@@ -15,7 +15,7 @@ from snl_runtime.model.manifest import EngineEntry, Manifest, ParityReport, mani
 from snl_runtime.model.normalization_files import open_normalizations
 from snl_runtime.parity.frames import FrameSet, derived_frames, folder_frames
 from snl_runtime.parity.meter import LIMITS, ParityLimits, ParityMeter, compare
-from snl_runtime.progress import Progress
+from snl_runtime.progress import ProgressReporter, no_progress
 from snl_runtime.scorer import Scorer
 
 ENGINE_LIMITS: dict[str, ParityLimits] = {
@@ -28,13 +28,16 @@ TF32 is off, so both sides of fp32 sum in fp32, but other convolution algorithms
 Runtime on a CPU computes nodes in fp32 and the device rounds every layer to 11 bits; in int8, values near the edge of a step fall to either side."""
 
 
-def verify_engine(engine_path: Path, frames: FrameSet | Path | None = None, *, backend: Backend | None = None) -> ParityReport:
+def verify_engine(
+    engine_path: Path, frames: FrameSet | Path | None = None, *, backend: Backend | None = None, progress: ProgressReporter = no_progress
+) -> ParityReport:
     """Compare an engine on this device with its ONNX file on the CPU and record the report in the manifest, passed or not.
 
     Args:
         engine_path: ``x.trt`` with ``x.onnx``, ``x.json`` and ``x.golden.npz`` beside it.
-        frames: Visualizations besides the golden samples, or a folder of them; None for crops, flips and noise of the golden samples.
+        frames: Images besides the golden samples, or a folder of them; None for crops, flips and noise of the golden samples.
         backend: An opened backend of this engine, which is closed at the end; None opens one.
+        progress: Told how many frames are compared.
 
     Raises:
         ManifestError: If a file, the normalization map of a decision included, is missing or not the one that the manifest lists.
@@ -55,8 +58,8 @@ def verify_engine(engine_path: Path, frames: FrameSet | Path | None = None, *, b
         meter = ParityMeter(_limits(entry), decisions, open_normalizations(engine_path, decisions, manifest.size_hw))
         _self_test(subject, meter)
         total = chosen.count + (0 if golden is None else len(golden.images))
-        with Progress(total, unit="frames", label="engine parity") as progress:
-            compare(reference, subject, golden, chosen, meter=meter, on_frame=progress.advance)
+        with progress(total, unit="frames", label="engine parity") as steps:
+            compare(reference, subject, golden, chosen, meter=meter, on_frame=steps.advance)
         report = meter.report(
             subject_file=entry.file,
             subject_sha256=entry.sha256,
@@ -68,7 +71,9 @@ def verify_engine(engine_path: Path, frames: FrameSet | Path | None = None, *, b
     return report
 
 
-def verify_if_possible(engine_path: Path, frames: FrameSet | Path | None = None) -> tuple[ParityReport | None, str | None]:
+def verify_if_possible(
+    engine_path: Path, frames: FrameSet | Path | None = None, *, progress: ProgressReporter = no_progress
+) -> tuple[ParityReport | None, str | None]:
     """Verify an engine if it runs on this machine.
 
     Returns:
@@ -78,7 +83,7 @@ def verify_if_possible(engine_path: Path, frames: FrameSet | Path | None = None)
         As :func:`verify_engine`, but for an engine that this machine cannot run.
     """
     try:
-        return verify_engine(engine_path, frames), None
+        return verify_engine(engine_path, frames, progress=progress), None
     except (BackendUnavailableError, EngineMismatchError) as failure:
         return None, str(failure)
 

@@ -10,10 +10,11 @@ from datetime import datetime, timezone
 
 import numpy as np
 
+from snl_runtime.images.preprocess import FrameFormat
 from snl_runtime.model.manifest import Decision
 from snl_runtime.model.normalization import NormalizationMap
 from snl_runtime.types import AnomalyMap, Verdict
-from snl_runtime.verdict.frame_checks import FrameFormat, FrameStatistics, check_format, check_frame
+from snl_runtime.verdict.frame_checks import FrameStatistics, check_format, check_frame
 from snl_runtime.verdict.ruling import NAME_THE_PRODUCT, Ruling, error
 
 SCORE_TOLERANCE = 1e-5

@@ -7,6 +7,7 @@ import numpy as np
 
 from snl_runtime.errors import CalibrationRefusedError
 from snl_runtime.images.opencv import load_opencv
+from snl_runtime.images.preprocess import FrameFormat
 from snl_runtime.model.frame_range import FrameRange, FrameSizes, size_text
 from snl_runtime.types import Image
 from snl_runtime.verdict.ruling import Ruling, error
@@ -31,19 +32,6 @@ MIN_MARGIN_COLOR = LOCAL_DEFECT_SHARE * 2 * 255
 
 _SWAPPED = {"reddish_share": "bluish_share", "bluish_share": "reddish_share", "red_share": "blue_share", "blue_share": "red_share"}
 """Which statistic a frame with red and blue exchanged has in place of each of these; all others but ``red_blue`` stay as they are."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FrameFormat:
-    """How a frame came, before cropping.
-
-    Attributes:
-        size_hw: Height and width in pixels.
-        bit_depth: Bits that a value uses: 8, or of a uint16 frame what was declared, 16 if nothing was.
-    """
-
-    size_hw: tuple[int, int]
-    bit_depth: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,10 +11,9 @@ import numpy as np
 from snl_runtime.model.manifest import Decision, Manifest
 from snl_runtime.model.normalization import NormalizationMap
 from snl_runtime.model.normalization_files import Normalizations, normalization_of
-from snl_runtime.types import AnomalyMap
-from snl_runtime.verdict.decision import MapSummary, decide, strictest, summarize_map
-from snl_runtime.verdict.frame_checks import FrameFormat, FrameStatistics
+from snl_runtime.verdict.decision import MapSummary, decide, strictest
 from snl_runtime.verdict.ruling import NAME_THE_PRODUCT, Ruling, error
+from snl_runtime.verdict.scored_frame import ScoredFrame
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,38 +62,24 @@ class Selection:
         """Whether the verdict needs the raw map itself: several decisions, each with its own normalization."""
         return self.normalization is not None and len(self.decisions) > 1
 
-    def rule(
-        self,
-        score: float,
-        anomaly_map: AnomalyMap | MapSummary | None,
-        statistics: FrameStatistics,
-        *,
-        frame: FrameFormat,
-        golden_checked: bool,
-        now: datetime,
-    ) -> Ruling:
+    def rule(self, scored: ScoredFrame, *, golden_checked: bool, now: datetime) -> Ruling:
         """Return the verdict on a scored frame, each decision with its own normalization map, see :func:`snl_runtime.verdict.decision.decide`.
 
         Args:
-            score: The graph's score.
-            anomaly_map: The raw map; or its summary, with the peak under ``normalization`` where a single decision applies.
-            statistics: Of the network input.
-            frame: Size and bit depth of the whole frame.
+            scored: With the peak under ``normalization`` where there is one, and the raw map where :attr:`needs_map`.
             golden_checked: Whether the golden samples agreed.
             now: Current time.
         """
         if self.fault is not None:
             missing = error("no_golden_check", "no golden sample was scored in this process; export the model again with snl-export")
             return self.fault if golden_checked or self.fault.reason_code == "no_manifest" else missing
-        if isinstance(anomaly_map, MapSummary) and self.needs_map:
-            anomaly_map = dataclasses.replace(anomaly_map, normalized_peak=None)  # of a merged normalization: no decision was fitted with that
         rulings = {
             product: decide(
-                score,
-                summarize_map(anomaly_map, normalization_of(decision, self.normalizations)),
+                scored.map.score,
+                self._summary_under(decision, scored),
                 decision,
-                frame=frame,
-                statistics=statistics,
+                frame=scored.frame,
+                statistics=scored.statistics,
                 golden_checked=golden_checked,
                 accepted_sha256=self.accepted_sha256,
                 now=now,
@@ -102,6 +87,13 @@ class Selection:
             for product, decision in self.decisions.items()
         }
         return strictest(rulings)
+
+    def _summary_under(self, decision: Decision, scored: ScoredFrame) -> MapSummary:
+        if len(self.decisions) == 1:
+            return scored.map.summary
+        normalization, anomaly_map = normalization_of(decision, self.normalizations), scored.map.anomaly_map
+        peak = None if normalization is None or anomaly_map is None else normalization.peak(anomaly_map)
+        return dataclasses.replace(scored.map.summary, normalized_peak=peak)  # that of a merged normalization was fitted with no decision
 
 
 class DecisionBook:

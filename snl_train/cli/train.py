@@ -131,7 +131,7 @@ def _train(arguments: argparse.Namespace, stop: StopRequest) -> int:
         config = resolve_config(arguments)
         resolve_device(config.device)  # before the images are read, which takes longer
         data = _load_data(arguments, config)
-        result = train(config, data, arguments.out, resume=arguments.resume, should_stop=stop.should_stop)
+        result = train(config, data, arguments.out, resume=arguments.resume, should_stop=stop.should_stop, progress=Progress)
     if not result.is_complete:
         _say(
             f"stopped by {stop.signal_name} after step {result.steps_done} of {result.total_steps}; {result.checkpoint_path} and "

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import yaml
 
-from snl_runtime.errors import ConfigError, DataError
+from snl_runtime.errors import ConfigError, DataError, TrainingDivergedError
+from snl_runtime.files import exclusive_lock
 from snl_train.checkpoint import load_checkpoint
 from snl_train.resume import resume_path
-from snl_train.training import TrainingDivergedError
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE = "fd_32_all_multi_s0"
@@ -274,13 +274,11 @@ def test_two_processes_give_the_figures_of_one(finished: Path, two_classes: Path
 
 
 def test_second_command_on_the_same_runs_is_refused(two_classes: Path, tmp_path: Path, command):
-    from benchmarks.accuracy.command import _locked
-
     (tmp_path / "tiny").mkdir()
-    with _locked(tmp_path / "tiny"):
+    with exclusive_lock(tmp_path / "tiny", what="test", blocking=False):
         status, _, err = command("--protocol", "tiny", "--data", two_classes, "--out", tmp_path, "--device", "cpu")
     assert status == 2
-    assert "another command is running this protocol" in err
+    assert f"{tmp_path / 'tiny'} is in use by another command on this protocol" in err
 
 
 # What does not fit

@@ -36,7 +36,7 @@ def test_links_keep_training_and_test_images_apart(data, tmp_path):
 
 
 def test_table_counts_flips_and_the_largest_change():
-    from benchmarks.int8_gate import Scores, TestImages, table
+    from benchmarks.int8_gate import Scores, TestImages, figures, summary, table
 
     generator = np.random.default_rng(0)
     maps = generator.uniform(0.2, 1.0, (4, 6, 6)).astype(np.float32)
@@ -45,7 +45,22 @@ def test_table_counts_flips_and_the_largest_change():
     changed[1, 0, 0] = 1.7  # crosses 1.6, stays within its band of 10 %, and moves by 0.2 of 1.5
     images = TestImages([Path(str(index)) for index in range(4)], np.array(["bolt"] * 4), np.array([False, False, True, True]))
     peaks = [Scores(values.max(axis=(1, 2)).astype(np.float64), values) for values in (maps, changed)]
-    lines = table(images, *peaks, {"bolt": 1.6})
+    rows = figures(images, *peaks, {"bolt": 1.6})
     lowest = np.corrcoef(maps[1].ravel(), changed[1].ravel())[0, 1]
-    assert lines[2] == f"| bolt | 4 | {lowest:.4f} | 1.0000 | {0.2 / 1.5:.4f} | 1.0000 to 1.0000 | 1 | 0 |"
-    assert lines[-1].startswith("\nOn 1 images a map value moves by more than a tenth")
+    assert table(rows).splitlines()[2] == f"| bolt | 4 | {lowest:.4f} | 1.0000 | {0.2 / 1.5:.4f} | 1.0000 | 1.0000 | 1 | 0 |"
+    assert [row["product"] for row in rows] == ["bolt", "all"]
+    assert rows[1]["flips"] == "no decision"  # a threshold belongs to one product
+    assert summary(*peaks).startswith("On 1 images a map value moves by more than a tenth")
+
+
+def test_rows_have_the_columns_of_the_committed_table_and_replace_their_own(tmp_path):
+    from benchmarks.accuracy.tables import INT8, RESULTS, merge_rows, read_rows
+
+    committed = (RESULTS / "int8.csv").read_bytes()
+    copy = tmp_path / "int8.csv"
+    copy.write_bytes(committed)
+    rows = read_rows(copy, INT8)
+    assert merge_rows(copy, INT8, rows[3:5]) == 0
+    assert copy.read_bytes() == committed
+    assert merge_rows(copy, INT8, [{**rows[3], "flips": "7"}]) == 1
+    assert read_rows(copy, INT8) == [*rows[:3], {**rows[3], "flips": "7"}, *rows[4:]]

@@ -98,11 +98,11 @@ def test_command_adds_figures_of_every_model_to_the_table(two_classes: Path, tmp
     assert all(0 <= float(row["auroc"]) <= 1 and row["commit"] == "abc" for row in written)
     assert len(written) == 2 * (1 + 2 + 2)  # a pair of classes, pastes on two classes and their pixels, for each model
     assert f"{table}: 10 rows, 0 in place of other figures" in capsys.readouterr().out
-    page, picture = tmp_path / "a.html", tmp_path / "a.png"
-    status = overlays.main([*arguments, "--classes", "nut", "--per-class", "2", "--out", str(page), "--png", str(picture)])
+    page, sheet = tmp_path / "a.html", tmp_path / "a.png"
+    status = overlays.main([*arguments, "--classes", "nut", "--per-class", "2", "--out", str(page), "--png", str(sheet)])
     assert status == 0
     assert "not for publication: nut" in capsys.readouterr().out
     assert page.read_text().count("<img") == 2 * 3  # two images, each with its defect and the maps of two models
     from snl_runtime.images.files import read_image
 
-    assert read_image(picture).shape == (2 * 160, 3 * 160, 3)
+    assert read_image(sheet).shape == (2 * 160, 3 * 160, 3)

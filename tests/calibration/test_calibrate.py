@@ -18,6 +18,7 @@ from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.model.manifest import EngineEntry, update_manifest
 from snl_runtime.model.signing import sign_manifest
 from snl_runtime.types import Verdict
+from tolerances import FLOAT32_REL
 
 
 def test_decision_holds_the_thresholds_that_the_scores_give(station, tools):
@@ -25,8 +26,8 @@ def test_decision_holds_the_thresholds_that_the_scores_give(station, tools):
     decision = station.fit_one().decision
     scores = sorted(tools.expected_score(image) for image in frames.values())
     allowed = max(r for r in range(6) if sum(math.comb(60, k) * 0.1**k * 0.9 ** (60 - k) for k in range(r + 1)) <= 0.05)
-    assert decision.pass_threshold == pytest.approx(scores[60 - allowed - 1], rel=1e-6)
-    assert decision.floor == pytest.approx(scores[0] / 2, rel=1e-6)
+    assert decision.pass_threshold == pytest.approx(scores[60 - allowed - 1], rel=FLOAT32_REL)
+    assert decision.floor == pytest.approx(scores[0] / 2, rel=FLOAT32_REL)
     assert decision.reject_threshold == decision.pass_threshold
     assert station.manifest().decisions == [decision]
 

@@ -23,6 +23,9 @@ def test_fit_prints_promise_histogram_and_detection(station, capsys):
     assert status == 0
     assert "disk: fitted" in out
     assert f"disk: decision written to {station.model.with_suffix('.json')}" in err
+    assert "disk: read: 40/40 images, 100 %" in err
+    assert "disk: score good parts: 40/40 images, 100 %" in err
+    assert "disk: score defects: " in err
     assert "at most 10 % of good parts score above" in out
     assert "<- pass threshold" in out
     assert "scratch" in out

@@ -64,9 +64,9 @@ def test_one_bad_image_cannot_show_that_the_model_sees(station, tools):
 def test_defects_that_leave_the_qualified_input_range_are_told(station, tools):
     station.write_good(count=30)
     for index in range(4):
-        picture = tools.bad_frame(index, level=180)
-        picture[: 16 if index else 0] = 255  # a third of the frame
-        tools.save(station.root / "bad" / "hole" / f"{index}.png", picture)
+        image = tools.bad_frame(index, level=180)
+        image[: 16 if index else 0] = 255  # a third of the frame
+        tools.save(station.root / "bad" / "hole" / f"{index}.png", image)
     fit = station.fit_one(bad=station.root / "bad")
     assert fit.decision.evidence.counts == {"hole": (4, 4)}
     assert "3 of 4 bad images leave the qualified input range" in fit.warnings[0]

@@ -17,6 +17,7 @@ from snl_runtime.files import sha256_file
 from snl_runtime.model.normalization import NormalizationMap, fit_normalization
 from snl_runtime.model.normalization_files import normalization_of, open_normalizations
 from snl_runtime.types import Verdict
+from tolerances import NORMALIZATION_REL, TINY_MODEL_REL
 
 SIDE, BASE = 48, 0.02
 PRINT = np.s_[14:20, 20:32]
@@ -80,9 +81,9 @@ def test_threshold_and_floor_come_from_scores_under_the_normalization_of_all_oth
         others = np.delete(maps, index, axis=0)
         expected.append(float((maps[index] * fit_normalization(others).values).max()))
     fit = station.fit_one(fixed_pose=True)
-    assert list(fit.scores.values()) == pytest.approx(expected, rel=1e-5)
-    assert fit.decision.pass_threshold == pytest.approx(max(expected), rel=1e-5)
-    assert fit.decision.floor == pytest.approx(min(expected) / 2, rel=1e-5)
+    assert list(fit.scores.values()) == pytest.approx(expected, rel=TINY_MODEL_REL)
+    assert fit.decision.pass_threshold == pytest.approx(max(expected), rel=TINY_MODEL_REL)
+    assert fit.decision.floor == pytest.approx(min(expected) / 2, rel=TINY_MODEL_REL)
     assert fit.decision.bound.endswith("each part was scored under the normalization map of all others")
     common = [float((anomaly_map * fit_normalization(maps).values).max()) for anomaly_map in maps]
     assert np.mean(common) < np.mean(expected)  # what leaving one out is for
@@ -97,7 +98,7 @@ def test_normalization_map_is_written_beside_the_manifest_and_named_by_the_decis
     assert station.manifest().decisions == [decision]
     opened = normalization_of(decision, open_normalizations(station.model, [decision], (SIDE, SIDE)))
     maps = np.stack([map_of(tools, image) for image in good.values()])
-    assert np.allclose(opened.values, fit_normalization(maps).values, rtol=1e-5)
+    assert np.allclose(opened.values, fit_normalization(maps).values, rtol=NORMALIZATION_REL)
 
 
 def test_later_fit_leaves_the_normalization_map_of_an_earlier_one(station, tools, parts):

@@ -63,7 +63,7 @@ def run(model: onnx.ModelProto, image: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> list[Path]:
+def images(tmp_path: Path) -> list[Path]:
     rng = np.random.default_rng(1)
     for index in range(5):
         assert cv2.imwrite(str(tmp_path / f"{index}.png"), rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8))
@@ -99,12 +99,12 @@ def test_graph_without_a_backbone_is_refused() -> None:
         find_convolutions(model)
 
 
-def test_ranges_are_the_largest_values_on_the_images(pictures: list[Path]) -> None:
+def test_ranges_are_the_largest_values_on_the_images(images: list[Path]) -> None:
     model = make_graph()
-    ranges = collect_activation_ranges(model, ["x0", "x2", "conv0"], pictures, threads=1)
+    ranges = collect_activation_ranges(model, ["x0", "x2", "conv0"], images, threads=1)
     tensors = {tensor.name: numpy_helper.to_array(tensor).astype(np.float64) for tensor in model.graph.initializer}
     largest = {"x0": 0.0, "conv0": 0.0}
-    for path in pictures:
+    for path in images:
         pixels = cv2.imread(str(path))[..., ::-1].astype(np.float64)
         convolved = pixels @ tensors["model.teacher.conv1.weight"][:, :, 0, 0].T + tensors["model.teacher.conv1.bias"]
         largest = {"x0": max(largest["x0"], pixels.max()), "conv0": max(largest["conv0"], np.abs(convolved).max())}
@@ -122,12 +122,12 @@ def test_tensor_of_zeros_has_a_usable_scale(tmp_path: Path) -> None:
     assert np.isfinite(run(quantized, np.full((SIDE, SIDE, 3), 128, np.uint8))).all()
 
 
-def test_values_that_are_not_finite_are_refused_and_name_the_picture(pictures: list[Path]) -> None:
+def test_values_that_are_not_finite_are_refused_and_name_the_image(images: list[Path]) -> None:
     model = make_graph()
     bias = next(tensor for tensor in model.graph.initializer if tensor.name == "model.teacher.conv1.bias")
     bias.CopyFrom(numpy_helper.from_array(np.array([np.nan, 0, 0, 0], np.float32), bias.name))
     with pytest.raises(DataError, match=r"0\.png: .* not finite in conv0"):
-        collect_activation_ranges(model, ["conv0"], pictures, threads=1)
+        collect_activation_ranges(model, ["conv0"], images, threads=1)
 
 
 def test_quantized_graph_computes_what_int8_arithmetic_by_hand_gives() -> None:
@@ -149,8 +149,8 @@ def test_quantized_graph_computes_what_int8_arithmetic_by_hand_gives() -> None:
     np.testing.assert_allclose(run(quantized, image)[0], x, rtol=1e-4, atol=1e-4 * np.abs(x).max())
 
 
-def test_pairs_are_signed_with_zero_point_0_and_biases_stay_float(pictures: list[Path]) -> None:
-    quantized = quantize_backbone(make_graph(), pictures, parts=PARTS, threads=1).model
+def test_pairs_are_signed_with_zero_point_0_and_biases_stay_float(images: list[Path]) -> None:
+    quantized = quantize_backbone(make_graph(), images, parts=PARTS, threads=1).model
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in quantized.graph.initializer}
     made_by = {name: node for node in quantized.graph.node for name in node.output}
     pairs = [node for node in quantized.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
@@ -168,8 +168,8 @@ def test_pairs_are_signed_with_zero_point_0_and_biases_stay_float(pictures: list
     assert tensors["unsqueeze_1.weight"].dtype == np.float32
 
 
-def test_same_graph_and_images_give_the_same_bytes(pictures: list[Path]) -> None:
-    first, second = (quantize_backbone(make_graph(), pictures, threads=1) for _ in range(2))
+def test_same_graph_and_images_give_the_same_bytes(images: list[Path]) -> None:
+    first, second = (quantize_backbone(make_graph(), images, threads=1) for _ in range(2))
     assert first.model.SerializeToString(deterministic=True) == second.model.SerializeToString(deterministic=True)
     assert first.images_sha256 == second.images_sha256
     assert first.image_count == 5

@@ -6,6 +6,7 @@ import pytest
 
 from snl_calibration.synthetic_defects import DEFECT_KINDS, add_defect, find_part
 from snl_runtime.errors import ConfigError
+from tolerances import FLOAT32_REL
 
 CONTRAST = {"scratch": (60, 100), "stain": (10, 81), "missing_patch": (20, 255), "pasted_patch": (10, 255), "color_shift": (30, 61)}
 """Stated range in gray levels; stains fade at the edge, holes and pastes depend on what lies there, clipping takes some away."""
@@ -70,7 +71,7 @@ def test_contrast_is_the_documented_one(kind):
     for seed in range(20):
         defect = add_defect(_disk()[0], kind, np.random.default_rng(seed))
         change = np.abs(defect.image.astype(int) - _disk()[0].astype(int)).max(axis=2)[defect.mask].mean()
-        assert defect.contrast == pytest.approx(change, rel=1e-6)
+        assert defect.contrast == pytest.approx(change, rel=FLOAT32_REL)
         assert low <= change <= high
 
 

@@ -38,6 +38,7 @@ def test_text_states_figures_files_and_that_no_engine_was_built(
         assert f"{path}  sha256 {sha256_file(path)}" in printed.out
     assert "no engine was built" in printed.out
     assert "compare the file with the checkpoint" in printed.err
+    assert "parity: 12/12 frames, 100 %" in printed.err
 
 
 def test_json_is_one_object_on_stdout(checkpoint_path: Path, tmp_path: Path, ready_made: Install, capsys: pytest.CaptureFixture[str]) -> None:

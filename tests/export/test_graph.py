@@ -12,10 +12,9 @@ from snl_runtime.errors import ConfigError
 from snl_train import scoring
 from snl_train.config import ModelConfig, ScoreConfig
 from snl_train.models import Cram, TeacherStudent, build_model
+from tolerances import EXPORTED_FP16_ABS, EXPORTED_FP32_ABS
 
 SIZE_HW = (32, 64)
-FP32_TOLERANCE = 1e-5  # sums of a few hundred fp32 terms in another order, maps up to 3
-FP16_TOLERANCE = 1e-2  # half has 11 bits; about twenty layers
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +75,7 @@ def test_head_equals_the_paper_position_by_position(layout: str, tile_rows: int,
     student = [t + 0.3 * torch.randn(t.shape, generator=generator) for t in teacher]
     graph = SnlGraph(models["fd"], ScoreConfig(), size_hw=SIZE_HW, tile_rows=tile_rows, layout=layout)
     expected = literal_map([t[0].numpy() for t in teacher], [s[0].numpy() for s in student], SIZE_HW)
-    np.testing.assert_allclose(graph.head(teacher, student)[0, 0].numpy(), expected, atol=FP32_TOLERANCE)
+    np.testing.assert_allclose(graph.head(teacher, student)[0, 0].numpy(), expected, atol=EXPORTED_FP32_ABS)
 
 
 @pytest.mark.parametrize("method", ["snl-rd", "fd"])
@@ -94,8 +93,8 @@ def test_graph_equals_the_training_side(method: str, score: ScoreConfig, models:
     with torch.no_grad():
         expected_map, expected_score = scoring.score_features(*model(model.normalize(pixels)), SIZE_HW, score)
         anomaly_map, anomaly_score = SnlGraph(model, score, size_hw=SIZE_HW, tile_rows=50)(pixels)
-    torch.testing.assert_close(anomaly_map, expected_map, atol=FP32_TOLERANCE, rtol=0)
-    torch.testing.assert_close(anomaly_score, expected_score, atol=FP32_TOLERANCE, rtol=0)
+    torch.testing.assert_close(anomaly_map, expected_map, atol=EXPORTED_FP32_ABS, rtol=0)
+    torch.testing.assert_close(anomaly_score, expected_score, atol=EXPORTED_FP32_ABS, rtol=0)
 
 
 @pytest.fixture(params=[0.0, 0.5], ids=["alone", "with an expectation"])
@@ -111,7 +110,7 @@ def whitened(request: pytest.FixtureRequest) -> TeacherStudent:
     return model
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("fp16", 1e-2)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", EXPORTED_FP32_ABS), ("fp16", EXPORTED_FP16_ABS)])
 def test_whitened_graph_equals_the_training_side(precision: str, tolerance: float, whitened: TeacherStudent, pixels: torch.Tensor) -> None:
     score = ScoreConfig(affinity_weight=0)
     with torch.no_grad():
@@ -158,7 +157,7 @@ def test_half_is_for_convolutions_only(models: dict[str, TeacherStudent], pixels
     anomaly_map, anomaly_score = graph(pixels)
     assert (anomaly_map.dtype, anomaly_score.dtype) == (torch.float32, torch.float32)
     expected, _ = SnlGraph(models["snl-rd"], ScoreConfig(), size_hw=SIZE_HW)(pixels)
-    torch.testing.assert_close(anomaly_map, expected, atol=FP16_TOLERANCE, rtol=0)
+    torch.testing.assert_close(anomaly_map, expected, atol=EXPORTED_FP16_ABS, rtol=0)
 
 
 def test_score_that_is_no_maximum_is_refused(models: dict[str, TeacherStudent]) -> None:

@@ -15,6 +15,7 @@ from snl_export.onnx_export import BatchSize, check_contract, half_precision_hea
 from snl_runtime.errors import ConfigError, ParityRefusedError
 from snl_train.checkpoint import load_checkpoint
 from snl_train.scoring import score_features
+from tolerances import EXPORTED_FP32_ABS, EXPORTED_FP32_REL
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def test_any_batch_gives_the_same_scores_as_single_images(exported: ExportedBund
     images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
     _, together = session.run(None, {"image": images})
     singly = np.concatenate([session.run(None, {"image": image[None]})[1] for image in images])
-    np.testing.assert_allclose(together, singly, rtol=1e-5)
+    np.testing.assert_allclose(together, singly, rtol=EXPORTED_FP32_REL)
 
 
 def test_golden_samples_hold_what_the_checkpoint_gives(exported: ExportedBundle, checkpoint_path: Path) -> None:
@@ -79,8 +80,8 @@ def test_golden_samples_hold_what_the_checkpoint_gives(exported: ExportedBundle,
         maps, scores = score_features(teacher, student, (64, 64), checkpoint.config.score)
     with np.load(exported.model_path.with_suffix(".golden.npz"), allow_pickle=False) as golden:
         np.testing.assert_array_equal(golden["images"], checkpoint.golden_images)
-        np.testing.assert_allclose(golden["scores"], scores.numpy(), rtol=1e-5)
-        np.testing.assert_allclose(golden["maps"], maps[:, 0].numpy(), atol=1e-5)
+        np.testing.assert_allclose(golden["scores"], scores.numpy(), rtol=EXPORTED_FP32_REL)
+        np.testing.assert_allclose(golden["maps"], maps[:, 0].numpy(), atol=EXPORTED_FP32_ABS)
 
 
 def test_second_export_has_the_same_bytes_and_prints_nothing(

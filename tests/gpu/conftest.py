@@ -1,4 +1,4 @@
-"""What a test on a GPU needs, or the one reason why it is skipped; the checks, as modules, run on a GPU in NumPy as well (tests/trt/kernels).
+"""What a test on a GPU needs, or the one reason why it is skipped; the checks, as modules, run on a GPU in NumPy as well (tests/runtime/gpu).
 
 ``python -m pytest -m gpu`` is everything that a device can show. Without options, a small model is trained, exported and calibrated on generated
 products first; ``--gpu-model`` and ``--gpu-images`` take the place of that, on a machine without the packages for it, or for a model of your own.

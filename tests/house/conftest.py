@@ -1,4 +1,4 @@
-"""A small run of the real demo, shared by the tests of the README and of the examples."""
+"""A small run of the real demo, shared by the tests of the README, the guides and the examples."""
 
 import subprocess
 import sys

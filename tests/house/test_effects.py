@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 ROW = re.compile(r"^\| `(snl-[a-z]+)` \| ", re.MULTILINE)
-TESTS = {"train": ("snl-train", "snl-eval"), "export": ("snl-export",), "calibration": ("snl-calibrate",), "line": ("snl-run", "snl-sign")}
+TESTS = {"train": ("snl-train", "snl-eval"), "export": ("snl-export",), "calibration": ("snl-calibrate",), "runtime/cli": ("snl-run", "snl-sign")}
 
 
 def test_every_command_has_its_rows() -> None:

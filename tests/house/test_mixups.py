@@ -17,6 +17,7 @@ MODULES = {
     "snl-run": "snl_runtime.cli.run",
     "snl-bench": "snl_runtime.cli.bench",
     "snl-sign": "snl_runtime.cli.sign",
+    "snl-replay": "snl_runtime.cli.replay",
 }
 FILES = ["x.pt", "x.resume.pt", "w.safetensors", "x.onnx", "x.trt", "x.json", "x.golden.npz", "part.PNG", "line.avi", "verdicts.jsonl"]
 
@@ -38,6 +39,7 @@ TABLE = [
     ("snl-bench --engine part.PNG", "part.PNG is an image; name an exported model, x.onnx or x.trt"),
     ("snl-sign --engine x.pt --key key.pem", "x.pt is a checkpoint of snl-train; export it first: snl-export --ckpt x.pt"),
     ("snl-sign --engine x.json --public-key key.pub.pem", "x.json is a manifest; name the model beside it, e.g. x.onnx"),
+    ("snl-replay --engine x.pt --archive parts", "x.pt is a checkpoint of snl-train; export it first: snl-export --ckpt x.pt"),
     ("snl-export --ckpt x.onnx", "it is exported already and runs as it is: snl-run --engine x.onnx"),
     ("snl-export --ckpt x.trt", "x.trt is an engine; it is exported already"),
     ("snl-eval --ckpt x.onnx --data parts", "x.onnx is an exported model; name it with --engine"),

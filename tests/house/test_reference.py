@@ -1,5 +1,6 @@
 """The reference pages and guides name everything that a user can meet: commands, options, keys, reason codes, errors, fields of the manifest."""
 
+import ast
 import dataclasses
 import inspect
 import re
@@ -15,9 +16,10 @@ from snl_runtime.verdict.ruling import REASON_CODES
 from snl_train.config import TrainConfig, to_plain
 
 ROOT = Path(__file__).parents[2]
+PACKAGES = ("snl_runtime", "snl_train", "calibration", "export")
 PAGES = reference.pages()
 HELP = reference.command_help()
-GUIDES = [ROOT / "docs" / name for name in ("index.md", "signing.md")] + sorted((ROOT / "docs" / "guides").glob("*.md"))
+TEXTS = [ROOT / "README.md", *sorted(page for folder in ("docs", "deploy", "examples") for page in (ROOT / folder).rglob("*.md"))]
 
 
 def dotted(plain: dict[str, object], prefix: str = "") -> set[str]:
@@ -59,6 +61,21 @@ def test_every_error_has_a_row_with_its_exit_status() -> None:
     assert rows == {name: str(cls.exit_status) for name, cls in classes.items()}
 
 
+def test_every_error_of_every_package_is_on_the_page() -> None:
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    bases = {
+        node.name: {ast.unparse(base).split(".")[-1] for base in node.bases}
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    }
+    found = {"SnlError"}
+    while grown := {name for name, parents in bases.items() if parents & found} - found:
+        found |= grown
+    listed = set(re.findall(r"`(\w+Error)` \| [^|]*\| \d \|", PAGES["errors.md"]))
+    assert {name for name in found if not name.startswith("_")} == listed
+
+
 @pytest.mark.parametrize("cls", reference.MANIFEST_PARTS, ids=lambda cls: cls.__name__)
 def test_every_field_of_the_manifest_has_a_meaning(cls: type) -> None:
     assert set(reference.described_fields(cls)) == {field.name for field in dataclasses.fields(cls)}
@@ -70,8 +87,8 @@ def test_classes_that_a_manifest_holds_have_a_section() -> None:
     assert held - {"Any"} <= {cls.__name__ for cls in reference.MANIFEST_PARTS}
 
 
-@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
-def test_commands_of_a_guide_use_options_that_exist(page: Path) -> None:
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.stem)
+def test_commands_of_a_page_use_options_that_exist(page: Path) -> None:
     for line in re.findall(r"snl-[a-z]+ [^`\n#]*", page.read_text(encoding="utf-8")):
         name = line.split()[0]
         if name in HELP:

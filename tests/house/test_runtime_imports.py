@@ -43,6 +43,8 @@ COMMANDS = {
     "snl-run": "snl_runtime.cli.run",
     "snl-bench": "snl_runtime.cli.bench",
     "snl-sign": "snl_runtime.cli.sign",
+    "snl-records": "snl_runtime.cli.records",
+    "snl-replay": "snl_runtime.cli.replay",
 }
 
 

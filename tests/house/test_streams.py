@@ -14,6 +14,8 @@ COMMANDS = {
     "snl-run": ("snl_runtime.cli.run", "--engine nowhere.onnx --images nowhere"),
     "snl-bench": ("snl_runtime.cli.bench", "--engine nowhere.onnx"),
     "snl-sign": ("snl_runtime.cli.sign", "--engine nowhere.onnx --public-key nowhere.pem"),
+    "snl-records": ("snl_runtime.cli.records", "--store nowhere"),
+    "snl-replay": ("snl_runtime.cli.replay", "--archive nowhere --engine nowhere.onnx"),
 }
 
 

@@ -12,7 +12,17 @@ from onnx import TensorProto, helper, numpy_helper
 from snl_runtime.files import sha256_file
 from snl_runtime.model.frame_range import FrameRange, FrameSizes
 from snl_runtime.model.golden import GoldenSamples, golden_path, write_golden
-from snl_runtime.model.manifest import Decision, Evidence, Manifest, manifest_path, read_manifest, write_manifest
+from snl_runtime.model.manifest import (
+    Decision,
+    EngineEntry,
+    Evidence,
+    Manifest,
+    ParityReport,
+    manifest_path,
+    read_manifest,
+    update_manifest,
+    write_manifest,
+)
 from snl_runtime.model.normalization import NormalizationMap
 from snl_runtime.model.normalization_files import encode_normalization, write_normalization
 from snl_runtime.verdict.frame_checks import FrameFormat, FrameStatistics, fit_frame_range, frame_statistics
@@ -144,6 +154,34 @@ def make_decision(**changes):
     return decision
 
 
+def make_report(**changes):
+    """The report of an engine that passed its comparison; every field can be replaced."""
+    values = {
+        "subject_file": "line.trt",
+        "subject_sha256": "e" * 64,
+        "reference": "line.onnx",
+        "frames_source": "by hand",
+        "frame_count": 3,
+        "score_max_abs": 0.0,
+        "score_p99_abs": 0.0,
+        "map_max_abs": 0.0,
+        "map_p99_abs": 0.0,
+        "map_scale": 1.0,
+        "tolerance": 0.02,
+        "auroc_drift": None,
+        "flips": 0,
+        "guard_band": 0.0,
+        "more_lenient": 0,
+        "passed_by_reference": 3,
+        "refused_by_guard_band": 0,
+        "passed": True,
+        "failures": [],
+        "verified_on": "a fake",
+        "created_at": "2024-05-01T12:00:00+00:00",
+    }
+    return ParityReport(**{**values, **changes})
+
+
 @functools.cache
 def _good_sample():
     inputs = [good_frame(seed)[:, :, ::-1] for seed in GOOD_SEEDS]
@@ -151,7 +189,7 @@ def _good_sample():
 
 
 @functools.cache
-def _maps_of(image_bytes):
+def reference_maps(image_bytes):
     images = np.frombuffer(image_bytes, np.uint8).reshape(-1, SIZE, SIZE, 3)
     return np.stack([reference_map(image) for image in images])
 
@@ -183,7 +221,7 @@ class ModelFolder:
         write_stub_onnx(self.model, **network)
         files = {}
         if golden:
-            maps = _maps_of(self.golden_images.tobytes()) + np.float32(golden_shift)
+            maps = reference_maps(self.golden_images.tobytes()) + np.float32(golden_shift)
             write_golden(self.golden, GoldenSamples(images=self.golden_images, scores=maps.max(axis=(1, 2)), maps=maps))
             files[self.golden.name] = sha256_file(self.golden)
         manifest = Manifest(
@@ -205,6 +243,23 @@ class ModelFolder:
         )
         write_manifest(self.manifest, manifest)
         return self.model
+
+    def give_engine(self, report=None, *, content=b"a plan", **entry):
+        """List an engine in the manifest, with what its report of a passed comparison says otherwise, or none; return its path."""
+        engine = self.model.with_suffix(".trt")
+        engine.write_bytes(content)
+        values = {
+            "file": engine.name,
+            "sha256": sha256_file(engine),
+            "library": "tensorrt",
+            "library_version": "10.3.0",
+            "compute_capability": ["8.9"],
+            "precision": "fp16",
+            "built_at": "2024-05-01T12:00:00+00:00",
+            "parity": None if report is None else make_report(**{"subject_sha256": sha256_file(engine), **report}),
+        }
+        update_manifest(self.manifest, lambda manifest: manifest.with_engine(EngineEntry(**{**values, **entry})))
+        return engine
 
     def give_normalization(self, values, product="bottle"):
         """Give the newest decision of a product a normalization map and return its file."""

@@ -3,8 +3,6 @@
 import pytest
 
 from snl_runtime.detector.detector import SnlDetector
-from snl_runtime.files import sha256_file
-from snl_runtime.model.manifest import EngineEntry, ParityReport, update_manifest
 from snl_runtime.types import Verdict
 from snl_runtime.verdict.ruling import REASON_CODES
 
@@ -25,54 +23,13 @@ def open_engine(model_folder, fixtures):
     """Return a detector on an engine in NumPy with this parity report, and with this hash of its ONNX file."""
 
     def open_it(changes, **entry):
-        folder = model_folder
-        folder.write()
-        engine = folder.model.with_suffix(".trt")
-        engine.write_bytes(b"a plan")
-        report = None if changes is None else parity_report(sha256_file(engine), folder.decision_values, changes)
-        values = {
-            "file": engine.name,
-            "sha256": sha256_file(engine),
-            "library": "tensorrt",
-            "library_version": "10.3.0",
-            "compute_capability": ["8.9"],
-            "precision": "fp16",
-            "built_at": "2024-05-01T12:00:00+00:00",
-            "parity": report,
-        }
-        update_manifest(folder.manifest, lambda manifest: manifest.with_engine(EngineEntry(**{**values, **entry})))
-        return SnlDetector(engine, backend=fixtures.FakeBackend())
+        model_folder.write()
+        if changes is not None and changes.get("guard_band") == "half of the room":
+            thresholds = model_folder.decision_values
+            changes = {**changes, "guard_band": (thresholds["pass_threshold"] - thresholds["floor"]) / 2 * 1.001}
+        return SnlDetector(model_folder.give_engine(changes, **entry), backend=fixtures.FakeBackend())
 
     return open_it
-
-
-def parity_report(sha256, thresholds, changes):
-    if changes.get("guard_band") == "half of the room":
-        changes = {**changes, "guard_band": (thresholds["pass_threshold"] - thresholds["floor"]) / 2 * 1.001}
-    values = {
-        "subject_file": "line.trt",
-        "subject_sha256": sha256,
-        "reference": "line.onnx",
-        "frames_source": "by hand",
-        "frame_count": 3,
-        "score_max_abs": 0.0,
-        "score_p99_abs": 0.0,
-        "map_max_abs": 0.0,
-        "map_p99_abs": 0.0,
-        "map_scale": 1.0,
-        "tolerance": 0.02,
-        "auroc_drift": None,
-        "flips": 0,
-        "guard_band": 0.0,
-        "more_lenient": 0,
-        "passed_by_reference": 3,
-        "refused_by_guard_band": 0,
-        "passed": True,
-        "failures": [],
-        "verified_on": "a fake",
-        "created_at": "2024-05-01T12:00:00+00:00",
-    }
-    return ParityReport(**{**values, **changes})
 
 
 @pytest.mark.parametrize(("expected", "changes"), ROWS.values(), ids=ROWS)

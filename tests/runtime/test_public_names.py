@@ -69,6 +69,7 @@ NAMES = {
     "SourceStalledError",
     "StageTimings",
     "StreamSink",
+    "TrainingDivergedError",
     "TriggerRefusedError",
     "UndeliveredVerdict",
     "Verdict",

@@ -6,8 +6,7 @@ import pytest
 from snl_runtime.errors import FrameError, GoldenSampleError, InferenceError, ManifestError, SnlError
 from snl_runtime.scorer import Scorer
 from snl_runtime.types import DetectorState
-
-TOLERANCE = 1e-4  # float32 sums of 25 values up to 255 against float64 loops
+from tolerances import FLOAT32_REL, TINY_MODEL_ABS
 
 
 @pytest.fixture
@@ -22,8 +21,8 @@ def test_scores_and_maps_equal_the_twin(fixtures, model_folder, inputs):
     assert scores.shape == (5,)
     assert maps.shape == (5, fixtures.SIZE, fixtures.SIZE)
     assert scores.dtype == maps.dtype == np.float32
-    np.testing.assert_allclose(maps, expected, atol=TOLERANCE)
-    np.testing.assert_allclose(scores, expected.max(axis=(1, 2)), atol=TOLERANCE)
+    np.testing.assert_allclose(maps, expected, atol=TINY_MODEL_ABS)
+    np.testing.assert_allclose(scores, expected.max(axis=(1, 2)), atol=TINY_MODEL_ABS)
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 9])
@@ -33,7 +32,7 @@ def test_a_graph_of_fixed_batch_size_scores_any_number_of_images(fixtures, model
         scores, maps = scorer.score_inputs(images)
     assert scores.shape == (count,)
     for image, anomaly_map in zip(images, maps, strict=True):
-        np.testing.assert_allclose(anomaly_map, fixtures.reference_map(image), atol=TOLERANCE)
+        np.testing.assert_allclose(anomaly_map, fixtures.reference_map(image), atol=TINY_MODEL_ABS)
 
 
 def test_batches_stay_within_the_manifest_and_are_filled_with_nan_before_each_call(fixtures, model_folder, inputs):
@@ -57,11 +56,11 @@ def test_a_frame_is_prepared_cropped_and_timed(fixtures, model_folder):
     with Scorer(model_folder.write()) as scorer:
         scored = scorer.score(frame, "bgr", roi_xyxy=(20, 10, 52, 42))
     seen = fixtures.good_frame(7)[:, :, ::-1]
-    assert scored.statistics.mean == pytest.approx(seen.mean(), rel=1e-6)
-    assert scored.statistics.deviation == pytest.approx(np.sqrt(seen.var(axis=(0, 1)).mean()), rel=1e-6)
+    assert scored.statistics.mean == pytest.approx(seen.mean(), rel=FLOAT32_REL)
+    assert scored.statistics.deviation == pytest.approx(np.sqrt(seen.var(axis=(0, 1)).mean()), rel=FLOAT32_REL)
     expected = fixtures.reference_map(seen)
-    np.testing.assert_allclose(scored.anomaly_map, expected, atol=TOLERANCE)
-    assert scored.score == pytest.approx(float(expected.max()), abs=TOLERANCE)
+    np.testing.assert_allclose(scored.anomaly_map, expected, atol=TINY_MODEL_ABS)
+    assert scored.score == pytest.approx(float(expected.max()), abs=TINY_MODEL_ABS)
     assert scored.timings.infer_ms > 0
     assert scored.timings.total_ms >= scored.timings.preprocess_ms + scored.timings.infer_ms - 1e-6
 
@@ -97,7 +96,7 @@ def test_a_lone_onnx_scores_without_a_golden_check(fixtures, model_folder, input
         assert scorer.size_hw == (fixtures.SIZE, fixtures.SIZE)
         assert scorer.bundle.manifest is None
         assert not scorer.golden_checked
-    assert scores[0] == pytest.approx(float(fixtures.reference_map(inputs[0]).max()), abs=TOLERANCE)
+    assert scores[0] == pytest.approx(float(fixtures.reference_map(inputs[0]).max()), abs=TINY_MODEL_ABS)
 
 
 def test_the_golden_check_can_be_left_out_and_made_later(model_folder):

@@ -82,9 +82,11 @@ def test_json_is_one_object_that_names_what_was_written(plain_root, tmp_path, ca
 def test_text_names_checkpoint_classes_and_speed(plain_root, tmp_path, capsys):
     out = tmp_path / "x.pt"
     assert main(["--data", str(plain_root), "--out", str(out), *TINY, "--epochs", "1"]) == 0
-    text = capsys.readouterr().out
+    captured = capsys.readouterr()
     for part in (str(out), "bolt, ring", "12 images", "images/s"):
-        assert part in text
+        assert part in captured.out
+    for part in ("read: 12/12 images, 100 %", "train: 12/12 images, 100 %", "epoch 1/1"):
+        assert part in captured.err
 
 
 def test_left_out_files_are_listed(plain_root, tmp_path, capsys):

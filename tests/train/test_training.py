@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from snl_runtime.errors import CheckpointError, ConfigError, DataError
+from snl_runtime.errors import CheckpointError, ConfigError, DataError, TrainingDivergedError
 from snl_train.averaging import WeightAverage, estimate_statistics
 from snl_train.checkpoint import load_checkpoint
 from snl_train.config import DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
@@ -22,7 +22,7 @@ from snl_train.metrics_log import metrics_path
 from snl_train.models import build_model
 from snl_train.resume import read_resume_point, resume_path, write_resume_point
 from snl_train.schedule import learning_rate
-from snl_train.training import Trainer, TrainingDivergedError, train
+from snl_train.training import Trainer, train
 
 EPOCHS, STEPS_PER_EPOCH = 4, 3  # 12 images in batches of 4
 

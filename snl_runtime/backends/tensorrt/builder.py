@@ -29,7 +29,7 @@ from snl_runtime.cache import Cache
 from snl_runtime.errors import BackendUnavailableError, ConfigError, EngineBuildError, ManifestError
 from snl_runtime.files import atomic_write_bytes, check_writable, sha256_bytes, sha256_file
 from snl_runtime.model.manifest import NOT_VERIFIED, EngineEntry, manifest_path, read_manifest, update_manifest
-from snl_runtime.progress import Progress
+from snl_runtime.progress import ProgressReporter, no_progress
 
 logger = logging.getLogger(__name__)
 
@@ -157,6 +157,7 @@ def build_engine(
     *,
     cache_folder: Path | None = None,
     cancel: threading.Event | None = None,
+    progress: ProgressReporter = no_progress,
 ) -> BuiltEngine:
     """Build ``engine_path`` from ``onnx_path``, or take the identical build from the cache; write it atomically.
 
@@ -167,6 +168,7 @@ def build_engine(
         options: How.
         cache_folder: Folder of the build cache, :func:`snl_runtime.cache.default_cache_folder` if None.
         cancel: Setting it stops the build.
+        progress: Told each step of the library.
 
     Raises:
         EngineBuildError: If TensorRT refuses; the message ends with its own words.
@@ -194,7 +196,7 @@ def build_engine(
             optimization_level=options.optimization_level,
             timing_cache=cache.read(timings_name),
         )
-        built = _build_with_progress(target, request, cancel or threading.Event())
+        built = _build_with_progress(target, request, cancel or threading.Event(), progress)
         plan, log, timings = built.plan, built.log, built.timing_cache
     try:
         atomic_write_bytes(engine_path, plan)  # before the cache, whose disk may be full
@@ -207,7 +209,7 @@ def build_engine(
     return BuiltEngine(path=engine_path, entry=_entry(engine_path, plan, sha256_bytes(onnx), target, options), from_cache=from_cache, log=log)
 
 
-def rebuild_engine(engine_path: Path, *, cache_folder: Path | None = None) -> BuiltEngine:
+def rebuild_engine(engine_path: Path, *, cache_folder: Path | None = None, progress: ProgressReporter = no_progress) -> BuiltEngine:
     """Build ``x.trt`` again from the ``x.onnx`` beside it, for this machine and library version, and list it in ``x.json``.
 
     The new engine has no parity report: no decision applies to it until it passed the parity gate on this device.
@@ -231,7 +233,7 @@ def rebuild_engine(engine_path: Path, *, cache_folder: Path | None = None) -> Bu
     except BackendUnavailableError as failure:
         logger.debug("not built for a GPU here: %s", failure)
         target = choose_target(library)
-    built = build_engine(onnx_path, engine_path, target, options, cache_folder=cache_folder)
+    built = build_engine(onnx_path, engine_path, target, options, cache_folder=cache_folder, progress=progress)
     update_manifest(path, lambda listed: listed.with_engine(built.entry))
     return built
 
@@ -273,14 +275,14 @@ def _target_of_this_gpu(library: TensorRtLibrary, compute_capabilities: Sequence
     )
 
 
-def _build_with_progress(target: EngineTarget, request: BuildRequest, cancel: threading.Event) -> BuiltPlan:
-    """Build on this thread while a bar moves; Ctrl-C cancels at the library's next step instead of killing the process inside C++."""
+def _build_with_progress(target: EngineTarget, request: BuildRequest, cancel: threading.Event, progress: ProgressReporter) -> BuiltPlan:
+    """Build on another thread while its steps are reported; Ctrl-C cancels at the library's next step instead of killing the process inside C++."""
     label = f"build for {target.library.name} {', '.join(f'SM{sm}' for sm in target.compute_capabilities)}"
     outcome: list[BuiltPlan | BaseException] = []
-    with Progress(None, unit="steps", label=label) as progress:
+    with progress(None, unit="steps", label=label) as steps:
 
         def step(phase: str, done: int, total: int) -> bool:
-            progress.advance(1, phase=f"{phase} {done}/{total}")
+            steps.advance(1, phase=f"{phase} {done}/{total}")
             return not cancel.is_set()
 
         def work() -> None:

@@ -3,7 +3,7 @@
 What makes one code path possible: strongly typed networks only (precision lives in the ONNX graph), flags looked up by name (their integers moved
 between 10 and 11), tensor names instead of bindings, one logger object per process and library (TensorRT keeps the first and ignores others).
 
-``tests/trt`` holds every attribute used here against the dumped API of 10.3, 10.16, 11.4 and RTX 1.7.
+``tests/runtime/backends/tensorrt`` holds every attribute used here against the dumped API of 10.3, 10.16, 11.4 and RTX 1.7.
 """
 
 import importlib

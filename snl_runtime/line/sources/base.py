@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy.typing as npt
 
@@ -22,13 +22,15 @@ class SourceCounters:
     Attributes:
         frames_announced: Frames the source says it has; None if it has no end or does not know.
         frames_faulty: Frames handed over without an image (unreadable, damaged, frozen); each of them gets an ERROR record.
-        frames_missing: Announced frames that never came.
-        reconnects: How often the connection was opened again.
+        frames_missing: Announced frames that never came: the rest of a video, gaps in a device's own numbers, software triggers without an image.
+        frames_skipped: Frames that the driver replaced by newer ones because the reader was slower, as LATEST wants it.
+        reconnects: How often opening the connection again was tried.
     """
 
     frames_announced: int | None = None
     frames_faulty: int = 0
     frames_missing: int = 0
+    frames_skipped: int = 0
     reconnects: int = 0
 
 
@@ -61,6 +63,22 @@ class FrameSource(AbstractContextManager["FrameSource"], Protocol):
         ...
 
 
+@runtime_checkable
+class TriggerableSource(Protocol):
+    """A source whose camera takes one frame when it is told to."""
+
+    def trigger(self) -> int:
+        """Make the camera take one frame; any thread, after :meth:`FrameSource.frames` has begun.
+
+        Returns:
+            The ``time.monotonic_ns()`` from which on a frame is the answer: one whose ``captured_ns`` is smaller answers an earlier trigger.
+
+        Raises:
+            SourceError: If the camera cannot take the trigger; no frame will come for it.
+        """
+        ...
+
+
 class FrameStamper:
     """Numbers and dates the frames of one source.
 
@@ -77,7 +95,14 @@ class FrameStamper:
         self._index = 0
         self.faults = 0
 
-    def stamp(self, image: npt.NDArray[Any] | None, *, fault: str | None = None, source_id: str | None = None) -> Frame:
+    def rename(self, source_id: str, *, color: ColorOrder) -> None:
+        """Use another name and color from the next frame on: some cameras tell theirs only when they are opened."""
+        self._source_id = source_id
+        self._color = color
+
+    def stamp(
+        self, image: npt.NDArray[Any] | None, *, fault: str | None = None, source_id: str | None = None, device_frame_id: int | None = None
+    ) -> Frame:
         """Return the next frame, captured now; ``fault`` says why ``image`` is None."""
         index = self._index
         self._index += 1
@@ -90,6 +115,7 @@ class FrameStamper:
             captured_ns=time.monotonic_ns(),
             captured_at=time.time(),
             source_id=source_id if source_id is not None else self._source_id,
+            device_frame_id=device_frame_id,
             product=self._product,
             fault=fault,
         )

@@ -1,0 +1,453 @@
+"""Each trigger gets one record and one answer within its deadline, in this order, and nothing but a recorded PASS in time is accepted."""
+
+import threading
+
+import pytest
+
+from snl_runtime.errors import ConfigError, SinkError, SourceOpenError, TriggerRefusedError
+from snl_runtime.line.handoff import OverflowPolicy
+from snl_runtime.line.sources.base import SourceCounters
+from snl_runtime.station.line_state import StationState
+from snl_runtime.station.station import Station, StationCamera
+from snl_runtime.station.triggered import TriggerConfig, TriggerMode
+from snl_runtime.station.unit import UnitConfig
+from snl_runtime.types import Verdict
+
+
+def assert_never_wrongly_accepted(states):
+    """What must hold of everything that the line ever saw of one camera."""
+    for state in states:
+        assert not (state.ready and state.busy)
+        if state.accept:
+            assert state.result_valid
+            assert state.verdict is Verdict.PASS
+            assert not state.fault
+
+
+def test_each_trigger_gets_one_record_and_the_line_is_told_after_it(bench, fakes):
+    camera = fakes.software_camera()
+    bench.start(camera)
+    for trigger_id, gray in enumerate((fakes.GOOD, fakes.DOUBTFUL, fakes.BAD), 1):
+        camera.on_trigger = lambda gray=gray: camera.take(gray)
+        assert bench.top.trigger(part_id=f"part {trigger_id}", product="bottle") == trigger_id
+        bench.output.answer_to(trigger_id)
+    assert bench.store.wait_answered(3) == [(1, "PASS", "pass"), (2, "REVIEW", "review"), (3, "REJECT", "reject")]
+    assert [(row.frame.part_id, row.result.product) for row in bench.store.rows] == [(f"part {n}", "bottle") for n in (1, 2, 3)]
+    assert [bench.output.answer_to(n).accept for n in (1, 2, 3)] == [True, False, False]
+    for number in (1, 2, 3):
+        added = next(i for i, event in enumerate(bench.store.log) if event[0] == "add" and event[2] == number)
+        told = next(i for i, event in enumerate(bench.store.log) if event[0] == "publish" and event[2] == number)
+        assert added < told
+    assert_never_wrongly_accepted(bench.output.states)
+
+
+def test_a_trigger_while_busy_is_refused_and_has_no_record(bench, fakes):
+    camera, fired = fakes.software_camera(), threading.Event()
+    camera.on_trigger = fired.set
+    bench.start(camera)
+    bench.top.trigger()
+    with pytest.raises(TriggerRefusedError, match="trigger 1 waits"):
+        bench.top.trigger()
+    assert fired.wait(fakes.WAIT_S)
+    camera.take()
+    assert bench.store.wait_answered(1) == [(1, "PASS", "pass")]
+    snapshot = bench.station.snapshot().cameras["top"]
+    assert (snapshot.refused, snapshot.triggers.triggered) == (1, 1)
+
+
+def test_a_frame_that_does_not_come_is_an_error_and_no_fault(bench, fakes):
+    camera = fakes.software_camera()
+    camera.on_trigger = lambda: None
+    bench.start(camera, fakes.command_config(trigger={"frame_timeout_ms": 30.0}))
+    bench.top.trigger()
+    state = bench.output.answer_to(1)
+    assert (state.verdict, state.reason_code, state.fault, state.accept) == (Verdict.ERROR, "frame_fault", False, False)
+    camera.opened.wait_for(2)  # opened again, so that a late frame cannot be taken for the next part
+    camera.on_trigger = camera.take
+    bench.top.trigger()
+    assert bench.output.answer_to(2).verdict is Verdict.PASS
+
+
+def test_a_bad_frame_is_an_error(bench, fakes):
+    camera = fakes.software_camera()
+    camera.on_trigger = lambda: camera.send(None, fault="broken buffer")
+    bench.start(camera)
+    bench.top.trigger()
+    assert bench.output.answer_to(1).reason_code == "frame_fault"
+    assert bench.store.wait_answered(1) == [(1, "ERROR", "frame_fault")]
+    assert bench.store.rows[0].result.reason == "broken buffer"
+    assert camera.opened.count == 1, "the frame was the trigger's own: no reason to open the camera again"
+
+
+def test_a_camera_that_gives_only_bad_frames_is_a_fault(bench, fakes):
+    camera = fakes.software_camera()
+    camera.on_trigger = lambda: camera.send(None, fault="frozen camera")
+    bench.start(camera, fakes.command_config(bad_frames_before_fault=3))
+    for trigger_id in (1, 2):
+        bench.top.trigger()
+        assert not bench.output.answer_to(trigger_id).fault
+    bench.top.trigger()
+    assert bench.output.answer_to(3).fault_reason == "3 frames in a row did not come whole: frozen camera"
+
+
+def test_a_record_that_failed_is_written_at_the_stop_if_nobody_reset(bench, fakes):
+    def full(frame, result):
+        raise SinkError("disk full")
+
+    bench.store.before = full
+    station = bench.start(fakes.software_camera())
+    bench.top.trigger()
+    bench.output.wait_for(lambda state: state.fault)
+    bench.store.before = lambda frame, result: None
+    station.stop()
+    assert bench.store.outcomes == [(1, "ERROR", "record_failed")]
+
+
+def test_a_stuck_call_is_answered_at_the_deadline_and_its_late_result_is_discarded(bench, fakes):
+    release = threading.Event()
+    bench.detector.before = lambda image: release.wait(fakes.WAIT_S)
+    bench.start(fakes.software_camera(), fakes.command_config(deadline_ms=150.0, trigger={"frame_timeout_ms": 50.0}))
+    bench.top.trigger()
+    state = bench.output.answer_to(1)
+    assert (state.verdict, state.reason_code, state.fault) == (Verdict.ERROR, "deadline_missed", True)
+    assert "detector has not answered" in state.fault_reason
+    assert bench.store.wait_answered(1) == [(1, "ERROR", "deadline_missed")], "recorded although the call has not come back"
+    bench.top.reset()
+    assert bench.top.line_state.fault, "the cause is still there"
+    with pytest.raises(TriggerRefusedError, match="fault"):
+        bench.top.trigger()
+    release.set()
+    wait_until(lambda: bench.station.snapshot().cameras["top"].triggers.late_discarded == 1)
+    wait_until(lambda: bench.top.try_reset() is None)
+    bench.detector.before = lambda image: None
+    bench.top.trigger()
+    assert bench.output.answer_to(2).accept
+    assert bench.store.outcomes == [(1, "ERROR", "deadline_missed"), (2, "PASS", "pass")]
+    assert_never_wrongly_accepted(bench.output.states)
+
+
+def test_a_record_that_is_late_gives_error_and_fault_and_never_the_verdict(bench, fakes):
+    release = threading.Event()
+    bench.store.before = lambda frame, result: release.wait(fakes.WAIT_S)
+    bench.start(fakes.software_camera(), fakes.command_config(deadline_ms=150.0, trigger={"frame_timeout_ms": 50.0}))
+    bench.top.trigger()
+    state = bench.output.answer_to(1)
+    assert (state.verdict, state.reason_code, state.fault, state.accept) == (Verdict.ERROR, "record_late", True, False)
+    assert bench.top.try_reset() == "a record is still being written"
+    release.set()
+    assert bench.store.wait_answered(1) == [(1, "ERROR", "record_late")]
+    assert "the verdict was PASS" in bench.store.rows[0].result.reason
+    assert not any(state.accept for state in bench.output.states)
+
+
+def test_a_store_that_fails_gives_error_and_fault_until_the_missing_record_is_written(bench, fakes):
+    def full(frame, result):
+        raise SinkError("disk full")
+
+    bench.store.before = full
+    bench.start(fakes.software_camera())
+    bench.top.trigger()
+    state = bench.output.answer_to(1)
+    assert (state.verdict, state.reason_code, state.fault) == (Verdict.ERROR, "record_failed", True)
+    wait_until(lambda: bench.top.try_reset() == "a record cannot be written: disk full")
+    bench.store.before = lambda frame, result: None
+    assert bench.top.try_reset() is None
+    assert bench.store.wait_answered(1) == [(1, "ERROR", "record_failed")]
+    assert not any(state.accept for state in bench.output.states)
+
+
+def test_an_output_that_fails_is_a_fault_that_the_others_see(bench, fakes):
+    def unplugged(state):
+        if state.result_valid or state.fault:
+            raise OSError("unplugged")
+
+    broken = fakes.output()
+    broken.before = unplugged
+    bench.start(fakes.software_camera(), outputs=[bench.output, broken])
+    bench.top.trigger()
+    state = bench.output.wait_for(lambda state: state.fault)
+    assert "could not tell the line: unplugged" in state.fault_reason
+    assert not state.accept
+    with pytest.raises(TriggerRefusedError):
+        bench.top.trigger()
+    bench.store.wait_answered(1)
+    broken.before = lambda state: None
+    wait_until(lambda: bench.top.try_reset() is None)
+    bench.top.trigger()
+    assert bench.output.answer_to(2).accept
+    assert broken.answer_to(2).accept
+
+
+def test_a_detector_that_raises_is_an_error_and_a_fault_but_not_the_end(bench, fakes):
+    def broken(image):
+        raise RuntimeError("driver gone")
+
+    bench.detector.before = broken
+    bench.start(fakes.software_camera())
+    bench.top.trigger()
+    assert bench.output.wait_for(lambda state: state.fault).fault_reason == "the detector failed: driver gone"
+    assert bench.store.wait_answered(1) == [(1, "ERROR", "detector_failed")]
+    bench.detector.before = lambda image: None
+    wait_until(lambda: bench.top.try_reset() is None)
+    bench.top.trigger()
+    assert bench.output.answer_to(2).accept
+
+
+def test_a_camera_that_dies_gives_errors_and_a_fault_until_it_is_back(bench, fakes):
+    camera = fakes.camera()
+    bench.start(camera)
+    camera.fail_open = SourceOpenError("still unplugged")
+    bench.top.trigger()
+    camera.die()
+    state = bench.output.answer_to(1)
+    assert (state.verdict, state.reason_code) == (Verdict.ERROR, "frame_fault")
+    assert bench.output.wait_for(lambda state: state.fault).fault_reason == "the camera gives no frames: unplugged"
+    assert "the camera gives no frames" in bench.top.try_reset()
+    camera.fail_open = None
+    camera.opened.wait_for(2)
+    wait_until(lambda: bench.top.try_reset() is None)
+    bench.top.trigger()
+    camera.send()
+    assert bench.output.answer_to(2).accept
+
+
+def test_a_stop_in_the_middle_answers_the_trigger_under_way_and_accepts_nothing_more(bench, fakes):
+    inspecting, release = threading.Event(), threading.Event()
+    bench.detector.before = lambda image: (inspecting.set(), release.wait(fakes.WAIT_S))
+    station = bench.start(fakes.software_camera())
+    bench.top.trigger()
+    assert inspecting.wait(fakes.WAIT_S)
+    stopper = threading.Thread(target=station.stop, daemon=True)
+    stopper.start()
+    wait_until(lambda: not bench.top._announcer.takes_triggers)
+    with pytest.raises(TriggerRefusedError):
+        bench.top.trigger()
+    release.set()
+    stopper.join(fakes.WAIT_S)
+    assert not stopper.is_alive()
+    assert bench.store.outcomes == [(1, "PASS", "pass")]
+    last = bench.output.states[-1]
+    assert (last.state, last.accept, last.ready, last.busy) == (StationState.HALTED, False, False, False)
+    assert bench.output.left == 1
+
+
+def test_two_cameras_share_one_detector_and_keep_their_triggers_apart(bench, fakes):
+    left, right = fakes.software_camera(), fakes.software_camera()
+    right.on_trigger = lambda: right.take(fakes.BAD)
+    config = fakes.command_config()
+    station = bench.start_cameras({"left": (left, config), "right": (right, config)})
+    for _ in range(5):
+        ids = {name: commands.trigger() for name, commands in station.commands.items()}
+        assert len(set(ids.values())) == 1
+        assert bench.output.answer_to(ids["left"], "left").accept
+        assert bench.output.answer_to(ids["right"], "right").verdict is Verdict.REJECT
+    bench.store.wait_answered(10)
+    by_camera = {name: [row.outcome for row in bench.store.rows if row.camera == name] for name in ("left", "right")}
+    assert by_camera == {"left": [(n, "PASS", "pass") for n in range(1, 6)], "right": [(n, "REJECT", "reject") for n in range(1, 6)]}
+
+
+def test_a_fault_of_one_camera_leaves_the_other_running(bench, fakes):
+    left, right = fakes.camera(), fakes.software_camera()
+    config = fakes.command_config()
+    station = bench.start_cameras({"left": (left, config), "right": (right, config)})
+    left.fail_open = SourceOpenError("gone")
+    left.die()
+    bench.output.wait_for(lambda state: state.camera == "left" and state.fault)
+    assert station.commands["right"].trigger() == 1
+    assert bench.output.answer_to(1, "right").accept
+
+
+def test_a_lost_heartbeat_ends_the_accept_and_is_a_fault(bench, fakes):
+    bench.start(fakes.software_camera(), fakes.command_config(heartbeat_timeout_ms=300.0))
+    bench.top.heartbeat()
+    bench.top.trigger()
+    state = bench.output.wait_for(lambda state: state.fault)
+    assert state.fault_reason.startswith("heartbeat lost")
+    assert not state.accept
+    bench.top.heartbeat()
+    assert bench.top.try_reset() is None
+
+
+def test_a_verdict_that_comes_in_a_fault_is_not_given(bench, fakes):
+    inspecting, release = threading.Event(), threading.Event()
+    bench.detector.before = lambda image: (inspecting.set(), release.wait(fakes.WAIT_S))
+    station = bench.start(fakes.software_camera())
+    bench.top.trigger()
+    assert inspecting.wait(fakes.WAIT_S)
+    report = station.on_fault("broker")
+    report("the broker has been down for 60 s")
+    release.set()
+    assert bench.store.wait_answered(1) == [(1, "ERROR", "station_fault")]
+    assert bench.output.answer_to(1).verdict is Verdict.ERROR
+    wait_until(lambda: bench.top.try_reset() == "the broker has been down for 60 s")
+    report(None)
+    assert bench.top.try_reset() is None
+
+
+def each_frame(**changes):
+    return UnitConfig(deadline_ms=30_000.0, **changes)
+
+
+def test_every_frame_of_a_finite_source_is_a_trigger_and_the_station_ends_with_it(bench, fakes):
+    camera = fakes.camera(policy=OverflowPolicy.EVERY, counters=SourceCounters(frames_announced=3))
+    station = bench.start(camera, each_frame())
+    for gray in (fakes.GOOD, fakes.BAD, fakes.GOOD):
+        camera.send(gray)
+    camera.end()
+    assert station.wait(fakes.WAIT_S)
+    assert bench.store.wait_answered(3) == [(1, "PASS", "pass"), (2, "REJECT", "reject"), (3, "PASS", "pass")]
+    assert [bench.output.answer_to(n).verdict.value for n in (1, 2, 3)] == ["PASS", "REJECT", "PASS"]
+    assert bench.output.states[-1].state is StationState.HALTED
+    with pytest.raises(TriggerRefusedError, match="each_frame"):
+        bench.top.trigger()
+
+
+def test_a_camera_with_a_detector_of_its_own_and_no_deadline(bench, fakes):
+    camera = fakes.camera(policy=OverflowPolicy.EVERY, counters=SourceCounters(frames_announced=1))
+    own = fakes.detector()
+    cameras = [StationCamera(name="top", source=camera, config=UnitConfig(deadline_ms=None), detector=own)]
+    with Station(cameras, bench.detector, bench.store) as station:
+        camera.send()
+        camera.end()
+        assert station.wait(fakes.WAIT_S)
+    assert bench.store.outcomes == [(1, "PASS", "pass")]
+    assert (own.calls.count, bench.detector.calls.count) == (1, 0)
+
+
+def test_frames_of_a_free_running_camera_that_nobody_looks_at_are_no_triggers(bench, fakes):
+    inspecting, release = threading.Event(), threading.Event()
+    bench.detector.before = lambda image: (inspecting.set(), release.wait(fakes.WAIT_S))
+    camera = fakes.camera()
+    bench.start(camera, each_frame())
+    camera.send()
+    assert inspecting.wait(fakes.WAIT_S)
+    for _ in range(5):
+        camera.send(fakes.BAD)
+    wait_until(lambda: bench.station.snapshot().cameras["top"].frames.captured == 6)
+    release.set()
+    assert bench.store.wait_answered(2) == [(1, "PASS", "pass"), (2, "REJECT", "reject")]
+    frames = bench.station.snapshot().cameras["top"].frames
+    assert (frames.dropped, frames.captured) == (4, 6)
+
+
+def test_a_triggered_frame_that_is_dropped_gets_an_error_record(bench, fakes):
+    inspecting, release = threading.Event(), threading.Event()
+    bench.detector.before = lambda image: (inspecting.set(), release.wait(fakes.WAIT_S))
+    camera = fakes.camera(policy=OverflowPolicy.EVERY)
+    bench.start(camera, each_frame(policy=OverflowPolicy.DROP_OLDEST, frame_capacity=1))
+    camera.send()
+    assert inspecting.wait(fakes.WAIT_S)
+    for _ in range(3):
+        camera.send(fakes.BAD)
+    wait_until(lambda: bench.station.snapshot().cameras["top"].frames.dropped == 2)
+    release.set()
+    outcomes = bench.store.wait_answered(4)
+    assert sorted(outcomes) == [(1, "PASS", "pass"), (2, "ERROR", "frame_dropped"), (3, "ERROR", "frame_dropped"), (4, "REJECT", "reject")]
+
+
+def test_frames_that_wait_behind_a_stuck_call_are_answered_by_their_deadlines(bench, fakes):
+    release = threading.Event()
+    bench.detector.before = lambda image: release.wait(fakes.WAIT_S)
+    camera = fakes.camera(policy=OverflowPolicy.EVERY)
+    bench.start(camera, UnitConfig(deadline_ms=200.0, record_margin_ms=20.0))
+    for _ in range(3):
+        camera.send()
+    assert bench.store.wait_answered(3) == [(n, "ERROR", "deadline_missed") for n in (1, 2, 3)]
+    release.set()
+    counts = bench.station.snapshot().cameras["top"].triggers
+    assert (counts.triggered, counts.answered, counts.open) == (3, 3, 0)
+    assert not any(state.accept for state in bench.output.states)
+
+
+def test_a_gap_in_the_counter_of_a_triggered_camera_gives_an_error_per_missing_frame(bench, fakes):
+    camera = fakes.camera(policy=OverflowPolicy.EVERY)
+    bench.start(camera, each_frame(trigger=TriggerConfig(count_gaps=True)))
+    for device_frame_id in (7, 8, 11):
+        camera.send(device_frame_id=device_frame_id)
+    outcomes = bench.store.wait_answered(5)
+    assert [outcome[1] for outcome in outcomes] == ["PASS", "PASS", "ERROR", "ERROR", "PASS"]
+    assert [row.frame.device_frame_id for row in bench.store.rows] == [7, 8, 9, 10, 11]
+
+
+def test_snapshot_and_events_show_the_final_results(bench, fakes):
+    seen = []
+    told = threading.Event()
+
+    def event(frame, result, state):
+        seen.append((frame.trigger_id, result.verdict, state.accept))
+        if len(seen) == 2:
+            told.set()
+
+    camera = fakes.software_camera()
+    station = bench.start(camera, events=[event])
+    for trigger_id, gray in ((1, fakes.GOOD), (2, fakes.BAD)):
+        camera.on_trigger = lambda gray=gray: camera.take(gray)
+        bench.top.trigger()
+        bench.store.wait_answered(trigger_id)
+    assert told.wait(fakes.WAIT_S)
+    assert seen == [(1, Verdict.PASS, True), (2, Verdict.REJECT, False)]
+    top = station.snapshot().cameras["top"]
+    assert dict(top.verdicts) == {Verdict.PASS: 1, Verdict.REVIEW: 0, Verdict.REJECT: 1, Verdict.ERROR: 0}
+    assert [last.trigger_id for last in top.last] == [2, 1]
+    assert 0 < top.latency_ms.p50 <= top.latency_ms.p99 <= top.latency_ms.max < 30_000
+    assert top.line.trigger_id == 2
+
+
+def test_an_observer_that_raises_or_hangs_holds_nothing_back(bench, fakes):
+    release = threading.Event()
+
+    def broken(frame, result, state):
+        raise ValueError("no screen")
+
+    camera = fakes.software_camera()
+    station = bench.start(camera, events=[broken, lambda *_: release.wait(fakes.WAIT_S)])
+    bench.resources.callback(release.set)
+    for trigger_id in range(1, 31):
+        bench.top.trigger()
+        bench.store.wait_answered(trigger_id)
+    snapshot = station.snapshot()
+    assert snapshot.observations_lost > 0
+    assert len(snapshot.observers_failed) == 1
+    release.set()
+
+
+def test_a_camera_that_cannot_be_opened_closes_what_was_opened(bench, fakes):
+    good, bad = fakes.software_camera(), fakes.software_camera()
+    bad.fail_open = SourceOpenError("cannot open it")
+    config = fakes.command_config()
+    with pytest.raises(SourceOpenError, match="cannot open it"):
+        bench.start_cameras({"left": (good, config), "right": (bad, config)})
+    assert good.closed.count == good.opened.count == 1
+    assert bench.output.left == 1
+
+
+def test_names_of_cameras_must_differ(fakes):
+    cameras = [StationCamera(name="top", source=fakes.camera())] * 2
+    with pytest.raises(ConfigError, match="a name of its own"):
+        Station(cameras, fakes.detector(), fakes.store())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"deadline_ms": None, "trigger": TriggerConfig(mode=TriggerMode.COMMAND)}, "deadline_ms must be given with trigger.mode command"),
+        ({"deadline_ms": 40.0}, "record_margin_ms must be 0 or more and less than deadline_ms"),
+        ({"missed_before_fault": 0}, "missed_before_fault must be at least 1, got 0"),
+        ({"frame_capacity": 0}, "frame_capacity must be at least 1, got 0"),
+        ({"heartbeat_timeout_ms": 0.0}, "heartbeat_timeout_ms must be positive"),
+        ({"trigger": TriggerConfig(mode=TriggerMode.COMMAND, frame_timeout_ms=960.0)}, "frame_timeout_ms must leave time"),
+        ({"trigger": TriggerConfig(mode=TriggerMode.COMMAND), "policy": OverflowPolicy.LATEST}, "policy must be every"),
+    ],
+)
+def test_a_configuration_that_cannot_keep_its_deadline_is_refused(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        UnitConfig(**changes)
+
+
+def wait_until(holds):
+    """Look again and again, for things that announce nothing."""
+    ticker, attempts = threading.Event(), 0
+    while not holds():
+        attempts += 1
+        assert attempts < 4_000
+        ticker.wait(0.005)
