@@ -58,12 +58,15 @@ def _print_config(config: "StationConfig") -> int:
 
 
 def _check(config: "StationConfig") -> int:
+    from snl_runtime.station.assembly import build_consumers, build_outputs
     from snl_runtime.station.build import build_sinks, check_paths, check_products
     from snl_runtime.station.check import check_camera, describe_model
 
     need_stdout()
     check_paths(config)
-    build_sinks(config)  # a plug-in that is missing or refuses says so here; nothing is entered
+    build_sinks(config)  # what is missing or refuses says so here; nothing is entered
+    build_outputs(config)
+    build_consumers(config.outputs)
     with open_detector(dataclasses.replace(config.model, rebuild=False)) as detector:
         check_products(config, detector.products)
         print("\n".join(describe_model(detector, config)))
@@ -83,7 +86,9 @@ def _inspect(arguments: argparse.Namespace, config: "StationConfig", request: "_
     from snl_runtime.station.build import build_sinks, check_paths, check_products, needs_station, overflow_of
 
     if needs_station(config):
-        raise ConfigError("several cameras, triggers, deadlines and outputs to the line are not run by this version; give one camera without them")
+        from snl_runtime.cli.run_station import run_station
+
+        return run_station(arguments, config, request.pass_to)
     if config.records.jsonl is None or arguments.json:
         need_stdout()
     check_paths(config)

@@ -171,8 +171,8 @@ def _camera_source_values(text: str) -> dict[str, Any]:
     if provides_source(text):
         return {"plugin": {"address": text}}
     camera = parse_camera(text)
-    number, address = (camera, None) if isinstance(camera, int) else (None, camera)
-    return {"camera": {"number": number, "address": address, "username": None, "password_file": None}}
+    kind = "number" if isinstance(camera, int) else "device" if camera.startswith("/dev/") else "address"
+    return {"camera": {"number": None, "device": None, "address": None, "username": None, "password_file": None, kind: camera}}
 
 
 def _record_values(arguments: argparse.Namespace, below: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from snl_runtime.errors import ConfigError, SinkError
 from snl_runtime.files import check_writable
 from snl_runtime.line.handoff import OverflowPolicy
-from snl_runtime.station.config import CameraQueueConfig, RecordsConfig, StationCameraConfig, StationConfig, changed_keys, has_store, line_outputs
+from snl_runtime.station.config import CameraQueueConfig, RecordsConfig, StationCameraConfig, StationConfig, changed_keys, line_outputs
+from snl_runtime.station.outputs.addresses import read_secret
 from snl_runtime.station.sources import CameraSourceConfig, SourceConfig
 from snl_runtime.types import OutputRequest, Verdict
 
@@ -57,7 +58,7 @@ class Sinks:
 def needs_station(config: StationConfig) -> bool:
     """Return whether one camera's pipeline is not enough: several cameras, triggers, deadlines, a record store or outputs to the line."""
     is_triggered = any(changed_keys(camera.trigger) for camera in config.cameras.values())
-    return len(config.cameras) > 1 or is_triggered or has_store(config) or bool(line_outputs(config.outputs))
+    return len(config.cameras) > 1 or is_triggered or config.records.store is not None or bool(line_outputs(config.outputs))
 
 
 def check_paths(config: StationConfig) -> None:
@@ -68,6 +69,8 @@ def check_paths(config: StationConfig) -> None:
     """
     if config.records.jsonl is not None:
         check_writable(config.records.jsonl.file, append=True)
+    if config.records.store is not None:
+        check_writable(config.records.store.path, append=True)
     for folder in _image_folders(config.records):
         _check_folder(folder)
 
@@ -101,7 +104,7 @@ def build_source(camera: StationCameraConfig, *, records: RecordsConfig, on_list
     Raises:
         ConfigError: If a plug-in is missing or refuses, or a password cannot be read.
     """
-    from snl_runtime.line.sources import ImageFolderSource, VideoSource
+    from snl_runtime.line.sources import GenicamSource, ImageFolderSource, VideoSource, WatchedFolderSource
 
     source, product = camera.source, camera.product
     if source.images is not None:
@@ -109,6 +112,10 @@ def build_source(camera: StationCameraConfig, *, records: RecordsConfig, on_list
         return ImageFolderSource(source.images.path, product=product, pages=source.images.pages, exclude=exclude, on_listed=on_listed)
     if source.video is not None:
         return VideoSource(source.video.file, product=product)
+    if source.watch is not None:
+        return WatchedFolderSource(source.watch, product=product)
+    if source.genicam is not None:
+        return GenicamSource(source.genicam, product=product)
     if source.plugin is not None:
         return _plugin_source(source.plugin.address, product)
     return _camera_source(source, product)
@@ -129,8 +136,12 @@ def build_sinks(config: StationConfig) -> Sinks:
     return Sinks(
         records=StreamSink() if jsonl is None else JsonlSink(jsonl.file, max_bytes=None if jsonl.max_mib is None else jsonl.max_mib << 20),
         plug_ins=[open_sink(text) for text in config.outputs.plugins],
-        rejects=None if rejects is None else RejectSaver(rejects.folder, max_bytes=rejects.max_mib << 20),
-        overlays=None if overlay is None else OverlaySaver(overlay.folder, verdicts=drawn_verdicts(overlay.frames), max_bytes=overlay.max_mib << 20),
+        rejects=None if rejects is None else RejectSaver(rejects.folder, max_bytes=rejects.max_mib << 20, max_age_days=rejects.max_age_days),
+        overlays=None
+        if overlay is None
+        else OverlaySaver(
+            overlay.folder, verdicts=drawn_verdicts(overlay.frames), max_bytes=overlay.max_mib << 20, max_age_days=overlay.max_age_days
+        ),
     )
 
 
@@ -143,25 +154,7 @@ def overflow_of(queue: CameraQueueConfig) -> tuple[OverflowPolicy | None, int | 
     """Return policy and capacity of the hand-off between a camera and the detector; None leaves them to the source."""
     if queue.policy == "latest":
         return OverflowPolicy.LATEST, 1
-    if queue.policy == "drop_oldest":
-        return OverflowPolicy.LATEST, queue.capacity or 4
-    return (OverflowPolicy.EVERY if queue.policy == "every" else None), queue.capacity
-
-
-def read_secret(path: str, *, what: str) -> str:
-    """Return what a file of one secret holds, without the line end.
-
-    Raises:
-        ConfigError: If it cannot be read or is empty.
-    """
-    try:
-        secret = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = (error.strerror or error) if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(f"cannot read {what} from {path}: {reason}") from error
-    if not secret:
-        raise ConfigError(f"cannot read {what} from {path}: it is empty")
-    return secret
+    return (None if queue.policy is None else OverflowPolicy(queue.policy)), queue.capacity
 
 
 def _plugin_source(address: str, product: str | None) -> "FrameSource":
@@ -179,22 +172,15 @@ def _camera_source(source: SourceConfig, product: str | None) -> "FrameSource":
     config = source.camera
     if config is None:
         raise ConfigError(f"source.{source.kind} has no source behind it")
-    return CameraSource(
-        config.number if config.number is not None else _address(config),
-        product=product,
-        open_timeout_s=config.open_timeout_s,
-        read_timeout_s=config.read_timeout_s,
-        stall_timeout_s=config.stall_timeout_s,
-        frozen_after=config.frozen_after,
-    )
+    return CameraSource(config.with_address(_address(config)), product=product)
 
 
-def _address(config: CameraSourceConfig) -> str:
-    address = config.address or ""
-    if config.username is None or config.password_file is None:
+def _address(config: CameraSourceConfig) -> str | None:
+    address = config.address
+    if address is None or config.username is None or config.password_file is None:
         return address
     scheme, _, rest = address.partition("://")
-    password = read_secret(config.password_file, what=f"the password of {config.username}")
+    password = read_secret(config.password_file, key="source.camera.password_file")
     return f"{scheme}://{urllib.parse.quote(config.username, safe='')}:{urllib.parse.quote(password, safe='')}@{rest.rpartition('@')[2]}"
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from snl_runtime.errors import SourceStalledError
 from snl_runtime.line.records import record_line
 from snl_runtime.station.build import build_source, drawn_verdicts
-from snl_runtime.station.config import StationCameraConfig, StationConfig
+from snl_runtime.station.config import OutputsConfig, StationCameraConfig, StationConfig
 from snl_runtime.station.crop import CroppedDetector
+from snl_runtime.text import redact_credentials
 from snl_runtime.types import AnomalyResult, Frame, Verdict
 
 if TYPE_CHECKING:
@@ -51,13 +52,22 @@ def check_camera(name: str, config: StationConfig, detector: "SnlDetector", *, t
     Raises:
         SnlError: If the source cannot be opened or gives no frame in time.
     """
-    camera = config.cameras[name]
+    camera = _without_traces(config.cameras[name])
     frame = _first_frame(name, camera, config, timeout_s)
     result = _judged(frame, camera, detector)
     lines = [f"camera {name}: {_seen(frame)}", f"  verdict: {_told(result)}"]
     lines += [f"  {line}" for line in _what_each_output_gets(frame, result, config)]
     error = f"{result.reason_code}, {result.reason}" if result.verdict is Verdict.ERROR else None
     return CameraReport(lines=tuple(lines), error=error)
+
+
+def _without_traces(camera: StationCameraConfig) -> StationCameraConfig:
+    """Return the camera with a watched folder whose files stay where they lie."""
+    watch = camera.source.watch
+    if watch is None:
+        return camera
+    kept = dataclasses.replace(watch, done="keep", done_folder=None)
+    return dataclasses.replace(camera, source=dataclasses.replace(camera.source, watch=kept))
 
 
 def _first_frame(name: str, camera: StationCameraConfig, config: StationConfig, timeout_s: float) -> Frame:
@@ -103,6 +113,8 @@ def _what_each_output_gets(frame: Frame, result: AnomalyResult, config: StationC
     records, verdict = config.records, result.verdict
     where = "standard output" if records.jsonl is None else records.jsonl.file
     yield f"records to {where}: {record_line(frame, result)}"
+    if records.store is not None:
+        yield f"row in {records.store.path}: the same"
     if records.rejects is not None:
         is_saved = verdict is not Verdict.PASS and frame.image is not None
         yield f"frame to {records.rejects.folder}: {'the frame as it is' if is_saved else f'nothing of {verdict.value}'}"
@@ -111,3 +123,19 @@ def _what_each_output_gets(frame: Frame, result: AnomalyResult, config: StationC
         yield f"overlay to {records.overlay.folder}: {'the frame with heat map and verdict' if is_saved else f'nothing of {verdict.value}'}"
     for plug_in in config.outputs.plugins:
         yield f"plug-in {plug_in.partition(':')[0]}: {verdict.value}, not told during a check"
+    accept = "true" if verdict is Verdict.PASS else "false"
+    told = f"{verdict.value} {result.reason_code}, accept {accept}; not told during a check"
+    for name, where in _addresses(config.outputs).items():
+        yield f"{name} at {redact_credentials(where)}: {told}"
+
+
+def _addresses(outputs: OutputsConfig) -> dict[str, str]:
+    """Return where each output that is given tells somebody."""
+    addresses = {
+        "OPC UA": None if outputs.opcua is None else outputs.opcua.endpoint,
+        "Modbus TCP": None if outputs.modbus is None else f"{outputs.modbus.host}:{outputs.modbus.port}",
+        "MQTT": None if outputs.mqtt is None else f"{outputs.mqtt.address}, {outputs.mqtt.topic}",
+        "webhook": None if outputs.webhook is None else outputs.webhook.url,
+        "metrics": None if outputs.metrics is None else f"{outputs.metrics.host}:{outputs.metrics.port}",
+    }
+    return {name: address for name, address in addresses.items() if address is not None}

@@ -1,7 +1,8 @@
 """What a station is: model, cameras with their triggers, records, outputs. One file and the flags of ``snl-run`` build the same values.
 
 A section of a component is the configuration class of that component, one optional field here; None leaves the component out. A key named ``file``,
-``folder`` or ``path``, or ending in ``_file``, is a path, which the station file gives relative to itself.
+``folder`` or ``path``, or ending in ``_file`` or
+``_folder``, is a path, which the station file gives relative to itself.
 """
 
 import dataclasses
@@ -11,12 +12,21 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from snl_runtime.errors import ConfigError
+from snl_runtime.line.record_store import RecordStoreConfig
+from snl_runtime.station.outbox import OutboxConfig
+from snl_runtime.station.outputs.metrics import MetricsConfig
+from snl_runtime.station.outputs.modbus import ModbusConfig
+from snl_runtime.station.outputs.mqtt import MqttConfig
+from snl_runtime.station.outputs.opcua import OpcUaConfig
+from snl_runtime.station.outputs.webhook import WebhookConfig
 from snl_runtime.station.sources import SourceConfig
 
 _CAMERA_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 """What a node of OPC UA, a level of an MQTT topic, a label of a metric and a dotted key all take."""
-NEEDS_NO_STORE = frozenset({"plugins"})
-"""Outputs that promise nothing about records: sinks of one's own."""
+DEFAULT_DEADLINE_MS = 1000.0
+"""Where a station answers and no deadline is given."""
+NEEDS_NO_STORE = frozenset({"plugins", "outbox"})
+"""Keys of ``outputs`` that promise nothing about records: sinks of one's own, and how deliveries are repeated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +63,7 @@ class CameraTriggerConfig:
     interval_ms: float | None = None
     """Time from trigger to trigger in milliseconds; with ``timer`` only."""
     deadline_ms: float | None = None
-    """Longest time from the trigger to its answer; later is ERROR. None waits without limit, which ``each_frame`` alone allows."""
+    """Longest time from the trigger to its answer; later is ERROR. None is 1000 where there is a record store, and no limit otherwise."""
     frame_timeout_ms: float = 500.0
     """Longest time from a trigger to its frame; later is ERROR. With ``command`` and ``timer`` only, and shorter than the deadline."""
     record_margin_ms: float = 50.0
@@ -80,13 +90,12 @@ class CameraTriggerConfig:
             raise ConfigError("trigger.interval_ms is missing: mode timer needs the time from trigger to trigger")
         if self.mode != "timer" and self.interval_ms is not None:
             raise ConfigError(f"trigger.interval_ms belongs to mode timer, got it with mode {self.mode}; leave it out")
-        if self.deadline_ms is not None and self.record_margin_ms >= self.deadline_ms:
-            raise ConfigError(f"trigger.record_margin_ms must be less than trigger.deadline_ms ({self.deadline_ms:g}), got {self.record_margin_ms:g}")
+        deadline_ms = DEFAULT_DEADLINE_MS if self.deadline_ms is None else self.deadline_ms
+        if self.record_margin_ms >= deadline_ms:
+            raise ConfigError(f"trigger.record_margin_ms must be less than trigger.deadline_ms ({deadline_ms:g}), got {self.record_margin_ms:g}")
         if self.mode == "each_frame":
             return
-        if self.deadline_ms is None:
-            raise ConfigError(f"trigger.deadline_ms is missing: with mode {self.mode} every trigger is answered within a time")
-        left_ms = self.deadline_ms - self.record_margin_ms
+        left_ms = deadline_ms - self.record_margin_ms
         if self.frame_timeout_ms >= left_ms:
             raise ConfigError(
                 f"trigger.frame_timeout_ms must be less than deadline_ms without record_margin_ms ({left_ms:g}), got {self.frame_timeout_ms:g}; "
@@ -164,8 +173,11 @@ class RejectsConfig:
     """Made if it is not there."""
     max_mib: int = 10 << 10
     """MiB that the folder may hold; frames that do not fit are counted, not saved."""
+    max_age_days: float | None = None
+    """Days after their capture when images are deleted; none keeps them."""
 
     def __post_init__(self) -> None:
+        _check("records.rejects", "max_age_days", self.max_age_days, self.max_age_days is None or self.max_age_days > 0, "positive")
         _check("records.rejects", "max_mib", self.max_mib, self.max_mib >= 1, "at least 1")
 
 
@@ -179,8 +191,11 @@ class OverlayConfig:
     """Which frames are saved."""
     max_mib: int = 10 << 10
     """MiB that the folder may hold; frames that do not fit are counted, not saved."""
+    max_age_days: float | None = None
+    """Days after their capture when images are deleted; none keeps them."""
 
     def __post_init__(self) -> None:
+        _check("records.overlay", "max_age_days", self.max_age_days, self.max_age_days is None or self.max_age_days > 0, "positive")
         _check("records.overlay", "max_mib", self.max_mib, self.max_mib >= 1, "at least 1")
 
 
@@ -188,6 +203,8 @@ class OverlayConfig:
 class RecordsConfig:
     """What is kept of every verdict."""
 
+    store: RecordStoreConfig | None = None
+    """The station's record, an SQLite file; whatever tells the line or a server needs it."""
     jsonl: JsonlConfig | None = None
     """Records as JSON lines; none writes them to standard output."""
     rejects: RejectsConfig | None = None
@@ -202,6 +219,23 @@ class OutputsConfig:
 
     plugins: tuple[str, ...] = ()
     """Sinks of one's own, each as ``name:argument``."""
+    opcua: OpcUaConfig | None = None
+    """An OPC UA server for the line."""
+    modbus: ModbusConfig | None = None
+    """A Modbus TCP server for the line."""
+    mqtt: MqttConfig | None = None
+    """Results and states for an MQTT broker."""
+    webhook: WebhookConfig | None = None
+    """Results for a web server."""
+    metrics: MetricsConfig | None = None
+    """Figures for Prometheus."""
+    outbox: OutboxConfig = field(default_factory=OutboxConfig)
+    """How results are repeated to a broker or web server that does not take them, and from when on that is a fault."""
+
+    @property
+    def takes_commands(self) -> bool:
+        """Whether the line can trigger through one of them."""
+        return self.opcua is not None or self.modbus is not None or (self.mqtt is not None and self.mqtt.commands)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,12 +257,13 @@ class StationConfig:
         for name in self.cameras:
             if not _CAMERA_NAME.fullmatch(name):
                 raise ConfigError(f"cameras.{name}: a camera's name has 1 to 32 letters, digits, '_' or '-' and begins with a letter")
-        check_store(self.cameras, self.outputs, has_store=has_store(self))
-
-
-def has_store(config: StationConfig) -> bool:
-    """Return whether records go to a database, which answers to the line and deliveries to a server rest on."""
-    return getattr(config.records, "store", None) is not None
+        check_store(self.cameras, self.outputs, has_store=self.records.store is not None)
+        for name, camera in self.cameras.items():
+            if camera.trigger.mode == "command" and not self.outputs.takes_commands:
+                raise ConfigError(
+                    f"cameras.{name}.trigger.mode command needs an output that takes commands: outputs.opcua, outputs.modbus, or outputs.mqtt with "
+                    "commands: true"
+                )
 
 
 def check_store(cameras: Mapping[str, StationCameraConfig], outputs: object, *, has_store: bool) -> None:
@@ -240,11 +275,13 @@ def check_store(cameras: Mapping[str, StationCameraConfig], outputs: object, *, 
         has_store: Whether ``records.store`` is given.
 
     Raises:
-        ConfigError: If the section ``trigger`` of a camera says anything, or an output tells the line or a server, and there is no store.
+        ConfigError: If there is no store, and several cameras, or a section ``trigger`` that says anything, or an output that tells the line.
     """
     if has_store:
         return
     remedy = "a verdict is told once it is durable: add records.store"
+    if len(cameras) > 1:
+        raise ConfigError(f"cameras: several cameras ({', '.join(cameras)}) need the record store; {remedy}")
     for name, camera in cameras.items():
         for key in changed_keys(camera.trigger):
             raise ConfigError(f"cameras.{name}.trigger.{key} needs the record store; {remedy}")

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from snl_runtime.errors import ConfigError
+from snl_runtime.line.sources.camera import CameraConfig
+from snl_runtime.line.sources.genicam_device import GenicamConfig
+from snl_runtime.line.sources.watched_folder import WatchedFolderConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,12 +16,19 @@ class CameraSourceConfig:
 
     number: int | None = None
     """Number of a local camera; on Linux ``/dev/video<number>``."""
+    device: str | None = None
+    """Device of a local camera instead of a number, e.g. ``/dev/v4l/by-id/...``; it is found again after it was unplugged."""
     address: str | None = None
     """Address instead of a number, e.g. ``rtsp://10.0.0.7/stream``; better without a password in it."""
+    pixel_format: str | None = None
+    """V4L2 code of the raw format that a local camera shall send, e.g. ``GREY``, ``Y16``, ``RGGB``; none is the driver's own conversion to color."""
     username: str | None = None
     """User that the address is opened as."""
     password_file: str | None = None
     """File that holds the user's password and nothing else."""
+    decoder: Literal["opencv", "pyav"] = "opencv"
+    """What decodes an address. ``pyav`` passes on a size that changes mid-stream and makes a damaged frame a fault; OpenCV does neither. Calibrate
+    with the one that the line uses."""
     open_timeout_s: float = 5.0
     """Longest time for opening an address, in seconds."""
     read_timeout_s: float = 2.0
@@ -29,19 +39,25 @@ class CameraSourceConfig:
     """Byte-equal frames in a row that count as a frozen camera; 0 for never."""
 
     def __post_init__(self) -> None:
-        if (self.number is None) == (self.address is None):
-            raise ConfigError("source.camera needs either number or address")
-        if self.number is not None and self.number < 0:
-            raise ConfigError(f"source.camera.number must be 0 or more, got {self.number}")
+        if [self.number, self.device, self.address].count(None) != 2:
+            raise ConfigError("source.camera needs exactly one of number, device and address")
         if self.address is not None and "://" not in self.address:
             raise ConfigError(f"source.camera.address must be an address such as rtsp://host/stream, got '{self.address}'")
+        if self.device is not None and not self.device.startswith("/dev/"):
+            raise ConfigError(f"source.camera.device must be a device in /dev, got '{self.device}'")
         if (self.username is None) != (self.password_file is None) or (self.username is not None and self.address is None):
             raise ConfigError("source.camera.username and source.camera.password_file belong together and to an address")
-        for name in ("open_timeout_s", "read_timeout_s", "stall_timeout_s"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"source.camera.{name} must be positive, got {getattr(self, name)}")
-        if self.frozen_after < 0:
-            raise ConfigError(f"source.camera.frozen_after must be 0 or more, got {self.frozen_after}")
+        self.with_address(self.address)
+
+    def with_address(self, address: str | None) -> CameraConfig:
+        """Return the source's own configuration, with an address that may hold the password.
+
+        Raises:
+            ConfigError: If a value is out of range.
+        """
+        camera = self.number if self.number is not None else (self.device or address or "")
+        kept = ("pixel_format", "decoder", "open_timeout_s", "read_timeout_s", "stall_timeout_s", "frozen_after")
+        return CameraConfig(camera=camera, **{name: getattr(self, name) for name in kept})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +100,10 @@ class SourceConfig:
     """Image files."""
     video: VideoSourceConfig | None = None
     """A video file."""
+    watch: WatchedFolderConfig | None = None
+    """A folder whose image files are inspected as they come."""
+    genicam: GenicamConfig | None = None
+    """A GenICam camera (GigE Vision, USB3 Vision)."""
     plugin: PluginSourceConfig | None = None
     """A plug-in."""
 

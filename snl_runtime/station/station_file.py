@@ -115,7 +115,7 @@ def _with_paths(plain: Any, change: Callable[[str], str]) -> Any:
 
 
 def _is_path(key: object) -> bool:
-    return isinstance(key, str) and (key in _PATH_KEYS or key.endswith("_file"))
+    return isinstance(key, str) and (key in _PATH_KEYS or key.endswith(("_file", "_folder")))
 
 
 def _map_texts(plain: Any, change: Callable[[str], str]) -> Any:

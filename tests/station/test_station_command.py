@@ -229,6 +229,7 @@ def test_contradiction_of_flags_and_file_is_one_line(station, capsys, line, mess
 
 def test_password_comes_from_its_file_and_is_shown_nowhere(station, capsys):
     Path("pw").write_text("p@ss/word\n")
+    Path("pw").chmod(0o600)
     text = "model: {file: line.onnx}\ncameras: {top: {source: {camera: {address: 'rtsp://h:1/s', username: me, password_file: pw}}}}\n"
     Path("station.yaml").write_text(text)
     config = configured("--config station.yaml")
@@ -239,7 +240,7 @@ def test_password_comes_from_its_file_and_is_shown_nowhere(station, capsys):
     assert "p@ss" not in printed
     assert "p%40ss" not in printed
     Path("pw").unlink()
-    with pytest.raises(Exception, match="cannot read the password of me from pw: No such file"):
+    with pytest.raises(Exception, match="source.camera.password_file: cannot read pw: No such file"):
         build_source(config.cameras["top"], records=RecordsConfig())
 
 

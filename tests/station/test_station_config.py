@@ -26,15 +26,25 @@ FULL = {
             "product": "washer",
             "crop_xyxy": [10, 20, 110, 220],
             "queue": {"policy": "drop_oldest", "capacity": 3},
+            "trigger": {"deadline_ms": 400.0},
         },
         "side": {"source": {"images": {"path": "parts", "pages": "all"}}},
     },
     "records": {
+        "store": {"path": "records.sqlite", "max_rows": 1000},
         "jsonl": {"file": "verdicts.jsonl", "max_mib": 100},
         "rejects": {"folder": "rejects"},
         "overlay": {"folder": "overlays", "frames": "not-passed"},
     },
-    "outputs": {"plugins": ["plc:10.0.0.8"]},
+    "outputs": {
+        "plugins": ["plc:10.0.0.8"],
+        "opcua": {"endpoint": "opc.tcp://127.0.0.1:4840/snl"},
+        "modbus": {"port": 5020},
+        "mqtt": {"host": "broker", "username": "me", "password_file": "mqtt.password"},
+        "webhook": {"url": "https://host/path", "secret_file": "hook.secret"},
+        "metrics": {"port": 9464},
+        "outbox": {"max_backlog_rows": 50},
+    },
 }
 WHOLE = to_plain(station_of(FULL))
 SMALL = {"model": {"file": "line.onnx"}, "cameras": {"top": {"source": {"video": {"file": "line.mp4"}}}}}
@@ -139,7 +149,7 @@ def test_every_key_of_a_commented_file_can_be_put_into_force():
             line = indent + text[1:]
         lines.append(line)
     plain = yaml.safe_load("\n".join(lines))
-    assert plain["records"]["overlay"] == {"folder": "...", "frames": "all", "max_mib": 10240}
+    assert plain["records"]["overlay"] == {"folder": "...", "frames": "all", "max_mib": 10240, "max_age_days": None}
     assert set(plain["cameras"]["top"]["source"]) == {one.name for one in dataclasses.fields(sources.SourceConfig)}
     assert set(plain["cameras"]["top"]["trigger"]) == set(to_plain(station_of(FULL))["cameras"]["top"]["trigger"])
 
@@ -167,13 +177,17 @@ def test_no_key_holds_a_secret():
 
 
 def test_every_key_that_names_a_file_is_a_path():
-    """What a path is goes by its name: these are resolved against the station file's folder."""
-    names = {
-        one.name for cls in classes(StationConfig) for one in dataclasses.fields(cls) if typing.get_type_hints(cls)[one.name] in (str, str | None)
-    }
-    found = {name for name in names if name in ("file", "folder", "path") or name.endswith("_file")}
-    assert found == {"file", "folder", "path", "password_file", "public_key_file"}
-    assert names - found == {"backend", "device", "product", "address", "username"}
+    """What a path is goes by its name: ``file``, ``folder``, ``path``, ``*_file``; a text whose meaning begins with a file must have such a name."""
+    begins = re.compile(r"(The )?(\w+ )?([Ff]ile|[Ff]older|Certificate|X\.509|Private key|Public key|Ed25519)")
+    paths = []
+    for cls in classes(StationConfig):
+        for one in dataclasses.fields(cls):
+            is_text = typing.get_type_hints(cls)[one.name] in (str, str | None)
+            is_path = one.name in ("file", "folder", "path") or one.name.endswith(("_file", "_folder"))
+            assert is_text or not is_path
+            assert is_path or not (is_text and begins.match(field_docs(cls)[one.name])), f"{cls.__name__}.{one.name}"
+            paths += [one.name] if is_path else []
+    assert {"file", "folder", "path", "password_file", "public_key_file"} <= set(paths)
 
 
 def test_paths_are_relative_to_the_station_file(tmp_path):
@@ -201,15 +215,14 @@ def test_credentials_are_not_printed():
     [
         ({}, "cameras.top.source needs exactly one of "),
         ({"source": {"video": {"file": "a"}, "images": {"path": "b"}}}, "got images and video"),
-        ({"source": {"camera": {}}}, "source.camera needs either number or address"),
-        ({"source": {"camera": {"number": 0, "address": "rtsp://x"}}}, "source.camera needs either number or address"),
+        ({"source": {"camera": {}}}, "source.camera needs exactly one of number, device and address"),
+        ({"source": {"camera": {"number": 0, "address": "rtsp://x"}}}, "source.camera needs exactly one of number, device and address"),
         ({"source": {"camera": {"address": "front"}}}, "source.camera.address must be an address"),
         ({"source": {"camera": {"number": 0, "username": "a"}}}, "belong together"),
         ({"crop_xyxy": [5, 5, 5, 9]}, "cameras.top.crop_xyxy must be left, top, right, bottom"),
         ({"crop_xyxy": [1, 2, 3]}, "cameras.top.crop_xyxy must have 4 values, got 3"),
         ({"trigger": {"mode": "timer"}}, "cameras.top.trigger.interval_ms is missing"),
         ({"trigger": {"interval_ms": 5}}, "cameras.top.trigger.interval_ms belongs to mode timer"),
-        ({"trigger": {"mode": "command"}}, "cameras.top.trigger.deadline_ms is missing"),
         ({"trigger": {"mode": "command", "deadline_ms": 500}}, "cameras.top.trigger.frame_timeout_ms must be less than"),
         ({"trigger": {"mode": "comand"}}, "did you mean 'command'?"),
         ({"trigger": {"deadline_ms": -1}}, "cameras.top.trigger.deadline_ms must be positive, got -1.0"),
@@ -281,8 +294,8 @@ def test_one_camera_whose_every_frame_is_a_part_needs_no_station():
         ({}, (None, None)),
         ({"policy": "latest"}, ("latest", 1)),
         ({"policy": "every", "capacity": 9}, ("every", 9)),
-        ({"policy": "drop_oldest"}, ("latest", 4)),
-        ({"policy": "drop_oldest", "capacity": 2}, ("latest", 2)),
+        ({"policy": "drop_oldest"}, ("drop_oldest", None)),
+        ({"policy": "drop_oldest", "capacity": 2}, ("drop_oldest", 2)),
     ],
 )
 def test_policy_of_the_hand_off(queue, expected):

@@ -1,0 +1,104 @@
+"""``snl-run`` with a record store: cameras with triggers and deadlines, one answer each, and what tells the line."""
+
+import argparse
+import contextlib
+import math
+import sys
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from snl_runtime.cli.command import EXIT_NOT_ALL_PASSED, EXIT_OK, need_stdout, report_listing
+from snl_runtime.cli.model_flags import open_detector
+from snl_runtime.cli.run_flags import PROGRAM
+from snl_runtime.errors import ConfigError
+from snl_runtime.text import to_json
+
+if TYPE_CHECKING:
+    from snl_runtime.station.config import StationConfig
+    from snl_runtime.station.snapshot import StationSnapshot, UnitSnapshot
+
+WAIT_S = 0.5
+"""How often a run looks whether it shall end."""
+
+
+def run_station(arguments: argparse.Namespace, config: "StationConfig", on_stop: Callable[[Callable[[], None]], None]) -> int:
+    """Run until every camera has ended or a signal stops the run, and return the exit status.
+
+    Args:
+        arguments: The flags that are no part of the configuration.
+        config: The station.
+        on_stop: Is given what a signal shall call.
+
+    Raises:
+        SnlError: If anything cannot be opened.
+    """
+    from snl_runtime.line.record_store import RecordStore
+    from snl_runtime.station.assembly import build_station
+    from snl_runtime.station.build import build_sinks, check_paths, check_products
+
+    if arguments.max_frames is not None:
+        raise ConfigError("--max-frames is for one camera without a record store; leave it out")
+    if config.records.store is None:
+        raise ConfigError("a station needs the record store: add records.store")
+    if config.records.jsonl is None or arguments.json:
+        need_stdout()
+    check_paths(config)
+    sinks = build_sinks(config)
+    stopped = threading.Event()
+    with contextlib.ExitStack() as opened:
+        detector = opened.enter_context(open_detector(config.model, keep_maps=sinks.need_maps, outputs=sinks.request))
+        check_products(config, detector.products)
+        store = opened.enter_context(RecordStore(config.records.store))
+        built = build_station(
+            config,
+            detector,
+            store,
+            sinks=[sinks.records, *sinks.others],
+            on_listed=lambda listing: report_listing(PROGRAM, listing, list_left_out=arguments.list_left_out),
+        )
+        for outbox in built.outboxes:
+            opened.enter_context(outbox)
+        station = opened.enter_context(built.station)
+        on_stop(stopped.set)
+        while not stopped.is_set() and not station.wait(WAIT_S):
+            pass
+        station.stop()
+        snapshot = station.snapshot()
+        _report(arguments, config, snapshot, detector.model_sha256)
+    return EXIT_NOT_ALL_PASSED if arguments.fail_on_reject and not _all_passed(snapshot) else EXIT_OK
+
+
+def _all_passed(snapshot: "StationSnapshot") -> bool:
+    verdicts = [(verdict.value, count) for unit in snapshot.cameras.values() for verdict, count in unit.verdicts.items() if count]
+    return bool(verdicts) and all(name == "PASS" for name, _ in verdicts)
+
+
+def _report(arguments: argparse.Namespace, config: "StationConfig", snapshot: "StationSnapshot", model_sha256: str) -> None:
+    cameras = {name: _plain(unit) for name, unit in snapshot.cameras.items()}
+    for name, camera in cameras.items():
+        counts = ", ".join(f"{verdict} {count}" for verdict, count in camera["verdicts"].items())
+        latency = ", ".join(f"{key} {'-' if value is None else f'{value:.4g}'}" for key, value in camera["latency_ms"].items())
+        print(f"camera {name}: {camera['captured']} captured, {camera['dropped']} dropped; {counts}", file=sys.stderr)
+        print(f"camera {name}: trigger to answer ms: {latency}{camera['fault'] and '; fault: ' + camera['fault']}", file=sys.stderr)
+    if snapshot.observations_lost or snapshot.observers_failed:
+        failed = ", ".join(snapshot.observers_failed) or "none"
+        print(f"{PROGRAM}: {snapshot.observations_lost} results did not reach files and plug-ins, failed: {failed}", file=sys.stderr)
+    if arguments.json:
+        print(to_json({"engine": config.model.file, "model_sha256": model_sha256, "elapsed_s": snapshot.elapsed_s, "cameras": cameras}))
+
+
+def _plain(unit: "UnitSnapshot") -> dict[str, Any]:
+    latency = unit.latency_ms
+    times = {"p50": latency.p50, "p95": latency.p95, "p99": latency.p99, "max": latency.max}
+    return {
+        "captured": unit.frames.captured,
+        "inspected": unit.frames.inspected,
+        "dropped": unit.frames.dropped,
+        "failed": unit.frames.failed,
+        "waiting": unit.frames.waiting,
+        "refused": unit.refused,
+        "verdicts": {verdict.value: count for verdict, count in unit.verdicts.items()},
+        "latency_ms": {name: round(value, 3) if math.isfinite(value) else None for name, value in times.items()},
+        "fault": unit.line.fault_reason,
+    }
