@@ -135,7 +135,10 @@ class GenicamSource:
         try:
             result = opened.camera.RetrieveResult(WAIT_MS, load_pylon().TimeoutHandling_Return)
         except genicam_error() as error:
-            logger.debug("%s: %s", self._name, error)  # a removed camera, or a trigger that restarts acquisition at this moment
+            logger.debug("%s: %s", self._name, error)
+            with self._lock:
+                if epoch == self._epoch:  # else a trigger restarted acquisition at this moment
+                    self._close()
             return []
         try:
             with self._lock:  # a frame is dated before the next trigger is, or not handed over
