@@ -199,8 +199,8 @@ class GenicamSource:
             return []
         if lost > MOST_GAP_FRAMES:
             return [self._stamper.stamp(None, fault=f"{self._name} lost {lost} frames before frame {block_id}")]
-        ids = range(block_id - lost, block_id)
-        return [self._stamper.stamp(None, fault=f"{self._name} lost frame {one}; it never came", device_frame_id=max(0, one)) for one in ids]
+        ids = [one if one > 0 else one + HIGHEST_16_BIT_ID for one in range(block_id - lost, block_id)]
+        return [self._stamper.stamp(None, fault=f"{self._name} lost frame {one}; it never came", device_frame_id=one) for one in ids]
 
     def _missed_trigger(self, opened: OpenedCamera) -> list[Frame]:
         if self._triggered_s is None or time.monotonic() - self._triggered_s < self._config.frame_timeout_s:
