@@ -135,7 +135,10 @@ class GenicamSource:
         try:
             result = opened.camera.RetrieveResult(WAIT_MS, load_pylon().TimeoutHandling_Return)
         except genicam_error() as error:
-            logger.debug("%s: %s", self._name, error)  # a removed camera, or a trigger that restarts acquisition at this moment
+            logger.debug("%s: %s", self._name, error)
+            with self._lock:
+                if epoch == self._epoch:  # else a trigger restarted acquisition at this moment
+                    self._close()
             return []
         try:
             with self._lock:  # a frame is dated before the next trigger is, or not handed over
@@ -196,8 +199,8 @@ class GenicamSource:
             return []
         if lost > MOST_GAP_FRAMES:
             return [self._stamper.stamp(None, fault=f"{self._name} lost {lost} frames before frame {block_id}")]
-        ids = range(block_id - lost, block_id)
-        return [self._stamper.stamp(None, fault=f"{self._name} lost frame {one}; it never came", device_frame_id=max(0, one)) for one in ids]
+        ids = [one if one > 0 else one + HIGHEST_16_BIT_ID for one in range(block_id - lost, block_id)]
+        return [self._stamper.stamp(None, fault=f"{self._name} lost frame {one}; it never came", device_frame_id=one) for one in ids]
 
     def _missed_trigger(self, opened: OpenedCamera) -> list[Frame]:
         if self._triggered_s is None or time.monotonic() - self._triggered_s < self._config.frame_timeout_s:

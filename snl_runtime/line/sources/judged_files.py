@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Protocol
 
-from snl_runtime.errors import SourceError, SourceOpenError
+from snl_runtime.errors import SinkError, SourceError, SourceOpenError
 from snl_runtime.files import atomic_write_text
 from snl_runtime.images.listing import display_name
 from snl_runtime.line.sources.arrivals import Arrivals, Identity
@@ -62,9 +62,9 @@ class MovedFiles:
         """Move the file; see :class:`JudgedFiles`."""
         try:
             (self._folder / name).rename(self._free_name(name))
-        except FileNotFoundError:
-            return False
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and not (self._folder / name).exists():
+                return False
             raise SourceError(
                 f"cannot move {display_name(self._folder / name)} to {display_name(self._done)}: {error.strerror or error}; it was not judged"
             ) from error
@@ -92,7 +92,10 @@ class RememberedFiles:
 
     def __enter__(self) -> "RememberedFiles":
         kept = {name: identity for name, identity in self._read().items() if (self._folder / name).exists()}
-        atomic_write_text(self._state, "".join(_line(name, identity) for name, identity in kept.items()))  # without those that are gone
+        try:
+            atomic_write_text(self._state, "".join(_line(name, identity) for name, identity in kept.items()))  # without those that are gone
+        except SinkError as error:
+            raise SourceOpenError(str(error)) from error
         for name, identity in kept.items():
             self._arrivals.finish(name, identity)
         self._file = self._state.open("a", encoding="ascii")

@@ -1,6 +1,7 @@
 """A watched folder gives each file once, when its writer is done with it, or as a fault when it never is; writers are real processes."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -263,11 +264,23 @@ def test_folder_that_is_not_there_is_refused(tmp_path):
         source_of(tmp_path / "missing").__enter__()
 
 
-def test_folder_that_cannot_be_changed_is_refused_before_the_first_file(folder, read_only):
+@pytest.mark.parametrize(("done", "message"), [("move", "cannot move judged files to"), ("remember", r"cannot write .*\.snl-judged\.jsonl")])
+def test_folder_that_cannot_be_changed_is_refused_before_the_first_file(folder, read_only, done, message):
     picture(folder / "a.png")
     read_only(folder)
-    with pytest.raises((SourceOpenError, SourceError), match="cannot move judged files to"):
-        source_of(folder).__enter__()
+    with pytest.raises(SourceOpenError, match=message):
+        source_of(folder, done=done).__enter__()
+
+
+def test_file_that_cannot_be_moved_ends_the_run_and_is_not_judged(folder, read):
+    reader = read(source_of(folder))
+    shutil.rmtree(folder / "done")
+    picture(folder / "a.png")
+    assert reader.ended.wait(10)
+    with pytest.raises(SourceError, match="it was not judged"):
+        reader.finish()
+    assert reader.frames == []
+    assert (folder / "a.png").exists()
 
 
 @pytest.mark.parametrize(
