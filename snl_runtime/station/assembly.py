@@ -21,7 +21,7 @@ from snl_runtime.station.outputs.webhook import WebhookConsumer
 from snl_runtime.station.station import Station, StationCamera
 from snl_runtime.station.timer import TimerTrigger
 from snl_runtime.station.triggered import TriggerConfig, TriggerMode
-from snl_runtime.station.unit import UnitConfig
+from snl_runtime.station.unit_config import UnitConfig
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
