@@ -23,6 +23,7 @@
     + SourceStalledError         no frame arrived within the stated time
     + SourceEndedError           the source ended before it should have
   x SinkError                    a record or image could not be written (full disk, no permission)
+    + DeliveryError              a broker or web server did not take a whole batch of records
   x TriggerRefusedError          the station is not ready for a trigger
   x RefusedError                 exit status 3: a gate or a calibration refused
     + ParityRefusedError         the exported file scores differently from the checkpoint
@@ -136,6 +137,19 @@ class SourceEndedError(SourceError):
 
 class SinkError(SnlError):
     """A record or image could not be written."""
+
+
+class DeliveryError(SinkError):
+    """A peer did not take a whole batch.
+
+    Args:
+        message: Why, in one sentence.
+        acknowledged: Rows of the batch, from the first on, that it took all the same.
+    """
+
+    def __init__(self, message: str, *, acknowledged: int = 0) -> None:
+        super().__init__(message)
+        self.acknowledged = acknowledged
 
 
 class TriggerRefusedError(SnlError):

@@ -9,24 +9,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol
 
-from snl_runtime.errors import ConfigError, SinkError, SnlError
+from snl_runtime.errors import ConfigError, DeliveryError, SnlError
 
 CLOSE_TIMEOUT_S = 10.0
 
 logger = logging.getLogger(__name__)
-
-
-class DeliveryError(SinkError):
-    """A peer did not take a whole batch.
-
-    Args:
-        message: Why, in one sentence.
-        acknowledged: Rows of the batch, from the first on, that it took all the same.
-    """
-
-    def __init__(self, message: str, *, acknowledged: int = 0) -> None:
-        super().__init__(message)
-        self.acknowledged = acknowledged
 
 
 class StoredRow(Protocol):

@@ -28,6 +28,7 @@ NAMES = {
     "ConfigError",
     "DataError",
     "Decision",
+    "DeliveryError",
     "DetectorClosedError",
     "DetectorState",
     "EngineBuildError",

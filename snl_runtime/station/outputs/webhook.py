@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
 
-from snl_runtime.errors import ConfigError, SinkError
-from snl_runtime.station.outbox import DeliveryError, StoredRow
+from snl_runtime.errors import ConfigError, DeliveryError, SinkError
+from snl_runtime.station.outbox import StoredRow
 from snl_runtime.station.outputs.addresses import check_port, check_positive, is_loopback, read_secret, tls_context
 from snl_runtime.text import redact_credentials, to_json
 

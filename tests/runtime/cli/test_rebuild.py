@@ -14,7 +14,7 @@ def rebuilt(monkeypatch):
     """Stands in for TensorRT: records what was to be rebuilt and refuses."""
     asked = []
 
-    def rebuild_engine(engine_path):
+    def rebuild_engine(engine_path, **_):
         asked.append(engine_path.name)
         raise EngineBuildError("no GPU in this test")
 

@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from snl_runtime.errors import ConfigError, SinkError
-from snl_runtime.station.outbox import DeliveryError, Outbox, OutboxConfig
+from snl_runtime.errors import ConfigError, DeliveryError, SinkError
+from snl_runtime.station.outbox import Outbox, OutboxConfig
 
 FAST = OutboxConfig(first_retry_s=0.005, longest_retry_s=0.01)
 WAIT_S = 20.0

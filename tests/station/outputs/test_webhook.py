@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from snl_runtime.errors import ConfigError, SinkError
-from snl_runtime.station.outbox import DeliveryError, Outbox, OutboxConfig
+from snl_runtime.errors import ConfigError, DeliveryError, SinkError
+from snl_runtime.station.outbox import Outbox, OutboxConfig
 from snl_runtime.station.outputs.webhook import WebhookConfig, WebhookConsumer, signature, signing_key
 
 pytestmark = pytest.mark.station
