@@ -4,8 +4,8 @@
 #   make test          the tests that every change must pass
 #   make lint          ruff, mypy --strict, import arrows
 #   make test-slow     the tests that take minutes: real engines of real networks
-#   make test-station  tests with servers
-#   make docs         the documentation site, in build/site
+#   make test-station  tests with servers, brokers, camera emulators and a browser
+#   make docs          the documentation site, in build/site
 #   make test-wheel    every command from the built wheel, in environments without torch
 #   make test-py310    the runtime's tests on Python 3.10 without torch (skipped where there is no python3.10)
 
@@ -32,8 +32,19 @@ test: .venv/installed
 test-slow: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "slow and not gpu"
 
+# Real brokers, servers, camera emulators and a browser. What Debian brings is installed where this is root; else what is missing is named, and the
+# tests that need it are skipped with a reason.
+STATION_PACKAGES := mosquitto chromium ffmpeg libfaketime python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly
+
 test-station: .venv/installed
-	$(BIN)/python -m pytest -q -m station
+	@$(BIN)/python -c 'import pypylon, asyncua, pymodbus, paho, av, uvicorn, fastapi, prometheus_client, httpx' 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[station]' httpx
+	@missing=; for package in $(STATION_PACKAGES); do dpkg -s $$package >/dev/null 2>&1 || missing="$$missing $$package"; done; \
+	if [ -n "$$missing" ]; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get install -y -qq $$missing >/dev/null || { apt-get update -qq && apt-get install -y -qq $$missing >/dev/null; } || echo "could not install:$$missing"; \
+		else echo "not installed, so their tests are skipped:$$missing"; fi; \
+	fi
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m station
 
 # mypy sees export/ and calibration/ under the names they install as.
 lint: .venv/installed

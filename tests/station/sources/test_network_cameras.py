@@ -71,7 +71,7 @@ def rtsp():
 @pytest.fixture(params=["opencv", "pyav"])
 def decoder(request):
     if request.param == "pyav":
-        pytest.importorskip("av", reason="needs PyAV: pip install av")
+        pytest.importorskip("av", reason="needs PyAV: the extra stream")
     return request.param
 
 
@@ -117,7 +117,7 @@ def test_camera_that_never_comes_back_is_given_up_in_time(mjpeg, decoder, read):
 
 def test_other_size_mid_stream_is_passed_on_as_it_is(mjpeg, read):
     """The detector calibrated for the first size makes an ERROR of it; a source that scaled it back would hide the change."""
-    pytest.importorskip("av", reason="needs PyAV: pip install av")
+    pytest.importorskip("av", reason="needs PyAV: the extra stream")
     reader = read(CameraSource(limits(mjpeg.url, "pyav")))
     assert reader.next().image.shape == (48, 64, 3)
     mjpeg.tell("size 80 32")

@@ -108,7 +108,7 @@ class NetworkByPyav(Network):
     decoder = "pyav"
 
     def prepare(self):
-        pytest.importorskip("av", reason="needs PyAV: pip install av")
+        pytest.importorskip("av", reason="needs PyAV: the extra stream")
         super().prepare()
 
 
