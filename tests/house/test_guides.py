@@ -68,5 +68,6 @@ def test_python_block_that_is_not_run_says_why_and_compiles(block: Block) -> Non
 def test_command_of_a_page_parses(page: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # nothing that a page names lies there
     module = importlib.import_module(COMMANDS[words[0]])
-    parser = module.build_parser() if hasattr(module, "build_parser") else module._parser()
-    assert vars(parser.parse_args(words[1:]))
+    make_parser = next(getattr(module, name) for name in ("build_parser", "_parser", "parse_flags") if hasattr(module, name))
+    parsed = make_parser(words[1:]) if make_parser.__name__ == "parse_flags" else make_parser().parse_args(words[1:])
+    assert vars(parsed)
