@@ -1,0 +1,207 @@
+"""A real web server gets every record at least once and in order: when it fails, stalls, restarts, refuses."""
+
+import contextlib
+import http.server
+import json
+import socket
+import threading
+
+import pytest
+
+from snl_runtime.errors import ConfigError, SinkError
+from snl_runtime.station.outbox import DeliveryError, Outbox, OutboxConfig
+from snl_runtime.station.outputs.webhook import WebhookConfig, WebhookConsumer, signature, signing_key
+
+pytestmark = pytest.mark.station
+FAST = OutboxConfig(first_retry_s=0.01, longest_retry_s=0.05)
+WAIT_S = 20.0
+
+
+class Server:
+    """Answers each POST as its plan says, then with 200; notes what it took."""
+
+    def __init__(self, port, plan=()):
+        self.port, self.plan = port, list(plan)
+        self.requests, self.changed = [], threading.Condition()
+        self.released = threading.Event()
+        self.connections = []
+
+    def __enter__(self):
+        server = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def setup(self):
+                super().setup()
+                server.connections.append(self.connection)
+
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                action = server.plan.pop(0) if server.plan else 200
+                if action == "stall":
+                    server.released.wait(WAIT_S)
+                    return self.connection.close()
+                if action == "hang up":
+                    self.close_connection = True
+                    return None
+                self.send_response(action)
+                if action == 302:
+                    self.send_header("Location", "/elsewhere")
+                self.send_header("Content-Length", "2")
+                self.end_headers()
+                self.wfile.write(b"ok")
+                if action == 200:
+                    server.note(self.path, dict(self.headers), body)
+                return None
+
+            def log_message(self, *_):
+                """Quiet."""
+
+        self._http = http.server.ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        self._http.daemon_threads = True
+        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.released.set()
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join(WAIT_S)
+        for connection in self.connections:  # as the end of a process closes them
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def note(self, *request):
+        with self.changed:
+            self.requests.append(request)
+            self.changed.notify_all()
+
+    def rows(self):
+        return [json.loads(body)["row"] for _, _, body in self.requests]
+
+    def wait_for(self, row):
+        with self.changed:
+            assert self.changed.wait_for(lambda: row in self.rows(), WAIT_S), self.rows()[-3:]
+
+
+@pytest.fixture
+def config(free_port):
+    return WebhookConfig(url=f"http://127.0.0.1:{free_port}/results?line=4", timeout_s=0.5)
+
+
+@contextlib.contextmanager
+def delivering(config, store, outbox=FAST):
+    consumer = WebhookConsumer(config)
+    with Outbox(consumer, store, on_fault=lambda _: None, config=outbox) as running:
+        yield consumer, running
+
+
+def test_record_is_posted_with_its_row_and_a_stable_id(config, free_port, store, fill):
+    fill(1, 2)
+    with Server(free_port) as server, delivering(config, store):
+        server.wait_for(2)
+    path, headers, body = server.requests[0]
+    assert path == "/results?line=4"
+    assert (headers["webhook-id"], headers["Content-Type"]) == ("station-1", "application/json")
+    assert json.loads(body) == {"row": 1, "camera": "one", "trigger_id": 1, "verdict": "REVIEW", "score": 1 / 7}
+    assert "webhook-signature" not in headers
+
+
+@pytest.mark.parametrize("action", [500, 503, 404, 401, 429, 302, "hang up", "stall"])
+def test_failing_server_is_tried_again_and_misses_nothing(config, free_port, store, fill, action):
+    fill(1, 5)
+    with Server(free_port, plan=[200, action, action, 200]) as server, delivering(config, store) as (consumer, outbox):
+        server.wait_for(5)
+    assert list(dict.fromkeys(server.rows())) == [1, 2, 3, 4, 5]
+    assert outbox.counts.failures >= 1
+    assert consumer.refused == 0
+
+
+def test_server_that_restarts_gets_the_rest(config, free_port, store, fill):
+    fill(1, 20)
+    with delivering(config, store) as (_, outbox):
+        with Server(free_port) as first:
+            first.wait_for(20)
+        fill(21, 40)
+        outbox.notify()
+        with Server(free_port) as second:
+            second.wait_for(40)
+    assert list(dict.fromkeys(first.rows() + second.rows())) == list(range(1, 41))
+    assert store.backlog("webhook") == 0
+
+
+def test_connection_that_the_server_closed_while_idle_is_no_failure(config, free_port, store, fill):
+    fill(1, 3)
+    with Server(free_port, plan=[200, "hang up", 200]) as server, contextlib.closing(WebhookConsumer(config)) as consumer:
+        consumer.connect()
+        consumer.send(store.read_after(0, 10))
+    assert server.rows() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("status", [400, 409, 413, 422])
+def test_record_that_the_server_will_never_take_is_counted_logged_and_skipped_there(config, free_port, store, fill, status, caplog):
+    fill(1, 3)
+    with Server(free_port, plan=[200, status]) as server, delivering(config, store) as (consumer, _):
+        server.wait_for(3)
+    assert server.rows() == [1, 3]
+    assert consumer.refused == 1
+    assert f"refuses record 2 of one with status {status}" in caplog.text
+    assert len(store.read_after(0, 10)) == 3, "it stays in the record"
+
+
+def test_server_that_refuses_everything_counts_as_failing(config, free_port, store, fill):
+    fill(1, 12)
+    with Server(free_port, plan=[422] * 30) as server, contextlib.closing(WebhookConsumer(config)) as consumer:
+        consumer.connect()
+        with pytest.raises(DeliveryError, match="status 422 for more than 10 records in a row") as caught:
+            consumer.send(store.read_after(0, 100))
+        assert caught.value.acknowledged == 10
+        server.plan.clear()
+        consumer.send(store.read_after(10, 100))
+    assert server.rows() == [11, 12]
+
+
+def test_signature_is_the_one_of_the_standards_own_example():
+    key = signing_key("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+    signed = signature(key, "msg_p5jXN8AQM9LWM0D4loKWxJek", "1614265330", b'{"test": 2432232314}')
+    assert signed == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+def test_message_is_signed_with_the_secret_of_the_file(config, free_port, store, fill, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("correct horse\n", encoding="utf-8")
+    secret.chmod(0o600)
+    fill(1, 1)
+    with Server(free_port) as server, delivering(WebhookConfig(url=config.url, secret_file=str(secret), station="press4"), store):
+        server.wait_for(1)
+    _, headers, body = server.requests[0]
+    assert headers["webhook-id"] == "press4-1"
+    assert headers["webhook-signature"] == signature(b"correct horse", "press4-1", headers["webhook-timestamp"], body)
+
+
+def test_nobody_listening_is_one_clear_line(config, free_port):
+    with pytest.raises(SinkError, match=rf"web server http://127.0.0.1:{free_port}/results\?line=4 took no record: .*refused"):
+        WebhookConsumer(config).connect()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"url": "ftp://a"}, "webhook.url must read https://HOST/PATH, got 'ftp://a'"),
+        ({"url": "http://a:99999/"}, "has no usable port"),
+        ({"url": "http://me:pw@a/"}, r"must hold no password, got 'http://\*\*\*@a/'"),
+        ({"ca_file": "x"}, "webhook.ca_file needs an https address"),
+        ({"station": "press.4"}, "webhook.station"),
+        ({"timeout_s": 0}, "webhook.timeout_s must be positive"),
+    ],
+)
+def test_unusable_settings_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        WebhookConfig(**({"url": "http://a/"} | changes))
+
+
+def test_secret_that_is_no_base64_is_refused():
+    with pytest.raises(ConfigError, match="whsec_ must be base64"):
+        signing_key("whsec_%%")
