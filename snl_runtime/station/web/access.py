@@ -24,7 +24,7 @@ SECURITY_HEADERS: Mapping[str, str] = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # with no-referrer a form is sent with Origin: null, which cannot be told from a stranger's
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
