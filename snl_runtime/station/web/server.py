@@ -71,7 +71,7 @@ class WebServer:
 
     def __init__(self, config: WebConfig, station: WatchedStation, panels: WebPanels | None = None) -> None:
         self._uvicorn = import_for("web", "uvicorn", extra="web")
-        import_for("web", "fastapi", extra="web")
+        import_for("web", "fastapi.sse", extra="web")
         self._config = config
         self._station = station
         self._panels = WebPanels() if panels is None else panels

@@ -45,6 +45,7 @@ function showLink() {
   const isLost = freshness.isLinkLost;
   const isFirst = freshness.lastHeard === null;
   byId("link").dataset.link = isLost ? "lost" : "live";
+  document.body.dataset.link = isLost ? "lost" : "live";
   setText(byId("link-text"), isLost ? (isFirst ? "connecting" : "no connection") : "live");
   setText(byId("clock"), time(freshness.stationNow));
   const alert = byId("alert");
