@@ -1,4 +1,4 @@
-"""A real station whose camera, detector and store a test drives step by step, its screen on a free port, and a real browser; every wait is bounded."""
+"""A real station whose camera, detector and store a test drives, its screen on a free port, and a real browser; every wait is bounded."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""The page shows a verdict only while it is the answer to the newest part of a station that runs; whatever ended in between, it does not come back."""
+"""The page shows a verdict only while it answers the newest part of a station that runs; after a fault or a stop it does not come back."""
 
 import dataclasses
 import json
