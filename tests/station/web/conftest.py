@@ -51,7 +51,7 @@ def result_of(verdict, *, score=None, box_xyxy=None, reason=None, **changes):
 
 
 class Camera:
-    """Gives the frames that the test sends, each with the result that the detector is to give."""
+    """Gives the frames that the test sends, each with the result that the detector is to give; on command, once it was asked for one."""
 
     policy = OverflowPolicy.EVERY
     counters = SourceCounters()
@@ -59,6 +59,10 @@ class Camera:
     def __init__(self, results):
         self.results = results
         self.queue = queue.SimpleQueue()
+        self.asked = threading.Semaphore(0)
+
+    def trigger(self):
+        self.asked.release()
 
     def __enter__(self):
         return self
@@ -158,22 +162,27 @@ class Stage:
         self.tmp_path = tmp_path
         self.results, self.store, self.seen = Results(), Store(), Seen()
         self.cameras = {}
+        self.mode = TriggerMode.EACH_FRAME
         self.station = self.screen = None
 
     def start(self, names=("top",), *, mode=TriggerMode.EACH_FRAME, panels=None, start_station=True, **web):
-        from snl_runtime.station.web.config import WebConfig
-        from snl_runtime.station.web.server import WebServer
-
+        self.mode = mode
         self.cameras = {name: Camera(self.results) for name in names}
         unit = UnitConfig(deadline_ms=60_000.0, trigger=TriggerConfig(mode=mode, frame_timeout_ms=30_000.0))
         listed = [StationCamera(name=name, source=camera, config=unit) for name, camera in self.cameras.items()]
         self.station = Station(listed, self.results, self.store)
-        self.screen = self.resources.enter_context(WebServer(WebConfig(port=0, **web), self.station, panels))
+        self.serve(panels, **web)
         self.station.subscribe(self.seen)
         self.resources.callback(self.station.stop)
         if start_station:
             self.station.start()
         return self
+
+    def serve(self, panels=None, *, port=0, **web):
+        from snl_runtime.station.web.config import WebConfig
+        from snl_runtime.station.web.server import WebServer
+
+        self.screen = self.resources.enter_context(WebServer(WebConfig(port=port, **web), self.station, panels))
 
     @property
     def url(self):
@@ -192,6 +201,8 @@ class Stage:
     def show(self, verdict, camera="top", **changes):
         """Send one part and wait until the screen has its result."""
         count = self.seen.count
+        if self.mode is TriggerMode.COMMAND:
+            assert self.cameras[camera].asked.acquire(timeout=WAIT_S)
         self.cameras[camera].send(verdict, **changes)
         self.seen.wait_for(count + 1)
 

