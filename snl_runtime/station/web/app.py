@@ -20,6 +20,8 @@ from snl_runtime.station.web.pictures import Picture, PictureMaker
 
 STATIC = Path(__file__).parent / "static"
 MOST_BODY_BYTES = 4096
+MOST_DISCARDED_BYTES = 1 << 20
+"""What is read of a body that is too long: a client that still sends when the connection closes loses the answer that says why."""
 COMMAND_TIMEOUT_S = 20.0
 """How long a command may take; a reset writes records that are missing."""
 _BLIND = "the station cannot be looked at; its log says more"
@@ -155,7 +157,7 @@ class _Routes:
         return await _picture(self._pictures.live(camera, overlay=_flag(request, "overlay")))
 
     async def rejects(self, _request: Any) -> Any:
-        return _error(503, _BLIND) if self._live.state is None else _json(self._live.state["rejects"])
+        return _json(self._live.rejects)
 
     async def reject(self, request: Any) -> Any:
         shot: Shot | None = self._parts.feed.reject(request.path_params["number"])
@@ -214,11 +216,14 @@ async def _picture(drawing: Any) -> Any:
 async def _small_body(request: Any) -> bytes:
     from starlette.exceptions import HTTPException
 
-    body = b""
+    body, received = b"", 0
     async for chunk in request.stream():
-        body += chunk
-        if len(body) > MOST_BODY_BYTES:
-            raise HTTPException(413, f"a request may hold at most {MOST_BODY_BYTES} bytes")
+        received += len(chunk)
+        body += chunk if received <= MOST_BODY_BYTES else b""
+        if received > MOST_DISCARDED_BYTES:
+            break
+    if received > MOST_BODY_BYTES:
+        raise HTTPException(413, f"a request may hold at most {MOST_BODY_BYTES} bytes")
     return body
 
 

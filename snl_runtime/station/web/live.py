@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from snl_runtime.station.web.feed import ResultFeed
-from snl_runtime.station.web.state import StateBuilder, score_values
+from snl_runtime.station.web.state import StateBuilder, reject_values, score_values
 
 TICK_S = 0.2
 """How often the station is looked at; a verdict is on the page within this time and the network's."""
@@ -31,6 +31,8 @@ class LiveState:
         self._feed = feed
         self._state: dict[str, Any] | None = builder.build()
         self._text: str | None = None
+        self._rejects_key: tuple[tuple[int, bool], ...] = ()
+        self._rejects_text = ""
         self._changed = asyncio.Event()
         self._is_closing = False
 
@@ -57,19 +59,33 @@ class LiveState:
         self._wake()
 
     async def events(self) -> AsyncIterator[tuple[str, str]]:
-        """Yield name and JSON of each event: ``scores`` with new points of the chart, ``state`` with everything else."""
-        seen, sent_key, sent_s, is_first = 0, "", 0.0, True
+        """Yield name and JSON of each event: ``scores`` with new points of the chart, ``rejects`` when they change, ``state`` with all else."""
+        seen, sent_key, sent_s, is_first, sent_rejects = 0, "", 0.0, True, ""
         while not self._is_closing:
             points = self._feed.points_after(seen)
             newest = max((of_camera[-1].number for of_camera in points.values() if of_camera), default=seen)
             if newest > seen or is_first:
                 yield "scores", to_strict_json({"first": is_first, "cameras": score_values(points)})
                 seen, is_first = newest, False
+            if self._as_rejects() != sent_rejects:
+                sent_rejects = self._as_rejects()
+                yield "rejects", sent_rejects
             state, now_s = self._state, time.monotonic()
             if state is not None and (_key(state) != sent_key or now_s - sent_s >= QUIET_S):
                 yield "state", self._as_text(state)
                 sent_key, sent_s = _key(state), now_s
             await self._changed.wait()
+
+    @property
+    def rejects(self) -> list[dict[str, Any]]:
+        """The last parts that did not pass, newest first."""
+        return [reject_values(shot) for shot in self._feed.rejects]
+
+    def _as_rejects(self) -> str:
+        key = tuple((shot.number, shot.frame.image is None) for shot in self._feed.rejects)
+        if key != self._rejects_key or not self._rejects_text:
+            self._rejects_key, self._rejects_text = key, to_strict_json(self.rejects)
+        return self._rejects_text
 
     def _as_text(self, state: dict[str, Any]) -> str:
         if self._text is None:
@@ -89,4 +105,4 @@ def to_strict_json(value: object) -> str:
 def _key(state: dict[str, Any]) -> str:
     """What of a state is worth an event at once: not the clocks."""
     cameras = [(each["shown"], each["picture"], each["line"], each["source_fault"]) for each in state["cameras"]]
-    return repr((cameras, state["healthy"], len(state["rejects"]), [(each["connected"], each["fault"]) for each in state["consumers"]]))
+    return repr((cameras, state["healthy"], [(each["connected"], each["fault"]) for each in state["consumers"]]))

@@ -15,6 +15,9 @@ from snl_runtime.station.web.panels import WebPanels
 from snl_runtime.text import printable
 from snl_runtime.types import Verdict
 
+MOST_REGIONS = 20
+"""Regions of a part in its table; the picture shows all."""
+
 
 class Shown(enum.Enum):
     """What stands in large letters for one camera."""
@@ -52,7 +55,7 @@ class StateBuilder:
 
     Args:
         station: Asked for a snapshot each time.
-        feed: For the age of the last result and the last parts that did not pass.
+        feed: For the age of the last result.
         panels: What the station does not know itself.
         stale_after_s: From which age on a verdict is not current.
         takes_commands: Whether the page may trigger and reset.
@@ -67,7 +70,7 @@ class StateBuilder:
         self._outdated: dict[str, int] = {}
 
     def build(self) -> dict[str, Any]:
-        """Return everything but the scores of the chart."""
+        """Return everything but the scores of the chart and the parts that did not pass."""
         snapshot = self._station.snapshot()
         reasons = unhealthy_reasons(snapshot)
         notes: list[str] = []
@@ -81,7 +84,6 @@ class StateBuilder:
             "healthy": not reasons,
             "unhealthy_reasons": reasons,
             "cameras": [self._camera(name, unit) for name, unit in snapshot.cameras.items()],
-            "rejects": [reject_values(shot) for shot in self._feed.rejects],
             "drift": self._asked(lambda: self._drift(), "drift", notes),
             "consumers": self._asked(lambda: [_consumer(counts()) for counts in self._panels.outboxes], "consumers", notes) or [],
             "observers": {"lost": snapshot.observations_lost, "failed": list(snapshot.observers_failed)},
@@ -186,7 +188,7 @@ def score_values(points: Mapping[str, list[ScorePoint]]) -> dict[str, list[list[
 
 
 def reject_values(shot: Shot) -> dict[str, Any]:
-    """Return one part that did not pass, with its regions in pixels of the frame."""
+    """Return one part that did not pass, with its ``MOST_REGIONS`` highest regions in pixels of the frame."""
     frame, result = shot.frame, shot.result
     return {
         "number": shot.number,
@@ -201,7 +203,10 @@ def reject_values(shot: Shot) -> dict[str, Any]:
         "score": finite(result.score),
         "threshold": finite(result.threshold),
         "reject_threshold": finite(result.reject_threshold),
-        "regions": [{"box_xyxy": list(region.box_xyxy), "score": finite(region.score), "area_px": region.area_px} for region in result.regions],
+        "regions": [
+            {"box_xyxy": list(region.box_xyxy), "score": finite(region.score), "area_px": region.area_px} for region in result.regions[:MOST_REGIONS]
+        ],
+        "regions_in_all": len(result.regions),
         "has_image": frame.image is not None,
     }
 

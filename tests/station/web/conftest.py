@@ -232,7 +232,7 @@ def poll():
     return poll
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # Playwright keeps an event loop running in this thread, and other modules need their own
 def browser():
     """The system's Chromium, driven by Playwright."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")

@@ -69,20 +69,23 @@ def test_the_state_says_what_the_station_did(stage, client, poll):
 def test_events_bring_the_state_and_each_score_once(stage, client):
     stage.start()
     stage.show(Verdict.PASS, score=0.25)
-    scores, states = [], []
+    scores, states, rejects = [], [], []
     with client().stream("GET", "/api/events") as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         for name, value in events_of(answer):
-            if name == "scores":
+            if name == "rejects":
+                rejects.append([part["trigger_id"] for part in value])
+            elif name == "scores":
                 scores += [(value["first"], point[1], point[3], point[4], point[5], point[6]) for point in value["cameras"]["top"]]
             else:
                 states.append((value["cameras"][0]["shown"], value["cameras"][0]["line"]["trigger_id"]))
                 if states[-1] == ("pass", 1) and len(scores) == 1:
                     stage.show(Verdict.REJECT, score=3.5)
-            if len(scores) == 2 and states[-1] == ("reject", 2):
+            if len(scores) == 2 and rejects[-1:] == [[2]] and states[-1:] == [("reject", 2)]:
                 break
     assert scores == [(True, 1, "PASS", 0.25, 1.0, 1.25), (False, 2, "REJECT", 3.5, 1.0, 1.25)]
     assert ("pass", 1) in states
+    assert rejects == [[], [2]]
 
 
 def test_a_quiet_station_is_heard_every_second(stage, client):
@@ -164,7 +167,7 @@ def test_a_station_that_cannot_be_looked_at_is_not_healthy_and_no_old_state_is_s
 
     monkeypatch.setattr(stage.station, "snapshot", fails)
     poll(lambda: http.get("/healthz").status_code == 503)
-    assert http.get("/api/state").status_code == http.get("/api/rejects").status_code == 503
+    assert http.get("/api/state").status_code == 503
     monkeypatch.undo()
     poll(lambda: http.get("/healthz").status_code == 200)
 

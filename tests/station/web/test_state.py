@@ -14,11 +14,11 @@ from snl_runtime.station.line_state import LineState, StationState
 from snl_runtime.station.outbox import OutboxCounts
 from snl_runtime.station.snapshot import LastVerdict, Latencies, StationSnapshot, UnitSnapshot
 from snl_runtime.station.states import LineStateMachine
-from snl_runtime.station.web.feed import ResultFeed
+from snl_runtime.station.web.feed import ResultFeed, Shot
 from snl_runtime.station.web.live import to_strict_json
 from snl_runtime.station.web.panels import DriftLevel, DriftLine, WebPanels
-from snl_runtime.station.web.state import StateBuilder, unhealthy_reasons
-from snl_runtime.types import AnomalyResult, Frame, StageTimings, Verdict
+from snl_runtime.station.web.state import StateBuilder, reject_values, unhealthy_reasons
+from snl_runtime.types import AnomalyRegion, AnomalyResult, Frame, StageTimings, Verdict
 
 
 def last_of(trigger_id, verdict=Verdict.PASS, **changes):
@@ -50,6 +50,23 @@ def unit_of(line, *, last=(), **changes):
         "last": tuple(last),
     }
     return UnitSnapshot(**(values | changes))
+
+
+def result_of(verdict):
+    return AnomalyResult(
+        verdict=verdict,
+        reason_code="x",
+        reason="x",
+        score=0.5,
+        threshold=1.0,
+        reject_threshold=1.0,
+        product=None,
+        anomaly_map=None,
+        roi_xyxy=None,
+        regions=(),
+        timings=StageTimings(),
+        model_sha256="",
+    )
 
 
 class FixedStation:
@@ -129,21 +146,7 @@ def test_the_age_of_a_verdict_is_that_of_its_frame():
     assert builder.build()["cameras"][0]["age_s"] is None
     captured_ns = time.monotonic_ns() - 60_000_000_000
     frame = Frame(image=None, fault="x", color="bgr", index=0, captured_ns=captured_ns, captured_at=1.0, source_id="fake", trigger_id=4)
-    result = AnomalyResult(
-        verdict=Verdict.PASS,
-        reason_code="x",
-        reason="x",
-        score=0.5,
-        threshold=1.0,
-        reject_threshold=1.0,
-        product=None,
-        anomaly_map=None,
-        roi_xyxy=None,
-        regions=(),
-        timings=StageTimings(),
-        model_sha256="",
-    )
-    feed(frame, result, LineState(camera="top"))
+    feed(frame, result_of(Verdict.PASS), LineState(camera="top"))
     assert 60 <= builder.build()["cameras"][0]["age_s"] < 90
 
 
@@ -206,3 +209,11 @@ def test_a_panel_that_fails_does_not_blind_the_others():
     state = builder_of(FixedStation(running()), WebPanels(drift=fails, notes=lambda: ["a note"])).build()
     assert state["drift"] is None
     assert state["notes"] == ["a note", "the panel drift failed: no reference"]
+
+
+def test_a_part_full_of_regions_tells_of_the_highest():
+    regions = tuple(AnomalyRegion(box_xyxy=(0, 0, 1, 1), score=100.0 - number, area_px=1) for number in range(50))
+    frame = Frame(image=None, fault="x", color="bgr", index=0, captured_ns=1, captured_at=1.0, source_id="fake", trigger_id=4)
+    result = dataclasses.replace(result_of(Verdict.REJECT), regions=regions)
+    values = reject_values(Shot(number=1, camera="top", frame=frame, result=result))
+    assert ([region["score"] for region in values["regions"]], values["regions_in_all"]) == ([100.0 - number for number in range(20)], 50)

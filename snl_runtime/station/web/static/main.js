@@ -61,6 +61,7 @@ function listen() {
   listeningSince = performance.now();
   const mine = events;
   events.addEventListener("scores", (event) => chart.add(JSON.parse(event.data)));
+  events.addEventListener("rejects", (event) => rejects.show(JSON.parse(event.data)));
   events.addEventListener("state", (event) => {
     state = JSON.parse(event.data);
     freshness.note(state.now);
@@ -70,7 +71,6 @@ function listen() {
     show();
     const camera = state.cameras.find((each) => each.name === selected);
     if (camera) showPanels(state, camera);
-    rejects.show(state.rejects);
   });
   events.addEventListener("error", async () => {
     mine.close();

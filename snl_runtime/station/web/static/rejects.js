@@ -57,7 +57,7 @@ export class Rejects {
     showFigures(byId("part-figures"), [
       ["Score", score(part.score)], ["Passes up to", score(part.threshold)], ["Review up to", score(part.reject_threshold)],
       ["Reason code", part.reason_code], ["Product", part.product ?? "–"], ["Camera", part.camera], ["Trigger", String(part.trigger_id ?? "–")],
-      ["Captured", new Date(part.captured_at * 1000).toLocaleString()],
+      ["Regions", String(part.regions_in_all)], ["Captured", new Date(part.captured_at * 1000).toLocaleString()],
     ]);
     const rows = part.regions.map(({ box_xyxy: [left, top, right, bottom], score: value }, index) => {
       const cells = [String(index + 1), `${left}, ${top}`, `${right - left} × ${bottom - top}`, score(value)];
@@ -76,7 +76,7 @@ export class Rejects {
     }
     byId("part-no-picture").hidden = true;
     this.image.hidden = false;
-    this.image.alt = `${nameOf(this.opened)}: ${this.opened.verdict}, ${this.opened.regions.length} regions`;
+    this.image.alt = `${nameOf(this.opened)}: ${this.opened.verdict}, ${this.opened.regions_in_all} regions`;
     this.image.src = `/api/rejects/${this.opened.number}.jpg?overlay=${this.overlay.checked ? 1 : 0}`;
   }
 
