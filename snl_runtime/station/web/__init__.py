@@ -1,0 +1,1 @@
+"""A station's screen: a page, its data and its pictures, served by the station itself."""
