@@ -3,7 +3,7 @@
 import enum
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -16,7 +16,14 @@ class OverflowPolicy(enum.Enum):
     EVERY = "every"
     """Make the producer wait. For files and triggered cameras: every part is looked at."""
     LATEST = "latest"
-    """Drop the oldest waiting item. For free-running cameras: verdicts stay fresh."""
+    """Drop the oldest waiting item, and let only one wait. For free-running cameras: verdicts stay fresh."""
+    DROP_OLDEST = "drop_oldest"
+    """Drop the oldest waiting item, but let several wait. For cameras that send bursts: short ones are inspected whole."""
+
+    @property
+    def default_capacity(self) -> int:
+        """Items that may wait where nobody says how many."""
+        return 1 if self is OverflowPolicy.LATEST else 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,13 +52,15 @@ class Handoff(Generic[T]):
     Args:
         capacity: Most items that may wait. 1 with LATEST keeps only the newest.
         policy: What to do when ``capacity`` items already wait.
+        on_drop: Called with each item that counts as dropped, on the thread that caused it, without the lock.
     """
 
-    def __init__(self, capacity: int, policy: OverflowPolicy) -> None:
+    def __init__(self, capacity: int, policy: OverflowPolicy, *, on_drop: Callable[[T], None] | None = None) -> None:
         if capacity < 1:
             raise ValueError(f"capacity must be at least 1, got {capacity}")
         self._capacity = capacity
         self._policy = policy
+        self._on_drop = on_drop
         self._items: deque[T] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -77,15 +86,16 @@ class Handoff(Generic[T]):
                 self._blocked += 1
                 self._changed.wait_for(lambda: self._closed or len(self._items) < self._capacity)
                 self._blocked -= 1
-            if self._closed:
-                self._dropped += 1
-                return False
-            if len(self._items) == self._capacity:
-                self._items.popleft()
-                self._dropped += 1
-            self._items.append(item)
-            self._changed.notify_all()
-            return True
+            accepted = not self._closed
+            lost = [] if accepted else [item]
+            if accepted:
+                if len(self._items) == self._capacity:
+                    lost.append(self._items.popleft())
+                self._items.append(item)
+                self._changed.notify_all()
+            self._dropped += len(lost)
+        self._tell(lost)
+        return accepted
 
     def close(self) -> None:
         """Accept no more items; items already waiting are still delivered."""
@@ -96,10 +106,12 @@ class Handoff(Generic[T]):
     def abort(self) -> None:
         """Accept no more items and drop those waiting."""
         with self._changed:
-            self._dropped += len(self._items)
+            lost = list(self._items)
+            self._dropped += len(lost)
             self._items.clear()
             self._closed = True
             self._changed.notify_all()
+        self._tell(lost)
 
     def __iter__(self) -> Iterator[T]:
         while True:
@@ -111,3 +123,8 @@ class Handoff(Generic[T]):
                 self._taken += 1
                 self._changed.notify_all()
             yield item
+
+    def _tell(self, lost: Iterable[T]) -> None:
+        if self._on_drop is not None:
+            for item in lost:
+                self._on_drop(item)

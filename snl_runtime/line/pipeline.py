@@ -34,9 +34,27 @@ class Detector(Protocol):
         ...
 
 
+class PipelineHooks(Protocol):
+    """What a host does between the stages, e.g. a station that owes each trigger one answer. What a hook raises ends the run like any failure."""
+
+    def take(self, frame: Frame) -> Frame:
+        """Return the frame to inspect in place of the one that leaves the hand-off; on the detection thread, may block."""
+        ...
+
+    def drop(self, frame: Frame) -> None:
+        """Note a frame that the hand-off dropped; on the thread that caused it, must not block."""
+        ...
+
+    def deliver(self, frame: Frame, result: AnomalyResult) -> AnomalyResult:
+        """Return the result that the sinks get in place of the detector's; on the delivery thread, before the sinks, may block."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineCounts:
     """One consistent look at a run: ``captured == inspected + dropped + failed + waiting``; waiting is 0 when the run has ended.
+
+    They count what the detector said; a hook may still turn a verdict into an ERROR.
 
     Attributes:
         captured: Frames that the source handed over.
@@ -73,16 +91,17 @@ class Pipeline:
         detector: What judges them.
         sinks: Where verdicts go, in this order for each verdict.
         policy: What a full hand-off does; the source's own policy if None.
-        frame_capacity: Most frames that wait for the detector; 1 with LATEST and 4 with EVERY if None.
+        frame_capacity: Most frames that wait for the detector; 1 with LATEST and 4 with EVERY and DROP_OLDEST if None.
         result_capacity: Most verdicts that wait for the sinks.
         max_frames: Stop after this many captured frames; None for no limit.
+        hooks: What happens between the stages; None for nothing.
 
     Example:
         >>> with SnlDetector("line.onnx") as detector:  # doctest: +SKIP
         ...     Pipeline(CameraSource(0), detector, [JsonlSink("verdicts.jsonl")]).run()
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # all but the first three are options
         self,
         source: FrameSource,
         detector: Detector,
@@ -92,13 +111,15 @@ class Pipeline:
         frame_capacity: int | None = None,
         result_capacity: int = 8,
         max_frames: int | None = None,
+        hooks: PipelineHooks | None = None,
     ) -> None:
         policy = policy or source.policy
         self._source = source
         self._detector = detector
         self._sinks = tuple(sinks)
         self._max_frames = max_frames
-        self._frames = Handoff[Frame](frame_capacity or (1 if policy is OverflowPolicy.LATEST else 4), policy)
+        self._hooks = hooks
+        self._frames = Handoff[Frame](frame_capacity or policy.default_capacity, policy, on_drop=None if hooks is None else hooks.drop)
         self._verdicts = Handoff[tuple[Frame, AnomalyResult]](result_capacity, OverflowPolicy.EVERY)
         self._stop = threading.Event()
         self._may_capture = threading.Event()
@@ -186,8 +207,10 @@ class Pipeline:
 
     def _detect(self) -> None:
         with contextlib.closing(self._verdicts):
-            for frame in self._frames:
+            for captured in self._frames:
+                frame = captured
                 try:
+                    frame = captured if self._hooks is None else self._hooks.take(captured)
                     result = self._judge(frame)
                 except BaseException as failure:  # noqa: BLE001 - run() raises it in the caller's thread
                     self._fail(failure)
@@ -215,9 +238,20 @@ class Pipeline:
                     opened.enter_context(sink)
                     live.append(sink)
             self._may_capture.set()
-            for frame, result in self._verdicts:
+            for frame, judged in self._verdicts:
+                result = self._hooked(frame, judged)
                 for sink in self._sinks:
                     self._emit(sink, live, frame, result)
+
+    def _hooked(self, frame: Frame, result: AnomalyResult) -> AnomalyResult:
+        if self._hooks is None:
+            return result
+        try:
+            return self._hooks.deliver(frame, result)
+        except BaseException as failure:  # noqa: BLE001 - run() raises it in the caller's thread
+            self._fail(failure)
+            reason = f"the verdict could not be delivered: {failure or type(failure).__name__}"
+            return dataclasses.replace(result, verdict=Verdict.ERROR, reason_code="delivery_failed", reason=reason)
 
     def _emit(self, sink: Sink, live: list[Sink], frame: Frame, result: AnomalyResult) -> None:
         if sink in live:

@@ -26,6 +26,16 @@ def test_latest_keeps_the_newest_items():
     assert handoff.counts() == HandoffCounts(offered=5, taken=2, dropped=3, waiting=0)
 
 
+def test_drop_oldest_lets_several_items_wait_where_latest_keeps_one():
+    assert OverflowPolicy.LATEST.default_capacity == 1
+    assert OverflowPolicy.DROP_OLDEST.default_capacity == OverflowPolicy.EVERY.default_capacity == 4
+    handoff = Handoff[int](OverflowPolicy.DROP_OLDEST.default_capacity, OverflowPolicy.DROP_OLDEST)
+    for item in range(6):
+        assert handoff.put(item)
+    handoff.close()
+    assert list(handoff) == [2, 3, 4, 5]
+
+
 def test_every_delivers_every_item_in_order(wait_s):
     handoff = Handoff[int](1, OverflowPolicy.EVERY)
 
@@ -90,13 +100,14 @@ class HandoffAgainstModel(RuleBasedStateMachine):
 
     @initialize(capacity=st.integers(1, 4), policy=st.sampled_from(OverflowPolicy))
     def open(self, capacity, policy):
-        self.handoff = Handoff[int](capacity, policy)
+        self.lost = []
+        self.handoff = Handoff[int](capacity, policy, on_drop=self.lost.append)
         self.items = iter(self.handoff)
         self.capacity, self.policy = capacity, policy
         self.model, self.closed = deque(), False
         self.offered = self.taken = self.dropped = 0
 
-    @precondition(lambda self: self.closed or self.policy is OverflowPolicy.LATEST or len(self.model) < self.capacity)
+    @precondition(lambda self: self.closed or self.policy is not OverflowPolicy.EVERY or len(self.model) < self.capacity)
     @rule()
     def put(self):
         accepted = self.handoff.put(self.offered)
@@ -135,6 +146,7 @@ class HandoffAgainstModel(RuleBasedStateMachine):
             counts = self.handoff.counts()
             assert counts == HandoffCounts(offered=self.offered, taken=self.taken, dropped=self.dropped, waiting=len(self.model))
             assert counts.offered == counts.taken + counts.dropped + counts.waiting
+            assert len(set(self.lost)) == len(self.lost) == self.dropped, "each dropped item is told once"
 
 
 TestHandoffAgainstModel = HandoffAgainstModel.TestCase

@@ -1,5 +1,6 @@
 """Every captured frame is accounted for, no verdict is lost, and the first failure reaches the caller, wherever a part fails."""
 
+import dataclasses
 import signal
 import threading
 
@@ -192,6 +193,48 @@ def test_a_pipeline_runs_once(fakes):
         pipeline.run()
 
 
+class Hooks:
+    """Counts the frames it takes, gives them trigger ids and turns every second verdict into an ERROR."""
+
+    def __init__(self, *, fail_at=None):
+        self.taken, self.dropped, self.fail_at = 0, [], fail_at
+
+    def take(self, frame):
+        self.taken += 1
+        return dataclasses.replace(frame, trigger_id=self.taken)
+
+    def drop(self, frame):
+        self.dropped.append(frame.index)
+
+    def deliver(self, frame, result):
+        if frame.trigger_id == self.fail_at:
+            raise SinkError("not delivered")
+        if frame.trigger_id % 2:
+            return result
+        return dataclasses.replace(result, verdict=Verdict.ERROR, reason_code="deadline_missed")
+
+
+def test_hooks_see_every_frame_and_have_the_last_word_on_its_result(fakes, wait_s):
+    all_captured = threading.Event()
+    source, sink, hooks = fakes.source(50, policy=OverflowPolicy.DROP_OLDEST), fakes.sink(), Hooks()
+    source.before_frame = lambda index: all_captured.set() if index == 49 else None
+    sink.before_emit = lambda index: all_captured.wait(wait_s)
+    pipeline = Pipeline(source, fakes.detector(), [sink], result_capacity=2, hooks=hooks)
+    pipeline.run()
+    assert [frame.trigger_id for frame, _ in sink.delivered] == list(range(1, hooks.taken + 1))
+    assert [result.verdict for _, result in sink.delivered[:2]] == [Verdict.PASS, Verdict.ERROR]
+    assert sorted(hooks.dropped + sink.indices) == list(range(50))
+    assert pipeline.counts.dropped == len(hooks.dropped) > 0
+
+
+def test_a_hook_that_fails_on_delivery_leaves_an_error_and_ends_the_run(fakes):
+    sink = fakes.sink()
+    pipeline = Pipeline(fakes.source(1), fakes.detector(), [sink], hooks=Hooks(fail_at=1))
+    with pytest.raises(SinkError):
+        pipeline.run()
+    assert [(result.verdict, result.reason_code) for _, result in sink.delivered] == [(Verdict.ERROR, "delivery_failed")]
+
+
 @st.composite
 def failures(draw):
     """Where the run may break: any part, at any point, any number of them."""
@@ -252,7 +295,7 @@ def test_every_frame_is_accounted_for_whatever_fails(fakes, plan):
     assert len(records.delivered) == counts.inspected + counts.failed, "one record for every frame that was not dropped"
     assert records.indices == sorted(set(records.indices))
     assert broken.indices + [missed.frame.index for missed in pipeline.undelivered] == records.indices
-    assert counts.dropped == 0 or plan["policy"] is OverflowPolicy.LATEST or plan["detector_at"] is not None
+    assert counts.dropped == 0 or plan["policy"] is not OverflowPolicy.EVERY or plan["detector_at"] is not None
     for part in (source, records, broken):
         assert part.left == part.entered
     if plan["sink_open"] or plan["sink_close"]:
