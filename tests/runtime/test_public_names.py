@@ -67,6 +67,7 @@ NAMES = {
     "SourceError",
     "SourceOpenError",
     "SourceStalledError",
+    "SelfTestResult",
     "StageTimings",
     "StreamSink",
     "TriggerRefusedError",
