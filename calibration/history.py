@@ -55,8 +55,8 @@ def describe_history(entries: list[HistoryEntry]) -> str:
     """Return the history as a table; the newest entry that holds is marked with ``*``."""
     if not entries:
         return "no decision yet; run snl-calibrate with --good"
-    rows = [("", "number", "product", "written", "by", "pass", "reject", "parts", "what")]
-    rows += [_row(entry) for entry in entries]
+    head = ("", "number", "product", "written", "by", "pass", "reject", "parts", "what")
+    rows: list[tuple[str, ...]] = [head, *(_row(entry) for entry in entries)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows)
 
