@@ -12,7 +12,7 @@ from snl_calibration.cli import main
 from snl_calibration.history import describe_history, read_history, revert
 from snl_calibration.options import CalibrationOptions
 from snl_runtime.detector.detector import SnlDetector
-from snl_runtime.errors import CalibrationRefusedError, ConfigError, ManifestError
+from snl_runtime.errors import CalibrationRefusedError, ConfigError, ManifestError, SinkError
 from snl_runtime.model.signing import sign_manifest
 from snl_runtime.types import Verdict
 
@@ -153,3 +153,11 @@ def test_command_refuses_what_is_no_number(fitted, number, capsys):
         main(["--engine", str(fitted.model), f"--revert={number}"])
     assert exit_info.value.code == 2
     assert "--list-history" in capsys.readouterr().err
+
+
+def test_a_revert_that_cannot_be_written_changes_nothing(fitted, read_only):
+    before = (fitted.root / "line.json").read_bytes()
+    read_only(fitted.root)
+    with pytest.raises(SinkError):
+        revert(fitted.model, CalibrationOptions(max_loosening=0.2))
+    assert (fitted.root / "line.json").read_bytes() == before
