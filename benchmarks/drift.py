@@ -265,12 +265,12 @@ def _looks(images: Sequence[Image]) -> Values:
 
 
 def _scaled(image: Image, gain: float) -> Image:
-    return np.clip(np.rint(image * gain), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(image * gain), 0, 255), np.uint8)
 
 
 def _blurred(image: Image, sigma: float) -> Image:
     blurred: npt.NDArray[Any] = cv2.GaussianBlur(image, (0, 0), sigma)
-    return blurred.astype(np.uint8)
+    return np.asarray(blurred, np.uint8)
 
 
 if __name__ == "__main__":

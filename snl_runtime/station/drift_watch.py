@@ -29,11 +29,16 @@ class DriftWatch:
         decisions: What is in force for the file that scores: ``Manifest.decisions_for``.
         camera: Name of the camera, which names the file of its evidence.
         on_alarm: Called once per alarm, on the thread of :meth:`emit`.
+
+    Raises:
+        ConfigError: If a file cannot have the camera's name.
     """
 
     def __init__(
         self, config: DriftConfig, decisions: Mapping[str, Decision], *, camera: str, on_alarm: Callable[[TrendState], None] = lambda _: None
     ) -> None:
+        if not camera or camera != Path(camera).name:
+            raise ConfigError(f"the camera's name must be one that a file can have, to keep the evidence of its drift, got {camera!r}")
         self._config = config
         self._decisions = dict(decisions)
         self._monitors = {product: DriftMonitor(config, decision) for product, decision in decisions.items()}

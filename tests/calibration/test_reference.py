@@ -1,13 +1,18 @@
 """A decision keeps what its good parts measured, and one from before that was kept still reads."""
 
+import cv2
 import numpy as np
 import pytest
 
 from snl_calibration.reference import MOST_KEPT, fit_reference
+from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.errors import ManifestError
 from snl_runtime.images.frame_look import FrameLook
 from snl_runtime.model.guard_band import tightened
 from snl_runtime.model.manifest import ReferenceSample, read_manifest, write_manifest
+from snl_runtime.station.drift import DriftConfig
+from snl_runtime.station.drift_watch import DriftWatch
+from snl_runtime.types import Frame
 from tolerances import FLOAT32_REL
 
 
@@ -50,3 +55,21 @@ def test_an_engine_that_scores_differently_inherits_no_scores(station):
     assert inherited.reference.scores == []
     assert inherited.reference.brightness == decision.reference.brightness
     assert tightened(decision, guard_band=0.0, map_max_abs=0.0).reference == decision.reference
+
+
+def test_a_line_with_the_parts_of_the_calibration_raises_no_alarm_and_blurred_ones_do(station, tools):
+    station.write_good(count=60)
+    station.fit_one()
+
+    def alarms(change):
+        with SnlDetector(station.model) as detector:
+            decisions = detector.manifest.decisions_for(detector.model_sha256)
+            with DriftWatch(DriftConfig(), decisions, camera="cam") as watch:
+                for index in range(80):
+                    image = change(tools.good_frame(index, seed=7))
+                    frame = Frame(image=image, color="rgb", index=index, captured_ns=0, captured_at=float(index), source_id="cam")
+                    watch.emit(frame, detector.detect(image, color="rgb", product="disk"))
+                return {(trend.signal, trend.direction) for trend in watch.states()["disk"].alarms}
+
+    assert alarms(lambda image: image) == set()
+    assert ("sharpness", "lower") in alarms(lambda image: cv2.GaussianBlur(image, (0, 0), 1))

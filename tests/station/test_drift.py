@@ -331,6 +331,12 @@ def test_states_may_be_read_while_frames_come():
     assert seen == sorted(seen)
 
 
+@pytest.mark.parametrize("camera", ["", "a/b"])
+def test_a_camera_that_no_file_can_be_named_after_is_refused(camera):
+    with pytest.raises(ConfigError, match="name"):
+        DriftWatch(DriftConfig(), {}, camera=camera)
+
+
 def test_disabled_drift_watches_nothing():
     with watch(enabled=False)[0] as watched:
         feed(watched, 30, score=20.0)
