@@ -11,6 +11,7 @@ from pathlib import Path
 from snl_runtime.errors import CalibrationRefusedError, DataError, FrameError, ManifestError
 from snl_runtime.files import check_writable
 from snl_runtime.images.files import read_image
+from snl_runtime.images.frame_look import FrameLook, measure_look
 from snl_runtime.images.listing import Listing
 from snl_runtime.model.frame_range import FrameRange
 from snl_runtime.model.manifest import Decision, Evidence, Manifest, manifest_path, update_manifest
@@ -22,9 +23,11 @@ from snl_runtime.types import AnomalyMap, Image
 from snl_runtime.verdict.frame_checks import MIN_DEVIATION, FrameStatistics, check_frame, fit_frame_range
 
 from .evidence import BadPart, Detection, Hardest, collect_from_bad_images, collect_from_synthetic_defects, find_bad_parts, require_detection
+from .leniency import find_must_reject, find_passing, require_not_lenient
 from .normalization import NormalizationFit, check_normalization_sample, fit_product_normalization, note_on_normalization
 from .options import CalibrationOptions
 from .outliers import find_accepted, find_outliers
+from .reference import fit_reference
 from .sample import ProductSample, find_samples, listed, notes_on_sizes, read_parts, require_independent
 from .thresholds import ThresholdFit, check_sample_size, fit_threshold
 
@@ -99,7 +102,11 @@ def calibrate(
         options = dataclasses.replace(options, accept_outliers=find_accepted(samples, options.accept_outliers))
         samples[0].warnings.extend(scorer.bundle.notes)
         bad_parts = {sample.product: _bad_parts(sample, options, on_listed, is_only=len(samples) == 1) for sample in samples}
-        fits = [_fit_product(scorer, manifest, _Record(sample, progress), bad_parts[sample.product], options) for sample in samples]
+        must_reject = {sample.product: find_must_reject(options.must_reject, sample.product, on_listed) for sample in samples}
+        fits = [
+            _fit_product(scorer, manifest, _Record(sample, progress), bad_parts[sample.product], must_reject[sample.product], options)
+            for sample in samples
+        ]
     before_writing(fits)
     append_decisions(
         model_path,
@@ -116,6 +123,7 @@ class _Record:
     progress: ProgressReporter
     scores: dict[str, float] = field(default_factory=dict)
     maps: list[AnomalyMap] = field(default_factory=list)
+    looks: list[FrameLook] = field(default_factory=list)
     normalization: NormalizationFit | None = None
     outliers: dict[str, float] = field(default_factory=dict)
     fit: ThresholdFit | None = None
@@ -139,9 +147,19 @@ class _Record:
         )
 
 
-def _fit_product(scorer: Scorer, manifest: Manifest, record: _Record, bad_parts: list[BadPart] | None, options: CalibrationOptions) -> ProductFit:
+def _fit_product(
+    scorer: Scorer,
+    manifest: Manifest,
+    record: _Record,
+    bad_parts: list[BadPart] | None,
+    must_reject: Sequence[Path],
+    options: CalibrationOptions,
+) -> ProductFit:
     try:
         decision = _decide(scorer, manifest, record, bad_parts, options)
+        passing = find_passing(must_reject, record.sample, _passes(scorer, record, decision, options))
+        current = manifest.decisions_for(scorer.bundle.sha256).get(record.sample.product)
+        decision = require_not_lenient(decision, current, passing, options)
     except CalibrationRefusedError as refusal:
         return record.result(refusal=str(refusal))
     return record.result(decision=decision)
@@ -184,6 +202,7 @@ def _decide(scorer: Scorer, manifest: Manifest, record: _Record, bad_parts: list
         backend=_scored_by(scorer),
         fitted_at=fitted_at.isoformat(),
         expires_at=None if options.valid_days is None else (fitted_at + timedelta(days=options.valid_days)).isoformat(),
+        reference=fit_reference(list(record.scores.values()), record.looks),
         tool_version=importlib.metadata.version("snl-edge"),
         normalization=None
         if record.normalization is None
@@ -226,10 +245,9 @@ def _detect(  # everything a decision rests on
         scored = _score(scorer, image, path, options)
         if not sizes.fits((image.shape[0], image.shape[1])) or check_frame(scored.statistics, frame_range) is not None:
             out_of_range.append(path.name)
-        if record.normalization is None:
-            return _peak(scored)
-        record.normalization.raw_peaks.append(_peak(scored))
-        return record.normalization.normalization.peak(scored.anomaly_map)
+        if record.normalization is not None:
+            record.normalization.raw_peaks.append(_peak(scored))
+        return _judged_score(scored, record)
 
     if bad_parts is not None:
         detection = collect_from_bad_images(score, bad_parts, sample, manifest, fit, options.min_detection, progress=record.progress)
@@ -248,12 +266,29 @@ def _detect(  # everything a decision rests on
     return detection
 
 
+def _passes(scorer: Scorer, record: _Record, decision: Decision, options: CalibrationOptions) -> Callable[[Image, Path], bool]:
+    def passes(image: Image, path: Path) -> bool:
+        scored = _score(scorer, image, path, options)
+        size_hw = (image.shape[0], image.shape[1])
+        is_judged = decision.frame_sizes.fits(size_hw) and check_frame(scored.statistics, decision.frame_range) is None
+        return is_judged and decision.floor <= _judged_score(scored, record) <= decision.pass_threshold
+
+    return passes
+
+
+def _judged_score(scored: Scored, record: _Record) -> float:
+    """Return what the line compares with the thresholds of the product."""
+    return _peak(scored) if record.normalization is None else record.normalization.normalization.peak(scored.anomaly_map)
+
+
 def _score_good_parts(scorer: Scorer, record: _Record, options: CalibrationOptions) -> list[FrameStatistics]:
     statistics: list[FrameStatistics] = []
     flat: list[str] = []
     with record.progress(len(record.sample.parts), unit="images", label=f"{record.sample.product}: score good parts") as steps:
         for part in record.sample.parts:
-            scored = _score(scorer, read_image(part.path, record.sample.bit_depth), part.path, options)
+            image = read_image(part.path, record.sample.bit_depth)
+            scored = _score(scorer, image, part.path, options)
+            record.looks.append(measure_look(image, "rgb", options.roi_xyxy))
             record.scores[part.name] = _peak(scored)
             if options.fixed_pose:
                 record.maps.append(scored.anomaly_map)

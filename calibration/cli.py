@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snl_runtime.cli.command import EXIT_OK, EXIT_REFUSED, CommandParser, add_listing_flag, report_listing, run_command
+from snl_runtime.errors import ConfigError
 from snl_runtime.files import atomic_write_text, check_writable
 from snl_runtime.images.opencv import load_opencv
 from snl_runtime.progress import Progress
@@ -25,6 +26,9 @@ snl-calibrate --engine line.onnx --good calibration/bottle --max-frr 0.01 --conf
 snl-calibrate --engine line.onnx --good calibration --bad bad --review-band 0.1 --valid-days 180
 snl-calibrate --engine line.onnx --good data --held-out --max-frr 0.1 --json
 snl-calibrate --engine line.onnx --good calibration/pcb --fixed-pose --report pcb.html
+snl-calibrate --engine line.onnx --good collected/bottle --must-reject archive/reject --by 'A. Meyer'
+snl-calibrate --engine line.onnx --list-history
+snl-calibrate --engine line.onnx --revert 3 --by 'A. Meyer'
 """
 
 
@@ -39,7 +43,6 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--good",
         type=Path,
-        required=True,
         metavar="DIR",
         help="folder of good images, or of one such folder per product, folders in them included; one image per part",
     )
@@ -80,6 +83,7 @@ def build_parser() -> CommandParser:
         metavar="N",
         help="bits that the camera uses of 16-bit images: 10, 12, 14 or 16 (default: 8 or 16, as the files are stored)",
     )
+    _add_history_flags(parser)
     parser.add_argument("--backend", metavar="NAME", help="onnxruntime, openvino or tensorrt (default: by the file's suffix)")
     parser.add_argument("--device", metavar="NAME", help="device as the backend names it, the one of the line: cpu, cuda, cuda:N (default: its own)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="fixes the synthetic defects (default: 0)")
@@ -91,12 +95,36 @@ def build_parser() -> CommandParser:
     return parser
 
 
+def _add_history_flags(parser: CommandParser) -> None:
+    parser.add_argument("--must-reject", type=Path, metavar="DIR", help="images that must not pass under the new decision, e.g. archived rejects")
+    parser.add_argument(
+        "--max-loosening", type=float, default=0.1, metavar="X", help="share by which the pass threshold may rise unasked (default: 0.1)"
+    )
+    parser.add_argument(
+        "--accept-lenient", metavar="REASON", help="write the decision although it is more lenient or passes an image of --must-reject; kept with it"
+    )
+    parser.add_argument("--by", default="", metavar="NAME", help="who calibrates, kept with the decision (default: the name of the account)")
+    parser.add_argument("--list-history", action="store_true", help="print every decision with its number, date, author and thresholds, and end")
+    parser.add_argument(
+        "--revert",
+        nargs="?",
+        type=_parse_number,
+        const=0,
+        metavar="N",
+        help="put decision N of the history into force again, the one before the current by default, and end",
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0 fitted, 2 user error, 3 at least one product was refused."""
     return run_command(lambda: _run(build_parser().parse_args(argv)), program="snl-calibrate")
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.list_history or arguments.revert is not None:
+        return _run_history(arguments)
+    if arguments.good is None:
+        raise ConfigError("--good DIR is missing: the folder of good images to fit on (or --list-history, --revert)")
     load_opencv()  # the import below needs it; without it this is one line that names the extra
     from .calibrate import calibrate
     from .options import CalibrationOptions
@@ -120,6 +148,10 @@ def _run(arguments: argparse.Namespace) -> int:
         backend=arguments.backend,
         device=arguments.device,
         seed=arguments.seed,
+        must_reject=arguments.must_reject,
+        max_loosening=arguments.max_loosening,
+        accept_lenient=arguments.accept_lenient,
+        written_by=arguments.by,
     )
     fits = calibrate(
         arguments.engine,
@@ -133,6 +165,25 @@ def _run(arguments: argparse.Namespace) -> int:
         if fit.decision is not None:
             print(f"snl-calibrate: {fit.product}: decision written to {arguments.engine.with_suffix('.json')}", file=sys.stderr)
     return EXIT_OK if all(fit.decision is not None for fit in fits) else EXIT_REFUSED
+
+
+def _run_history(arguments: argparse.Namespace) -> int:
+    load_opencv()
+    from .history import describe_history, plain_history, read_history, revert
+    from .options import CalibrationOptions
+
+    if arguments.good is not None or (arguments.list_history and arguments.revert is not None):
+        raise ConfigError("--good, --list-history and --revert exclude each other; give one of them")
+    if arguments.revert is not None:
+        options = CalibrationOptions(
+            product=arguments.product, max_loosening=arguments.max_loosening, accept_lenient=arguments.accept_lenient, written_by=arguments.by
+        )
+        entry = revert(arguments.engine, options, arguments.revert or None)
+        back_to = "" if entry.decision.change is None else f", back to {entry.decision.change.reverted_to}"
+        print(f"snl-calibrate: {entry.decision.product}: decision {entry.number} written{back_to}", file=sys.stderr)
+    entries = read_history(arguments.engine, arguments.product)
+    print(to_json({"engine": str(arguments.engine), "history": plain_history(entries)}) if arguments.json else describe_history(entries), flush=True)
+    return EXIT_OK
 
 
 def _deliver(arguments: argparse.Namespace, fits: "Sequence[ProductFit]") -> None:
@@ -221,6 +272,12 @@ def _plain_normalization(found: "NormalizationFit") -> dict[str, Any]:
         "threshold_without": dataclasses.asdict(found.raw_fit),
         "detected_without": found.raw_detected,
     }
+
+
+def _parse_number(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected the number of a decision, as --list-history shows it, got {text!r}")
+    return int(text)
 
 
 def _parse_roi(text: str) -> tuple[int, int, int, int]:

@@ -1,5 +1,6 @@
 """What a calibration promises, and on what evidence."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,14 @@ class CalibrationOptions:
     """Backend that scores; None chooses by the file's suffix."""
     device: str | None = None
     """Device as the backend names it, which should be the line's; None for its default."""
+    must_reject: Path | None = None
+    """Folder of images that must not pass under the new decision, e.g. archived rejects; None for none."""
+    max_loosening: float = 0.1
+    """How far the pass threshold may rise above the current one, as a share of it, before a person must accept it; at least 0."""
+    accept_lenient: str | None = None
+    """Why the new decision may be more lenient than that, or pass images that must not; kept in the manifest. None accepts nothing."""
+    written_by: str = ""
+    """Who calibrates, kept in the manifest; empty for the name of the account."""
     defects_per_kind: int = 60
     """How many synthetic defects of each kind are scored, at most one per good image."""
     seed: int = 0
@@ -55,6 +64,8 @@ class CalibrationOptions:
             ("valid_days", self.valid_days is None or 0 < self.valid_days <= 36500, "above 0 and at most 36500"),
             ("defects_per_kind", self.defects_per_kind >= 1, "at least 1"),
             ("seed", self.seed >= 0, "at least 0"),
+            ("max_loosening", 0 <= self.max_loosening < math.inf, "at least 0"),
+            ("accept_lenient", self.accept_lenient is None or self.accept_lenient.strip() != "", "a reason in words"),
             ("bit_depth", self.bit_depth in (None, *BIT_DEPTHS), f"one of {', '.join(map(str, BIT_DEPTHS))}"),
             ("roi_xyxy", _is_box(self.roi_xyxy), "left,top,right,bottom with 0 <= left < right and 0 <= top < bottom"),
         ):

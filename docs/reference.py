@@ -32,6 +32,8 @@ MANIFEST_PARTS = (
     frame_range.FrameRange,
     manifest_records.Evidence,
     manifest_records.NormalizationFile,
+    manifest_records.ReferenceSample,
+    manifest_records.DecisionChange,
     manifest_records.ParityReport,
     manifest_records.EngineEntry,
 )

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from snl_runtime.model.manifest import Decision, Manifest, read_manifest, update_manifest
     from snl_runtime.model.signing import make_key_pair, sign_manifest, verify_manifest
     from snl_runtime.scorer import Scorer
-    from snl_runtime.types import AnomalyRegion, AnomalyResult, ColorOrder, DetectorState, Frame, OutputRequest, StageTimings, Verdict
+    from snl_runtime.types import AnomalyRegion, AnomalyResult, ColorOrder, DetectorState, Frame, OutputRequest, SelfTestResult, StageTimings, Verdict
     from snl_runtime.verdict.ruling import REASON_CODES
 
 __all__ = [
@@ -107,6 +107,7 @@ __all__ = [
     "RejectSaver",
     "RunTally",
     "Scorer",
+    "SelfTestResult",
     "SignatureError",
     "Sink",
     "SinkError",
@@ -191,7 +192,7 @@ _NAMES = {
     "model.manifest": ("Decision", "Manifest", "read_manifest", "update_manifest"),
     "model.signing": ("make_key_pair", "sign_manifest", "verify_manifest"),
     "scorer": ("Scorer",),
-    "types": ("AnomalyRegion", "AnomalyResult", "ColorOrder", "DetectorState", "Frame", "OutputRequest", "StageTimings", "Verdict"),
+    "types": ("AnomalyRegion", "AnomalyResult", "ColorOrder", "DetectorState", "Frame", "OutputRequest", "SelfTestResult", "StageTimings", "Verdict"),
     "verdict.ruling": ("REASON_CODES",),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}

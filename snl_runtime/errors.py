@@ -112,7 +112,16 @@ class BackendTimeoutError(BackendError):
 
 
 class GoldenSampleError(SnlError):
-    """The stored samples are missing or do not score as recorded."""
+    """The stored samples are missing or do not score as recorded.
+
+    Args:
+        message: What is wrong and what to do.
+        difference: By how much a sample scored differently, relative to the largest map value recorded for it; None if none was scored.
+    """
+
+    def __init__(self, message: str, difference: float | None = None) -> None:
+        super().__init__(message)
+        self.difference = difference
 
 
 class DetectorClosedError(SnlError):

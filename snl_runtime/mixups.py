@@ -49,7 +49,7 @@ _MODELS = (Kind.ONNX, Kind.ENGINE)
 _BESIDE = (Kind.MANIFEST, Kind.GOLDEN)
 _NO_MODEL = (Kind.IMAGE, Kind.VIDEO, Kind.ADDRESS, Kind.RECORDS)
 _ENGINE = ("--engine", "--compare")
-_IMAGES = ("--data", "--good", "--bad", "--frames", "--calib-data")
+_IMAGES = ("--data", "--good", "--bad", "--must-reject", "--frames", "--calib-data")
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from snl_runtime.errors import BackendError, BackendTimeoutError, FrameError, Go
 from snl_runtime.gpu.path import ChooseVisualizations, DevicePath, map_of, offers_context, open_device_path
 from snl_runtime.images.preprocess import InputSpec, prepare
 from snl_runtime.model.bundle import ModelBundle, open_bundle
-from snl_runtime.model.golden import check_golden, golden_path
+from snl_runtime.model.golden import GoldenSamples, check_golden, golden_path
 from snl_runtime.model.normalization import NormalizationMap
 from snl_runtime.model.signing import PublicKey
 from snl_runtime.types import AnomalyMap, ColorOrder, DetectorState, Image, StageTimings
@@ -85,6 +85,7 @@ class Scorer:
         self._state = DetectorState.UNCHECKED
         self._device_path: DevicePath | None = None
         self._device_failures = 0
+        self._golden_difference: float | None = None
         with contextlib.ExitStack() as opened:
             if backend is not None and not isinstance(backend, str):
                 opened.callback(backend.close)
@@ -126,6 +127,11 @@ class Scorer:
     def golden_count(self) -> int:
         """How many golden samples the model has."""
         return 0 if self.bundle.golden is None else len(self.bundle.golden.images)
+
+    @property
+    def golden_difference(self) -> float | None:
+        """Largest difference of the last comparison of the golden samples, relative to the largest map value of a sample; None before the first."""
+        return self._golden_difference
 
     def distrust_backend(self) -> None:
         """Note that the backend failed: no golden check holds any more, and :meth:`recover` opens it again."""
@@ -288,13 +294,13 @@ class Scorer:
                 raise GoldenSampleError(f"{path} is missing though the manifest lists it; copy it beside {self.bundle.path.name} from the export")
             return False
         try:
-            check_golden(golden, self.score_inputs, self.bundle.golden_tolerance)
+            self._compare(golden)
         except GoldenSampleError as mismatch:
             if self._device_path is None:
                 raise
             logger.warning("frames are prepared on the host, not on the GPU: %s", mismatch)
             self._close_device_path()
-            check_golden(golden, self.score_inputs, self.bundle.golden_tolerance)
+            self._compare(golden)
         self._state = DetectorState.READY
         return True
 
@@ -309,6 +315,13 @@ class Scorer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def _compare(self, golden: GoldenSamples) -> None:
+        try:
+            self._golden_difference = check_golden(golden, self.score_inputs, self.bundle.golden_tolerance)
+        except GoldenSampleError as mismatch:
+            self._golden_difference = mismatch.difference
+            raise
 
     def _require_usable(self, score: float, anomaly_map: AnomalyMap, what: str) -> None:
         fault = check_output(score, anomaly_map)

@@ -108,6 +108,28 @@ class AnomalyRegion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SelfTestResult:
+    """What scoring the golden samples once more showed.
+
+    Attributes:
+        passed: Whether every sample scores as recorded; false too where there is none.
+        samples: How many there are.
+        largest_difference: Largest difference of a score or map value from the recorded one, relative to the largest map value of its sample; None if
+            none was scored.
+        tolerance: Largest difference allowed, relative likewise.
+        reason: What is wrong, one sentence; empty if it passed.
+        elapsed_ms: How long it took; no frame was scored meanwhile.
+    """
+
+    passed: bool
+    samples: int
+    largest_difference: float | None
+    tolerance: float
+    reason: str
+    elapsed_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageTimings:
     """How long each stage of one verdict took, in milliseconds.
 

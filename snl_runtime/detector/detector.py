@@ -11,6 +11,7 @@ from types import TracebackType
 from snl_runtime.backends.base import Backend
 from snl_runtime.cuda.arrays import DeviceFrameReader
 from snl_runtime.detector.inspection import Inspection, Output, Prepared, Request, answer
+from snl_runtime.detector.self_test import run_self_test
 from snl_runtime.detector.worker import BackendWorker
 from snl_runtime.errors import (
     BackendError,
@@ -25,7 +26,7 @@ from snl_runtime.model.manifest import Manifest
 from snl_runtime.model.normalization_files import open_normalizations
 from snl_runtime.model.signing import PublicKey
 from snl_runtime.scorer import Scorer
-from snl_runtime.types import AnomalyResult, ColorOrder, DetectorState, OutputRequest
+from snl_runtime.types import AnomalyResult, ColorOrder, DetectorState, OutputRequest, SelfTestResult
 from snl_runtime.verdict.decision import check_output
 from snl_runtime.verdict.ruling import Ruling, error
 from snl_runtime.verdict.selection import DecisionBook
@@ -193,6 +194,29 @@ class SnlDetector:
         except Exception as fault:  # noqa: BLE001  # the frame may be any object; a bug must stop the part, not the line
             inspection.ruling = _explain(fault)
         return inspection.result(self.model_sha256)
+
+    def self_test(self) -> SelfTestResult:
+        """Score the golden samples again, between two frames, and return how they compare; frames wait meanwhile.
+
+        After a failure no frame passes: verdicts are ERROR ``golden_mismatch`` until the samples agree again, which each following frame and each
+        further self-test tries on a backend that is opened again.
+
+        Raises:
+            BackendTimeoutError: If it could not run because frames or a call that hangs kept the backend busy; nothing was learned.
+            DetectorClosedError: If the detector is closed.
+        """
+        if self._closed:
+            raise DetectorClosedError("the detector is closed; open a new SnlDetector")
+        if not self._lock.acquire(timeout=self._timeout_s):
+            raise BackendTimeoutError("the self-test did not run: frames took all of its time")
+        try:
+            if self._closed:
+                raise DetectorClosedError("the detector was closed while a self-test was waiting")
+            if self._worker.busy:
+                raise BackendTimeoutError("the self-test did not run: an earlier call has not come back from the backend")
+            return run_self_test(self._scorer, self._worker, self._timeout_s * (1 + self._scorer.golden_count))
+        finally:
+            self._lock.release()
 
     def close(self) -> None:
         """Close the backend and end its thread; a second call does nothing.

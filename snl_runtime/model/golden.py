@@ -98,8 +98,8 @@ def golden_tolerance(graph: Mapping[str, Any], precision: str | None = None) -> 
     return TOLERANCES.get(precision or str(graph.get("precision", "fp32")), TOLERANCES["fp16"])
 
 
-def check_golden(golden: GoldenSamples, infer: Infer, tolerance: float) -> None:
-    """Compare this machine's scores and maps with the recorded ones.
+def check_golden(golden: GoldenSamples, infer: Infer, tolerance: float) -> float:
+    """Compare this machine's scores and maps with the recorded ones and return the largest difference, relative like ``tolerance``.
 
     Args:
         golden: Recorded samples.
@@ -109,23 +109,30 @@ def check_golden(golden: GoldenSamples, infer: Infer, tolerance: float) -> None:
     Raises:
         GoldenSampleError: If a sample scores differently; the message names it with what was expected and what came.
     """
+    largest = 0.0
     for index in range(len(golden.images)):
-        allowed = tolerance * float(golden.maps[index].max())
+        scale = float(golden.maps[index].max())
         scores, maps = infer(golden.images[index : index + 1])
         if scores.shape != (1,) or maps.shape != (1, *golden.maps.shape[1:]):
             raise GoldenSampleError(
                 f"golden sample {index} gave a map of shape {maps.shape}, expected {(1, *golden.maps.shape[1:])}; "
                 "the golden samples belong to another model: export again"
             )
-        _check_value(index, "score", float(golden.scores[index]), float(scores[0]), allowed)
+        score_difference = _checked_difference(index, "score", float(golden.scores[index]), float(scores[0]), tolerance=tolerance, scale=scale)
         difference = np.abs(maps[0].astype(np.float64) - golden.maps[index])
         worst = np.unravel_index(np.argmax(np.where(np.isnan(difference), np.inf, difference)), difference.shape)
-        _check_value(index, f"map value at {tuple(map(int, worst))}", float(golden.maps[index][worst]), float(maps[0][worst]), allowed)
+        where = f"map value at {tuple(map(int, worst))}"
+        map_difference = _checked_difference(index, where, float(golden.maps[index][worst]), float(maps[0][worst]), tolerance=tolerance, scale=scale)
+        largest = max(largest, score_difference, map_difference)
+    return largest
 
 
-def _check_value(index: int, what: str, expected: float, actual: float, allowed: float) -> None:
+def _checked_difference(index: int, what: str, expected: float, actual: float, *, tolerance: float, scale: float) -> float:
+    allowed = tolerance * scale
     if not abs(actual - expected) <= allowed:  # written so that NaN fails
         raise GoldenSampleError(
             f"golden sample {index} gives a {what} of {actual:.6g} here, recorded is {expected:.6g}, allowed difference {allowed:.2g}; "
-            "this machine does not compute what was evaluated: use another backend or device, or export again"
+            "this machine does not compute what was evaluated: use another backend or device, or export again",
+            abs(actual - expected) / scale,
         )
+    return abs(actual - expected) / scale

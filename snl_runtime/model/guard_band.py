@@ -40,7 +40,9 @@ def tightened(decision: "Decision", *, guard_band: float, map_max_abs: float) ->
     pass_threshold, reject_threshold = (math.nextafter(value - band, -math.inf) for value in (decision.pass_threshold, decision.reject_threshold))
     if not floor <= pass_threshold:
         return None
-    return dataclasses.replace(decision, floor=floor, pass_threshold=pass_threshold, reject_threshold=reject_threshold)
+    # The engine's scores are not those of the sample: a test against them would find the engine, not a drift.
+    reference = None if decision.reference is None else dataclasses.replace(decision.reference, scores=[])
+    return dataclasses.replace(decision, floor=floor, pass_threshold=pass_threshold, reject_threshold=reject_threshold, reference=reference)
 
 
 def guard_text(report: "ParityReport") -> str:

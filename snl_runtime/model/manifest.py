@@ -13,7 +13,17 @@ from snl_runtime.errors import ManifestError
 from snl_runtime.files import atomic_write_text, exclusive_lock, sha256_bytes
 from snl_runtime.model.frame_range import FrameRange, FrameSizes
 from snl_runtime.model.guard_band import tightened
-from snl_runtime.model.manifest_records import NOT_VERIFIED, EngineEntry, Evidence, NormalizationFile, ParityReport, check_input, check_listed_file
+from snl_runtime.model.manifest_records import (
+    NOT_VERIFIED,
+    DecisionChange,
+    EngineEntry,
+    Evidence,
+    NormalizationFile,
+    ParityReport,
+    ReferenceSample,
+    check_input,
+    check_listed_file,
+)
 from snl_runtime.types import BIT_DEPTHS
 
 SCHEMA = 1
@@ -23,6 +33,7 @@ __all__ = [
     "NOT_VERIFIED",
     "SCHEMA",
     "Decision",
+    "DecisionChange",
     "EngineEntry",
     "Evidence",
     "FrameRange",
@@ -30,6 +41,7 @@ __all__ = [
     "Manifest",
     "NormalizationFile",
     "ParityReport",
+    "ReferenceSample",
     "canonical_text",
     "manifest_path",
     "read_manifest",
@@ -70,6 +82,8 @@ class Decision:
         tool_version: snl-edge version that fitted.
         normalization: Where the normalization map is that raw maps are multiplied with before they are judged; None for a product that is judged by
             its raw maps.
+        reference: What the good parts measured, for the detection of drift; None in a decision from before that was kept: calibrate again.
+        change: Who put the decision into force; None in a decision from before that was kept.
     """
 
     product: str
@@ -93,6 +107,8 @@ class Decision:
     expires_at: str | None
     tool_version: str
     normalization: NormalizationFile | None = field(default=None, metadata=ADDED_LATER)
+    reference: ReferenceSample | None = field(default=None, metadata=ADDED_LATER)
+    change: DecisionChange | None = field(default=None, metadata=ADDED_LATER)
 
     def __post_init__(self) -> None:
         if not (0 <= self.floor <= self.pass_threshold <= self.reject_threshold):

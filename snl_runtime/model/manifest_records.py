@@ -1,4 +1,4 @@
-"""What a manifest is made of: normalization maps, evidence, engines, and comparisons of a file with what it must score like."""
+"""What a manifest is made of: normalization maps, evidence, reference samples, engines, and comparisons of a file with what it must score like."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +50,46 @@ class NormalizationFile:
         check_listed_file(self.file, self.sha256)
         if not self.highest > 0:
             raise ManifestError(f"must give the largest normalization of '{self.file}', above 0, got {self.highest}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceSample:
+    """What good parts measured at calibration; drift on the line is judged against it. Each list is sorted by itself.
+
+    Attributes:
+        scores: Anomaly scores as they are compared with the thresholds; empty on an engine, whose scores are not those of the file that was fitted.
+        brightness: Mean of the green channel of the inspected part, gray levels.
+        sharpness: Mean step between neighboring pixels relative to the brightness.
+    """
+
+    scores: list[float]
+    brightness: list[float]
+    sharpness: list[float]
+
+    def __post_init__(self) -> None:
+        for name in ("scores", "brightness", "sharpness"):
+            values = getattr(self, name)
+            if values != sorted(values):
+                raise ManifestError(f"the {name} of a reference sample must be sorted")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecisionChange:
+    """How a decision came into force: who wrote it, when, and against which objections.
+
+    Attributes:
+        written_at: When, ISO 8601 with offset; of a decision that was taken up again later than its ``fitted_at``.
+        written_by: Name of the person.
+        reverted_to: Number in the history of the decision that this one repeats, counted from 1; None for a new fit.
+        accepted_lenient: Why it may be more lenient than the decision before, in the words of that person; None if it is not.
+        accepted_passes: Names of images that must not pass and that it passes all the same, for the same reason.
+    """
+
+    written_at: str
+    written_by: str
+    reverted_to: int | None = None
+    accepted_lenient: str | None = None
+    accepted_passes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ REASON_CODES: Mapping[str, str] = MappingProxyType(
         "frame_out_of_range": "the frame is outside the qualified input range",
         "no_manifest": "the model has no manifest",
         "no_golden_check": "no golden sample was scored in this process",
-        "golden_mismatch": "the golden samples scored differently after a failure of the backend",
+        "golden_mismatch": "the golden samples scored differently in a self-test, or after a failure of the backend",
         "no_decision": "the model was never calibrated",
         "no_threshold_for_engine": "the calibration belongs to another file",
         "guard_band_too_wide": "the engine differs from its model by more than the thresholds of the decision leave room for",

@@ -107,7 +107,7 @@ def test_later_fit_leaves_the_normalization_map_of_an_earlier_one(station, tools
     second = station.fit_one(fixed_pose=True).decision
     assert first.normalization != second.normalization
     assert {path.name for path in station.root.glob("*.normalization.*")} == {first.normalization.file, second.normalization.file}
-    assert station.fit_one().decision.normalization is None  # judged by raw maps again
+    assert station.fit_one(accept_lenient="parts no longer lie in a fixture").decision.normalization is None  # judged by raw maps again
     with SnlDetector(station.model) as detector:
         assert detector.detect(printed(tools, 0), color="rgb").score == pytest.approx(map_of(tools, printed(tools, 0)).max())
 

@@ -68,6 +68,7 @@ NAMES = {
     "SourceError",
     "SourceOpenError",
     "SourceStalledError",
+    "SelfTestResult",
     "StageTimings",
     "StreamSink",
     "TrainingDivergedError",

@@ -22,7 +22,9 @@ def load_pyav() -> ModuleType:
     try:
         import av
     except ImportError as error:
-        raise BackendUnavailableError(f"camera.decoder pyav needs the package av ({error}): pip install 'snl-edge[stream]', or set decoder: opencv") from error
+        raise BackendUnavailableError(
+            f"camera.decoder pyav needs the package av ({error}): pip install 'snl-edge[stream]', or set decoder: opencv"
+        ) from error
     module: ModuleType = av
     return module
 
