@@ -210,6 +210,7 @@ def test_a_camera_that_takes_no_commands_says_so(stage, client, token):
         (b'{"threshold": "2"}', 422, "unknown key 'threshold'"),
         (b'{"part_id": 7}', 422, "part_id must be text"),
         (b"x" * 5000, 413, "at most 4096 bytes"),
+        (b"x" * 500_000, 413, "at most 4096 bytes"),
     ],
 )
 def test_a_command_that_cannot_be_meant_is_refused_in_one_line(stage, client, token, body, status, said):
