@@ -12,6 +12,7 @@ from snl_runtime.errors import ConfigError
 from snl_runtime.line.plugins import provides_source
 from snl_runtime.station.config import StationConfig
 from snl_runtime.station.station_file import layered, read_station_file, station_of
+from snl_runtime.station.web.config import parse_address
 
 PROGRAM = "snl-run"
 EXAMPLE = """
@@ -97,6 +98,10 @@ def _add_station_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     outputs = parser.add_argument_group("outputs")
+    outputs.add_argument("--store", metavar="FILE", help="keep the records in this SQLite file too; what tells the line or is watched needs it")
+    outputs.add_argument(
+        "--serve", metavar="HOST:PORT", help="show the station in a browser, e.g. at 127.0.0.1:8080; needs --store and the extra web"
+    )
     outputs.add_argument("--jsonl", metavar="FILE", help="append the records to this file instead of writing them to standard output")
     outputs.add_argument(
         "--jsonl-max-mib",
@@ -134,6 +139,9 @@ def _flag_values(arguments: argparse.Namespace, below: Mapping[str, Any]) -> dic
         values["records"] = records
     if arguments.sink is not None:
         values["outputs"] = {"plugins": arguments.sink}
+    if arguments.serve is not None:
+        host, port = parse_address(arguments.serve)
+        values["web"] = {"host": host, "port": port}
     return values
 
 
@@ -176,7 +184,7 @@ def _camera_source_values(text: str) -> dict[str, Any]:
 
 
 def _record_values(arguments: argparse.Namespace, below: Mapping[str, Any]) -> dict[str, Any]:
-    records: dict[str, Any] = {}
+    records: dict[str, Any] = {} if arguments.store is None else {"store": {"path": arguments.store}}
     if arguments.jsonl is not None or arguments.jsonl_max_mib is not None:
         records["jsonl"] = _given(file=arguments.jsonl, max_mib=arguments.jsonl_max_mib)
     if arguments.save_rejects is not None:

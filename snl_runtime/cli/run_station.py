@@ -5,6 +5,7 @@ import contextlib
 import math
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from snl_runtime.station.config import StationConfig
     from snl_runtime.station.snapshot import StationSnapshot, UnitSnapshot
 
-WAIT_S = 0.5
-"""How often a run looks whether it shall end."""
+WAIT_S = 0.25
+"""How often a run looks whether it shall end, or test itself."""
 
 
 def run_station(arguments: argparse.Namespace, config: "StationConfig", on_stop: Callable[[Callable[[], None]], None]) -> int:
@@ -36,6 +37,7 @@ def run_station(arguments: argparse.Namespace, config: "StationConfig", on_stop:
     from snl_runtime.line.record_store import RecordStore
     from snl_runtime.station.assembly import build_station
     from snl_runtime.station.build import build_sinks, check_paths, check_products
+    from snl_runtime.station.self_test import SelfTestSchedule
 
     if arguments.max_frames is not None:
         raise ConfigError("--max-frames is for one camera without a record store; leave it out")
@@ -47,7 +49,7 @@ def run_station(arguments: argparse.Namespace, config: "StationConfig", on_stop:
     sinks = build_sinks(config)
     stopped = threading.Event()
     with contextlib.ExitStack() as opened:
-        detector = opened.enter_context(open_detector(config.model, keep_maps=sinks.need_maps, outputs=sinks.request))
+        detector = opened.enter_context(open_detector(config.model, keep_maps=sinks.need_maps or config.web is not None, outputs=sinks.request))
         check_products(config, detector.products)
         store = opened.enter_context(RecordStore(config.records.store))
         built = build_station(
@@ -57,12 +59,15 @@ def run_station(arguments: argparse.Namespace, config: "StationConfig", on_stop:
             sinks=[sinks.records, *sinks.others],
             on_listed=lambda listing: report_listing(PROGRAM, listing, list_left_out=arguments.list_left_out),
         )
-        for outbox in built.outboxes:
-            opened.enter_context(outbox)
+        for beside in built.beside:
+            opened.enter_context(beside)
         station = opened.enter_context(built.station)
         on_stop(stopped.set)
+        if built.screen is not None:
+            print(f"{PROGRAM}: the screen is at {built.screen.url}", file=sys.stderr)
+        self_test = SelfTestSchedule(config.self_test, detector.self_test, time.monotonic)
         while not stopped.is_set() and not station.wait(WAIT_S):
-            pass
+            self_test.run_if_due(has_open_trigger=any(unit.line.busy for unit in station.snapshot().cameras.values()))
         station.stop()
         snapshot = station.snapshot()
         _report(arguments, config, snapshot, detector.model_sha256)

@@ -1,13 +1,16 @@
 """From the configuration of a station to the station: cameras, outputs, and an outbox for each remote consumer."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
+from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.images.listing import Listing
-from snl_runtime.line.pipeline import Detector
 from snl_runtime.line.record_store import RecordStore
 from snl_runtime.line.sinks import Sink
 from snl_runtime.station.build import build_source, overflow_of
+from snl_runtime.station.camera_drift import CameraDrift
 from snl_runtime.station.config import DEFAULT_DEADLINE_MS, OutputsConfig, StationCameraConfig, StationConfig
 from snl_runtime.station.crop import CroppedDetector
 from snl_runtime.station.line_state import LineOutput
@@ -22,6 +25,8 @@ from snl_runtime.station.station import Station, StationCamera
 from snl_runtime.station.timer import TimerTrigger
 from snl_runtime.station.triggered import TriggerConfig, TriggerMode
 from snl_runtime.station.unit_config import UnitConfig
+from snl_runtime.station.web.panels import WebPanels
+from snl_runtime.station.web.server import WebServer
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -30,15 +35,17 @@ class BuiltStation:
 
     Attributes:
         station: Cameras and outputs.
-        outboxes: One for each remote consumer; entered after the store and left after the station.
+        beside: Outboxes, drift and screen; entered in this order after the store and before the station, and left after it.
+        screen: The screen among them; None without.
     """
 
     station: Station
-    outboxes: tuple[Outbox, ...]
+    beside: tuple[AbstractContextManager[object], ...]
+    screen: WebServer | None
 
 
 def build_station(
-    config: StationConfig, detector: Detector, store: RecordStore, *, sinks: Sequence[Sink], on_listed: Callable[[Listing], None] = lambda _: None
+    config: StationConfig, detector: SnlDetector, store: RecordStore, *, sinks: Sequence[Sink], on_listed: Callable[[Listing], None] = lambda _: None
 ) -> BuiltStation:
     """Return the station that a configuration describes.
 
@@ -67,7 +74,28 @@ def build_station(
     outboxes = tuple(Outbox(consumer, store, on_fault=station.on_fault(consumer.name), config=limits) for consumer in build_consumers(config.outputs))
     for metrics in (output for output in outputs if isinstance(output, MetricsOutput)):
         _watch(metrics, station, config, outboxes)
-    return BuiltStation(station=station, outboxes=outboxes)
+    drift = _build_drift(config, detector, station)
+    screen = None if config.web is None else WebServer(config.web, station, _panels(config, detector, drift, outboxes))
+    beside: list[AbstractContextManager[object] | None] = [*outboxes, drift, screen]
+    return BuiltStation(station=station, beside=tuple(one for one in beside if one is not None), screen=screen)
+
+
+def _build_drift(config: StationConfig, detector: SnlDetector, station: Station) -> CameraDrift | None:
+    if config.drift is None:
+        return None
+    manifest = detector.manifest
+    drift = CameraDrift(config.drift, {} if manifest is None else manifest.decisions_for(detector.model_sha256), tuple(config.cameras))
+    drift.watch(station)
+    return drift
+
+
+def _panels(config: StationConfig, detector: SnlDetector, drift: CameraDrift | None, outboxes: Sequence[Outbox]) -> WebPanels:
+    return WebPanels(
+        title=Path(config.model.file).stem,
+        drift=None if drift is None else drift.lines,
+        outboxes=tuple((lambda outbox=outbox: outbox.counts) for outbox in outboxes),  # type: ignore[misc]
+        notes=lambda: detector.notes,
+    )
 
 
 def unit_config(camera: StationCameraConfig) -> UnitConfig:
@@ -81,6 +109,7 @@ def unit_config(camera: StationCameraConfig) -> UnitConfig:
         heartbeat_timeout_ms=trigger.heartbeat_timeout_ms,
         policy=policy,
         frame_capacity=capacity,
+        products=camera.products,
         trigger=TriggerConfig(
             mode=TriggerMode.EACH_FRAME if trigger.mode == "each_frame" else TriggerMode.COMMAND,
             frame_timeout_ms=trigger.frame_timeout_ms,

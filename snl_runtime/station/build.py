@@ -58,7 +58,7 @@ class Sinks:
 def needs_station(config: StationConfig) -> bool:
     """Return whether one camera's pipeline is not enough: several cameras, triggers, deadlines, a record store or outputs to the line."""
     is_triggered = any(changed_keys(camera.trigger) for camera in config.cameras.values())
-    return len(config.cameras) > 1 or is_triggered or config.records.store is not None or bool(line_outputs(config.outputs))
+    return bool(config.watches) or len(config.cameras) > 1 or is_triggered or config.records.store is not None or bool(line_outputs(config.outputs))
 
 
 def check_paths(config: StationConfig) -> None:

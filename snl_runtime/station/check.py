@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from snl_runtime.errors import SourceStalledError
 from snl_runtime.line.records import record_line
 from snl_runtime.station.build import build_source, drawn_verdicts
-from snl_runtime.station.config import OutputsConfig, StationCameraConfig, StationConfig
+from snl_runtime.station.config import StationCameraConfig, StationConfig
 from snl_runtime.station.crop import CroppedDetector
 from snl_runtime.text import redact_credentials
 from snl_runtime.types import AnomalyResult, Frame, Verdict
@@ -125,13 +125,15 @@ def _what_each_output_gets(frame: Frame, result: AnomalyResult, config: StationC
         yield f"plug-in {plug_in.partition(':')[0]}: {verdict.value}, not told during a check"
     accept = "true" if verdict is Verdict.PASS else "false"
     told = f"{verdict.value} {result.reason_code}, accept {accept}; not told during a check"
-    for name, where in _addresses(config.outputs).items():
+    for name, where in _addresses(config).items():
         yield f"{name} at {redact_credentials(where)}: {told}"
 
 
-def _addresses(outputs: OutputsConfig) -> dict[str, str]:
+def _addresses(config: StationConfig) -> dict[str, str]:
     """Return where each output that is given tells somebody."""
+    outputs, web = config.outputs, config.web
     addresses = {
+        "screen": None if web is None else f"{web.host}:{web.port}",
         "OPC UA": None if outputs.opcua is None else outputs.opcua.endpoint,
         "Modbus TCP": None if outputs.modbus is None else f"{outputs.modbus.host}:{outputs.modbus.port}",
         "MQTT": None if outputs.mqtt is None else f"{outputs.mqtt.address}, {outputs.mqtt.topic}",

@@ -7,19 +7,22 @@ A section of a component is the configuration class of that component, one optio
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from snl_runtime.errors import ConfigError
 from snl_runtime.line.record_store import RecordStoreConfig
+from snl_runtime.station.drift import DriftConfig
 from snl_runtime.station.outbox import OutboxConfig
 from snl_runtime.station.outputs.metrics import MetricsConfig
 from snl_runtime.station.outputs.modbus import ModbusConfig
 from snl_runtime.station.outputs.mqtt import MqttConfig
 from snl_runtime.station.outputs.opcua import OpcUaConfig
 from snl_runtime.station.outputs.webhook import WebhookConfig
+from snl_runtime.station.self_test import SelfTestConfig
 from snl_runtime.station.sources import SourceConfig
+from snl_runtime.station.web.config import WebConfig
 
 _CAMERA_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 """What a node of OPC UA, a level of an MQTT topic, a label of a metric and a dotted key all take."""
@@ -177,8 +180,8 @@ class RejectsConfig:
     """Days after their capture when images are deleted; none keeps them."""
 
     def __post_init__(self) -> None:
-        _check("records.rejects", "max_age_days", self.max_age_days, self.max_age_days is None or self.max_age_days > 0, "positive")
         _check("records.rejects", "max_mib", self.max_mib, self.max_mib >= 1, "at least 1")
+        _check("records.rejects", "max_age_days", self.max_age_days, self.max_age_days is None or self.max_age_days > 0, "positive")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,8 +198,8 @@ class OverlayConfig:
     """Days after their capture when images are deleted; none keeps them."""
 
     def __post_init__(self) -> None:
-        _check("records.overlay", "max_age_days", self.max_age_days, self.max_age_days is None or self.max_age_days > 0, "positive")
         _check("records.overlay", "max_mib", self.max_mib, self.max_mib >= 1, "at least 1")
+        _check("records.overlay", "max_age_days", self.max_age_days, self.max_age_days is None or self.max_age_days > 0, "positive")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,6 +253,22 @@ class StationConfig:
     """What is kept."""
     outputs: OutputsConfig = field(default_factory=OutputsConfig)
     """Where verdicts go."""
+    web: WebConfig | None = None
+    """A screen in the browser."""
+    drift: DriftConfig | None = None
+    """Watch scores, brightness, sharpness and rejects of each product against its calibration."""
+    self_test: SelfTestConfig = field(default_factory=SelfTestConfig)
+    """Score the golden samples again while the station runs."""
+
+    @property
+    def takes_commands(self) -> bool:
+        """Whether the line or a person can trigger."""
+        return self.outputs.takes_commands or (self.web is not None and self.web.token_file is not None)
+
+    @property
+    def watches(self) -> list[str]:
+        """Sections that are given and look at a running station."""
+        return [name for name in ("web", "drift") if getattr(self, name) is not None] + (["self_test"] if self.self_test.every_s else [])
 
     def __post_init__(self) -> None:
         if not self.cameras:
@@ -257,21 +276,22 @@ class StationConfig:
         for name in self.cameras:
             if not _CAMERA_NAME.fullmatch(name):
                 raise ConfigError(f"cameras.{name}: a camera's name has 1 to 32 letters, digits, '_' or '-' and begins with a letter")
-        check_store(self.cameras, self.outputs, has_store=self.records.store is not None)
+        check_store(self.cameras, self.outputs, self.watches, has_store=self.records.store is not None)
         for name, camera in self.cameras.items():
-            if camera.trigger.mode == "command" and not self.outputs.takes_commands:
+            if camera.trigger.mode == "command" and not self.takes_commands:
                 raise ConfigError(
-                    f"cameras.{name}.trigger.mode command needs an output that takes commands: outputs.opcua, outputs.modbus, or outputs.mqtt with "
-                    "commands: true"
+                    f"cameras.{name}.trigger.mode command needs somebody who commands: outputs.opcua, outputs.modbus, outputs.mqtt with "
+                    "commands: true, or web with token_file"
                 )
 
 
-def check_store(cameras: Mapping[str, StationCameraConfig], outputs: object, *, has_store: bool) -> None:
+def check_store(cameras: Mapping[str, StationCameraConfig], outputs: object, watches: Sequence[str], *, has_store: bool) -> None:
     """Refuse answers to the line that rest on no durable record.
 
     Args:
         cameras: By name.
         outputs: The section ``outputs``.
+        watches: Sections that look at a running station.
         has_store: Whether ``records.store`` is given.
 
     Raises:
@@ -279,7 +299,7 @@ def check_store(cameras: Mapping[str, StationCameraConfig], outputs: object, *, 
     """
     if has_store:
         return
-    remedy = "a verdict is told once it is durable: add records.store"
+    remedy = "a verdict is told once it is durable: add records.store, or --store FILE"
     if len(cameras) > 1:
         raise ConfigError(f"cameras: several cameras ({', '.join(cameras)}) need the record store; {remedy}")
     for name, camera in cameras.items():
@@ -287,6 +307,8 @@ def check_store(cameras: Mapping[str, StationCameraConfig], outputs: object, *, 
             raise ConfigError(f"cameras.{name}.trigger.{key} needs the record store; {remedy}")
     for name in line_outputs(outputs):
         raise ConfigError(f"outputs.{name} needs the record store; {remedy}")
+    for name in watches:
+        raise ConfigError(f"{name} needs the record store; {remedy}")
 
 
 def changed_keys(trigger: CameraTriggerConfig) -> list[str]:

@@ -142,19 +142,25 @@ class Unit:
         """Begin one inspection and return its trigger id.
 
         Raises:
-            TriggerRefusedError: If the camera is busy, stopped, in a fault or not triggered by command.
+            TriggerRefusedError: If the camera is busy, stopped, in a fault or not triggered by command, or the product is none of its own.
         """
         if self._is_continuous:
             raise TriggerRefusedError(f"{self.name} inspects every frame of its camera (trigger.mode each_frame) and takes no command")
+        if product is not None and self._config.products and product not in self._config.products:
+            self._count_refused()
+            raise TriggerRefusedError(f"{self.name} inspects {', '.join(self._config.products)}, not {product!r}")
         now_ns = self._clock_ns()
         frame = self._pending.frame_to_come(product=product, part_id=part_id)
         trigger_id = self._announcer.begin(lambda: self._number(frame, now_ns), product=product)
         if trigger_id is None:
-            with self._lock:
-                self._refused += 1
+            self._count_refused()
             raise TriggerRefusedError(f"{self.name} is not ready: {_why_not_ready(self._announcer.line_state)}")
         self._source.request(TriggerRequest(trigger_id=trigger_id, requested_ns=now_ns, product=product, part_id=part_id))
         return trigger_id
+
+    def _count_refused(self) -> None:
+        with self._lock:
+            self._refused += 1
 
     def reset(self) -> None:
         """End a fault if its cause is gone; one line in the log says what is in the way."""
@@ -332,16 +338,14 @@ class Unit:
             trigger_id = self._announcer.if_taking(lambda: self._number(frame, frame.captured_ns))
             admitted = None if trigger_id is None else self._pending.get(trigger_id).frame
         if admitted is None:
-            with self._lock:
-                self._refused += 1
+            self._count_refused()
         return admitted
 
     def _numbered_now(self, frame: Frame) -> Frame:
         trigger_id = self._announcer.begin(lambda: self._number(frame, frame.captured_ns), product=frame.product)
         if trigger_id is not None:
             return self._pending.get(trigger_id).frame
-        with self._lock:
-            self._refused += 1
+        self._count_refused()
         return dataclasses.replace(frame, image=None, fault="the station was stopped or in a fault when the frame's turn came")
 
     def _number(self, frame: Frame, began_ns: int) -> int:

@@ -26,6 +26,8 @@ class UnitConfig:
     """What happens to a frame when the detector is busy: every, latest or drop_oldest; null for the source's own."""
     frame_capacity: int | None = None
     """Most frames that wait for the detector; null for 1 with latest and 4 otherwise."""
+    products: tuple[str, ...] = ()
+    """Products that a command may name; empty for any."""
     trigger: TriggerConfig = field(default_factory=TriggerConfig)
     """What a trigger is."""
 

@@ -54,6 +54,14 @@ def test_a_trigger_while_busy_is_refused_and_has_no_record(bench, fakes):
     assert (snapshot.refused, snapshot.triggers.triggered) == (1, 1)
 
 
+def test_a_trigger_for_a_product_that_is_not_inspected_here_is_refused(bench, fakes):
+    bench.start(fakes.software_camera(), fakes.command_config(products=("nut", "washer")))
+    with pytest.raises(TriggerRefusedError, match="top inspects nut, washer, not 'bolt'"):
+        bench.top.trigger(product="bolt")
+    bench.top.trigger(product="nut")
+    assert bench.store.wait_answered(1) == [(1, "PASS", "pass")]
+
+
 def test_a_frame_that_does_not_come_is_an_error_and_no_fault(bench, fakes):
     camera = fakes.software_camera()
     camera.on_trigger = lambda: None

@@ -270,10 +270,10 @@ class Outputs:
 
 def test_output_that_tells_a_server_needs_the_record_store():
     cameras = station_of(SMALL).cameras
-    with pytest.raises(ConfigError, match=r"^outputs.mqtt needs the record store; .* add records.store$"):
-        check_store(cameras, Outputs(mqtt=object()), has_store=False)
-    check_store(cameras, Outputs(mqtt=object()), has_store=True)
-    check_store(cameras, Outputs(plugins=("plc:1",)), has_store=False)
+    with pytest.raises(ConfigError, match=r"^outputs.mqtt needs the record store; .* add records.store, or --store FILE$"):
+        check_store(cameras, Outputs(mqtt=object()), [], has_store=False)
+    check_store(cameras, Outputs(mqtt=object()), [], has_store=True)
+    check_store(cameras, Outputs(plugins=("plc:1",)), [], has_store=False)
 
 
 def test_source_of_another_kind_replaces_the_one_below_it():

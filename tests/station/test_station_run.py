@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from snl_runtime.cli.run import main
+from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.line.record_store import RecordStore, RecordStoreConfig
 from snl_runtime.station.outputs import modbus_map
 
@@ -146,7 +147,8 @@ def test_check_of_a_watched_folder_moves_nothing(station, capsys):
             {"records": {}, "cameras": {"left": {"source": {"images": {"path": "left"}}}}, "outputs": {"metrics": {}}},
             "outputs.metrics needs the record",
         ),
-        ({"cameras": {"left": camera("left", trigger={"mode": "command"})}}, "cameras.left.trigger.mode command needs an output that takes commands"),
+        ({"cameras": {"left": camera("left", trigger={"mode": "command"})}}, "cameras.left.trigger.mode command needs somebody who commands"),
+        ({"records": {}, "cameras": {"left": PLAIN}, "drift": {}}, "drift needs the record store"),
         ({"records": {"store": {"path": "gone/records.sqlite"}}}, "gone/records.sqlite: there is no folder"),
         ({"outputs": {"mqtt": {"host": ""}}}, "mqtt.host must name the broker"),
     ],
@@ -158,6 +160,46 @@ def test_station_that_could_not_keep_its_word_is_refused_in_one_line(station, ca
     assert err.count("\n") == 1
     assert message in err
     assert not Path("records.sqlite").exists()
+
+
+def test_station_watches_for_drift_and_tests_itself_between_parts(station, monkeypatch):
+    """A pause of a second between two parts leaves room for the self-test, which scores the golden samples of the manifest again."""
+    write(
+        cameras={"left": camera("left", trigger={"mode": "timer", "interval_ms": 1500.0, "deadline_ms": 1400.0})},
+        drift={"folder": "evidence"},
+        self_test={"every_s": 1.0, "quiet_s": 0.0},
+    )
+    results, self_test = [], SnlDetector.self_test
+    monkeypatch.setattr(SnlDetector, "self_test", lambda detector: results.append(self_test(detector)) or results[-1])
+    assert run("--config station.yaml") == 0
+    assert results
+    assert all(result.passed for result in results)
+    evidence = json.loads(Path("evidence/left.drift.json").read_text())
+    assert list(evidence["products"]) == ["bottle"]
+    assert {row.record["reason_code"] for row in rows()} <= {"below_threshold", "above_reject_threshold", "no_frame", "missing_frame", "frame_fault"}
+
+
+@pytest.mark.station
+def test_screen_is_served_while_the_station_runs(station):
+    port = free_port()
+    write(cameras={"left": camera("left", trigger={"mode": "timer", "interval_ms": 2000.0, "deadline_ms": 1900.0})})
+    command = [sys.executable, "-m", "snl_runtime.cli.run", "--config", "station.yaml", "--serve", f"127.0.0.1:{port}"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            state = json.loads(until(lambda: fetch(f"http://127.0.0.1:{port}/api/state"), process))
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=WAIT_S)
+    assert "left" in json.dumps(state)
+    assert process.returncode == 0
+
+
+def fetch(url):
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.read()
+    except OSError:
+        return None
 
 
 def test_max_frames_is_refused_for_a_station(station, capsys):
