@@ -62,7 +62,9 @@ def test_a_fault_takes_the_place_of_the_verdict_and_a_pass_does_not_come_back(st
     stage.show(Verdict.PASS)
     page = open_page()
     expect(word(page)).to_have_text("PASS")
-    stage.station.fault("broker down")
+    report = stage.station.on_fault("broker")
+    report("broker down")
+    report(None)  # gone again: the fault stays until somebody resets it
     expect(word(page)).to_have_text("FAULT")
     expect(tile(page)).to_contain_text("broker down")
     stage.station.commands["top"].reset()
@@ -304,7 +306,9 @@ def test_whoever_signs_in_can_trigger_and_reset(stage, open_page, token):
     expect(page.get_by_role("button", name="Trigger one inspection")).to_be_disabled()
     stage.show(Verdict.PASS)
     expect(word(page)).to_have_text("PASS")
-    stage.station.fault("broker down")
+    report = stage.station.on_fault("broker")
+    report("broker down")
+    report(None)  # gone again: the fault stays until somebody resets it
     page.get_by_role("button", name="Reset fault").click()
     expect(page.locator("#command-answer")).to_have_text("The fault is reset")
     page.get_by_role("button", name="Sign out").click()

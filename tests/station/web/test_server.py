@@ -186,11 +186,11 @@ def test_the_line_can_be_triggered_and_reset_with_the_token(stage, client, poll,
     stage.show(Verdict.PASS)
     last = poll(lambda: (state := http.get("/api/state").json())["cameras"][0]["shown"] == "pass" and state)["cameras"][0]["last"]
     assert (last["part_id"], last["product"]) == ("A 17", "washer")
-    stage.station.fault("broker down", persists=lambda: stage.store.failure is not None)
-    stage.store.failure = "still down"
+    report = stage.station.on_fault("broker")
+    report("broker down")
     stays = http.post("/api/cameras/top/reset")
     assert (stays.status_code, stays.json()) == (409, {"error": "the fault stays: broker down"})
-    stage.store.failure = None
+    report(None)
     assert http.post("/api/cameras/top/reset").json() == {"state": "Ready"}
     assert http.post("/api/cameras/nowhere/reset").status_code == 404
 
