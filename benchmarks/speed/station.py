@@ -225,10 +225,8 @@ def _load(units: Sequence[UnitSnapshot], *, rate: float, lost: int, faults: int,
 
 
 def _print_table(loads: Sequence[Load], deadline_ms: float) -> None:
-    print(
-        "| triggers/s and camera | triggers | answers | records | lost | missed | faults | p50 ms | p95 ms | p99 ms | longest ms | CPU of 2 cores | holds |"
-    )
-    print("|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|")
+    names = "rate,triggers,answers,records,lost,missed,faults,p50 ms,p95 ms,p99 ms,longest ms,CPU of 2 cores,holds".split(",")
+    print(f"| {' | '.join(names)} |\n|{'---:|' * (len(names) - 1)}---|")
     for one in loads:
         counts = f"{one.triggers} | {one.answers} | {one.records} | {one.lost} | {one.missed} | {one.faults}"
         times = f"{one.p50_ms:.1f} | {one.p95_ms:.1f} | {one.p99_ms:.1f} | {one.max_ms:.1f}"

@@ -111,11 +111,54 @@ class StationProcess:
         """What it wrote to stderr, all starts together."""
         return self.log.read_text(errors="replace")
 
+    def last_row(self, name="records.sqlite"):
+        """Number of the newest record, which counts those that a limit has deleted."""
+        with contextlib.closing(sqlite3.connect(f"file:{self.folder / name}?mode=ro", uri=True, timeout=WAIT_S)) as database:
+            return database.execute("SELECT ifnull(max(id), 0) FROM records").fetchone()[0]
+
     def rows(self, name="records.sqlite"):
         """The record as any tool reads it: dictionaries with ``row``, ``camera``, ``answered`` and the record's own keys."""
         with contextlib.closing(sqlite3.connect(f"file:{self.folder / name}?mode=ro", uri=True, timeout=WAIT_S)) as database:
             found = database.execute("SELECT id, camera, answered, record FROM records ORDER BY id").fetchall()
         return [{"row": row, "camera": camera, "answered": bool(answered), **json.loads(record)} for row, camera, answered, record in found]
+
+
+class CameraProcess:
+    """The Motion JPEG camera, which can be told, stopped, killed and started again on its port."""
+
+    def __init__(self):
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}/line.mjpg"
+        self.process = None
+        self.start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.kill()
+
+    def start(self):
+        command = [sys.executable, str(Path(__file__).with_name("mjpeg_camera.py")), str(self.port)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout.readline() == "listens\n"
+
+    def tell(self, line):
+        print(line, file=self.process.stdin, flush=True)
+        assert self.process.stdout.readline() == "done\n"
+
+    def pause(self):
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self):
+        self.process.send_signal(signal.SIGCONT)
+
+    def kill(self):
+        """As a cable that is pulled; also while it is stopped."""
+        self.process.kill()
+        self.process.wait(WAIT_S)
+        self.process.stdin.close()
+        self.process.stdout.close()
 
 
 @dataclasses.dataclass(frozen=True)

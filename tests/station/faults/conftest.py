@@ -1,57 +1,21 @@
 """What the injected faults share: a camera process, a station process triggered over Modbus, and a plug-in backend that misbehaves when told."""
 
 import contextlib
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from station_process import Plc, StationProcess, free_port, write_model
+from station_process import CameraProcess, Plc, StationProcess, free_port, write_model
 
 HERE = Path(__file__).parent
 DEADLINE_MS = 2_000.0
 """Long enough for a loaded machine, short enough for a test that lets it pass."""
 
 
-class CameraProcess:
-    """The Motion JPEG camera, which can be told, stopped, killed and started again on its port."""
-
-    def __init__(self):
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}/line.mjpg"
-        self.process = None
-        self.start()
-
-    def start(self):
-        command = [sys.executable, str(HERE / "camera.py"), str(self.port)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout.readline() == "listens\n"
-
-    def tell(self, line):
-        print(line, file=self.process.stdin, flush=True)
-        assert self.process.stdout.readline() == "done\n"
-
-    def pause(self):
-        self.process.send_signal(signal.SIGSTOP)
-
-    def resume(self):
-        self.process.send_signal(signal.SIGCONT)
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait(10)
-        self.process.stdin.close()
-        self.process.stdout.close()
-
-
 @pytest.fixture
 def camera():
-    opened = CameraProcess()
-    yield opened
-    with contextlib.suppress(OSError):
-        opened.kill()
+    with CameraProcess() as opened:
+        yield opened
 
 
 @pytest.fixture

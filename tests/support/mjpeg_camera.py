@@ -1,4 +1,4 @@
-"""A Motion JPEG camera of parts that the tests' model knows, as a process of its own: camera.py PORT.
+"""A Motion JPEG camera of parts that the tests' model knows, as a process of its own: mjpeg_camera.py PORT.
 
 A line on stdin changes what it sends: ``good``, ``bad``, ``cut`` (half of each JPEG), ``flip`` (damaged bytes), ``size W H``, ``every SECONDS``.
 Every frame shows another part, so that no camera looks frozen.
@@ -8,11 +8,9 @@ import http.server
 import itertools
 import sys
 import threading
-from pathlib import Path
 
 import cv2
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
 from station_process import model_fixtures
 
 PARTS = 60
