@@ -1,5 +1,8 @@
 """A camera that fails, in each of its ways, under a running station: every trigger is answered in time, no answer is PASS for what was not seen."""
 
+import signal
+import threading
+
 import pytest
 
 pytestmark = pytest.mark.station
@@ -106,3 +109,22 @@ def test_defects_are_still_seen_after_a_camera_came_back(line, camera, network):
     camera.tell("bad")
     answers = [plc.inspect() for _ in range(12)]
     assert {(answer.verdict, answer.accept) for answer in answers[6:]} == {("REJECT", False)}
+
+
+def test_process_that_stood_still_never_judges_a_part_by_a_frame_from_before(line, camera, network):
+    """The network keeps what the camera sent meanwhile: good parts first, then the bad one that lies there when the station goes on."""
+    station, plc = line(network)
+    for _ in range(20):
+        assert plc.inspect().verdict == "PASS"
+    station.process.send_signal(signal.SIGSTOP)
+    pause = threading.Event()
+    pause.wait(1.5)
+    camera.tell("bad")
+    pause.wait(1.5)
+    station.process.send_signal(signal.SIGCONT)
+    answers = [plc.answer() for _ in range(20) if plc.trigger()]
+    assert answers
+    assert "PASS" not in {answer.verdict for answer in answers}
+    camera.tell("good")
+    plc.recover()
+    told_is_recorded(station, answers)
