@@ -16,8 +16,8 @@ class StreamPace:
     """Knows the usual interval of a stream and finds gaps that do not fit it.
 
     A process that stood still (suspended, swapped out, a machine that was paused) reads afterwards what the network and the driver kept meanwhile:
-    frames that look new and show earlier parts. A camera that is slow by nature has long intervals, not pauses. One whose first frames come in a burst
-    is not taken for pausing again and again: a gap that comes soon after another one must be clearly longer.
+    frames that look new and show earlier parts. A camera that is slow by nature has long intervals, not pauses. One whose first frames come in a
+    burst is not taken for pausing again and again: a gap that comes soon after another one must be clearly longer.
     """
 
     def __init__(self) -> None:
