@@ -23,7 +23,7 @@ snl-records --store records.sqlite --since 2026-11-28 --summary
 snl-records --store records.sqlite --product bottle --csv bottle.csv
 """
 TABLE_LIMIT = 50
-_TABLE = ("row", "captured_at", "camera", "trigger_id", "part_id", "product", "verdict", "reason_code", "score", "threshold")
+_TABLE = ("row", "captured_at", "camera", "trigger_id", "part_id", "product", "verdict", "reason_code", "answered", "score", "threshold")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -159,6 +159,8 @@ def _print_columns(rows: Sequence[Sequence[str]]) -> None:
 def _shown(value: object) -> str:
     if value is None:
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:.5g}" if isinstance(value, float) else " ".join(str(value).split())
 
 

@@ -77,7 +77,7 @@ class ProductCounts:
         records: How many.
         verdicts: How many of each verdict.
         parts: First inspections: each part that has an id counts once for each camera, each record without one is a part of its own.
-        parts_passed: First inspections with the verdict PASS.
+        parts_passed: First inspections with the verdict PASS that the line was told; a row that was not answered may have been ERROR for the line.
     """
 
     product: str | None
@@ -152,7 +152,7 @@ class RecordReader:
         """
         where, values = chosen.where()
         query = (
-            "SELECT product, verdict, count(*), sum(is_first) FROM (SELECT product, verdict, "
+            "SELECT product, verdict, count(*), sum(is_first), sum(is_first AND answered) FROM (SELECT product, verdict, answered, "
             "part_id IS NULL OR id = min(id) OVER (PARTITION BY camera, product, part_id) AS is_first "
             f"FROM records WHERE {where}) GROUP BY product, verdict ORDER BY product, verdict"
         )
@@ -164,10 +164,10 @@ class RecordReader:
             counts.append(
                 ProductCounts(
                     product=product,
-                    records=sum(count for _, _, count, _ in rows),
-                    verdicts={verdict: count for _, verdict, count, _ in rows},
-                    parts=sum(firsts for *_, firsts in rows),
-                    parts_passed=sum(firsts for _, verdict, _, firsts in rows if verdict == "PASS"),
+                    records=sum(count for _, _, count, *_ in rows),
+                    verdicts={verdict: count for _, verdict, count, *_ in rows},
+                    parts=sum(firsts for *_, firsts, _ in rows),
+                    parts_passed=sum(told for _, verdict, *_, told in rows if verdict == "PASS"),
                 )
             )
         return counts

@@ -63,20 +63,23 @@ class StoredRecord:
     Attributes:
         row: Its number; a consumer that sees it twice got the same record twice.
         camera: Name of the camera.
-        record: The record as in a file of records (``record_line``).
+        record: The record as in a file of records (``record_line``), with ``"announced": false`` where ``announced`` is false.
+        announced: The line was told this verdict. False if the process that wrote it died before it could note that: the line may have been told
+            this, ERROR or nothing, so nobody may take it for a PASS.
     """
 
     row: int
     camera: str
     record: dict[str, Any]
+    announced: bool = True
 
 
 class RecordStore:
     """Keeps the records of one station; one process writes, any number read, and every method may be called from any thread.
 
     A row is on the disk when :meth:`add` returns: neither ``kill -9`` nor a power cut takes it. Marks and cursors are not waited for; a power cut can
-    take the last of them, and what it took is delivered once more. A row that was not marked as answered when its process ended counts as answered
-    afterwards: whether the line was told is unknown, and its consumers must know of it.
+    take the last of them, and what it took is delivered once more. A row that was not marked as answered when its process ended is delivered as not
+    announced afterwards: whether the line was told is unknown, and its consumers must know of it.
 
     Args:
         config: File and retention.
@@ -168,7 +171,8 @@ class RecordStore:
     def read_after(self, row: int, limit: int) -> list[StoredRecord]:
         """Return the next rows after one, oldest first, at most ``limit``.
 
-        It ends before the first row of this process that was not answered yet, so that a consumer which moves on never misses that one.
+        It ends before the first row of this process that was not answered yet, so that a consumer which moves on never misses that one. Such a row
+        of an earlier process is not ``announced``.
 
         Raises:
             SinkError: If the file cannot be read.
@@ -176,7 +180,7 @@ class RecordStore:
         query = "SELECT id, camera, record, answered FROM records WHERE id > ? ORDER BY id LIMIT ?"
         found = self._read(lambda database: database.execute(query, (row, limit)).fetchall())
         ready = itertools.takewhile(lambda values: values[3] or values[0] <= self._earlier_row, found)
-        return [StoredRecord(row=number, camera=camera, record=json.loads(record)) for number, camera, record, _ in ready]
+        return [_stored(number, camera, json.loads(record), announced=bool(answered)) for number, camera, record, answered in ready]
 
     def delivered(self, consumer: str) -> int:
         """Return the last row that a consumer has, 0 if it has none.
@@ -308,6 +312,10 @@ class RecordStore:
                     if not has_failed:
                         logger.warning("old records stay and the write-ahead log grows: %s", error)
                     has_failed = True
+
+
+def _stored(row: int, camera: str, record: dict[str, Any], *, announced: bool) -> StoredRecord:
+    return StoredRecord(row=row, camera=camera, record=record if announced else {**record, "announced": False}, announced=announced)
 
 
 @contextlib.contextmanager

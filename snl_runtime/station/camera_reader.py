@@ -9,6 +9,7 @@ from collections.abc import Callable
 from snl_runtime.errors import SourceError
 from snl_runtime.line.sources.base import FrameSource
 from snl_runtime.station.reopening import ReopeningSource
+from snl_runtime.station.stream_pace import StreamPace
 from snl_runtime.types import Frame
 
 WAIT_S = 0.5
@@ -21,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 class CameraReader:
     """Reads a camera continuously and hands over the frame that was asked for.
+
+    A free-running camera that was not read for a while is opened again: what waits on the way shows earlier parts, and nothing tells it from new
+    frames.
 
     Args:
         source: The camera; opened, read and closed on the thread.
@@ -57,6 +61,7 @@ class CameraReader:
         self._held: list[Frame] | None = None  # while a trigger is on its way
         self._last_id: int | None = None
         self._is_miscounted = False
+        self._pace = StreamPace()
         self._has_answer_time = False  # the source tells frames of earlier triggers itself
         self._thread = threading.Thread(target=self._read, name="snl-camera", daemon=True)
         self.source_id = ""
@@ -175,6 +180,7 @@ class CameraReader:
         with self._changed:
             self._session = threading.Event()
             self._newest = self._last_id = None
+            self._pace.restart()
             if self._stop.is_set():
                 self._session.set()
             return self._session
@@ -199,6 +205,11 @@ class CameraReader:
     def _take(self, frame: Frame) -> None:
         with self._changed:
             self.source_id = frame.source_id
+            if self._trigger is None and not self._camera.is_finite and self._pace.is_pause(frame.captured_ns):
+                logger.warning("%s was not read for a while; it is opened again, because frames of earlier parts may wait on the way", self.source_id)
+                self.frames_unasked += 1
+                self._restart()
+                return
             if self._held is not None:
                 self._held.append(frame)
                 return

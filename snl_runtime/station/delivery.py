@@ -42,11 +42,12 @@ class StationEvents(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class _Missing:
-    """A record that could not be written, or a row that still holds a verdict which the line was not given."""
+    """What the store does not hold yet: a record, the change of a row whose verdict the line was not given, or only the mark that it was told."""
 
     row: int | None
     frame: Frame
     result: AnomalyResult
+    needs_amend: bool = False
 
 
 class Delivery:
@@ -119,15 +120,24 @@ class Delivery:
             missing = list(self._missing)
         for each in missing:
             try:
-                if each.row is not None:
-                    self._store.amend(each.row, each.result)
-                row = self._store.add(each.frame, each.result, camera=self._camera) if each.row is None else each.row
+                self._write(each)
             except Exception as failure:  # noqa: BLE001  # a store may be a plug-in
                 return f"a record cannot be written: {failure or type(failure).__name__}"
-            with self._lock:
-                self._missing.remove(each)
-            self._mark(row)
         return None
+
+    def _write(self, missing: _Missing) -> None:
+        """Bring one missing record into the store; what was done of it is not done again after a failure."""
+        row = missing.row
+        if row is None:
+            row = self._store.add(missing.frame, missing.result, camera=self._camera)
+        elif missing.needs_amend:
+            self._store.amend(row, missing.result)
+        marked_only = dataclasses.replace(missing, row=row, needs_amend=False)
+        with self._lock:
+            self._missing[self._missing.index(missing)] = marked_only
+        self._store.mark_answered(row)
+        with self._lock:
+            self._missing.remove(marked_only)
 
     def _finish(self, frame: Frame, result: AnomalyResult, *, answered: bool) -> tuple[AnomalyResult, int]:
         trigger_id = frame.trigger_id or 0
@@ -142,11 +152,10 @@ class Delivery:
             is_written = is_written and (told is result or self._amend(row or 0, told))
             result = told
         told_ns = self._clock_ns()
-        if row is not None and is_written:
-            self._mark(row)
-        else:
+        if row is None or not is_written or not self._mark(row):
+            missing = _Missing(row, dataclasses.replace(frame, image=None), dataclasses.replace(result, anomaly_map=None), not is_written)
             with self._lock:
-                self._missing.append(_Missing(row, dataclasses.replace(frame, image=None), dataclasses.replace(result, anomaly_map=None)))
+                self._missing.append(missing)
         return result, told_ns
 
     def _tell(self, trigger_id: int, result: AnomalyResult, failure: str) -> AnomalyResult:
@@ -172,8 +181,10 @@ class Delivery:
             return False
         return True
 
-    def _mark(self, row: int) -> None:
+    def _mark(self, row: int) -> bool:
         try:
             self._store.mark_answered(row)
         except Exception as failure:  # noqa: BLE001
             self._announcer.fault(f"row {row} could not be marked as answered: {failure or type(failure).__name__}")
+            return False
+        return True

@@ -26,9 +26,9 @@ class CameraSourceConfig:
     """User that the address is opened as."""
     password_file: str | None = None
     """File that holds the user's password and nothing else."""
-    decoder: Literal["opencv", "pyav"] = "opencv"
-    """What decodes an address. ``pyav`` passes on a size that changes mid-stream and makes a damaged frame a fault; OpenCV does neither. Calibrate
-    with the one that the line uses."""
+    decoder: Literal["auto", "pyav", "opencv"] = "auto"
+    """What decodes an address; ``auto`` is ``pyav`` where the package av is installed. ``pyav`` passes on a size that changes mid-stream and makes a
+    damaged frame a fault; OpenCV does neither. Calibrate with the one that the line uses."""
     open_timeout_s: float = 5.0
     """Longest time for opening an address, in seconds."""
     read_timeout_s: float = 2.0

@@ -98,6 +98,17 @@ def test_table_shows_the_newest_and_says_what_it_left_out(ask):
     assert err == "snl-records: 5 older records are not shown; --limit N shows more, --json or --csv FILE all\n"
 
 
+def test_verdict_that_the_line_was_not_told_shows_and_is_no_good_part(written, capsys):
+    with sqlite3.connect(written) as database:  # what kill -9 leaves between the record and the mark
+        database.execute("UPDATE records SET answered = 0 WHERE id = 1")
+    database.close()
+    assert main(["--store", str(written), "--part-id", "A"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[6:9] == ["PASS", "below_threshold", "no"]
+    assert main(["--store", str(written), "--product", "bottle", "--summary", "--json"]) == 0
+    (bottle,) = json.loads(capsys.readouterr().out)["products"]
+    assert (bottle["PASS"], bottle["parts"], bottle["first_pass_yield"]) == (3, 3, pytest.approx(1 / 3))
+
+
 def test_nothing_chosen_is_said(ask):
     status, out, err = ask("--product", "none")
     assert (status, out, err.count("\n")) == (0, "", 1)

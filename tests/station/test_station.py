@@ -181,6 +181,26 @@ def test_a_store_that_fails_gives_error_and_fault_until_the_missing_record_is_wr
     assert not any(state.accept for state in bench.output.states)
 
 
+def test_a_mark_that_fails_is_a_fault_and_is_written_by_the_reset(bench, fakes):
+    """Otherwise no consumer would ever get this row, nor any later one."""
+    camera = fakes.software_camera()
+    bench.start(camera, fakes.command_config())
+    mark, failures = bench.store.mark_answered, iter([True, True, False])
+
+    def fails(row):
+        if next(failures, False):
+            raise SinkError("disk full")
+        mark(row)
+
+    bench.store.mark_answered = fails
+    trigger_id = bench.top.trigger()
+    assert bench.output.answer_to(trigger_id).verdict is Verdict.PASS
+    assert "could not be marked" in bench.output.wait_for(lambda state: state.fault).fault_reason
+    assert "disk full" in bench.top.try_reset()
+    assert bench.top.try_reset() is None
+    assert bench.store.wait_answered(1) == [(1, "PASS", "pass")]
+
+
 def test_an_output_that_fails_is_a_fault_that_the_others_see(bench, fakes):
     def unplugged(state):
         if state.result_valid or state.fault:

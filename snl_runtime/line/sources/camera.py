@@ -18,7 +18,7 @@ from snl_runtime.line.handoff import OverflowPolicy
 from snl_runtime.line.sources.backoff import Backoff
 from snl_runtime.line.sources.base import FrameStamper, SourceCounters, quiet_opencv
 from snl_runtime.line.sources.frozen import RepeatCounter
-from snl_runtime.line.sources.network_stream import NetworkStream
+from snl_runtime.line.sources.network_stream import NetworkStream, has_pyav
 from snl_runtime.line.sources.pixel_formats import decode, find_fourcc
 from snl_runtime.text import redact_credentials
 from snl_runtime.types import Frame
@@ -35,9 +35,10 @@ class CameraConfig:
     pixel_format: str | None = None
     """V4L2 code of the raw format that a local camera shall send, such as ``GREY``, ``Y16`` or ``RGGB``; None for the driver's own conversion to BGR,
     with 8 bits."""
-    decoder: Literal["opencv", "pyav"] = "opencv"
-    """What decodes an address, both with FFmpeg. ``pyav`` passes on a size that changes mid-stream, and makes a damaged frame a fault; OpenCV scales
-    the one away and shows the other like a whole frame. Colors can differ by a gray level: calibrate with the decoder that the line uses."""
+    decoder: Literal["auto", "pyav", "opencv"] = "auto"
+    """What decodes an address, both with FFmpeg; ``auto`` is ``pyav`` where the package av is installed. ``pyav`` passes on a size that changes
+    mid-stream, and makes a damaged frame a fault; OpenCV scales the one away and shows the other like a whole frame. Colors can differ by a gray
+    level: calibrate with the decoder that the line uses."""
     open_timeout_s: float = 5.0
     """Longest time for opening an address."""
     read_timeout_s: float = 2.0
@@ -117,6 +118,7 @@ class CameraSource:
         self._repeats = RepeatCounter(self._config.frozen_after)
         self._backoff = Backoff()
         self._capture: Any = None
+        self._uses_pyav = not self._config.is_local and (self._config.decoder == "pyav" or (self._config.decoder == "auto" and has_pyav()))
         self._reconnects = 0
 
     @property
@@ -130,6 +132,8 @@ class CameraSource:
         return SourceCounters(frames_faulty=self._stamper.faults, reconnects=self._reconnects)
 
     def __enter__(self) -> "CameraSource":
+        if self._config.decoder == "auto" and not self._uses_pyav and not self._config.is_local:
+            logger.warning("%s: OpenCV hides a size that changes mid-stream, and damage; pip install 'av', or set decoder: opencv", self._name)
         if self._open():
             return self
         camera = self._config.camera
@@ -174,7 +178,7 @@ class CameraSource:
 
     def _open(self) -> bool:
         camera = self._config.camera
-        if self._config.decoder == "pyav" and isinstance(camera, str) and not self._config.is_local:
+        if self._uses_pyav and isinstance(camera, str):
             timeouts_s = {"open_timeout_s": self._config.open_timeout_s, "read_timeout_s": self._config.read_timeout_s}
             self._capture = NetworkStream(camera, **timeouts_s)
             return bool(self._capture.isOpened())

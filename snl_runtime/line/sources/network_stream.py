@@ -4,6 +4,7 @@ OpenCV 5.0 scales frames of another size to the first one's, and shows a damaged
 """
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -11,6 +12,11 @@ from typing import Any
 import numpy.typing as npt
 
 from snl_runtime.errors import BackendUnavailableError
+
+
+def has_pyav() -> bool:
+    """Return whether the package av is installed."""
+    return importlib.util.find_spec("av") is not None
 
 
 def load_pyav() -> ModuleType:

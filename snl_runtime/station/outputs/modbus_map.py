@@ -85,6 +85,11 @@ REASON_NUMBERS: Mapping[str, int] = MappingProxyType(
         "deadline_missed": 60,
         "record_late": 61,
         "record_failed": 62,
+        "station_fault": 63,
+        "frame_dropped": 64,
+        "frame_fault": 65,
+        "detector_failed": 66,
+        "delivery_failed": 67,
     }
 )
 """Number of each reason code, stable across releases; a code without one is 65535."""

@@ -126,6 +126,21 @@ def test_other_size_mid_stream_is_passed_on_as_it_is(mjpeg, read):
     assert reader.source.counters.reconnects == 0
 
 
+def test_decoder_that_hides_nothing_is_the_default_where_it_is_installed(mjpeg, read):
+    pytest.importorskip("av", reason="needs PyAV: pip install av")
+    reader = read(CameraSource(CameraConfig(camera=mjpeg.url)))
+    assert reader.next().image.shape == (48, 64, 3)
+    mjpeg.tell("size 80 32")
+    assert reader.until(lambda one: one.image.shape != (48, 64, 3)).image.shape == (32, 80, 3)
+
+
+def test_default_without_pyav_says_in_one_line_what_opencv_hides(mjpeg, read, monkeypatch, caplog):
+    monkeypatch.setattr("snl_runtime.line.sources.camera.has_pyav", lambda: False)
+    reader = read(CameraSource(CameraConfig(camera=mjpeg.url)))
+    assert reader.next().fault is None
+    assert [one.getMessage() for one in caplog.records if "OpenCV hides" in one.getMessage()] != []
+
+
 def test_opencv_scales_another_size_away_which_is_why_there_is_pyav(mjpeg, read):
     """If this fails, OpenCV has changed: then the limit in docs/guides/cameras.md can go."""
     reader = read(CameraSource(limits(mjpeg.url, "opencv")))
