@@ -255,10 +255,10 @@ class MemoryConfig:
     """Most cells of each training image and layer that centers are chosen from."""
     normalization_share: float = 0.2
     """Share of each product's training images that memory and student do not learn from: they set what the maps are divided by."""
-    guaranteed_share: float = 0.5
+    guaranteed_share: float = 1.0
     """Share of the centers that is dealt to the products evenly; the others go where features are worst covered, of whatever product."""
-    min_images: int = 1
-    """Fewest images of a product that a center must stand for; 2 keeps out what a single image shows, bad or merely rare."""
+    min_images: int = 2
+    """Fewest images of a product that a center must stand for, of as many as it has; 2 leaves out what a single image shows, bad or merely rare."""
 
     def __post_init__(self) -> None:
         _check("memory.centers", self.centers, "0 or more", self.centers >= 0)

@@ -18,7 +18,7 @@ from snl_train.memory_fit import split_for_normalization  # noqa: E402
 from snl_train.models.memory import TILE_CENTERS, Codebook, FeatureMemory, remembered_features  # noqa: E402
 from snl_train.scoring import memory_maps, score_features  # noqa: E402
 from snl_train.training import train  # noqa: E402
-from tests.support.tolerances import FLOAT32_ABS  # noqa: E402
+from tolerances import FLOAT32_ABS  # noqa: E402
 
 MODEL = ModelConfig(method="memory", teacher="resnet18", teacher_weights="random")
 CONFIG = TrainConfig(model=MODEL, memory=MemoryConfig(centers=12, normalization_share=0.3), image_size=(64, 64), batch_size=4)
