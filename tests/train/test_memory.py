@@ -92,7 +92,7 @@ def test_centers_must_fit_and_be_finite():
 
 def test_choice_without_products_is_farthest_points_and_their_means():
     points = np.random.default_rng(3).standard_normal((300, 8)).astype(np.float32)
-    config = MemoryConfig(centers=20, guaranteed_share=0.0)
+    config = MemoryConfig(centers=20, guaranteed_share=0.0, min_images=1)
     candidates = Candidates(features=points, products=np.zeros(300, np.int64), images=np.arange(300))
     first = int(np.random.default_rng(5).integers(300))
     chosen = [first]
