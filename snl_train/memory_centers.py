@@ -21,6 +21,10 @@ _PROJECTED = 64
 """Dimensions in which farthest points are searched."""
 _REFILLS = 4
 """Times that centers of too few images are replaced by others, which may have too few in turn; after the last time they are left out."""
+_COVERED = 1e-3
+"""Distance of unit vectors that float32 cannot tell from 0."""
+_COPIED_SHARE = 0.1
+"""Where more of the points than this may change, computing all of their distances is cheaper than copying those."""
 _ROWS = 8192
 """Features compared with all centers at a time."""
 
@@ -81,6 +85,8 @@ class _Search:
     is_kept: list[bool] = field(default_factory=list)
     nearest: Floats = field(init=False)
     """(n,) distance to the nearest center; -1 where a point may not become one."""
+    squares: Floats = field(init=False)
+    """(n,) squared length of each point."""
     owner: Indices = field(init=False)
     """(n,) which of ``chosen`` is nearest."""
     spans: list[slice] = field(init=False)
@@ -88,6 +94,7 @@ class _Search:
 
     def __post_init__(self) -> None:
         self.nearest = np.full(len(self.points), np.inf, np.float32)
+        self.squares = np.square(self.points).sum(axis=1)
         self.owner = np.zeros(len(self.points), np.int64)
         bounds = [0, *(np.flatnonzero(np.diff(self.candidates.products)) + 1).tolist(), len(self.points)]
         self.spans = [slice(begin, end) for begin, end in itertools.pairwise(bounds)]
@@ -126,23 +133,31 @@ class _Search:
 
     def _add_farthest(self, span: slice) -> bool:
         index = int(self.nearest[span].argmax()) + (span.start or 0)
-        if self.nearest[index] <= 0:
+        if self.nearest[index] < _COVERED:
             return False
         self._add(index)
         return True
 
     def _add(self, index: int) -> None:
-        point = self.points[index]
-        between = np.linalg.norm(self.points[self.chosen] - point, axis=1) if self.chosen else np.zeros(1, np.float32)
-        affected = np.flatnonzero(self.nearest > 0.5 * between[self.owner])
-        distance = np.linalg.norm(self.points[affected] - point, axis=1)
+        affected: Indices | slice = slice(None)
+        if self.chosen:
+            between = self._distances(np.array(self.chosen), index)
+            affected = np.flatnonzero(self.nearest > 0.5 * between[self.owner])
+            if len(affected) > _COPIED_SHARE * len(self.points):
+                affected = slice(None)
+        distance = self._distances(affected, index)
         is_nearer = distance < self.nearest[affected]
-        moved = affected[is_nearer]
+        moved = np.flatnonzero(is_nearer) if isinstance(affected, slice) else affected[is_nearer]
         self.nearest[moved] = distance[is_nearer]
         self.owner[moved] = len(self.chosen)
         self.nearest[index] = 0  # rounding
         self.chosen.append(index)
         self.is_kept.append(True)
+
+    def _distances(self, of: Indices | slice, index: int) -> Floats:
+        squared = self.squares[of] + self.squares[index] - 2 * (self.points[of] @ self.points[index])
+        distances: Floats = np.sqrt(np.maximum(squared, 0))
+        return distances
 
 
 def _projected(features: Floats, rng: np.random.Generator) -> Floats:

@@ -118,4 +118,5 @@ class _Tile(nn.Module):
 def remembered_features(features: Tensor) -> Tensor:
     """Return what is remembered and compared, (B, D, H, W) float32 of unit length along D: the mean of the 3x3 cells around each cell."""
     means = F.avg_pool2d(features.float(), kernel_size=3, stride=1, padding=1, count_include_pad=False)
-    return means / torch.linalg.vector_norm(means, dim=1, keepdim=True).clamp_min(_SMALLEST_NORM)
+    length: Tensor = torch.linalg.vector_norm(means, dim=1, keepdim=True)
+    return means / length.clamp_min(_SMALLEST_NORM)
