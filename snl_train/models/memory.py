@@ -11,8 +11,8 @@ from snl_train.config import MemoryConfig
 from snl_train.features import full_precision
 
 TILE_CENTERS = 64
-"""Centers whose products with all cells exist at a time, which then fit a CPU's cache: 512 centers of layer1 at 256 px in tiles of 64 take 9 ms of one
-core, in one piece 19."""
+"""Centers whose products with all cells exist at a time, which then fit a CPU's cache: 512 centers of layer1 at 256 px in tiles of 64 take 9 ms of
+one core, in one piece 19."""
 _SMALLEST_NORM = 1e-12
 """Shortest length that a feature is divided by; zero vectors stay zero."""
 
@@ -89,12 +89,13 @@ class Codebook(nn.Module):
         """Return (B, H, W) float32 for features (B, D, H, W), also under autocast."""
         with full_precision(features.device):
             unit = remembered_features(features)  # (B, D, H, W)
-            found = [tile(unit) for tile in self._tiles()]  # (B, n, H, W), n of the last tile may be smaller
-            whole = [products for products in found if products.shape[1] == found[0].shape[1]]
-            nearest = functools.reduce(torch.maximum, whole).amax(1)  # (B, H, W): one maximum over channels, which is the slow one
-            if len(whole) < len(found):
-                nearest = torch.maximum(nearest, found[-1].amax(1))
-            return (1 - 2 * nearest).clamp_min(0) * self.weight  # rounding gives distances just below 0
+            *equal, last = self._tiles()
+            nearest: Tensor = last(unit).amax(1)  # (B, H, W); the last tile may have fewer centers than the others
+            if equal:
+                products = functools.reduce(lambda largest, tile: torch.maximum(largest, tile(unit)), equal[1:], equal[0](unit))
+                nearest = torch.maximum(nearest, products.amax(1))  # one maximum over channels, which is the slow one
+            distance: Tensor = (1 - 2 * nearest).clamp_min(0)  # rounding gives distances just below 0
+            return distance * self.weight
 
     def _tiles(self) -> list["_Tile"]:
         return [tile for tile in self.tiles if isinstance(tile, _Tile)]
