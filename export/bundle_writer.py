@@ -23,6 +23,7 @@ from snl_train.checkpoint import Checkpoint, load_checkpoint
 from snl_train.evaluation import CheckpointScorer
 
 from . import gate, onnx_export
+from .cost import memory_cost
 from .graph import DEFAULT_TILE_ROWS, AffinityLayout, Precision, SnlGraph
 from .int8 import Int8Options, quantize_file
 from .onnx_export import BatchSize
@@ -185,6 +186,15 @@ def _prepare(checkpoint: Checkpoint, checkpoint_path: Path, options: ExportOptio
         )
     sha256 = sha256_file(checkpoint_path)
     reference = CheckpointScorer(checkpoint, options.device)
+    portable = portable_part(
+        checkpoint,
+        checkpoint_sha256=sha256,
+        precision=options.precision,
+        batch=options.batch,
+        tile_rows=options.tile_rows,
+        layout=options.layout,
+    )
+    portable["graph"].update(memory_cost(reference.model, reference.size_hw))
     return _Export(
         checkpoint=checkpoint,
         checkpoint_sha256=sha256,
@@ -193,14 +203,7 @@ def _prepare(checkpoint: Checkpoint, checkpoint_path: Path, options: ExportOptio
         graph=_graph(reference, checkpoint, options, reference.size_hw, "fp16" if options.precision == "fp16" else "fp32"),
         options=options,
         path=path,
-        portable=portable_part(
-            checkpoint,
-            checkpoint_sha256=sha256,
-            precision=options.precision,
-            batch=options.batch,
-            tile_rows=options.tile_rows,
-            layout=options.layout,
-        ),
+        portable=portable,
         progress=progress,
     )
 

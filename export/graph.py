@@ -7,10 +7,12 @@ Precision, by part (why: half overflows at a norm of 255 and rounds 1 - cos to 5
     CRAM, whose softmax holds |c|^2               fp32
     L2 norms, 1 - cos, means, map, score          fp32
     residual whitening and expectation            fp32
+    memory: mean of 3x3 cells, products, maximum  fp32; a squared distance is a difference of numbers near 1
     affinity operands after the L2 norm           fp16 with ``precision="fp16"``; |x| <= 1, so nothing can overflow
 """
 
 import copy
+import functools
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
@@ -35,7 +37,7 @@ NORM_FLOOR = 1e-12
 
 
 class SnlGraph(nn.Module):
-    """Teacher, bottleneck, student, CRAM and scoring head as one stateless function of raw pixels.
+    """Teacher, bottleneck, student, CRAM, memory and scoring head as one stateless function of raw pixels.
 
     Example:
         ``anomaly_map, anomaly_score = SnlGraph(model, config.score, size_hw=(256, 256))(pixels)``
@@ -104,15 +106,22 @@ class SnlGraph(nn.Module):
         return anomaly_map, anomaly_map.amax(dim=(1, 2, 3))
 
     def head(self, teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
-        """Return the map (N, 1, H, W) in fp32 for features (N, C_k, H_k, W_k) of any precision."""
-        total: Tensor | None = None
+        """Return the map (N, 1, H, W) in fp32 for features (N, C_k, H_k, W_k) of any precision; ``student`` is empty where there is none."""
+        maps: list[Tensor] = []
+        memory = self.model.memory
+        if self.model.student is not None or memory is None:
+            maps.append(self._student_map(teacher, student))
+        if memory is not None:
+            maps = [of_student * memory.student_weight for of_student in maps]
+            maps += [self._resize(cells[:, None]) for cells in memory(teacher)]
+        return functools.reduce(torch.add, maps)
+
+    def _student_map(self, teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
         distances = [None] * len(teacher) if self.model.whitening is None else list(self.model.whitening)
-        for t, s, distance in zip(teacher, student, distances, strict=True):
-            resized = self._resize(self._cell_scores(t, s, distance))
-            total = resized if total is None else total + resized
-        if total is None:
+        maps = [self._resize(self._cell_scores(t, s, distance)) for t, s, distance in zip(teacher, student, distances, strict=True)]
+        if not maps:
             raise ValueError("teacher and student must have at least one scale")
-        return total
+        return functools.reduce(torch.add, maps)
 
     def _cell_scores(self, teacher: Tensor, student: Tensor, whitening: nn.Module | None) -> Tensor:
         height, width = teacher.shape[-2:]
@@ -207,9 +216,9 @@ class _FullPrecision(nn.Module):
 def _halve_convolutions(model: TeacherStudent) -> TeacherStudent:
     crams = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children() if isinstance(child, Cram)]
     weights = {cram: {name: value.clone() for name, value in cram.state_dict().items()} for _, _, cram in crams}
-    whitening = copy.deepcopy(model.whitening)  # part of the head, not of the backbone
+    whitening, memory = copy.deepcopy(model.whitening), copy.deepcopy(model.memory)  # parts of the head, not of the backbone
     model = model.half()
-    model.whitening = whitening
+    model.whitening, model.memory = whitening, memory
     for parent, name, cram in crams:
         cram.float().load_state_dict(weights[cram])  # half and back would have rounded the centers
         setattr(parent, name, _FullPrecision(cram))

@@ -18,7 +18,9 @@ OPSET = 18
 INPUT_NAME = "image"
 OUTPUT_NAMES = ("anomaly_map", "anomaly_score")
 METADATA_KEY = "snl.manifest"
-_FULL_PRECISION_OPS = frozenset({"ReduceMean", "ReduceSum", "ReduceMax", "ReduceL2", "Sqrt", "Pow", "Reciprocal", "Exp", "Softmax", "Abs", "Resize"})
+_FULL_PRECISION_OPS = frozenset(
+    {"AveragePool", "ReduceMean", "ReduceSum", "ReduceMax", "ReduceL2", "Sqrt", "Pow", "Reciprocal", "Exp", "Softmax", "Abs", "Resize"}
+)
 """What the scoring head is made of; none of it may run in half."""
 
 

@@ -72,7 +72,7 @@ class Checkpoint:
 
         try:
             with torch.random.fork_rng(devices=[]):
-                model = build_model(self.config.model, load_teacher_weights=False)
+                model = build_model(self.config.model, self.config.memory, load_teacher_weights=False)
             model.load_state_dict(dict(self.state_dict), strict=True)
         except (RuntimeError, ValueError, SnlError) as error:
             raise CheckpointError(f"the weights in the checkpoint do not fit its configuration: {_first_line(error)}") from error

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 from snl_runtime import config as generic
 from snl_runtime.errors import ConfigError
 
-Method: TypeAlias = Literal["snl-rd", "snl-fd", "rd", "fd"]
+Method: TypeAlias = Literal["snl-rd", "snl-fd", "rd", "fd", "memory"]
 Architecture: TypeAlias = Literal["resnet18", "resnet34", "resnet50", "wide_resnet50_2"]
 Alignment: TypeAlias = Literal["half-pixel", "corners", "grid"]
 Reduction: TypeAlias = Literal["mean", "sum"]
@@ -21,13 +21,16 @@ Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 WhiteningNormalization: TypeAlias = Literal["mean", "maximum"]
 Preset: TypeAlias = Literal["paper", "best"]
 
+DEFAULT_MEMORY_CENTERS = 512
+"""Centers per layer of the method ``memory`` where none are asked for."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """Which networks there are and how CRAM is wired into the student."""
 
     method: Method = "snl-rd"
-    """Reverse (rd) or forward (fd) distillation, plain or with CRAM and the structural losses (snl-)."""
+    """Reverse (rd) or forward (fd) distillation, plain or with CRAM and the structural losses (snl-); or no student at all, ``memory``."""
     teacher: Architecture = "wide_resnet50_2"
     """Architecture of the frozen teacher; the student has the same."""
     teacher_weights: str = "imagenet"
@@ -35,7 +38,7 @@ class ModelConfig:
     teacher_seed: int = 0
     """Seed of a random teacher; of no effect with other weights."""
     centers: int = 50
-    """Centers of each CRAM; 0 builds none. Always 0 for the plain methods."""
+    """Centers of each CRAM; 0 builds none. Always 0 for the plain methods and for ``memory``, which has no whitening either."""
     cram_normalize: bool = False
     """Assign features to centers by direction (L2-normalized), restoring their length afterwards; False is Eq. 8 and 9 as printed."""
     cram_alpha: float = 1.0
@@ -68,11 +71,18 @@ class ModelConfig:
         _check("model.teacher_weights", self.teacher_weights, "imagenet, random or a file name", bool(self.teacher_weights.strip()))
         if self.is_plain and self.centers:
             object.__setattr__(self, "centers", 0)
+        if not self.has_student and self.whitening:
+            object.__setattr__(self, "whitening", False)
+
+    @property
+    def has_student(self) -> bool:
+        """Whether a student is trained."""
+        return self.method != "memory"
 
     @property
     def is_plain(self) -> bool:
-        """Whether this is plain distillation: no CRAM, cosine distance only."""
-        return self.method in ("rd", "fd")
+        """Whether there is neither CRAM nor a structural loss."""
+        return self.method in ("rd", "fd", "memory")
 
     @property
     def is_reverse(self) -> bool:
@@ -234,6 +244,33 @@ class SyntheticAnomalyConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryConfig:
+    """Memory of the teacher's normal features, see ``snl_train.models.memory``; the paper has none."""
+
+    centers: int = 0
+    """Centers per layer; 0 for no memory. The method ``memory`` takes 512 for 0."""
+    layers: tuple[int, ...] = (1, 2)
+    """Layers of the teacher that are remembered, of 1, 2 and 3."""
+    positions_per_image: int = 256
+    """Most cells of each training image and layer that centers are chosen from."""
+    normalization_share: float = 0.2
+    """Share of each product's training images that memory and student do not learn from: they set what the maps are divided by."""
+    guaranteed_share: float = 1.0
+    """Share of the centers that is dealt to the products evenly; the others go where features are worst covered, of whatever product."""
+    min_images: int = 2
+    """Fewest images of a product that a center must stand for, of as many as it has; 2 leaves out what a single image shows, bad or merely rare."""
+
+    def __post_init__(self) -> None:
+        _check("memory.centers", self.centers, "0 or more", self.centers >= 0)
+        is_known = bool(self.layers) and list(self.layers) == sorted(set(self.layers) & {1, 2, 3})
+        _check("memory.layers", self.layers, "one or more of 1, 2, 3 in rising order", is_known)
+        _check("memory.positions_per_image", self.positions_per_image, "1 or more", self.positions_per_image >= 1)
+        _check("memory.normalization_share", self.normalization_share, "in (0, 1)", 0 < self.normalization_share < 1)
+        _check("memory.guaranteed_share", self.guaranteed_share, "in [0, 1]", 0 <= self.guaranteed_share <= 1)
+        _check("memory.min_images", self.min_images, "1 or more", self.min_images >= 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """A whole training run; saved with every checkpoint as it was used.
 
@@ -253,6 +290,8 @@ class TrainConfig:
     """Images."""
     synthetic_anomalies: SyntheticAnomalyConfig = field(default_factory=SyntheticAnomalyConfig)
     """Synthetic anomalies in the student's input."""
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    """Memory of normal features, alone or beside the student."""
     preset: Preset | None = None
     """Preset that the run started from; recorded, of no effect by itself."""
     seed: int = 0
@@ -262,7 +301,7 @@ class TrainConfig:
     batch_size: int = 8
     """Images per step, drawn evenly over the classes."""
     image_size: tuple[int, int] = (256, 256)
-    """Height and width of the network input in pixels: multiples of 32 for rd and snl-rd, of 16 for fd and snl-fd."""
+    """Height and width of the network input in pixels: multiples of 32 for rd and snl-rd, of 16 for the others."""
     device: Device = "auto"
     """Where to train; auto takes CUDA if there is a GPU."""
     mixed_precision: bool = True
@@ -283,6 +322,8 @@ class TrainConfig:
         if self.model.is_plain:
             object.__setattr__(self, "loss", dataclasses.replace(self.loss, spatial_weight=0.0, intra_weight=0.0, inter_weight=0.0))
             object.__setattr__(self, "score", dataclasses.replace(self.score, affinity_weight=0.0))
+        if not self.model.has_student and not self.memory.centers:
+            object.__setattr__(self, "memory", dataclasses.replace(self.memory, centers=DEFAULT_MEMORY_CENTERS))
 
 
 def preset_config(name: str) -> TrainConfig:
@@ -315,15 +356,18 @@ def preset_config(name: str) -> TrainConfig:
 def load_config(path: Path | None = None, overrides: Mapping[str, object] | None = None, *, preset: Preset = "paper") -> TrainConfig:
     """Return the configuration that a preset, a YAML file and dotted overrides give, the later ones winning.
 
-    A key ``preset`` in the file or the overrides replaces the argument.
+    A key ``preset`` in the file or the overrides replaces the argument. The method ``memory``, for which the paper has
+    no settings, starts from ``best`` where no preset is asked for.
 
     Raises:
         ConfigError: If the file cannot be read, or a key is unknown, of another type or out of range.
     """
     in_file = {} if path is None else generic.read_yaml(path)
-    chosen = (overrides or {}).get("preset") or in_file.get("preset") or preset
-    base = preset_config(str(chosen))
-    return generic.load_config(TrainConfig, path, overrides, base=base)
+    asked = (overrides or {}).get("preset") or in_file.get("preset")
+    config = generic.load_config(TrainConfig, path, overrides, base=preset_config(str(asked or preset)))
+    if asked is None and not config.model.has_student:
+        return generic.load_config(TrainConfig, path, overrides, base=preset_config("best"))
+    return config
 
 
 def to_plain(config: TrainConfig) -> dict[str, Any]:

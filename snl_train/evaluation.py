@@ -191,7 +191,9 @@ class CheckpointScorer:
         with torch.inference_mode(), exact_float32(self._device):
             inputs = self.model.normalize(torch.from_numpy(images).to(self._device))  # (N, 3, H, W)
             teacher, student = self.model(inputs)
-            maps, scores = score_features(teacher, student, self.size_hw, self._score_config, whitening=self.model.whitening)  # (N, 1, H, W), (N,)
+            maps, scores = score_features(
+                teacher, student, self.size_hw, self._score_config, whitening=self.model.whitening, memory=self.model.memory
+            )  # (N, 1, H, W), (N,)
         return scores.float().cpu().numpy(), maps[:, 0].float().cpu().numpy()
 
 

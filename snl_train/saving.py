@@ -29,7 +29,7 @@ class Saver:
         data: Images.
         out: Where the checkpoint goes.
         fingerprint: Of the images in their order.
-        total_steps: Optimizer steps of the whole training.
+        total_steps: Optimizer steps of the whole training; 0 where nothing is trained.
         started_at: When the training first began, ISO 8601, UTC.
     """
 
@@ -75,7 +75,7 @@ class Saver:
             state_dict=weights,
             classes=data.classes,
             seed=config.seed,
-            epochs_done=steps_done // self._batches_per_epoch,
+            epochs_done=steps_done // max(1, self._batches_per_epoch),
             training_image_sha256=image_hashes(data),
             held_out=data.held_out,
             golden_images=data.inputs.read(golden),

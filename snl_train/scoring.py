@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from snl_train.affinity import DEFAULT_TILE_ROWS, mean_affinity_error
 from snl_train.config import Alignment, ScoreConfig
 from snl_train.features import full_precision, paired_scales, unit_vectors
+from snl_train.models.memory import FeatureMemory
 
 
 def anomaly_map(  # noqa: PLR0913 - the readings that the paper leaves open
@@ -51,9 +52,7 @@ def anomaly_map(  # noqa: PLR0913 - the readings that the paper leaves open
         distances = [None] * len(scales) if whitening is None else list(whitening)
         for (of_teacher, of_student), distance in zip(scales, distances, strict=True):
             cells = cell_scores(of_teacher, of_student, affinity_weight=affinity_weight, tile_rows=tile_rows, whitening=distance)  # (B, H_k, W_k)
-            down = _weights(cells.shape[1], size_hw[0], alignment, smoothing_sigma, cells)  # (H, H_k)
-            across = _weights(cells.shape[2], size_hw[1], alignment, smoothing_sigma, cells)  # (W, W_k)
-            resized.append(down @ cells @ across.mT)
+            resized.append(resized_map(cells, size_hw, alignment=alignment, smoothing_sigma=smoothing_sigma))
         return functools.reduce(torch.add, resized)[:, None]
 
 
@@ -70,9 +69,34 @@ def score_features(
     config: ScoreConfig,
     *,
     whitening: Iterable[nn.Module] | None = None,
+    memory: FeatureMemory | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return (maps (B, 1, H, W), scores (B,)) as a configuration says; ``whitening`` is the model's own."""
-    maps = anomaly_map(
+    """Return (maps (B, 1, H, W), scores (B,)) as a configuration says; ``whitening`` and ``memory`` are the model's own.
+
+    Without a memory the map is the student's. With one it is the sum of the memory's maps and, if there is a student, its map times
+    ``memory.student_weight``.
+
+    Raises:
+        ValueError: If there is neither student nor memory, or the features of teacher and student do not fit each other.
+    """
+    maps: list[Tensor] = [] if memory is None else [layer[:, None] for layer in memory_maps(memory, teacher, size_hw, config)]
+    if student or not maps:
+        of_student = student_map(teacher, student, size_hw, config, whitening=whitening)
+        maps.insert(0, of_student if memory is None else of_student * memory.student_weight.to(of_student))
+    total = functools.reduce(torch.add, maps)
+    return total, anomaly_score(total, top_k=config.top_k)
+
+
+def student_map(
+    teacher: Sequence[Tensor],
+    student: Sequence[Tensor],
+    size_hw: tuple[int, int],
+    config: ScoreConfig,
+    *,
+    whitening: Iterable[nn.Module] | None = None,
+) -> Tensor:
+    """Return the student's own map, (B, 1, H, W), as :func:`anomaly_map` with the settings of a configuration."""
+    return anomaly_map(
         teacher,
         student,
         size_hw,
@@ -82,7 +106,19 @@ def score_features(
         tile_rows=config.tile_rows,
         whitening=whitening,
     )
-    return maps, anomaly_score(maps, top_k=config.top_k)
+
+
+def memory_maps(memory: FeatureMemory, teacher: Sequence[Tensor], size_hw: tuple[int, int], config: ScoreConfig) -> list[Tensor]:
+    """Return the weighted distances of each remembered layer, (B, H, W), resized and smoothed like the student's."""
+    with full_precision(teacher[0].device):
+        return [resized_map(cells, size_hw, alignment=config.alignment, smoothing_sigma=config.smoothing_sigma) for cells in memory(teacher)]
+
+
+def resized_map(cells: Tensor, size_hw: tuple[int, int], *, alignment: Alignment, smoothing_sigma: float) -> Tensor:
+    """Return (B, H, W) for cells (B, H_k, W_k), see ``upsampling_weights``."""
+    down = _weights(cells.shape[1], size_hw[0], alignment, smoothing_sigma, cells)  # (H, H_k)
+    across = _weights(cells.shape[2], size_hw[1], alignment, smoothing_sigma, cells)  # (W, W_k)
+    return down @ cells @ across.mT
 
 
 def cell_scores(

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,24 +15,26 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from snl_runtime.errors import ConfigError, DataError, TrainingDivergedError
+from snl_runtime.errors import ConfigError, TrainingDivergedError
 from snl_runtime.progress import ProgressReporter, no_progress
 from snl_train.averaging import WeightAverage, check_batch_statistics, estimate_statistics
-from snl_train.checkpoint import Checkpoint, load_checkpoint
 from snl_train.config import TrainConfig
 from snl_train.data.dataset import TrainingData
 from snl_train.data.sampling import BalancedBatches
 from snl_train.device import half_precision, resolve_device
 from snl_train.losses import structural_loss
+from snl_train.memory_fit import fit_memory, split_for_normalization, weigh_student
+from snl_train.memory_training import train_memory
 from snl_train.metrics_log import MetricsLog, metrics_path
 from snl_train.models import build_model
 from snl_train.models.whitening import fit_own_whitening
 from snl_train.muon import make_optimizers
 from snl_train.output import is_finished, replacing
 from snl_train.resume import check_same_config, check_same_data, read_resume_point, resume_path
-from snl_train.saving import Saver, image_hashes
+from snl_train.saving import Saver
 from snl_train.schedule import learning_rate
 from snl_train.synthetic_anomalies import SyntheticAnomalies
+from snl_train.training_result import TrainingResult, complete_already
 
 LOG_EVERY_STEPS = 10
 SAVE_EVERY_S = 60.0
@@ -43,35 +44,6 @@ STATISTICS_BATCHES = 64
 
 Augmentation = Callable[[Tensor], Tensor]
 """Changes a batch of training images, (B, H, W, 3) uint8 to the same; draws from torch's global generator only, or a resumed training differs."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingResult:
-    """How a training ended.
-
-    Attributes:
-        checkpoint_path: The trained model.
-        metrics_path: Losses, learning rates and speed over the training.
-        resume_path: What ``--resume`` continues from; there is no such file once the training is complete.
-        steps_done: Optimizer steps behind the checkpoint.
-        total_steps: Steps of the whole training.
-        epochs_done: Whole epochs behind the checkpoint.
-        losses: Mean of each loss term over the last logged steps.
-        images_per_s: Over this process's part of the training; 0 if there was nothing left to do.
-        seconds: The same part's duration, without the last save.
-        is_complete: False if it was stopped before the last step.
-    """
-
-    checkpoint_path: Path
-    metrics_path: Path
-    resume_path: Path
-    steps_done: int
-    total_steps: int
-    epochs_done: int
-    losses: dict[str, float]
-    images_per_s: float
-    seconds: float
-    is_complete: bool
 
 
 def train(  # noqa: PLR0913  # what a caller may ask or be told while it runs
@@ -109,20 +81,25 @@ def train(  # noqa: PLR0913  # what a caller may ask or be told while it runs
         SinkError: If a file cannot be written.
         TrainingDivergedError: If the loss is no longer finite; the files of the last save are left as they are.
     """
+    if not config.model.has_student:
+        return train_memory(config, data, out, resume=resume, progress=progress)
     if resume and is_finished(out):
-        return _complete_already(config, data, out)
+        return complete_already(config, data, out)
     with contextlib.nullcontext() if resume else replacing(out), _naming_last_good(out):
-        batches = BalancedBatches(data.labels, config.batch_size, seed=config.seed)
+        learned, peaks = split_for_normalization(data, config) if config.memory.centers else (data, None)
+        batches = BalancedBatches(learned.labels, config.batch_size, seed=config.seed)
         per_epoch = batches.batches_per_epoch
         saver = Saver(config, data, out, batches_per_epoch=per_epoch)
         state = _read_state(saver) if resume else None
         trainer = Trainer(config, total_steps=saver.total_steps, augment=augment, load_teacher_weights=state is None)
         if state is not None:
             trainer.load_state_dict(state)
+        elif peaks is not None:
+            trainer.fit_memory(learned, peaks, progress)
 
         def save() -> None:
             first = islice(batches, STATISTICS_BATCHES)
-            weights = trainer.weights(_read(data, numbers) for numbers in first)
+            weights = trainer.weights((_read(learned, numbers) for numbers in first), peaks)
             saver.save(weights, trainer.state_dict(), steps_done=trainer.steps_done, device=trainer.device)
 
         first_step, saved_step = trainer.steps_done, -1
@@ -131,7 +108,7 @@ def train(  # noqa: PLR0913  # what a caller may ask or be told while it runs
             MetricsLog(metrics_path(out), steps_done=first_step, steps_per_epoch=per_epoch) as log,
             progress(saver.total_steps * config.batch_size, unit="images", label="train", done=first_step * config.batch_size) as counter,
         ):
-            for numbers, images in _read_ahead(data, islice(batches, first_step, saver.total_steps)):
+            for numbers, images in _read_ahead(learned, islice(batches, first_step, saver.total_steps)):
                 rate = trainer.learning_rate
                 log.add(trainer.step(images, torch.from_numpy(batches.labels[numbers])), len(numbers))
                 step = trainer.steps_done
@@ -164,23 +141,6 @@ def train(  # noqa: PLR0913  # what a caller may ask or be told while it runs
     )
 
 
-def finished_result(stored: Checkpoint, out: Path) -> TrainingResult:
-    """Return the result of a training that was complete before, read from its checkpoint; nothing was done now."""
-    steps = int(stored.provenance["steps_done"])
-    return TrainingResult(
-        checkpoint_path=out,
-        metrics_path=metrics_path(out),
-        resume_path=resume_path(out),
-        steps_done=steps,
-        total_steps=steps,
-        epochs_done=stored.epochs_done,
-        losses={},
-        images_per_s=0.0,
-        seconds=0.0,
-        is_complete=True,
-    )
-
-
 class Trainer:
     """Model, optimizer and averaged weights of one training.
 
@@ -203,7 +163,7 @@ class Trainer:
         self.steps_done = 0
         self.device = resolve_device(config.device)
         torch.manual_seed(config.seed)
-        model = build_model(config.model, load_teacher_weights=load_teacher_weights).train()
+        model = build_model(config.model, config.memory, load_teacher_weights=load_teacher_weights).train()
         # Channels last takes 15 to 25 % less processor time per step (ResNet-18, 64 and 128 px), and is what tensor cores want.
         self._model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
@@ -217,6 +177,10 @@ class Trainer:
     def learning_rate(self) -> float:
         """Learning rate of the next optimizer step."""
         return learning_rate(self.steps_done, self._total_steps, self._config.optim)
+
+    def fit_memory(self, learned: TrainingData, peaks: TrainingData, progress: ProgressReporter) -> None:
+        """Fit the memory beside the student, see :func:`snl_train.memory_fit.fit_memory`."""
+        fit_memory(self._model, learned, peaks, self._config, progress=progress)
 
     def step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Train on one batch and return its losses by name, detached and on the device.
@@ -288,26 +252,27 @@ class Trainer:
     def _groups(self) -> list[dict[str, Any]]:
         return [group for optimizer in self._optimizers for group in optimizer.param_groups]
 
-    def weights(self, batches: Iterable[Tensor]) -> dict[str, Tensor]:
+    def weights(self, batches: Iterable[Tensor], peaks: TrainingData | None = None) -> dict[str, Tensor]:
         """Return the weights to ship, on the CPU: the averaged ones where the configuration asks for an average and it has begun.
 
         Args:
             batches: Training images, (B, H, W, 3) uint8, to measure batch statistics and residuals with where the average and the whitening need
                 it; not consumed otherwise.
+            peaks: Good images that weigh the student's map beside the memory's; None without a memory.
 
         Raises:
             TrainingDivergedError: If a weight is not finite.
         """
         state = self._average.averaged(self._model.state_dict()) if self._average.is_started else self._model.state_dict()
-        if self._average.needs_statistics or self._model.whitening is not None:
-            state = self._measured(state, list(batches))
+        if self._average.needs_statistics or self._model.whitening is not None or peaks is not None:
+            state = self._measured(state, list(batches), peaks)
         for name, tensor in state.items():
             if not torch.isfinite(tensor).all():
                 raise TrainingDivergedError(self._diverged(f"weight {name}"))
         return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
 
-    def _measured(self, state: Mapping[str, Tensor], batches: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return a state with what is measured on training images: batch statistics first, residuals with those."""
+    def _measured(self, state: Mapping[str, Tensor], batches: Sequence[Tensor], peaks: TrainingData | None) -> dict[str, Tensor]:
+        """Return a state with what is measured on training images: batch statistics first, residuals with those, then the student's peaks."""
         reference = copy.deepcopy(self._model)
         reference.load_state_dict(state)
 
@@ -316,12 +281,14 @@ class Trainer:
 
         if self._average.needs_statistics:
             estimate_statistics(reference, inputs())
-        if reference.whitening is not None:
-            reference.eval()
-            try:
+        reference.eval()
+        try:
+            if reference.whitening is not None:
                 fit_own_whitening(reference, inputs, self._config.model.whitening_normalization)
-            except ValueError as error:
-                raise TrainingDivergedError(f"{error} (step {self.steps_done} of {self._total_steps})") from error
+            if peaks is not None:
+                weigh_student(reference, peaks, self._config)
+        except ValueError as error:
+            raise TrainingDivergedError(f"{error} (step {self.steps_done} of {self._total_steps})") from error
         measured: dict[str, Tensor] = reference.state_dict()
         return measured
 
@@ -389,13 +356,3 @@ def _read_ahead(data: TrainingData, batches: Iterator[npt.NDArray[np.int64]]) ->
 
 def _read(data: TrainingData, numbers: Iterable[int]) -> Tensor:
     return torch.from_numpy(data.inputs.read([data.samples[number] for number in numbers]))
-
-
-def _complete_already(config: TrainConfig, data: TrainingData, out: Path) -> TrainingResult:
-    stored = load_checkpoint(out)
-    check_same_config(stored.config, config)
-    if config.epochs != stored.config.epochs:
-        raise ConfigError(f"{out} is complete after {stored.config.epochs} epochs and has no state to continue from; train to another --out")
-    if list(stored.training_image_sha256) != image_hashes(data):
-        raise DataError(f"cannot resume: {out} is complete, and the training images in {data.root} are not those it was trained on")
-    return finished_result(stored, out)

@@ -20,7 +20,12 @@ _FITTED = ("whitening", "whitening_floor", "whitening_expectation", "whitening_n
 
 
 def training_settings(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recorded configuration without what is fitted after the training: two that agree in the rest have the same weights."""
+    """Return a recorded configuration without what is fitted after the training: two that agree in the rest have the same weights.
+
+    With a memory nothing is left out: the student's map is weighted by its peaks, which depend on score and whitening.
+    """
+    if recorded.get("memory", {}).get("centers"):
+        return dict(recorded)
     model = {name: value for name, value in recorded["model"].items() if name not in _FITTED}
     return {**recorded, "score": None, "model": model}
 
@@ -37,7 +42,7 @@ def fitted_anew(stored: Checkpoint, config: TrainConfig, data: TrainingData) -> 
 
 def _with_whitening(state: Mapping[str, torch.Tensor], config: TrainConfig, data: TrainingData) -> dict[str, torch.Tensor]:
     with torch.random.fork_rng(devices=[]):
-        model = build_model(config.model, load_teacher_weights=False)
+        model = build_model(config.model, config.memory, load_teacher_weights=False)
     trained = {name: tensor for name, tensor in state.items() if not name.startswith("whitening.")}
     expected = {name for name in model.state_dict() if not name.startswith("whitening.")}
     assert trained.keys() == expected  # the rest of the configuration is the same

@@ -26,7 +26,8 @@ from snl_train.data.dataset import TrainingData
 from snl_train.evaluation import CheckpointScorer, Evaluation, measure, score_samples
 from snl_train.measures import Bootstrap
 from snl_train.resume import resume_path
-from snl_train.training import TrainingResult, finished_result, train
+from snl_train.training import train
+from snl_train.training_result import TrainingResult, finished_result
 
 Outcome: TypeAlias = Literal["finished", "stopped"]
 

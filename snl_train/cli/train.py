@@ -20,16 +20,18 @@ from snl_train.stopping import StoppedBySignalError, StopRequest, stop_on_signal
 if TYPE_CHECKING:
     from snl_train.data.dataset import TrainingData
     from snl_train.data.samples import DatasetIndex
-    from snl_train.training import TrainingResult
+    from snl_train.training_result import TrainingResult
 
 PROGRAM = "snl-train"
 ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "wide_resnet50_2")
 _EXAMPLE = """
 snl-train --data parts/ --out parts.pt --hold-out 0.2
 snl-train --data parts/ --out parts.pt --teacher resnet18 --teacher-weights resnet18.safetensors --image-size 256 --epochs 30
+snl-train --data parts/ --out first.pt --method memory --teacher resnet18
 snl-train --data parts/ --out parts.pt --resume
 snl-train --fetch-teacher resnet18 --out resnet18.safetensors
 """
+_METHOD_HELP = "reverse or forward distillation, SNL or plain; or memory, which trains nothing and takes seconds (default: snl-rd)"
 _PACKAGES = ("torch", "torchvision", "safetensors", "cv2")
 _DOTTED = {
     "method": "model.method",
@@ -73,11 +75,11 @@ def build_parser() -> CommandParser:
     add_listing_flag(files)
     files.add_argument("--fetch-teacher", choices=ARCHITECTURES, metavar="ARCH", help="download ImageNet weights to --out (.safetensors) and stop")
     what = parser.add_argument_group("method")
-    what.add_argument("--method", choices=("snl-rd", "snl-fd", "rd", "fd"), help="reverse or forward distillation, SNL or plain (default: snl-rd)")
+    what.add_argument("--method", choices=("snl-rd", "snl-fd", "rd", "fd", "memory"), help=_METHOD_HELP)
     what.add_argument("--teacher", choices=ARCHITECTURES, help="architecture of the teacher (default: wide_resnet50_2)")
     what.add_argument("--teacher-weights", metavar="FILE|imagenet|random", help="where the teacher's weights come from (default: imagenet)")
     what.add_argument("--image-size", type=_image_size, metavar="N|HxW", help="network input in pixels (default: 256)")
-    what.add_argument("--preset", choices=("paper", "best"), help="settings to start from (default: paper)")
+    what.add_argument("--preset", choices=("paper", "best"), help="settings to start from (default: paper; best for memory)")
     what.add_argument("--config", type=Path, metavar="FILE", help="YAML file with any of the settings; flags win over it")
     what.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting by its dotted name, e.g. optim.schedule=cosine")
     how = parser.add_argument_group("training")
@@ -198,7 +200,7 @@ def _load_data(arguments: argparse.Namespace, config: TrainConfig) -> "TrainingD
 def _report(result: "TrainingResult", data: "TrainingData", *, as_json: bool) -> None:
     facts: dict[str, Any] = {
         "checkpoint": str(result.checkpoint_path),
-        "metrics": str(result.metrics_path),
+        "metrics": str(result.metrics_path) if result.metrics_path.exists() else None,
         "epochs_done": result.epochs_done,
         "steps_done": result.steps_done,
         "classes": list(data.classes),
@@ -209,12 +211,13 @@ def _report(result: "TrainingResult", data: "TrainingData", *, as_json: bool) ->
         "images_per_s": round(result.images_per_s, 2),
         "seconds": round(result.seconds, 2),
     }
+    made = f"{result.epochs_done} epochs" if result.total_steps else "memory of the teacher's features"
     losses = ", ".join(f"{name} {value:.4g}" for name, value in result.losses.items())
     text = (
-        f"{result.checkpoint_path}: {result.epochs_done} epochs on {len(data.samples)} images of {', '.join(data.classes)}\n"
+        f"{result.checkpoint_path}: {made} on {len(data.samples)} images of {', '.join(data.classes)}\n"
         f"held out for calibration: {len(data.held_out)} images; left out as unreadable: {len(data.left_out)}\n"
-        f"last losses: {losses or 'none, it was complete already'}\n"
-        f"{result.images_per_s:.3g} images/s, {format_duration(result.seconds)}"
+        + (f"last losses: {losses or 'none, it was complete already'}\n" if result.total_steps else "")
+        + f"{result.images_per_s:.3g} images/s, {format_duration(result.seconds)}"
     )
     _print(facts, text, as_json=as_json)
 

@@ -1,7 +1,8 @@
-"""Networks: the frozen teacher, the students of both directions, and CRAM."""
+"""Networks: the frozen teacher, the students of both directions, CRAM, and the memory of normal features."""
 
 from snl_train.models.cram import Cram
 from snl_train.models.forward import ForwardStudent
+from snl_train.models.memory import FeatureMemory
 from snl_train.models.reverse import Bottleneck, ReverseStudent
 from snl_train.models.teacher import Teacher, build_teacher
 from snl_train.models.teacher_student import IMAGENET_MEAN, IMAGENET_STD, TeacherStudent, build_model
@@ -12,6 +13,7 @@ __all__ = [
     "IMAGENET_STD",
     "Bottleneck",
     "Cram",
+    "FeatureMemory",
     "ForwardStudent",
     "ReverseStudent",
     "Teacher",

@@ -72,11 +72,14 @@ class ResNetPyramid(nn.Module):
         x: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         return x
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Return [(B, C1, H/4, W/4), (B, C2, H/8, W/8), (B, C3, H/16, W/16)] for normalized images (B, 3, H, W)."""
-        layer1 = self.layer1(self.stem(images))
-        layer2 = self.layer2(layer1)
-        return [layer1, layer2, self.layer3(layer2)]
+    def forward(self, images: Tensor, *, stages: int = 3) -> list[Tensor]:
+        """Return [(B, C1, H/4, W/4), (B, C2, H/8, W/8), (B, C3, H/16, W/16)], the first ``stages`` of them, for normalized images (B, 3, H, W)."""
+        features: list[Tensor] = []
+        x = self.stem(images)
+        for stage in (self.layer1, self.layer2, self.layer3)[:stages]:
+            x = stage(x)
+            features.append(x)
+        return features
 
 
 def residual_stage(spec: ResNetSpec, in_channels: int, planes: int, *, depth: int, stride: int) -> nn.Sequential:

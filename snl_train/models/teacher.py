@@ -21,10 +21,10 @@ class Teacher(ResNetPyramid):
         """Stay in eval mode, whatever ``mode`` is."""
         return super().train(False)
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Return layer1, layer2, layer3 without gradient: [(B, C_k, H / s_k, W / s_k)], s = 4, 8, 16."""
+    def forward(self, images: Tensor, *, stages: int = 3) -> list[Tensor]:
+        """Return layer1, layer2, layer3 or the first of them without gradient: [(B, C_k, H / s_k, W / s_k)], s = 4, 8, 16."""
         with torch.no_grad():
-            return super().forward(images)
+            return super().forward(images, stages=stages)
 
 
 def build_teacher(architecture: str, weights: str, *, seed: int | None = None) -> Teacher:
