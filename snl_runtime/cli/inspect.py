@@ -96,7 +96,10 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace, summary: "InspectionSummary", elapsed_s: float, stopped_by: str | None) -> None:
     verdicts = ", ".join(f"{name} {summary.verdicts[name]}" for name in ("PASS", "REVIEW", "REJECT", "ERROR"))
-    print(f"images: {summary.rows}, {summary.judged} judged now by {summary.workers} workers, {summary.kept} earlier, in {elapsed_s:.1f} s", file=sys.stderr)
+    print(
+        f"images: {summary.rows}, {summary.judged} judged now by {summary.workers} workers, {summary.kept} earlier, in {elapsed_s:.1f} s",
+        file=sys.stderr,
+    )
     print(f"verdicts: {verdicts}", file=sys.stderr)
     print(f"reasons: {', '.join(f'{code} {count}' for code, count in summary.reasons.most_common()) or 'none'}", file=sys.stderr)
     if not summary.done:

@@ -150,9 +150,7 @@ def _folder_rows(listing: Listing, product: str | None, product_folders: bool) -
             size_bytes, modified_ns = 0, 0
         shown = _product_of(path.relative_to(listing.root).parts, product, product_folders)
         rows.append(
-            ArchiveRow(
-                file=str(path), size_bytes=size_bytes, modified_ns=modified_ns, product=shown, day=day_of(path.name, modified_ns), fault=fault
-            )
+            ArchiveRow(file=str(path), size_bytes=size_bytes, modified_ns=modified_ns, product=shown, day=day_of(path.name, modified_ns), fault=fault)
         )
     return rows
 

@@ -22,6 +22,7 @@ _QUIET = {
     "RAY_SCHEDULER_EVENTS": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # the driver says what failed; Ray's own processes would write between its lines
 }
 
 

@@ -1,7 +1,10 @@
 """An archive inspected by many workers: plan, judge what is missing, and call it done only when all of it is there."""
 
 import collections
+import contextlib
+import dataclasses
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +16,7 @@ from snl_runtime.files import exclusive_lock
 from snl_runtime.fleet.archive import Archive, ArchiveRow, list_archive
 from snl_runtime.fleet.cluster import ray_cluster
 from snl_runtime.fleet.inspector import PartInspector, WorkerSettings
+from snl_runtime.fleet.packages import load_package
 from snl_runtime.fleet.results import (
     RESULT_SCHEMA,
     SUCCESS,
@@ -34,8 +38,6 @@ PART_ROWS = 256
 """Most rows of a part: what a worker that dies has judged in vain."""
 PARTS_PER_WORKER = 4
 """Parts that a small archive is cut into for each worker, so that none is left without work."""
-TASK_RETRIES = 3
-"""How often a part is tried again whose worker died; a file on which the decoder crashes would kill one after the other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +122,7 @@ def inspect_archive(
 
     Raises:
         ConfigError: If the folder holds results of another model, archive or setting, or a file of the archive changed meanwhile.
-        DataError: If the archive cannot be listed, or parts failed again and again; the message names the first file of one.
+        DataError: If the archive cannot be listed, or parts have no results in the end.
         SnlError: If the model does not open on a worker, or a part cannot be written.
     """
     run = _describe_run(config)
@@ -248,8 +250,6 @@ class _Inspection:
 
 def ray_cluster_if_needed(config: InspectionConfig, is_needed: bool) -> Any:
     """Return a context with ``ray``, connected; with None where there is nothing to judge."""
-    import contextlib
-
     return ray_cluster(config.address, cpus=config.workers) if is_needed else contextlib.nullcontext()
 
 
@@ -266,7 +266,9 @@ def _count_workers(ray: Any, config: InspectionConfig) -> int:
     kind = "GPU" if needs_gpu(config.model) else "CPU"
     there = int(ray.cluster_resources().get(kind, 0))
     if there < (config.workers or 1):
-        raise ConfigError(f"{config.workers or 1} workers need as many {kind}s, the cluster has {there}; use --workers {max(there, 1)} or another cluster")
+        raise ConfigError(
+            f"{config.workers or 1} workers need as many {kind}s, the cluster has {there}; use --workers {max(there, 1)} or another cluster"
+        )
     return config.workers or there
 
 
@@ -276,15 +278,11 @@ def _answers(ray: Any, parts: Sequence[Part], workers: int, config: InspectionCo
     Raises:
         SnlError: The first that a worker could not go on with.
     """
-    import dataclasses
-
-    from snl_runtime.fleet.packages import load_package
-
     data = load_package("ray.data")
     context = data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.max_errored_blocks = -1  # a part that kills its workers must not keep the others from being judged
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     model = dataclasses.replace(config.model, threads=_threads(config.model), file=str(Path(config.model.file).absolute()))
     settings = WorkerSettings(model=model, model_sha256=sha256, out=str(config.out.absolute()))
     share = {"num_cpus": 0, "num_gpus": 1} if needs_gpu(config.model) else {"num_cpus": 1}
@@ -294,8 +292,6 @@ def _answers(ray: Any, parts: Sequence[Part], workers: int, config: InspectionCo
         fn_constructor_args=(settings,),
         batch_size=1,
         compute=data.ActorPoolStrategy(size=min(workers, len(items))),
-        max_restarts=-1,
-        max_task_retries=TASK_RETRIES,
         **share,
     )
     try:
@@ -314,8 +310,4 @@ def _failure_of(name: str, message: str) -> SnlError:
 
 def _unfinished(out: Path, parts: Sequence[Part], sha256: str) -> DataError:
     missing = [part for part in parts if not is_whole(out, part, sha256)]
-    first = missing[0]
-    return DataError(
-        f"{len(missing)} parts have no results, their workers died {TASK_RETRIES + 1} times; the first is part {first.number}, "
-        f"rows {first.ids[0]} to {first.ids[-1]}, {first.rows[0].name} to {first.rows[-1].name}; look for a file there that kills its reader"
-    )
+    return DataError(f"{len(missing)} parts of {out} have no results; run the same command again, it goes on from here")

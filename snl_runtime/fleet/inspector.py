@@ -3,7 +3,7 @@
 import collections
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.errors import ConfigError, DataError, ManifestError, SnlError
 from snl_runtime.fleet.archive import IMAGE_COLUMN, ArchiveRow, open_file_system, read_bytes
+from snl_runtime.fleet.deaths import DeathWatch
 from snl_runtime.fleet.packages import load_package
 from snl_runtime.fleet.results import Part, is_whole, part_verdicts, write_part
 from snl_runtime.images.files import decode_frame
@@ -110,16 +111,18 @@ class PartInspector:
         if self._detector is None:
             raise ConfigError("the model is not open")
         if not is_whole(self._out, part, self._settings.model_sha256):
-            records = [record_of(frame, judge_frame(self._detector, frame)) for frame in part_frames(part)]
+            watch = DeathWatch(self._out, part.number)
+            records = [record_of(frame, judge_frame(self._detector, frame)) for frame in part_frames(part, watch)]
             write_part(self._out, part, records, self._settings.model_sha256)
+            watch.end()
         return dict(collections.Counter(f"{verdict} {reason}" for verdict, reason in part_verdicts(self._out, part)))
 
 
-def part_frames(part: Part) -> Iterator[Frame]:
+def part_frames(part: Part, watch: DeathWatch) -> Iterator[Frame]:
     """Yield one frame per row, read as ``snl-run`` reads it; what cannot be read is a frame without an image that says why."""
     if part.rows[0].row is None:
         for row_id, row in zip(part.ids, part.rows):
-            yield _frame(row_id, row, read_bytes)
+            yield _frame(row_id, row, read_bytes, watch)
         return
     images: Mapping[int, Any] = {}
     fault = None
@@ -138,11 +141,12 @@ def part_frames(part: Part) -> Iterator[Frame]:
         return data
 
     for row_id, row in zip(part.ids, part.rows):
-        yield _frame(row_id, row, encoded)
+        yield _frame(row_id, row, encoded, watch)
 
 
-def _frame(row_id: int, row: ArchiveRow, read: Any) -> Frame:
-    image, fault = None, row.fault
+def _frame(row_id: int, row: ArchiveRow, read: Callable[[str], bytes], watch: DeathWatch) -> Frame:
+    watch.begin(row_id)
+    image, fault = None, row.fault or watch.fault_of(row_id, _shown(row.name))
     if fault is None:
         try:
             image = decode_frame(read(row.name), _shown(row.name))

@@ -24,7 +24,7 @@ from snl_runtime.fleet.archive import ArchiveRow
 from snl_runtime.fleet.packages import load_package
 from snl_runtime.text import printable, to_json
 
-SUCCESS, RUN, PLAN = "_SUCCESS", "_run.json", "_plan"
+SUCCESS, RUN, PLAN, DEATHS = "_SUCCESS", "_run.json", "_plan", "_deaths"
 RESULT_SCHEMA = 1
 NO_PRODUCT = "__HIVE_DEFAULT_PARTITION__"
 """What readers of partitioned Parquet take for null."""
@@ -207,7 +207,9 @@ def mark_success(out: Path, parts: Sequence[Part], model_sha256: str) -> None:
 
 
 def remove_leftovers(out: Path) -> None:
-    """Remove what a killed writer left half written."""
+    """Remove what killed workers left: files half written, and what they were at when they died."""
+    for file in (out / DEATHS).glob("part-*.json"):
+        file.unlink(missing_ok=True)
     for file in out.glob("product=*/day=*/.part-*.parquet"):
         file.unlink(missing_ok=True)
 
