@@ -118,8 +118,13 @@ class PartInspector:
         return dict(collections.Counter(f"{verdict} {reason}" for verdict, reason in part_verdicts(self._out, part)))
 
 
-def part_frames(part: Part, watch: DeathWatch) -> Iterator[Frame]:
-    """Yield one frame per row, read as ``snl-run`` reads it; what cannot be read is a frame without an image that says why."""
+def part_frames(part: Part, watch: DeathWatch | None = None) -> Iterator[Frame]:
+    """Yield one frame per row, read as ``snl-run`` reads it; what cannot be read is a frame without an image that says why.
+
+    Args:
+        part: The rows.
+        watch: Told of each row before it is read.
+    """
     if part.rows[0].row is None:
         for row_id, row in zip(part.ids, part.rows):
             yield _frame(row_id, row, read_bytes, watch)
@@ -144,9 +149,11 @@ def part_frames(part: Part, watch: DeathWatch) -> Iterator[Frame]:
         yield _frame(row_id, row, encoded, watch)
 
 
-def _frame(row_id: int, row: ArchiveRow, read: Callable[[str], bytes], watch: DeathWatch) -> Frame:
-    watch.begin(row_id)
-    image, fault = None, row.fault or watch.fault_of(row_id, _shown(row.name))
+def _frame(row_id: int, row: ArchiveRow, read: Callable[[str], bytes], watch: DeathWatch | None) -> Frame:
+    image, fault = None, row.fault
+    if watch is not None:
+        watch.begin(row_id)
+        fault = fault or watch.fault_of(row_id, _shown(row.name))
     if fault is None:
         try:
             image = decode_frame(read(row.name), _shown(row.name))

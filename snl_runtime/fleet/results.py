@@ -214,8 +214,13 @@ def remove_leftovers(out: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def read_results(out: Path, columns: Sequence[str]) -> Any:
+def read_results(out: Path, columns: Sequence[str], *, row_ids: Sequence[int] | None = None) -> Any:
     """Return the results of a whole inspection as an Arrow table, with the partitions ``product`` and ``day`` as columns.
+
+    Args:
+        out: Folder of the results.
+        columns: Which to read besides.
+        row_ids: Rows to return; None for all.
 
     Raises:
         DataError: If the inspection is not finished, or holds other rows than it says.
@@ -241,7 +246,7 @@ def read_results(out: Path, columns: Sequence[str]) -> Any:
         raise DataError(
             f"{out} holds {table.num_rows} rows in {len(parts)} parts, {SUCCESS} says {success.get('rows')} in {success.get('parts')}; inspect again"
         )
-    return table
+    return table if row_ids is None else table.filter(load_package("pyarrow.compute").is_in(table["row_id"], pyarrow.array(row_ids, pyarrow.int64())))
 
 
 _RECORDED = ("verdict", "reason_code", "reason", "score", "threshold", "reject_threshold", "regions", "model_sha256")
