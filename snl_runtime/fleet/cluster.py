@@ -4,7 +4,9 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,12 +52,28 @@ def ray_cluster(address: str | None, *, cpus: int | None = None) -> Iterator[Any
             local = {"include_dashboard": False, "object_store_memory": STORE_BYTES, "_temp_dir": str(folder), "_node_ip_address": LOOPBACK}
             common |= {**local, "num_cpus": cpus}
         try:
-            ray.init(address=address or "local", **common)
+            with _signals_kept():
+                ray.init(address=address or "local", **common)
         except Exception as error:
             where = "a local cluster cannot be started" if address is None else f"the cluster {address} cannot be reached"
             raise BackendError(f"{where}: {' '.join(str(error).split())[:300] or type(error).__name__}") from error
         opened.callback(ray.shutdown)
         yield ray
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Give signals back to whom they belong: Ray takes SIGTERM for itself, and a service manager's stop would end in a stack trace."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name)]
+    before = {number: handler for number in numbers if (handler := signal.getsignal(number)) is not None}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _temporary_folder() -> Path:
