@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from snl_runtime.errors import DataError
+from snl_runtime.errors import ConfigError, DataError
 from snl_runtime.fleet.packages import load_package
 from snl_runtime.images.formats import HEAD_BYTES
 from snl_runtime.images.listing import Listing, display_name, is_junk, list_images, refuse_content
@@ -93,9 +93,13 @@ def open_file_system(data: str) -> tuple[Any, str]:
     """Return the Arrow file system of a path or an address, and the path in it.
 
     Raises:
+        ConfigError: If the address holds credentials.
         DataError: If Arrow knows no such file system or refuses the address.
     """
     fs = load_package("pyarrow.fs")
+    if is_address(data) and "@" in data.partition("://")[2].partition("/")[0]:
+        name = redact_credentials(data)
+        raise ConfigError(f"{name} holds credentials, which the results would keep; put them where the store's tools look, e.g. AWS_ACCESS_KEY_ID")
     if not is_address(data):
         return fs.LocalFileSystem(), os.path.abspath(data)  # noqa: PTH100 - resolve() would follow links
     try:
@@ -117,8 +121,6 @@ def read_bytes(file: str) -> bytes:
         file_system, path = open_file_system(file)
         with file_system.open_input_file(path) as opened:
             return bytes(opened.readall())
-    except DataError:
-        raise
     except OSError as error:
         raise DataError(f"cannot read {redact_credentials(display_name(file))}: {_words(error)}") from error
 

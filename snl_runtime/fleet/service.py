@@ -5,6 +5,7 @@ by the front alone, with one monotonic clock, so machines whose clocks differ ca
 """
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import socket
@@ -32,6 +33,11 @@ from snl_runtime.types import DetectorState, Frame
 INSPECT, HEALTH, METRICS = "/inspect", "/healthz", "/metrics"
 OK, UNAUTHORIZED, UNKNOWN, TOO_LARGE, UNREADABLE, OVERLOADED, MISSED = 200, 401, 404, 413, 422, 503, 504
 """HTTP statuses; the body of every answer to an inspection is a record, of an ERROR unless the status is 200."""
+SERVICE_REASON_CODES = {
+    "overloaded": "as many images as may be are under way in the service; HTTP status 503",
+    "unauthorized": "the request to the service carried no valid token; HTTP status 401",
+}
+"""Reason codes of ERRORs that the service gives by itself, besides ``deadline_missed``, ``frame_fault`` and ``backend_error``."""
 APPLICATION = "snl"
 _BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -143,6 +149,7 @@ class Front:
         if not _is_admitted(request, settings.token):
             return UNAUTHORIZED, inspection.error("unauthorized", "the request carries no valid token; send Authorization: Bearer TOKEN")
         if self._in_flight >= settings.most:
+            await self._discard(request)
             return OVERLOADED, inspection.error(
                 "overloaded", f"{self._in_flight} images are under way, as many as may be; send fewer or add replicas"
             )
@@ -159,6 +166,19 @@ class Front:
         if inspection.elapsed_s > settings.deadline_s:  # judged in time, and late by the time it came here
             return MISSED, self._missed(inspection)
         return status, record
+
+    async def _discard(self, request: Any) -> None:
+        """Read the image of a refused request: a client that is still sending would see a reset connection in place of the answer."""
+
+        async def read() -> None:
+            received = 0
+            async for chunk in request.stream():
+                received += len(chunk)
+                if received > self._settings.max_bytes:
+                    return
+
+        with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+            await asyncio.wait_for(read(), self._settings.deadline_s)
 
     async def _judged(self, request: Any, inspection: "_Inspection") -> tuple[int, dict[str, Any]]:
         data = bytearray()

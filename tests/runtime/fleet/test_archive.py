@@ -3,8 +3,8 @@
 import cv2
 import pytest
 
-from snl_runtime.errors import DataError
-from snl_runtime.fleet.archive import day_of, list_archive
+from snl_runtime.errors import ConfigError, DataError
+from snl_runtime.fleet.archive import day_of, list_archive, read_bytes
 from snl_runtime.images.listing import list_images
 
 
@@ -93,3 +93,37 @@ def test_file_that_is_no_table_is_refused_with_its_name(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(DataError, match="x.parquet as a Parquet table"):
         list_archive(str(tmp_path / "x.parquet"), product=None)
+
+
+def test_address_with_credentials_is_refused_without_telling_them():
+    pytest.importorskip("pyarrow")
+    with pytest.raises(ConfigError, match="holds credentials") as refused:
+        list_archive("s3://user:hunter2@bucket/frames", product=None)
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.station
+def test_objects_of_an_s3_store_are_listed_and_read_as_files_are(parts, monkeypatch):
+    boto3 = pytest.importorskip("boto3", reason="needs moto[server]")
+    server = pytest.importorskip("moto.server", reason="needs moto[server]").ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    try:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        host, port = server.get_host_and_port()
+        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
+        client.create_bucket(Bucket="plant")
+        (parts / "empty.png").write_bytes(b"")
+        for file in parts.iterdir():
+            client.put_object(Bucket="plant", Key=f"frames/bottle/{file.name}", Body=file.read_bytes())
+        query = f"scheme=http&endpoint_override={host}:{port}&region=us-east-1"
+        rows = list_archive(f"s3://plant/frames?{query}", product=None, product_folders=True).rows
+        assert [row.file for row in rows] == [f"s3://plant/frames/bottle/{file.name}?{query}" for file in sorted(parts.iterdir())]
+        assert {row.product for row in rows} == {"bottle"}
+        assert [row.fault is None for row in rows] == [row.fault is None for row in list_archive(str(parts), product=None).rows]
+        assert [read_bytes(row.file) for row in rows] == [file.read_bytes() for file in sorted(parts.iterdir())]
+        client.delete_object(Bucket="plant", Key="frames/bottle/empty.png")
+        with pytest.raises(DataError, match="empty.png"):
+            read_bytes(next(row.file for row in rows if "empty.png" in row.file))
+    finally:
+        server.stop()

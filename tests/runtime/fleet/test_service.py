@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -190,6 +191,25 @@ def test_client_example_gives_the_verdict_and_errors_for_everything_else(service
     assert client.verdict_of(service.address, parts / "a_good0.png", "bottle", "guess") == "ERROR"
     assert client.verdict_of("http://127.0.0.1:9", parts / "a_good0.png", "bottle") == "ERROR"
     assert client.verdict_of(service.address, parts / "none.png", "bottle") == "ERROR"
+
+
+@pytest.mark.station
+@pytest.mark.xdist_group("ray")
+@pytest.mark.skipif(shutil.which("mcs") is None or shutil.which("mono") is None, reason="needs mono-mcs and libmono-system-net-http4.0-cil")
+def test_client_in_c_sharp_compiles_and_gives_the_verdict(service, parts, tmp_path):
+    source, program = Path(__file__).parents[3] / "examples" / "service" / "Client.cs", tmp_path / "Client.exe"
+    subprocess.run(["mcs", "-r:System.Net.Http.dll", f"-out:{program}", source], check=True)
+
+    def verdict(file, token):
+        done = subprocess.run(
+            ["mono", program, service.address, parts / file, "bottle", token], capture_output=True, text=True, timeout=60, check=True
+        )
+        return done.stdout.strip()
+
+    assert verdict("a_good0.png", service.token) == "PASS"
+    assert verdict("b_bad0.png", service.token) == "REJECT"
+    assert verdict("a_good0.png", "guess") == "ERROR"
+    assert verdict("none.png", service.token) == "ERROR"
 
 
 @pytest.mark.station
