@@ -20,7 +20,7 @@ curl --data-binary @part.png "http://127.0.0.1:8000/inspect?product=bottle"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    return run_command(lambda: _serve(_parser().parse_args(argv)), program=PROGRAM, prints_results=False)
+    return run_command(lambda: _serve(_parser().parse_args(argv)), program=PROGRAM)
 
 
 def _parser() -> CommandParser:
