@@ -10,8 +10,8 @@ import pytest
 
 from docs import build_site, reference
 from snl_runtime import errors
-from snl_runtime.model.manifest import Decision, Manifest
 from snl_runtime.fleet.service import SERVICE_REASON_CODES
+from snl_runtime.model.manifest import Decision, Manifest
 from snl_runtime.station.answers import STATION_REASON_CODES
 from snl_runtime.station.station_file import station_of
 from snl_runtime.verdict.ruling import REASON_CODES
