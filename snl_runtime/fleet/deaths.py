@@ -26,7 +26,7 @@ class DeathWatch:
         self._path = out / DEATHS / f"part-{part:06d}.json"
         self._deaths: dict[int, int] = {}
         try:
-            self._path.parent.mkdir(exist_ok=True)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise self._cannot_write(error) from error
         with contextlib.suppress(OSError, ValueError, KeyError):  # none, or half of one

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from snl_runtime import errors
 from snl_runtime.errors import BackendError, ConfigError, DataError, SinkError, SnlError
 from snl_runtime.files import exclusive_lock
-from snl_runtime.fleet.archive import Archive, ArchiveRow, list_archive
+from snl_runtime.fleet.archive import Archive, ArchiveRow, is_address, list_archive
 from snl_runtime.fleet.cluster import ray_cluster
 from snl_runtime.fleet.inspector import PartInspector, WorkerSettings
 from snl_runtime.fleet.packages import load_package
@@ -134,7 +135,7 @@ def inspect_archive(
     with exclusive_lock(out / "results", what="snl-inspect", blocking=False):
         require_same_run(out, run)
         remove_leftovers(out)
-        archive = list_archive(config.data, product=config.product, product_folders=config.product_folders, exclude=[out])
+        archive = list_archive(_absolute(config.data), product=config.product, product_folders=config.product_folders, exclude=[out])
         on_archive(archive)
         return _Inspection(config, run, report, is_stopped).run(archive)
 
@@ -146,7 +147,7 @@ def _describe_run(config: InspectionConfig) -> dict[str, Any]:
     decisions = {} if manifest is None else manifest.decisions_for(bundle.sha256)
     return {
         "schema": RESULT_SCHEMA,
-        "data": config.data,
+        "data": _absolute(config.data),
         "product": config.product,
         "product_folders": config.product_folders,
         "model_sha256": bundle.sha256,
@@ -164,6 +165,11 @@ def _describe_run(config: InspectionConfig) -> dict[str, Any]:
             for name, decision in sorted(decisions.items())
         },
     }
+
+
+def _absolute(data: str) -> str:
+    # Workers have other current folders, and a comparison knows a file by its path.
+    return data if is_address(data) else os.path.abspath(data)  # noqa: PTH100 - resolve() would follow links
 
 
 def _threads(model: ModelConfig) -> int | None:

@@ -202,6 +202,7 @@ def mark_success(out: Path, parts: Sequence[Part], model_sha256: str) -> None:
     missing = [part.number for part in parts if not is_whole(out, part, model_sha256)]
     if missing:
         raise DataError(f"{len(missing)} parts of {out} are not whole, the first is part {missing[0]}; run the same command again")
+    remove_leftovers(out)
     counts = {"schema": RESULT_SCHEMA, "rows": sum(len(part.rows) for part in parts), "parts": len(parts), "model_sha256": model_sha256}
     atomic_write_text(out / SUCCESS, to_json(counts) + "\n")
 
@@ -210,6 +211,8 @@ def remove_leftovers(out: Path) -> None:
     """Remove what killed workers left: files half written, and what they were at when they died."""
     for file in (out / DEATHS).glob("part-*.json"):
         file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # there is none
+        (out / DEATHS).rmdir()
     for file in out.glob("product=*/day=*/.part-*.parquet"):
         file.unlink(missing_ok=True)
 

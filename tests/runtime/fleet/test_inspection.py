@@ -41,8 +41,8 @@ def command(engine, data, out, *more):
     return [sys.executable, "-m", "snl_runtime.cli.inspect", "--engine", str(engine), "--data", str(data), "--out", str(out), *map(str, more)]
 
 
-def inspect(*arguments):
-    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=LONGEST_S, check=False)
+def inspect(*arguments, cwd=None):
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=LONGEST_S, check=False, cwd=cwd)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -102,7 +102,7 @@ def expected_rows(engine, data, tmp_path):
 def test_verdicts_scores_and_regions_are_those_of_snl_run_bit_for_bit(engine, parts, tmp_path, capsys):
     out = tmp_path / "results"
     before = set(Path("/tmp").glob("snl-ray-*"))
-    status, stdout, stderr = inspect(engine, parts, out, "--product", "bottle", "--workers", 2, "--json")
+    status, stdout, stderr = inspect(engine, parts.name, out, "--product", "bottle", "--workers", 2, "--json", cwd=parts.parent)
     assert status == 0, stderr
     assert rows_of(out) == expected_rows(engine, parts, tmp_path)
     summary = json.loads(stdout)
@@ -131,10 +131,11 @@ def test_driver_that_is_killed_is_followed_by_a_run_that_does_only_what_is_missi
     options = ("--product", "bottle", "--workers", 2, "--part-rows", 3)
     with subprocess.Popen(command(engine, archive, out, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as driver:
         wait_for(lambda: list(out.glob("product=*/day=*/part-*.parquet")), driver)
-        family = descendants(driver.pid)
+        workers = workers_of(driver.pid)
+        assert workers
         driver.kill()
         driver.communicate(timeout=LONGEST_S)
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() and b"ray" in _command_line(pid) for pid in family))  # nobody goes on without the driver
+    wait_for(lambda: not any(b"MapWorker" in _command_line(pid) for pid in workers))  # nobody goes on without the driver
     assert not (out / SUCCESS).exists()
     kept = {path: path.stat().st_mtime_ns for path in out.glob("product=*/day=*/part-*.parquet")}
     sizes = {str(part.path(out)): len(part.rows) for part in read_plan(out)}
