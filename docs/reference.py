@@ -15,6 +15,7 @@ from unittest import mock
 import snl_runtime
 from snl_runtime import errors
 from snl_runtime.config_docs import field_docs, section_of, type_name
+from snl_runtime.fleet.service import SERVICE_REASON_CODES
 from snl_runtime.model import frame_range, manifest, manifest_records
 from snl_runtime.station.answers import STATION_REASON_CODES
 from snl_runtime.station.config import StationConfig
@@ -113,7 +114,8 @@ def _commands() -> str:
         "| 1 | a bug, with its traceback |\n"
         "| 2 | an error in one line, see [errors](errors.md) |\n"
         "| 3 | a gate or a calibration refused |\n"
-        "| 4 | `snl-run --fail-on-reject`: a verdict was not PASS, or no frame was inspected; `snl-replay`: a verdict is not the one on record |\n"
+        "| 4 | `snl-run --fail-on-reject`: a verdict was not PASS, or no frame was inspected; `snl-replay`: a verdict is not the one on record; "
+        "`snl-compare`: more changed than calibration allows |\n"
         "| 130 | Ctrl-C |\n\n"
         "A training that a signal ended exits with 128 plus the signal's number. Files that each command writes: [effects](../effects.md)."
     )
@@ -204,7 +206,8 @@ def _reason_codes() -> str:
         "What PASS needs, and in which order it is checked: [verdicts](../concepts/verdicts.md).\n\n| code | meaning |\n|---|---|\n"
     )
     station = "\n\n## Given by the line\n\nAll of them are ERROR ([triggered inspection](../concepts/station.md)).\n\n| code | meaning |\n|---|---|\n"
-    return head + _code_rows(REASON_CODES) + station + _code_rows(STATION_REASON_CODES) + "\n"
+    service = "\n\n## Given by the service\n\nAll of them are ERROR ([scaling](../scaling.md)).\n\n| code | meaning |\n|---|---|\n"
+    return head + _code_rows(REASON_CODES) + station + _code_rows(STATION_REASON_CODES) + service + _code_rows(SERVICE_REASON_CODES) + "\n"
 
 
 def _code_rows(codes: Mapping[str, str]) -> str:

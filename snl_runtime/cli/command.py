@@ -1,7 +1,7 @@
 """What every command line tool shares: one-line errors, exit statuses, help that shows an example.
 
 Exit statuses: 0 done, also when a service manager stopped the run; 1 a bug, with traceback; 2 user error in one line; 3 a gate or a calibration
-refused; 4 only with ``--fail-on-reject``, and from ``snl-replay`` where verdicts differ; 130 Ctrl-C.
+refused; 4 only with ``--fail-on-reject``, from ``snl-replay`` where verdicts differ and ``snl-compare`` where too many do; 130 Ctrl-C.
 """
 
 import argparse

@@ -56,6 +56,22 @@ def read_frame(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
     return page.frame
 
 
+def decode_frame(data: bytes, name: str) -> npt.NDArray[Any]:
+    """Return the image of an encoded file that lies in memory, as :func:`read_frame` does.
+
+    Args:
+        data: The file's bytes.
+        name: What the messages call it.
+
+    Raises:
+        DataError: As there.
+    """
+    (page,) = _pages_of(data, name, expect_one=True)
+    if page.frame is None:
+        raise DataError(page.fault or "")
+    return page.frame
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Page:
     """One of the images that a file holds.
@@ -153,18 +169,19 @@ def pixel_sha256(image_rgb: Image) -> str:
 
 
 def _read_pages(path: Path, *, expect_one: bool) -> Iterator[Page]:
-    data = _read_bytes(path)
+    return _pages_of(_read_bytes(path), display_name(path), expect_one=expect_one)
+
+
+def _pages_of(data: bytes, file: str, *, expect_one: bool) -> Iterator[Page]:
     images = find_images(data)
     if images.count == 0:
-        raise DataError(f"{display_name(path)} holds a thumbnail only; save its image as PNG or TIFF of 8 or 16 bits")
+        raise DataError(f"{file} holds a thumbnail only; save its image as PNG or TIFF of 8 or 16 bits")
     if expect_one and images.count > 1:
-        raise DataError(
-            f"{display_name(path)} holds {images.count} images; inspect each of them with snl-run --pages all, or save each as a file of its own"
-        )
+        raise DataError(f"{file} holds {images.count} images; inspect each of them with snl-run --pages all, or save each as a file of its own")
     # A decoder has to go through an animation from its start.
-    frames = _decode_all(data, path) if images.cut is None and images.count > 1 else None
+    frames = _decode_all(data, file) if images.cut is None and images.count > 1 else None
     for number in range(images.count):
-        name = f"{display_name(path)}, image {number + 1} of {images.count}," if images.count > 1 else display_name(path)
+        name = f"{file}, image {number + 1} of {images.count}," if images.count > 1 else file
         try:
             if frames is not None:
                 yield Page(number=number + 1, count=images.count, frame=_in_rgb_order(frames, number, name))
@@ -193,13 +210,13 @@ def _decode(data: bytes, name: str) -> npt.NDArray[Any]:
     return _in_rgb_order([] if pixels is None else [pixels], 0, name)
 
 
-def _decode_all(data: bytes, path: Path) -> Sequence[npt.NDArray[Any]]:
-    _require_whole(data, display_name(path))
+def _decode_all(data: bytes, name: str) -> Sequence[npt.NDArray[Any]]:
+    _require_whole(data, name)
     cv2 = load_opencv()
     try:
         _, frames = cv2.imdecodemulti(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
     except (cv2.error, MemoryError) as error:
-        raise DataError(f"{display_name(path)} cannot be decoded ({' '.join(str(error).split())}); copy it again or remove it") from error
+        raise DataError(f"{name} cannot be decoded ({' '.join(str(error).split())}); copy it again or remove it") from error
     return list(frames)
 
 

@@ -148,6 +148,37 @@ def is_junk(name: str) -> bool:
     return name.startswith(".") or name.lower() in _JUNK or name.lower().startswith("thumbs.db:")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """Why a file is not taken.
+
+    Attributes:
+        is_image: Whether it is or claims to be an image, so that it counts as rejected; otherwise it is left out.
+        reason: The end of a sentence about it.
+    """
+
+    is_image: bool
+    reason: str
+
+
+def refuse_content(path: Path, head: bytes) -> Refused | None:
+    """Return why a file that begins with ``head`` is not taken as an image, None if it is.
+
+    Args:
+        path: Its name; the ending says what it claims to be.
+        head: Its first ``HEAD_BYTES`` bytes, or all of a shorter file.
+    """
+    found = find_format(head)
+    if found in READABLE_FORMATS:
+        return None
+    if found is not None:
+        return Refused(is_image=True, reason=f"is a {found} image, which cannot be read; save it as PNG or TIFF of 8 or 16 bits")
+    if claims_to_be_image(path):
+        what = "is of no image format that can be read" if head else "is empty (0 bytes)"
+        return Refused(is_image=True, reason=f"{what}; copy it again or remove it")
+    return Refused(is_image=False, reason="is not an image")
+
+
 def _is_folder(path: Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112 - False where Path.is_dir raises for lack of permission
 
@@ -222,16 +253,11 @@ class _Walk:
         self._left_out += [LeftOut(one, reason) for one in new]
 
     def _sort_by_content(self, path: Path, head: bytes) -> None:
-        found = find_format(head)
-        if found in READABLE_FORMATS:
+        refused = refuse_content(path, head)
+        if refused is None:
             self._taken.append(path)
-        elif found is not None:
-            self._rejected.append(LeftOut(path, f"is a {found} image, which cannot be read; save it as PNG or TIFF of 8 or 16 bits"))
-        elif claims_to_be_image(path):
-            what = "is of no image format that can be read" if head else "is empty (0 bytes)"
-            self._rejected.append(LeftOut(path, f"{what}; copy it again or remove it"))
         else:
-            self._left_out.append(LeftOut(path, "is not an image"))
+            (self._rejected if refused.is_image else self._left_out).append(LeftOut(path, refused.reason))
 
     def _sort_unreadable(self, path: Path, error: OSError) -> None:
         if path.is_symlink() and not os.path.exists(path):  # noqa: PTH110 - False for a loop of links, where Path.exists may raise

@@ -34,6 +34,14 @@ class Detector(Protocol):
         ...
 
 
+def judge_frame(detector: Detector, frame: Frame) -> AnomalyResult:
+    """Return the verdict on a frame; one without an image is ERROR ``frame_fault`` with its fault as the reason."""
+    if frame.fault is None:
+        return detector.detect(frame.image, color=frame.color, product=frame.product)
+    result = detector.detect(None, color=frame.color, product=frame.product)
+    return dataclasses.replace(result, verdict=Verdict.ERROR, reason_code="frame_fault", reason=frame.fault)
+
+
 class PipelineHooks(Protocol):
     """What a host does between the stages, e.g. a station that owes each trigger one answer. What a hook raises ends the run like any failure."""
 
@@ -211,7 +219,7 @@ class Pipeline:
                 frame = captured
                 try:
                     frame = captured if self._hooks is None else self._hooks.take(captured)
-                    result = self._judge(frame)
+                    result = judge_frame(self._detector, frame)
                 except BaseException as failure:  # noqa: BLE001 - run() raises it in the caller's thread
                     self._fail(failure)
                     self._frames.abort()
@@ -222,12 +230,6 @@ class Pipeline:
                     else:
                         self._inspected += 1
                 self._verdicts.put((frame, result))
-
-    def _judge(self, frame: Frame) -> AnomalyResult:
-        if frame.fault is None:
-            return self._detector.detect(frame.image, color=frame.color, product=frame.product)
-        result = self._detector.detect(None, color=frame.color, product=frame.product)
-        return dataclasses.replace(result, verdict=Verdict.ERROR, reason_code="frame_fault", reason=frame.fault)
 
     def _deliver(self) -> None:
         with contextlib.closing(self._verdicts), contextlib.ExitStack() as opened:

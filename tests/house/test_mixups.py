@@ -18,6 +18,9 @@ MODULES = {
     "snl-bench": "snl_runtime.cli.bench",
     "snl-sign": "snl_runtime.cli.sign",
     "snl-replay": "snl_runtime.cli.replay",
+    "snl-inspect": "snl_runtime.cli.inspect",
+    "snl-compare": "snl_runtime.cli.compare",
+    "snl-serve": "snl_runtime.cli.serve",
 }
 FILES = ["x.pt", "x.resume.pt", "w.safetensors", "x.onnx", "x.trt", "x.json", "x.golden.npz", "part.PNG", "line.avi", "verdicts.jsonl"]
 

@@ -10,6 +10,7 @@ import pytest
 
 from docs import build_site, reference
 from snl_runtime import errors
+from snl_runtime.fleet.service import SERVICE_REASON_CODES
 from snl_runtime.model.manifest import Decision, Manifest
 from snl_runtime.station.answers import STATION_REASON_CODES
 from snl_runtime.station.station_file import station_of
@@ -53,7 +54,7 @@ def test_every_key_of_a_station_file_has_a_meaning_and_a_row() -> None:
 
 
 def test_every_reason_code_has_a_row() -> None:
-    assert re.findall(r"^\| `(\w+)` \|", PAGES["reason-codes.md"], re.MULTILINE) == [*REASON_CODES, *STATION_REASON_CODES]
+    assert re.findall(r"^\| `(\w+)` \|", PAGES["reason-codes.md"], re.MULTILINE) == [*REASON_CODES, *STATION_REASON_CODES, *SERVICE_REASON_CODES]
 
 
 def test_every_error_has_a_row_with_its_exit_status() -> None:

@@ -9,7 +9,21 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MODULES = sorted(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in (ROOT / "snl_runtime").rglob("*.py"))
 
-BLOCKED = ("torch", "torchvision", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "cuda", "pycuda", "cupy", "cryptography")
+BLOCKED = (
+    "torch",
+    "torchvision",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "tensorrt_rtx",
+    "cuda",
+    "pycuda",
+    "cupy",
+    "cryptography",
+    "ray",
+    "pyarrow",
+)
 PROGRAM = """
 import importlib, sys, threading
 class Block:
@@ -45,6 +59,9 @@ COMMANDS = {
     "snl-sign": "snl_runtime.cli.sign",
     "snl-records": "snl_runtime.cli.records",
     "snl-replay": "snl_runtime.cli.replay",
+    "snl-inspect": "snl_runtime.cli.inspect",
+    "snl-compare": "snl_runtime.cli.compare",
+    "snl-serve": "snl_runtime.cli.serve",
 }
 
 

@@ -16,6 +16,9 @@ COMMANDS = {
     "snl-sign": ("snl_runtime.cli.sign", "--engine nowhere.onnx --public-key nowhere.pem"),
     "snl-records": ("snl_runtime.cli.records", "--store nowhere"),
     "snl-replay": ("snl_runtime.cli.replay", "--archive nowhere --engine nowhere.onnx"),
+    "snl-inspect": ("snl_runtime.cli.inspect", "--engine nowhere.onnx --data nowhere --out nowhere"),
+    "snl-compare": ("snl_runtime.cli.compare", "-- nowhere elsewhere"),
+    "snl-serve": ("snl_runtime.cli.serve", "--engine nowhere.onnx"),
 }
 
 
