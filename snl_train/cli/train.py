@@ -31,7 +31,7 @@ snl-train --data parts/ --out first.pt --method memory --teacher resnet18
 snl-train --data parts/ --out parts.pt --resume
 snl-train --fetch-teacher resnet18 --out resnet18.safetensors
 """
-_METHOD_HELP = "reverse or forward distillation, SNL or plain; or memory, which trains nothing and takes seconds (default: snl-rd)"
+_METHOD_HELP = "reverse or forward distillation, SNL or plain; or memory, which trains nothing and takes minutes (default: snl-rd)"
 _PACKAGES = ("torch", "torchvision", "safetensors", "cv2")
 _DOTTED = {
     "method": "model.method",
