@@ -37,8 +37,8 @@ test-slow: .venv/installed
 STATION_PACKAGES := mosquitto chromium ffmpeg libfaketime python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly
 
 test-station: .venv/installed
-	@$(BIN)/python -c 'import pypylon, asyncua, pymodbus, paho, av, uvicorn, fastapi, prometheus_client, httpx, playwright' 2>/dev/null || \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[station]' httpx playwright
+	@$(BIN)/python -c 'import pypylon, asyncua, pymodbus, paho, av, uvicorn, fastapi, prometheus_client, ray, pyarrow, httpx, playwright' 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[station,fleet]' httpx playwright
 	@missing=; for package in $(STATION_PACKAGES); do dpkg -s $$package >/dev/null 2>&1 || missing="$$missing $$package"; done; \
 	if [ -n "$$missing" ]; then \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get install -y -qq $$missing >/dev/null || { apt-get update -qq && apt-get install -y -qq $$missing >/dev/null; } || echo "could not install:$$missing"; \
