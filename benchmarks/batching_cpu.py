@@ -41,11 +41,11 @@ def _network() -> bytes:
         weights.append(numpy_helper.from_array(kernel, f"w{layer}"))
         nodes.append(helper.make_node("Conv", [f"x{layer}", f"w{layer}"], [f"y{layer}"], pads=[1, 1, 1, 1]))
         nodes.append(helper.make_node("Relu", [f"y{layer}"], [f"x{layer + 1}"]))
-    shape = ["N", CHANNELS, SIDE, SIDE]
+    shape: list[str | int | None] = ["N", CHANNELS, SIDE, SIDE]
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x0", f"x{LAYERS}")]
     graph = helper.make_graph(nodes, "convolutions", ends[:1], ends[1:], weights)
     model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 if __name__ == "__main__":

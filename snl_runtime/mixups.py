@@ -49,6 +49,8 @@ _MODELS = (Kind.ONNX, Kind.ENGINE)
 _BESIDE = (Kind.MANIFEST, Kind.GOLDEN)
 _NO_MODEL = (Kind.IMAGE, Kind.VIDEO, Kind.ADDRESS, Kind.RECORDS)
 _ENGINE = ("--engine", "--compare")
+_FOLDERS_ONLY = ("snl-train", "snl-eval", "snl-export", "snl-calibrate", "snl-bench")
+"""Commands whose images lie in folders; snl-inspect reads addresses too."""
 _IMAGES = ("--data", "--good", "--bad", "--must-reject", "--frames", "--calib-data")
 
 
@@ -91,7 +93,7 @@ HINTS = (
     Hint(("--video", "--camera", "--images"), _MODELS, "name it with --engine"),
     Hint(("--video", "--camera", "--images"), (Kind.CHECKPOINT,), "export it first: snl-export --ckpt {value}, and name the model with --engine"),
     Hint(_IMAGES, (Kind.VIDEO,), "save its frames as images and name their folder"),
-    Hint(_IMAGES, (Kind.ADDRESS,), "name a folder of images"),
+    Hint(_IMAGES, (Kind.ADDRESS,), "name a folder of images", _FOLDERS_ONLY),
     Hint(_IMAGES, _MODELS, "name a folder of images, and the model with --engine"),
     Hint(_IMAGES, (Kind.CHECKPOINT,), "name a folder of images, and the checkpoint with --ckpt"),
 )

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -41,8 +42,8 @@ def command(engine, data, out, *more):
     return [sys.executable, "-m", "snl_runtime.cli.inspect", "--engine", str(engine), "--data", str(data), "--out", str(out), *map(str, more)]
 
 
-def inspect(*arguments, cwd=None):
-    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=LONGEST_S, check=False, cwd=cwd)
+def inspect(*arguments, **options):
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=LONGEST_S, check=False, **options)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -101,14 +102,15 @@ def expected_rows(engine, data, tmp_path):
 
 def test_verdicts_scores_and_regions_are_those_of_snl_run_bit_for_bit(engine, parts, tmp_path, capsys):
     out = tmp_path / "results"
-    before = set(Path("/tmp").glob("snl-ray-*"))
-    status, stdout, stderr = inspect(engine, parts.name, out, "--product", "bottle", "--workers", 2, "--json", cwd=parts.parent)
-    assert status == 0, stderr
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="t") as temporary:  # short: sockets lie in it
+        environment = {**os.environ, "TMPDIR": temporary}
+        status, stdout, stderr = inspect(engine, parts.name, out, "--product", "bottle", "--workers", 2, "--json", cwd=parts.parent, env=environment)
+        assert status == 0, stderr
+        assert list(Path(temporary).glob("snl-ray-*")) == []
     assert rows_of(out) == expected_rows(engine, parts, tmp_path)
     summary = json.loads(stdout)
     assert (summary["rows"], summary["judged"], summary["done"], summary["verdicts"]["ERROR"]) == (9, 9, True, 1)
     assert "9/9 images" in stderr
-    assert set(Path("/tmp").glob("snl-ray-*")) == before
     status, stdout, stderr = inspect(engine, parts, out, "--product", "bottle", "--workers", 2, "--json", "--fail-on-reject")
     assert (status, json.loads(stdout)["judged"]) == (4, 0), stderr
 
