@@ -33,7 +33,13 @@ def line(tmp_path):
                     "top": {
                         "source": source,
                         "product": "bottle",
-                        "trigger": {"mode": "command", "deadline_ms": DEADLINE_MS, "frame_timeout_ms": 800.0, **(trigger or {})},
+                        "trigger": {
+                            "mode": "command",
+                            "deadline_ms": DEADLINE_MS,
+                            "frame_timeout_ms": 800.0,
+                            "record_margin_ms": 400.0,
+                            **(trigger or {}),
+                        },
                     }
                 },
                 "records": {"store": {"path": "records.sqlite"}, **changes.pop("records", {})},
