@@ -40,9 +40,7 @@ def test_backend_that_does_not_return(line, network, plugin):
     plugin.mode("hang")
     answer = plc.inspect()
     assert answer.verdict == "ERROR"
-    assert answer.reason in ("deadline_missed", "record_late"), (
-        "the latter where a busy disk took longer than the margin for the record of the former"
-    )
+    assert answer.reason in ("deadline_missed", "record_late"), "the latter where a busy disk took longer than the margin"
     assert plc.wait(lambda view: view.fault, "the fault").accept is False
     assert not plc.trigger()
     plugin.mode("well")
