@@ -27,13 +27,14 @@ def line(tmp_path):
         def start(source, *, environment=None, trigger=None, connect=True, **changes):
             port = free_port()
             write_model(tmp_path)
+            times_ms = {"deadline_ms": DEADLINE_MS, "frame_timeout_ms": 800.0, "record_margin_ms": 400.0}
             config = {
                 "model": {"file": "line.onnx", "threads": 1, **changes.pop("model", {})},
                 "cameras": {
                     "top": {
                         "source": source,
                         "product": "bottle",
-                        "trigger": {"mode": "command", "deadline_ms": DEADLINE_MS, "frame_timeout_ms": 800.0, **(trigger or {})},
+                        "trigger": {"mode": "command", **times_ms, **(trigger or {})},
                     }
                 },
                 "records": {"store": {"path": "records.sqlite"}, **changes.pop("records", {})},
