@@ -34,7 +34,7 @@ test-slow: .venv/installed
 
 # Real brokers, servers, camera emulators and a browser. What Debian brings is installed where this is root; else what is missing is named, and the
 # tests that need it are skipped with a reason.
-STATION_PACKAGES := mosquitto chromium ffmpeg libfaketime python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly
+STATION_PACKAGES := mosquitto chromium ffmpeg faketime python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly
 
 test-station: .venv/installed
 	@$(BIN)/python -c 'import pypylon, asyncua, pymodbus, paho, av, uvicorn, fastapi, prometheus_client, ray, pyarrow, httpx, playwright' 2>/dev/null || \
@@ -50,7 +50,7 @@ test-station: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	MYPYPATH=.venv/links:. $(BIN)/mypy -p snl_runtime -p snl_train -p snl_export -p snl_calibration -p benchmarks.accuracy -p benchmarks.speed -p docs -m benchmarks.int8_gate -m benchmarks.realmix_line
+	MYPYPATH=.venv/links:. $(BIN)/mypy -p snl_runtime -p snl_train -p snl_export -p snl_calibration -p benchmarks.accuracy -p benchmarks.speed -p docs -m benchmarks.int8_gate -m benchmarks.realmix_line -m benchmarks.soak
 	PYTHONPATH=.venv/links:. $(BIN)/lint-imports
 
 # Installs the extra once; the build itself fetches nothing.
