@@ -49,6 +49,8 @@ def test_wrong_flags_without_stderr_keep_the_exit_status(command):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_and_errors_fit_any_code_page(command):
+    if command in ("snl-inspect", "snl-serve"):
+        pytest.importorskip("ray", reason="without Ray the first error names the extra, not the file")
     helped = shell(command, "-h", PYTHONIOENCODING="ascii")
     assert (helped.returncode, helped.stderr) == (0, b"")
     option = "--data" if command == "snl-train" else COMMANDS[command][1].split()[0]
