@@ -2,10 +2,8 @@
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from snl_runtime.errors import ConfigError
 from snl_runtime.station.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -53,19 +51,13 @@ def open_detector(config: ModelConfig, *, keep_maps: bool = True, outputs: "Outp
     from snl_runtime.cli.rebuild import open_or_rebuild
     from snl_runtime.detector.detector import SnlDetector
 
-    public_key = None
-    if config.public_key_file is not None:
-        try:
-            public_key = Path(config.public_key_file).read_bytes()
-        except OSError as error:
-            raise ConfigError(f"cannot read the public key {config.public_key_file}: {error.strerror or error}") from error
     return (open_or_rebuild if config.rebuild else SnlDetector)(
         config.file,
         backend=config.backend,
         device=config.device,
         timeout_ms=config.timeout_ms,
         threads=config.threads,
-        public_key=public_key,
+        public_key=config.read_public_key(),
         keep_maps=keep_maps,
         outputs=outputs,
     )

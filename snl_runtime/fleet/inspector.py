@@ -47,19 +47,13 @@ def open_model(config: ModelConfig) -> SnlDetector:
     Raises:
         SnlError: If the model, its backend or the public key cannot be opened.
     """
-    public_key = None
-    if config.public_key_file is not None:
-        try:
-            public_key = Path(config.public_key_file).read_bytes()
-        except OSError as error:
-            raise ConfigError(f"cannot read the public key {config.public_key_file}: {error.strerror or error}") from error
     return SnlDetector(
         config.file,
         backend=config.backend,
         device=config.device,
         timeout_ms=config.timeout_ms,
         threads=config.threads,
-        public_key=public_key,
+        public_key=config.read_public_key(),
         keep_maps=False,
     )
 

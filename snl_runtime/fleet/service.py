@@ -22,9 +22,8 @@ from snl_runtime.fleet.inspection import needs_gpu
 from snl_runtime.fleet.inspector import open_model
 from snl_runtime.fleet.packages import load_package
 from snl_runtime.images.files import decode_frame
-from snl_runtime.line.pipeline import judge_frame
+from snl_runtime.line.pipeline import error_result, judge_frame
 from snl_runtime.line.records import iso_time, record_of
-from snl_runtime.station.answers import error_result
 from snl_runtime.station.config import ModelConfig
 from snl_runtime.station.outputs.addresses import check_port, check_positive, is_loopback, read_secret
 from snl_runtime.text import printable, to_json

@@ -223,7 +223,12 @@ class Pipeline:
                 except BaseException as failure:  # noqa: BLE001 - run() raises it in the caller's thread
                     self._fail(failure)
                     self._frames.abort()
-                    result = _detector_failed(frame, failure, getattr(self._detector, "model_sha256", ""))
+                    result = error_result(
+                        frame,
+                        "detector_failed",
+                        f"the detector failed: {failure or type(failure).__name__}",
+                        model_sha256=getattr(self._detector, "model_sha256", ""),
+                    )
                 with self._lock:
                     if result.verdict is Verdict.ERROR:
                         self._failed += 1
@@ -272,12 +277,12 @@ def _join(threads: Iterable[threading.Thread]) -> None:
             thread.join(JOIN_INTERVAL_S)
 
 
-def _detector_failed(frame: Frame, failure: BaseException, model_sha256: str) -> AnomalyResult:
-    """Return the record of the frame on which the detector broke: a part on the line must not go without one."""
+def error_result(frame: Frame, reason_code: str, reason: str, *, model_sha256: str = "") -> AnomalyResult:
+    """Return the ERROR of a frame that has no result: a part on the line must not go without one."""
     return AnomalyResult(
         verdict=Verdict.ERROR,
-        reason_code="detector_failed",
-        reason=f"the detector failed: {failure or type(failure).__name__}",
+        reason_code=reason_code,
+        reason=reason,
         score=math.nan,
         threshold=math.nan,
         reject_threshold=math.nan,

@@ -1,11 +1,10 @@
 """Verdicts that the station gives itself: always ERROR, with the reason codes that only a station has."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from snl_runtime.types import AnomalyResult, Frame, StageTimings, Verdict
+from snl_runtime.types import AnomalyResult, Verdict
 
 STATION_REASON_CODES: Mapping[str, str] = MappingProxyType(
     {
@@ -20,24 +19,6 @@ STATION_REASON_CODES: Mapping[str, str] = MappingProxyType(
     }
 )
 """Every ``reason_code`` beside those of the detector, with its meaning; codes are stable across releases."""
-
-
-def error_result(frame: Frame, reason_code: str, reason: str, *, model_sha256: str = "") -> AnomalyResult:
-    """Return the ERROR of a frame that has no result."""
-    return AnomalyResult(
-        verdict=Verdict.ERROR,
-        reason_code=reason_code,
-        reason=reason,
-        score=math.nan,
-        threshold=math.nan,
-        reject_threshold=math.nan,
-        product=frame.product,
-        anomaly_map=None,
-        roi_xyxy=None,
-        regions=(),
-        timings=StageTimings(),
-        model_sha256=model_sha256,
-    )
 
 
 def replaced_by_error(result: AnomalyResult, reason_code: str, reason: str) -> AnomalyResult:

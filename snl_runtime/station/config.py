@@ -9,6 +9,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from snl_runtime.errors import ConfigError
@@ -55,6 +56,19 @@ class ModelConfig:
         _check("model", "file", self.file, self.file != "", "the name of a file")
         _check("model", "threads", self.threads, self.threads is None or self.threads >= 1, "at least 1")
         _check("model", "timeout_ms", self.timeout_ms, self.timeout_ms > 0, "positive")
+
+    def read_public_key(self) -> bytes | None:
+        """Return the key of ``public_key_file``; None if none is named.
+
+        Raises:
+            ConfigError: If it cannot be read.
+        """
+        if self.public_key_file is None:
+            return None
+        try:
+            return Path(self.public_key_file).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"cannot read the public key {self.public_key_file}: {error.strerror or error}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

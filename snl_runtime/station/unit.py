@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 
 from snl_runtime.errors import SnlError, TriggerRefusedError
 from snl_runtime.line.handoff import OverflowPolicy
-from snl_runtime.line.pipeline import Detector, Pipeline
+from snl_runtime.line.pipeline import Detector, Pipeline, error_result
 from snl_runtime.line.sources.base import FrameSource
 from snl_runtime.station.announcer import Announcer
-from snl_runtime.station.answers import error_result
 from snl_runtime.station.book import Expired, TriggerBook
 from snl_runtime.station.delivery import Delivery, ResultStore, StationEvents
 from snl_runtime.station.line_state import LineOutput, LineState

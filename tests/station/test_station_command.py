@@ -1,6 +1,5 @@
 """snl-run reads the same station from a file and from its flags, writes a start of one, and tries it without leaving a trace."""
 
-import importlib.util
 import json
 import shlex
 from pathlib import Path
@@ -21,15 +20,6 @@ from snl_runtime.station.check import check_camera
 from snl_runtime.station.config import RecordsConfig
 from snl_runtime.station.crop import CroppedDetector
 from snl_runtime.station.station_file import station_of
-
-
-@pytest.fixture(scope="session")
-def model():
-    path = Path(__file__).parents[1] / "runtime" / "detector_fixtures.py"
-    spec = importlib.util.spec_from_file_location("snl_tests_station_model", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

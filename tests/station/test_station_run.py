@@ -1,7 +1,6 @@
 """A station file with a record store runs its cameras as a station: every frame a durable record, and the line told by its outputs."""
 
 import contextlib
-import importlib.util
 import json
 import shlex
 import signal
@@ -22,15 +21,6 @@ from snl_runtime.line.record_store import RecordStore, RecordStoreConfig
 from snl_runtime.station.outputs import modbus_map
 
 WAIT_S = 30.0
-
-
-@pytest.fixture(scope="session")
-def model():
-    path = Path(__file__).parents[1] / "runtime" / "detector_fixtures.py"
-    spec = importlib.util.spec_from_file_location("snl_tests_station_model", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
