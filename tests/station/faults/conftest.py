@@ -5,11 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from station_process import CameraProcess, Plc, StationProcess, free_port, write_model
+from station_process import PATIENT_TRIGGER, CameraProcess, Plc, StationProcess, free_port, write_model
 
 HERE = Path(__file__).parent
-DEADLINE_MS = 2_000.0
-"""Long enough for a loaded machine, short enough for a test that lets it pass."""
 
 
 @pytest.fixture
@@ -27,14 +25,13 @@ def line(tmp_path):
         def start(source, *, environment=None, trigger=None, connect=True, **changes):
             port = free_port()
             write_model(tmp_path)
-            times_ms = {"deadline_ms": DEADLINE_MS, "frame_timeout_ms": 800.0, "record_margin_ms": 400.0}
             config = {
                 "model": {"file": "line.onnx", "threads": 1, **changes.pop("model", {})},
                 "cameras": {
                     "top": {
                         "source": source,
                         "product": "bottle",
-                        "trigger": {"mode": "command", **times_ms, **(trigger or {})},
+                        "trigger": {"mode": "command", **PATIENT_TRIGGER, **(trigger or {})},
                     }
                 },
                 "records": {"store": {"path": "records.sqlite"}, **changes.pop("records", {})},

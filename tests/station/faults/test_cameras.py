@@ -5,6 +5,8 @@ import threading
 
 import pytest
 
+from station_process import SHORT_FRAME_TIMEOUT
+
 pytestmark = pytest.mark.station
 
 
@@ -27,8 +29,8 @@ def inspect_until_fault(plc, most=8):
 
 
 def test_camera_unplugged(line, camera, network):
-    station, plc = line(network)
-    assert plc.inspect().accept
+    station, plc = line(network, trigger=SHORT_FRAME_TIMEOUT)
+    plc.inspect_until_pass()
     camera.kill()
     answers = inspect_until_fault(plc)
     # The first triggers may still see images that were on their way when the camera went.
@@ -37,32 +39,32 @@ def test_camera_unplugged(line, camera, network):
     assert not plc.trigger(), "no trigger is taken in a fault"
     assert [one.verdict for one in answers].count("ERROR") >= 1
     camera.start()
-    plc.recover()
+    plc.inspect_until_pass()
     told_is_recorded(station, answers)
 
 
 def test_camera_stalled(line, camera, network):
-    station, plc = line(network)
-    assert plc.inspect().accept
+    station, plc = line(network, trigger=SHORT_FRAME_TIMEOUT)
+    plc.inspect_until_pass()
     camera.pause()
     answers = inspect_until_fault(plc)
     assert answers[-1].verdict == "ERROR"
     camera.resume()
-    plc.recover()
+    plc.inspect_until_pass()
     told_is_recorded(station, answers)
 
 
 def test_camera_slow(line, camera, network):
     network["camera"] |= {"read_timeout_s": 15.0, "stall_timeout_s": 30.0}
-    station, plc = line(network)
-    assert plc.inspect().accept
+    station, plc = line(network, trigger=SHORT_FRAME_TIMEOUT)
+    plc.inspect_until_pass()
     camera.tell("every 8")
     answers = inspect_until_fault(plc, most=20)
     late = [answer for answer in answers if answer.verdict == "ERROR"]
     assert len(late) >= 5, "five frames in a row that did not come in time are a fault"
     assert {one["reason_code"] for one in station.rows() if one["verdict"] == "ERROR"} == {"frame_fault"}
     camera.tell("every 0.02")
-    plc.recover()
+    plc.inspect_until_pass()
     told_is_recorded(station, answers)
 
 
@@ -82,7 +84,7 @@ def test_camera_corrupt(line, camera, network, damage):
         assert answers[-1].verdict in ("ERROR", "REJECT")
         assert not answers[-1].accept
     camera.tell("good")
-    plc.recover()
+    plc.inspect_until_pass()
     told_is_recorded(station, answers)
 
 
@@ -95,20 +97,21 @@ def test_camera_of_another_size_mid_stream(line, camera, network):
     assert {answer.verdict for answer in answers[4:]} == {"ERROR"}
     assert {answer.reason for answer in answers[4:]} == {"frame_size"}
     camera.tell("good")
-    plc.recover()
+    plc.inspect_until_pass()
     told_is_recorded(station, answers)
 
 
 def test_defects_are_still_seen_after_a_camera_came_back(line, camera, network):
-    _, plc = line(network)
-    assert plc.inspect().accept
+    _, plc = line(network, trigger=SHORT_FRAME_TIMEOUT)
+    plc.inspect_until_pass()
     camera.kill()
     inspect_until_fault(plc)
     camera.start()
-    plc.recover()
+    plc.inspect_until_pass()
     camera.tell("bad")
     answers = [plc.inspect() for _ in range(12)]
-    assert {(answer.verdict, answer.accept) for answer in answers[6:]} == {("REJECT", False)}
+    assert "REJECT" in {answer.verdict for answer in answers[6:]}
+    assert not any(answer.accept for answer in answers[6:]), "the first may be of images that were on their way"
 
 
 def test_process_that_stood_still_never_judges_a_part_by_a_frame_from_before(line, camera, network):
@@ -126,5 +129,5 @@ def test_process_that_stood_still_never_judges_a_part_by_a_frame_from_before(lin
     assert answers
     assert "PASS" not in {answer.verdict for answer in answers}
     camera.tell("good")
-    plc.recover()
+    plc.inspect_until_pass()
     told_is_recorded(station, answers)

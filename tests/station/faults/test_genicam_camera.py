@@ -38,6 +38,6 @@ def test_camera_with_damaged_buffers(line, tmp_path):
     assert len(answers) == 5, "five frames in a row that did not come whole are a fault"
     assert {(answer.verdict, answer.reason) for answer in answers} == {("ERROR", "frame_fault")}
     mode.write_text("whole")
-    plc.recover()
+    plc.inspect_until_pass()
     recorded = {one["trigger_id"]: one["verdict"] for one in station.rows()}
     assert [recorded[answer.trigger_id] for answer in answers] == ["ERROR"] * 5

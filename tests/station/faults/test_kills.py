@@ -166,7 +166,8 @@ def test_verdict_replaced_by_error_and_killed_before_it_was_changed_is_not_annou
         mode = tmp_path / "commit.txt"
         mode.write_text("well")
         environment = {"PYTHONPATH": f"{hook}:{REPOSITORY}", "SNL_COMMIT_MODE": str(mode)}
-        station, plc = line(network, environment=environment, outputs={"mqtt": {"host": "127.0.0.1", "port": port}})
+        trigger = {"deadline_ms": 5_000.0, "frame_timeout_ms": 4_000.0}
+        station, plc = line(network, environment=environment, trigger=trigger, outputs={"mqtt": {"host": "127.0.0.1", "port": port}})
         assert plc.inspect().accept
         mode.write_text("hang after the commit")
         answer = plc.inspect()

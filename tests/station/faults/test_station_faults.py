@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from station_process import REPOSITORY, load_file, until
+from station_process import REPOSITORY, SHORT_DEADLINE, load_file, until
 
 pytestmark = pytest.mark.station
 
@@ -30,13 +30,13 @@ def test_backend_that_raises(line, network, plugin):
     answer = plc.inspect()
     assert (answer.verdict, answer.reason, answer.accept) == ("ERROR", "backend_error", False)
     plugin.mode("well")
-    plc.recover()
-    assert (2, "ERROR", "backend_error") in recorded(station)
+    plc.inspect_until_pass()
+    assert (answer.trigger_id, "ERROR", "backend_error") in recorded(station)
 
 
 def test_backend_that_does_not_return(line, network, plugin):
-    station, plc = line(network, model={"backend": "faulty"}, environment=plugin.environment)
-    assert plc.inspect().accept
+    station, plc = line(network, model={"backend": "faulty"}, environment=plugin.environment, trigger=SHORT_DEADLINE)
+    plc.inspect_until_pass()
     plugin.mode("hang")
     answer = plc.inspect()
     assert answer.verdict == "ERROR"
@@ -44,8 +44,8 @@ def test_backend_that_does_not_return(line, network, plugin):
     assert plc.wait(lambda view: view.fault, "the fault").accept is False
     assert not plc.trigger()
     plugin.mode("well")
-    plc.recover()
-    assert [verdict for trigger_id, verdict, _ in recorded(station) if trigger_id == 2] == ["ERROR"], "the late result is discarded"
+    plc.inspect_until_pass()
+    assert [verdict for trigger_id, verdict, _ in recorded(station) if trigger_id == answer.trigger_id] == ["ERROR"], "the late result is discarded"
 
 
 def test_memory_that_runs_out(line, network, plugin):
@@ -59,7 +59,7 @@ def test_memory_that_runs_out(line, network, plugin):
     assert (answer.verdict, answer.accept) == ("ERROR", False)
     resource.prlimit(station.process.pid, resource.RLIMIT_AS, before)
     plugin.mode("well")
-    plc.recover()
+    plc.inspect_until_pass()
     assert [verdict for trigger_id, verdict, _ in recorded(station) if trigger_id == answer.trigger_id] == ["ERROR"]
 
 
@@ -76,7 +76,7 @@ def assert_full_disk_is_survived(station, plc, fill, empty):
     assert (lost.verdict, lost.reason) == ("ERROR", "record_failed") or (lost.trigger_id, "PASS", lost.reason) in recorded(station)
     assert not plc.trigger()
     empty()
-    plc.recover()
+    plc.inspect_until_pass()
     written = recorded(station)
     for answer in (*answers, lost):
         assert [verdict for trigger_id, verdict, _ in written if trigger_id == answer.trigger_id] == [answer.verdict]
@@ -171,7 +171,7 @@ def test_broker_down(line, network, mqtt, tmp_path):
         assert plc.wait(lambda view: view.fault and not view.busy, "the fault").accept is False
         assert not plc.trigger()
         broker.start()
-        plc.recover()
+        plc.inspect_until_pass()
         rows = {one["row"]: one for one in station.rows()}
         plant.wait(lambda messages: len({payload["row"] for _, payload, _ in messages}) >= len(rows))
         for _, payload, _ in plant.messages:
@@ -197,8 +197,8 @@ def test_sigterm_while_a_trigger_waits(line, network, plugin):
 
 def test_process_that_is_stopped_answers_no_trigger_with_accept_afterwards(line, network):
     """SIGSTOP, as a laptop's lid or a debugger: the deadlines passed meanwhile."""
-    station, plc = line(network)
-    assert plc.inspect().accept
+    station, plc = line(network, trigger=SHORT_DEADLINE)
+    plc.inspect_until_pass()
     plc.wait(lambda view: view.ready, "ready")
     assert plc.trigger()
     os.kill(station.process.pid, signal.SIGSTOP)
@@ -210,7 +210,7 @@ def test_process_that_is_stopped_answers_no_trigger_with_accept_afterwards(line,
         return [one["verdict"] for one in station.rows() if one["trigger_id"] == answer.trigger_id]
 
     until(verdicts, "the record of the answer")
-    plc.recover()
+    plc.inspect_until_pass()
     assert verdicts() == [answer.verdict]
 
 
