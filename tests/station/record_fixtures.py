@@ -41,3 +41,22 @@ def rows_of(path, columns="id"):
         found = database.execute(f"SELECT {columns} FROM records ORDER BY id").fetchall()
     database.close()
     return [row[0] if len(row) == 1 else row for row in found]
+
+
+def opened(path, **changes):
+    return RecordStore(RecordStoreConfig(path=str(path), **changes))
+
+
+def add(store, index=0, *, answered=True, camera="top", **changes):
+    row = store.add(frame_of(index), result_of(**changes), camera=camera)
+    if answered:
+        store.mark_answered(row)
+    return row
+
+
+def add_all(store, count, added=None):
+    """Add records and note each row once it is there."""
+    for index in range(count):
+        row = add(store, index)
+        if added is not None:
+            added.append(row)

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import sqlite3
-import subprocess
 import tempfile
 import threading
 from pathlib import Path
@@ -16,36 +15,18 @@ from hypothesis import strategies as st
 
 from snl_runtime.errors import ConfigError, SinkError
 from snl_runtime.line.record_schema import APPLICATION_ID, STORE_SCHEMA
-from snl_runtime.line.record_store import RecordStore, RecordStoreConfig
+from snl_runtime.line.record_store import RecordStoreConfig
 from snl_runtime.types import Verdict
 
 _spec = importlib.util.spec_from_file_location("snl_tests_record_fixtures", Path(__file__).with_name("record_fixtures.py"))
 fixtures = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(fixtures)
 frame_of, result_of, rows_of, path, store = fixtures.frame_of, fixtures.result_of, fixtures.rows_of, fixtures.path, fixtures.store
+opened, add = fixtures.opened, fixtures.add
 
 
 IN_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 """For tests of many stores whose subject is not the disk."""
-
-
-def opened(path, **changes):
-    return RecordStore(RecordStoreConfig(path=str(path), **changes))
-
-
-def add(store, index=0, *, answered=True, camera="top", **changes):
-    row = store.add(frame_of(index), result_of(**changes), camera=camera)
-    if answered:
-        store.mark_answered(row)
-    return row
-
-
-def add_all(store, count, added=None):
-    """Add records and note each row once it is there."""
-    for index in range(count):
-        row = add(store, index)
-        if added is not None:
-            added.append(row)
 
 
 def test_row_holds_the_record_and_its_columns(path, store):
@@ -307,182 +288,3 @@ def test_store_that_is_not_open_says_so(path):
         add(store)
     with pytest.raises(SinkError, match="is not open"):
         add(store)
-
-
-# Retention
-
-
-def test_oldest_rows_beyond_the_limit_are_deleted_and_the_newest_stay(path):
-    with opened(path, max_rows=3) as store:
-        for index in range(10):
-            add(store, index)
-        while store.delete_old():
-            pass
-        assert rows_of(path) == [8, 9, 10]
-        assert add(store) == 11
-
-
-def test_rows_that_a_consumer_does_not_have_are_not_deleted(path):
-    with opened(path, max_rows=2) as store:
-        for index in range(6):
-            add(store, index)
-        store.mark_delivered("mqtt", 6)
-        store.mark_delivered("webhook", 3)
-        while store.delete_old():
-            pass
-        assert rows_of(path) == [4, 5, 6]
-        assert store.delivered("new") == 0
-        add(store)
-        while store.delete_old():
-            pass
-        assert rows_of(path) == [4, 5, 6, 7], "a consumer that has nothing yet keeps everything"
-        store.forget("new")
-        store.mark_delivered("webhook", 7)
-        store.mark_delivered("mqtt", 7)
-        while store.delete_old():
-            pass
-        assert rows_of(path) == [6, 7]
-
-
-def test_row_that_waits_for_its_answer_is_not_deleted(path):
-    with opened(path, max_rows=1) as store:
-        add(store, 0)
-        waiting = add(store, 1, answered=False)
-        add(store, 2)
-        while store.delete_old():
-            pass
-        assert rows_of(path) == [waiting, waiting + 1]
-
-
-def test_rows_older_than_the_limit_are_deleted_by_their_time_of_capture(path, monkeypatch):
-    with opened(path, max_age_days=2) as store:
-        for day in range(5):
-            store.emit(frame_of(day, captured_at=1_700_000_000.0 + 86_400 * day), result_of())
-        monkeypatch.setattr("snl_runtime.line.record_retention.time.time", lambda: 1_700_000_000.0 + 86_400 * 4 + 1)
-        while store.delete_old():
-            pass
-        assert rows_of(path) == [4, 5]  # of day 3 and day 4; day 2 is older by a second
-
-
-def test_file_shrinks_to_the_limit_of_its_size(path):
-    with opened(path, max_mib=1) as store:
-        long = "x" * 20_000
-        for index in range(120):
-            store.emit(frame_of(index), result_of(reason=long))
-        while store.delete_old():
-            pass
-        kept = rows_of(path)
-    assert kept == list(range(kept[0], 121))
-    assert 30 <= len(kept) <= 52  # 1 MiB / 20 000 bytes = 52
-    assert path.stat().st_size <= 1.1 * 2**20
-
-
-# Faults: one line, and nothing half written
-
-
-def test_file_of_something_else_is_refused_and_left_alone(path):
-    path.write_bytes(b"something else, long enough to be no header" * 100)
-    with pytest.raises(SinkError, match="is not a store of records; name another file"):
-        opened(path).__enter__()
-    assert path.read_bytes().startswith(b"something else")
-
-
-def test_database_of_another_program_is_refused_and_left_alone(path):
-    with sqlite3.connect(path) as database:
-        database.execute("CREATE TABLE mine (x)")
-    database.close()
-    before = path.read_bytes()
-    with pytest.raises(SinkError, match="database of another program"):
-        opened(path).__enter__()
-    assert path.read_bytes() == before
-
-
-def test_newer_schema_is_refused(path):
-    with opened(path) as store:
-        add(store)
-    with sqlite3.connect(path) as database:
-        database.execute(f"PRAGMA user_version = {STORE_SCHEMA + 1}")
-    database.close()
-    with pytest.raises(SinkError, match=f"has schema {STORE_SCHEMA + 1}, this version of snl-edge reads schema {STORE_SCHEMA}"):
-        opened(path).__enter__()
-
-
-@pytest.mark.parametrize("fault", ["no folder", "a folder", "read-only"])
-def test_place_that_cannot_be_written_is_one_line(tmp_path, read_only, fault):
-    path = {"no folder": tmp_path / "gone" / "x.sqlite", "a folder": tmp_path}.get(fault, tmp_path / "x.sqlite")
-    if fault == "read-only":
-        read_only(tmp_path)
-    with pytest.raises(SinkError, match="cannot (write|open)") as raised:
-        opened(path).__enter__()
-    assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize("suffix", ["", "-wal"])
-def test_deleted_file_is_seen_at_the_next_record(path, store, suffix):
-    add(store)
-    Path(f"{path}{suffix}").unlink()
-    with pytest.raises(SinkError, match="was deleted or replaced while records were written"):
-        add(store)
-
-
-def test_damaged_file_is_one_line(path):
-    with opened(path) as store:
-        for index in range(200):
-            store.emit(frame_of(index), result_of())
-    data = bytearray(path.read_bytes())
-    data[4096:] = b"\xa5" * (len(data) - 4096)  # all but the header's page
-    path.write_bytes(data)
-    with pytest.raises(SinkError, match="the file is damaged") as raised, opened(path) as store:
-        add(store)
-    assert "\n" not in str(raised.value)
-
-
-def test_file_that_may_not_grow_takes_no_half_record_and_goes_on_when_it_may(path, store, file_size_limit):
-    add(store, 0)
-    size_bytes = Path(f"{path}-wal").stat().st_size
-    with file_size_limit(size_bytes + 5000), pytest.raises(SinkError, match="cannot write the records"):
-        add_all(store, 50)
-    kept = rows_of(path)
-    assert kept == list(range(1, len(kept) + 1))
-    assert add(store) == len(kept) + 1
-    with sqlite3.connect(path) as database:
-        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    database.close()
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A real disk of 512 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", folder]
-    if os.name != "posix" or os.geteuid() != 0 or subprocess.run(mount, check=False).returncode:
-        pytest.skip("needs to mount a file system")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
-def test_full_disk_is_one_line_and_every_row_that_was_added_is_there(small_disk):
-    path, added = small_disk / "records.sqlite", []
-    with opened(path) as store:
-        with pytest.raises(SinkError, match="check the folder, its permissions and the free space") as raised:
-            add_all(store, 5000, added)
-        assert "\n" not in str(raised.value)
-        kept = rows_of(path)
-        assert kept[: len(added)] == added
-        assert len(kept) - len(added) in (0, 1), "a row whose mark did not fit is there as well"
-    assert rows_of(path) == kept
-
-
-def test_upkeep_moves_the_log_into_the_file_beside_the_line(path, monkeypatch):
-    monkeypatch.setattr("snl_runtime.line.record_store.UPKEEP_INTERVAL_S", 0.001)
-    with opened(path, max_rows=5) as store:
-        for index in range(50):
-            add(store, index)
-        deadline = threading.Event()
-        for _ in range(2000):
-            if len(rows_of(path)) <= 6 and path.stat().st_size > 4096:
-                break
-            deadline.wait(0.005)  # bounded: 10 s
-        assert len(rows_of(path)) <= 6
-        assert path.stat().st_size > 4096

@@ -263,3 +263,15 @@ def open_page(browser, stage):
 
         yield open_page
     assert errors == []
+
+
+@pytest.fixture
+def client(stage):
+    """A client of the stage's screen, once it runs."""
+    httpx = pytest.importorskip("httpx", reason="needs the package httpx")
+    with contextlib.ExitStack() as opened:
+
+        def client(**options):
+            return opened.enter_context(httpx.Client(base_url=stage.url, timeout=20.0, **options))
+
+        yield client
