@@ -170,7 +170,7 @@ class Session:
     def _measure(self, run: Run, data: TrainingData, files: RunFiles, clock: _Clock, result: TrainingResult) -> Outcome:
         samples = self.dataset.test_samples(run.classes)
         estimate_s = 1.2 * len(samples) * self._known_seconds_per_image(run.image_size)
-        is_fresh = result.seconds < 1.0  # nothing was trained in this slice, so waiting for the next one gains nothing
+        is_fresh = result.images_per_s == 0  # nothing was trained in this slice, so waiting for the next one gains nothing
         if not is_fresh and not clock.has(estimate_s):
             return "stopped"
         started_s = time.monotonic()
