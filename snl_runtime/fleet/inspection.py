@@ -63,6 +63,8 @@ class InspectionConfig:
     """Most rows of a part; none takes 256, fewer for a small archive."""
     redo_errors: bool = False
     """Judge parts again that hold an ERROR."""
+    maps: bool = False
+    """Keep an anomaly map of at most 64 by 64 cells in every row."""
 
     def __post_init__(self) -> None:
         for name in ("workers", "part_rows"):
@@ -154,6 +156,7 @@ def _describe_run(config: InspectionConfig) -> dict[str, Any]:
         "backend": config.model.backend,
         "device": config.model.device,
         "threads": _threads(config.model),
+        "maps": config.maps,
         "decisions": {
             name: {
                 "pass_threshold": decision.pass_threshold,
@@ -290,7 +293,7 @@ def _answers(ray: Any, parts: Sequence[Part], workers: int, config: InspectionCo
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     model = dataclasses.replace(config.model, threads=_threads(config.model), file=str(Path(config.model.file).absolute()))
-    settings = WorkerSettings(model=model, model_sha256=sha256, out=str(config.out.absolute()))
+    settings = WorkerSettings(model=model, model_sha256=sha256, out=str(config.out.absolute()), maps=config.maps)
     share = {"num_cpus": 0, "num_gpus": 1} if needs_gpu(config.model) else {"num_cpus": 1}
     items = [{"part": json.dumps(part.to_plain())} for part in parts]
     judged = data.from_items(items, override_num_blocks=len(items)).map_batches(

@@ -93,18 +93,26 @@ def plan_parts(rows: Sequence[ArchiveRow], *, part_rows: int, only_product: str 
     return parts
 
 
-def write_part(out: Path, part: Part, records: Sequence[Mapping[str, Any]], model_sha256: str) -> None:
+def write_part(out: Path, part: Part, records: Sequence[Mapping[str, Any]], model_sha256: str, *, maps: bool = False) -> None:
     """Write the results of a part; whoever looks finds all of them or none.
+
+    Args:
+        out: Folder of the results.
+        part: Which rows.
+        records: One for each, in their order.
+        model_sha256: What judged them.
+        maps: Whether each record has a ``map`` (:func:`snl_runtime.fleet.maps.pack_map`), which becomes a column.
 
     Raises:
         SinkError: If they cannot be written.
     """
     pyarrow, parquet = load_package("pyarrow"), load_package("pyarrow.parquet")
+    recorded = (*_RECORDED, *(("map",) if maps else ()))
     columns = [
-        {"row_id": row_id, "file": printable(row.file), "row": row.row, **{name: record[name] for name in _RECORDED}}
+        {"row_id": row_id, "file": printable(row.file), "row": row.row, **{name: record[name] for name in recorded}}
         for row_id, row, record in zip(part.ids, part.rows, records, strict=True)
     ]
-    schema = _result_schema().with_metadata({_IDENTITY: part.identity(model_sha256)})
+    schema = _result_schema(maps=maps).with_metadata({_IDENTITY: part.identity(model_sha256)})
     table = pyarrow.Table.from_pylist(columns, schema=schema)
     target = part.path(out)
     with contextlib.suppress(FileExistsError):
@@ -256,10 +264,14 @@ _RECORDED = ("verdict", "reason_code", "reason", "score", "threshold", "reject_t
 """Fields of a record that a row keeps as they are."""
 
 
-def _result_schema() -> Any:
+def _result_schema(*, maps: bool) -> Any:
     pyarrow = load_package("pyarrow")
     text, number = pyarrow.string(), pyarrow.float64()
     region = pyarrow.struct([("box_xyxy", pyarrow.list_(pyarrow.int32())), ("score", number), ("area_px", pyarrow.int64())])
     fields = [("row_id", pyarrow.int64()), ("file", text), ("row", pyarrow.int64()), ("verdict", text), ("reason_code", text), ("reason", text)]
     fields += [("score", number), ("threshold", number), ("reject_threshold", number), ("regions", pyarrow.list_(region)), ("model_sha256", text)]
+    if maps:
+        count = pyarrow.int32()
+        stored = [("height", count), ("width", count), ("roi_xyxy", pyarrow.list_(count)), ("cells", pyarrow.binary())]
+        fields += [("map", pyarrow.struct(stored))]
     return pyarrow.schema(fields)

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 
 import cv2
+import numpy as np
 import pytest
 
 from snl_runtime.detector.detector import SnlDetector
@@ -15,6 +16,7 @@ from snl_runtime.files import sha256_file
 from snl_runtime.fleet.archive import list_archive
 from snl_runtime.fleet.deaths import MOST_DEATHS, DeathWatch
 from snl_runtime.fleet.inspector import PartInspector, WorkerSettings
+from snl_runtime.fleet.maps import unpack_map
 from snl_runtime.fleet.results import (
     Part,
     extend_plan,
@@ -43,6 +45,13 @@ def out(tmp_path):
 def inspector(engine, out):
     settings = WorkerSettings(model=ModelConfig(file=str(engine), threads=1), model_sha256=sha256_file(engine), out=str(out))
     worker = PartInspector(settings)
+    yield worker
+    worker._detector.close()
+
+
+@pytest.fixture
+def inspector_with_maps(engine, out):
+    worker = PartInspector(WorkerSettings(model=ModelConfig(file=str(engine), threads=1), model_sha256=sha256_file(engine), out=str(out), maps=True))
     yield worker
     worker._detector.close()
 
@@ -85,6 +94,18 @@ def test_rows_of_a_table_score_as_the_files_they_came_from_and_a_bad_one_names_f
     assert [row["row"] for row in from_table] == list(range(len(images)))
     assert from_table[-1]["reason"] == f"{table}#row={len(files)} holds no image in the column 'image'"
     assert f"{table}#row={len(files) - 1}" in from_table[-2]["reason"]  # the truncated one
+
+
+def test_kept_maps_are_those_of_a_detector_and_change_no_verdict(inspector_with_maps, out, parts, engine):
+    judge(inspector_with_maps, out, planned(parts))
+    rows = read_results(out, ["row_id", "file", "verdict", "score", "map"]).sort_by("row_id").to_pylist()
+    with SnlDetector(engine, threads=1) as detector:
+        for row in rows[:-1]:
+            result = detector.detect(read_frame(row["file"]), color="rgb", product="bottle")
+            assert (row["verdict"], row["score"]) == (result.verdict.value, float(result.score))
+            assert np.array_equal(unpack_map(row["map"]), result.anomaly_map.astype(np.float16).astype(np.float32))
+            assert row["map"]["roi_xyxy"] == list(result.roi_xyxy)
+    assert rows[-1]["map"] is None  # cannot be read
 
 
 def test_part_that_is_written_twice_is_there_once(inspector, out, parts):
