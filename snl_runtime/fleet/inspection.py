@@ -22,6 +22,7 @@ from snl_runtime.fleet.results import (
     RESULT_SCHEMA,
     SUCCESS,
     Part,
+    begin_run,
     extend_plan,
     is_whole,
     mark_success,
@@ -138,6 +139,7 @@ def inspect_archive(
         require_same_run(out, run)
         remove_leftovers(out)
         archive = list_archive(_absolute(config.data), product=config.product, product_folders=config.product_folders, exclude=[out])
+        begin_run(out, run)  # not before the archive was found: another --data may follow
         on_archive(archive)
         return _Inspection(config, run, report, is_stopped).run(archive)
 

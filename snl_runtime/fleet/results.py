@@ -184,20 +184,28 @@ def read_run(out: Path) -> dict[str, Any] | None:
 
 
 def require_same_run(out: Path, run: Mapping[str, Any]) -> None:
-    """Refuse to go on in a folder that something else began; write down what judges in a new one.
+    """Refuse to go on in a folder that something else began.
 
     Raises:
         ConfigError: Naming the first difference.
-        SinkError: If it cannot be written.
     """
     before = read_run(out)
     if before is None:
-        atomic_write_text(out / RUN, json.dumps(run, indent=1) + "\n")
         return
     for key, value in json.loads(json.dumps(run)).items():
         if before.get(key) != value:
             shown = "the decisions of the manifest changed" if key == "decisions" else f"{key} was {before.get(key)} and is now {value}"
             raise ConfigError(f"{out} holds results of another run: {shown}; name another folder with --out")
+
+
+def begin_run(out: Path, run: Mapping[str, Any]) -> None:
+    """Write down what judges in a new folder; do nothing in one that was begun.
+
+    Raises:
+        SinkError: If it cannot be written.
+    """
+    if read_run(out) is None:
+        atomic_write_text(out / RUN, json.dumps(run, indent=1) + "\n")
 
 
 def mark_success(out: Path, parts: Sequence[Part], model_sha256: str) -> None:

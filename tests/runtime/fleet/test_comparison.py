@@ -13,7 +13,7 @@ from snl_runtime.cli.compare import main
 from snl_runtime.errors import DataError
 from snl_runtime.fleet.archive import list_archive
 from snl_runtime.fleet.comparison import Promise, allow_passed, allow_refused, binomial_tail, compare_results
-from snl_runtime.fleet.results import extend_plan, mark_success, plan_parts, require_same_run, write_part
+from snl_runtime.fleet.results import begin_run, extend_plan, mark_success, plan_parts, write_part
 
 pytest.importorskip("pyarrow")
 stats = pytest.importorskip("scipy.stats")
@@ -52,7 +52,7 @@ def write_results(tmp_path, parts):
         out = tmp_path / name
         out.mkdir()
         decision = {"pass_threshold": 10.0, "reject_threshold": 12.0, "max_frr": 0.01, "confidence": 0.95, "fitted_at": "2026-01-01T00:00:00+00:00"}
-        require_same_run(out, {"schema": 1, "model_sha256": "a" * 64, "decisions": {"bottle": decision}, "maps": heat is not None})
+        begin_run(out, {"schema": 1, "model_sha256": "a" * 64, "decisions": {"bottle": decision}, "maps": heat is not None})
         plan = plan_parts(list_archive(str(archive), product="bottle").rows, part_rows=4, only_product="bottle")
         extend_plan(out, plan)
         records = iter([{**record(verdict, score), "map": heat} for verdict, score in zip(verdicts, scores, strict=False)])

@@ -19,6 +19,7 @@ from snl_runtime.fleet.inspector import PartInspector, WorkerSettings
 from snl_runtime.fleet.maps import unpack_map
 from snl_runtime.fleet.results import (
     Part,
+    begin_run,
     extend_plan,
     is_whole,
     mark_success,
@@ -146,7 +147,8 @@ def test_results_that_lost_a_part_later_are_not_read(inspector, out, parts):
 
 
 def test_folder_of_another_model_is_refused(out):
-    require_same_run(out, {"schema": 1, "model_sha256": "a"})
+    require_same_run(out, {"schema": 1, "model_sha256": "a"})  # new
+    begin_run(out, {"schema": 1, "model_sha256": "a"})
     require_same_run(out, {"schema": 1, "model_sha256": "a"})
     with pytest.raises(ConfigError, match="model_sha256 was a and is now b; name another folder"):
         require_same_run(out, {"schema": 1, "model_sha256": "b"})
