@@ -21,8 +21,8 @@ IMAGE_COLUMN, PRODUCT_COLUMN, TIME_COLUMN = "image", "product", "captured_at"
 """Columns of a Parquet table: encoded images, and optionally the product and the time of capture of each."""
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _STAMP = "%Y%m%dT%H%M%S.%fZ"
-_LOOKS_AT_ONCE = 16
-"""Objects of a store whose first bytes are read at the same time: each waits for an answer and computes nothing."""
+_LOOKS_AT_ONCE = 24
+"""Objects of a store whose first bytes are read at the same time: each waits for an answer and computes nothing. Arrow keeps 25 connections."""
 _opened_stores: dict[str, Any] = {}
 """File systems by what opens them: one keeps its connections, and a new one for every image would begin with a handshake."""
 
