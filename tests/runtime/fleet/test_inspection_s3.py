@@ -10,7 +10,7 @@ import cv2
 import pytest
 
 from inspections import LONGEST_S, command, expected_rows, inspect, rows_of, wait_for, workers_of
-from snl_runtime.fleet.results import SUCCESS, read_plan
+from snl_runtime.fleet.results import SUCCESS, read_plan, read_results
 
 pytestmark = [pytest.mark.station, pytest.mark.xdist_group("ray")]
 pytest.importorskip("ray.data")
@@ -31,8 +31,9 @@ def test_rows_are_those_of_the_folder_bit_for_bit_and_hold_no_credential(engine,
     (parts / "a_good5.png").rename(parts / "a_part 5%25#\u00e4.png")
     store.put(parts, "frames")
     out = tmp_path / "results"
-    status, stdout, stderr = inspect(engine, store.address("frames"), out, "--product", "bottle", "--workers", 2, "--json")
+    status, stdout, stderr = inspect(engine, store.address("frames"), out, "--product", "bottle", "--workers", 2, "--maps", "--json")
     assert status == 0, stderr
+    assert read_results(out, ["map"])["map"].null_count == 1  # of the file that cannot be read
     assert rows_of(out) == as_in_the_store(expected_rows(engine, parts, tmp_path), parts, store)
     assert json.loads(stdout)["verdicts"]["ERROR"] == 1
     written = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
