@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from .bundle_writer import ExportedBundle
     from .engines import ExportedEngine
     from .int8 import Int8Options
+    from .triton import TritonModel
 
 PROGRAM = "snl-export"
 _EXAMPLE = """
 snl-export --ckpt line.pt
 snl-export --ckpt line.pt --fp16 --frames parts/bottle/test --out station/line.onnx
 snl-export --ckpt line.pt --int8 --calib-data parts/bottle/train --frames parts/bottle/test --out station/line.onnx
+snl-export --onnx line.onnx --triton models/
 """
 _PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "cv2")
 
@@ -36,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> CommandParser:
     """Return the parser; it needs neither torch nor onnx."""
     parser = CommandParser(PROGRAM, "Export a checkpoint to one ONNX file and prove that it scores like the checkpoint.", example=_EXAMPLE)
-    parser.add_argument("--ckpt", type=Path, metavar="FILE", required=True, help="checkpoint of snl-train (x.pt)")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--ckpt", type=Path, metavar="FILE", help="checkpoint of snl-train (x.pt)")
+    what.add_argument("--onnx", type=Path, metavar="FILE", help="exported model (x.onnx), for --triton alone; needs no torch")
     parser.add_argument("--out", type=Path, metavar="FILE", help="ONNX file to write; x.json and x.golden.npz join it (default: beside --ckpt)")
     parser.add_argument("--fp16", action="store_true", help="half-precision convolutions and affinity operands; norms, means and scores stay fp32")
     _add_int8_options(parser)
@@ -58,6 +62,7 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument("--sm", metavar="A,B", help="compute capabilities of the engine (tensorrt-rtx; default: 86,89,120)")
     parser.add_argument("--device", default="cpu", metavar="NAME", help="where the checkpoint runs: cpu, cuda, cuda:N or auto (default: cpu)")
+    parser.add_argument("--triton", type=Path, metavar="DIR", help="model repository of a Triton server that gets the model as its next version")
     add_listing_flag(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     return parser
@@ -93,11 +98,14 @@ def _int8_options(options: argparse.Namespace) -> "Int8Options | None":
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.onnx is not None:
+        return _add_to_repository(options)
     need_packages(_PACKAGES, what=PROGRAM, extra="export")
     from .bundle_writer import ExportOptions, export_bundle
     from .engines import build_planned_engine, plan_engine
     from .graph import DEFAULT_TILE_ROWS
     from .onnx_export import BatchSize
+    from .triton import check_repository, write_triton_model
 
     capabilities = _compute_capabilities(options.sm)
     plan = plan_engine(options.engine, capabilities)
@@ -112,30 +120,64 @@ def _run(options: argparse.Namespace) -> int:
     )
     _report_images(options)
     model_path = options.out if options.out is not None else options.ckpt.with_suffix(".onnx")
+    if options.triton is not None:
+        check_repository(options.triton, model_path)
     bundle = export_bundle(options.ckpt, model_path, export_options, on_stage=_say, progress=Progress)
     engine = None
     if plan.target is not None:
         _say("build the engine")
-        with _naming_what_stands(model_path):
+        with _naming_what_stands(model_path, f"build the engine again: snl-run --engine {model_path.with_suffix('.trt')} --rebuild"):
             engine = build_planned_engine(model_path, bundle.manifest, plan.target, frames=options.frames, progress=Progress)
         bundle = replace(bundle, manifest=engine.manifest, files=_with_engine(bundle, engine.path, engine.entry.sha256))
+    served = None
+    if options.triton is not None:
+        _say("write the Triton model")
+        with _naming_what_stands(model_path, f"write the Triton model again: {PROGRAM} --onnx {model_path} --triton {options.triton}"):
+            served = write_triton_model(model_path, options.triton)
     if options.json:
-        print(to_json(_as_plain(bundle, engine, plan.why_not)))
+        print(to_json({**_as_plain(bundle, engine, plan.why_not), "triton": _triton_plain(served)}))
         return EXIT_OK
     _print_text(bundle, engine, plan.why_not)
+    if served is not None:
+        print(_triton_line(served))
     return EXIT_OK
 
 
+def _add_to_repository(options: argparse.Namespace) -> int:
+    """Write a Triton model from a bundle that was exported earlier."""
+    from snl_runtime.errors import ConfigError
+
+    from .triton import check_repository, write_triton_model
+
+    if options.triton is None:
+        raise ConfigError("--onnx names a model that is exported already: add --triton DIR, or export a checkpoint with --ckpt x.pt")
+    parser = build_parser()
+    others = [name for name, value in vars(options).items() if name not in ("onnx", "triton", "json") and value != parser.get_default(name)]
+    if others:
+        raise ConfigError(f"--{others[0].replace('_', '-')} belongs to the export of a checkpoint; with --onnx leave it out")
+    check_repository(options.triton, options.onnx)
+    served = write_triton_model(options.onnx, options.triton)
+    print(to_json({"model": str(options.onnx), "triton": _triton_plain(served)}) if options.json else _triton_line(served))
+    return EXIT_OK
+
+
+def _triton_plain(served: "TritonModel | None") -> dict[str, Any] | None:
+    return None if served is None else {"folder": str(served.folder), "version": served.version, "is_new": served.is_new}
+
+
+def _triton_line(served: "TritonModel") -> str:
+    return f"{served.folder} {'has' if served.is_new else 'had'} this model as version {served.version}; it answers maps and scores, no verdicts"
+
+
 @contextlib.contextmanager
-def _naming_what_stands(model_path: Path) -> Iterator[None]:
-    """Say which files are in place if the engine, which comes after them, fails."""
+def _naming_what_stands(model_path: Path, again: str) -> Iterator[None]:
+    """Say which files are in place if what comes after them fails, and how to do only that again."""
     from snl_runtime.errors import SnlError
 
     try:
         yield
     except (SnlError, KeyboardInterrupt):
-        engine = model_path.with_suffix(".trt")
-        _say(f"{model_path}, its manifest and golden samples are in place and whole; build the engine again: snl-run --engine {engine} --rebuild")
+        _say(f"{model_path}, its manifest and golden samples are in place and whole; {again}")
         raise
 
 

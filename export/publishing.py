@@ -43,7 +43,7 @@ def staging_folder(model_path: Path) -> Iterator[Path]:
         SinkError: If it cannot be made, or another export writes there.
     """
     folder = model_path.parent / f".{model_path.stem}.export"
-    with _made_folder(model_path.parent), exclusive_lock(model_path, what="export", blocking=False):
+    with made_folder(model_path.parent), exclusive_lock(model_path, what="export", blocking=False):
         try:
             shutil.rmtree(folder, ignore_errors=True)  # a killed export left it
             folder.mkdir()
@@ -52,6 +52,26 @@ def staging_folder(model_path: Path) -> Iterator[Path]:
             raise SinkError(f"cannot write {model_path}: {error.strerror or error}; check the folder, its permissions and the free space") from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make a folder for the block; if the block fails, the folders that were made for it are gone again, as far as they are empty.
+
+    Raises:
+        SinkError: If it cannot be made, or the block cannot write.
+    """
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            for parent in missing:
+                parent.rmdir()
+        if isinstance(error, OSError):
+            raise SinkError(f"cannot write into {folder}: {error.strerror or error}; check the folder and its permissions") from error
+        raise
 
 
 def publish(staged: Sequence[Path], manifest: Manifest, folder: Path, *, stem: str) -> Manifest:
@@ -112,22 +132,6 @@ def restore_interrupted(folder: Path, *, stem: str) -> bool:
         return _undo(kept, folder, stem)
     except OSError as error:
         raise SinkError(f"cannot put the files of {kept} back: {error.strerror or error}; move them into {folder} by hand") from error
-
-
-@contextlib.contextmanager
-def _made_folder(folder: Path) -> Iterator[None]:
-    """Make a folder for the block; if the block fails, the folders that were made for it are gone again."""
-    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            for parent in missing:
-                parent.rmdir()
-        if isinstance(error, OSError):
-            raise SinkError(f"cannot write into {folder}: {error.strerror or error}; check the folder and its permissions") from error
-        raise
 
 
 def _keep(kept: Path, folder: Path, names: Sequence[str]) -> None:

@@ -43,6 +43,7 @@ def _parser() -> CommandParser:
     product.add_argument("--product", metavar="P", help="product of all images (default: the strictest rule of all calibrated products)")
     product.add_argument("--product-folders", action="store_true", help="the first folder below --data names the product of an image")
     parser.add_argument("--redo-errors", action="store_true", help="judge parts again that hold an ERROR")
+    parser.add_argument("--maps", action="store_true", help="keep a small anomaly map in every row, at most 8 KiB, which snl-compare shows")
     parser.add_argument("--json", action="store_true", help="summary as one JSON object on standard output")
     parser.add_argument("--fail-on-reject", action="store_true", help="exit with 4 if a verdict is not PASS")
     running = parser.add_argument_group("running")
@@ -79,6 +80,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
         workers=arguments.workers,
         part_rows=arguments.part_rows,
         redo_errors=arguments.redo_errors,
+        maps=arguments.maps,
     )
     stop = _Stop()
     started_s = time.perf_counter()

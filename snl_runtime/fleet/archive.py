@@ -1,5 +1,6 @@
 """What there is to inspect: every image of a folder, an address or a Parquet table as one row, those that cannot be read included."""
 
+import concurrent.futures
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
 from snl_runtime.errors import ConfigError, DataError
 from snl_runtime.fleet.packages import load_package
@@ -19,6 +21,10 @@ IMAGE_COLUMN, PRODUCT_COLUMN, TIME_COLUMN = "image", "product", "captured_at"
 """Columns of a Parquet table: encoded images, and optionally the product and the time of capture of each."""
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _STAMP = "%Y%m%dT%H%M%S.%fZ"
+_LOOKS_AT_ONCE = 24
+"""Objects of a store whose first bytes are read at the same time: each waits for an answer and computes nothing. Arrow keeps 25 connections."""
+_opened_stores: dict[str, Any] = {}
+"""File systems by what opens them: one keeps its connections, and a new one for every image would begin with a handshake."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +111,11 @@ def open_file_system(data: str) -> tuple[Any, str]:
     try:
         file_system, path = fs.FileSystem.from_uri(data)
     except Exception as error:
-        raise DataError(f"cannot open {redact_credentials(data)}: {_words(error)}; name it as s3://bucket/folder") from error
-    return file_system, str(path)
+        raise DataError(
+            f"cannot open {redact_credentials(data)}: {_words(error)}; name it as s3://bucket/folder, with %20 for a space and so on"
+        ) from error
+    scheme, _, rest = data.partition("://")
+    return _opened_stores.setdefault(f"{scheme}://{rest.partition('/')[0]}{_query(data)}", file_system), str(path)
 
 
 def read_bytes(file: str) -> bytes:
@@ -164,30 +173,38 @@ def _product_of(parts: Sequence[str], product: str | None, product_folders: bool
 def _remote_rows(data: str, product: str | None, product_folders: bool) -> tuple[list[ArchiveRow], str]:
     """List by the rules of folders: by content, hidden files and junk left out."""
     file_system, root = open_file_system(data)
+    infos = sorted(_files_below(file_system, root, data), key=lambda info: info.path)
+    places = [(info, PurePosixPath(info.path).relative_to(root).parts) for info in infos]
+    offered = [(info, parts) for info, parts in places if not any(is_junk(part) for part in parts)]
+    with concurrent.futures.ThreadPoolExecutor(_LOOKS_AT_ONCE) as readers:
+        faults = list(readers.map(lambda one: _fault_of_object(file_system, one[0]), offered))
+    rows = []
+    for (info, parts), (is_image, fault) in zip(offered, faults):
+        if is_image:
+            modified_ns = int(info.mtime_ns or 0)
+            shown = _product_of(parts, product, product_folders)
+            day = day_of(parts[-1], modified_ns)
+            file = _address_of(data, info.path)
+            rows.append(ArchiveRow(file=file, size_bytes=int(info.size or 0), modified_ns=modified_ns, product=shown, day=day, fault=fault))
+    rejected = sum(row.fault is not None for row in rows)
+    taken = f"{len(rows) - rejected} images taken, {rejected} cannot be taken, {len(infos) - len(rows)} files left out"
+    return rows, f"{redact_credentials(data)}: {taken}"
+
+
+def _fault_of_object(file_system: Any, info: Any) -> tuple[bool, str | None]:
+    """Return whether an object counts as an image, and why it cannot be read, None as far as is known."""
+    try:
+        with file_system.open_input_file(info.path) as opened:
+            refused = refuse_content(Path(info.path), bytes(opened.read(HEAD_BYTES)))
+    except OSError as error:
+        return True, f"{info.path} cannot be read: {_words(error)}"
+    return (True, None) if refused is None else (refused.is_image, f"{info.path} {refused.reason}")
+
+
+def _address_of(data: str, path: str) -> str:
+    """Return the address of a file below ``data``; in an unquoted name, ``#`` or ``%`` would name another file."""
     scheme = data[: len(data) - len(data.split("://", 1)[1])]
-    rows, left_out = [], 0
-    for info in sorted(_files_below(file_system, root, data), key=lambda info: info.path):
-        parts = PurePosixPath(info.path).relative_to(root).parts
-        refused = None
-        if any(is_junk(part) for part in parts):
-            left_out += 1
-            continue
-        try:
-            with file_system.open_input_file(info.path) as opened:
-                refused = refuse_content(Path(info.path), bytes(opened.read(HEAD_BYTES)))
-            fault = None if refused is None else f"{info.path} {refused.reason}"
-        except OSError as error:
-            fault = f"{info.path} cannot be read: {_words(error)}"
-        if refused is not None and not refused.is_image:
-            left_out += 1
-            continue
-        modified_ns = int(info.mtime_ns or 0)
-        file = f"{scheme}{info.path}{_query(data)}"
-        shown = _product_of(parts, product, product_folders)
-        day = day_of(parts[-1], modified_ns)
-        rows.append(ArchiveRow(file=file, size_bytes=int(info.size or 0), modified_ns=modified_ns, product=shown, day=day, fault=fault))
-    faults = sum(row.fault is not None for row in rows)
-    return rows, f"{redact_credentials(data)}: {len(rows) - faults} images taken, {faults} cannot be taken, {left_out} files left out"
+    return f"{scheme}{quote(path)}{_query(data)}"
 
 
 def _files_below(file_system: Any, root: str, data: str) -> list[Any]:
@@ -195,7 +212,7 @@ def _files_below(file_system: Any, root: str, data: str) -> list[Any]:
     try:
         infos = file_system.get_file_info(fs.FileSelector(root, recursive=True))
     except OSError as error:
-        raise DataError(f"cannot list {redact_credentials(data)}: {_words(error)}") from error
+        raise DataError(f"cannot list {redact_credentials(data)}: {_words(error)}; check bucket, folder, network and credentials") from error
     return [info for info in infos if info.type == fs.FileType.File]
 
 
@@ -208,13 +225,15 @@ def _query(data: str) -> str:
 def _table_rows(data: str, product: str | None) -> Iterator[ArchiveRow]:
     file_system, root = open_file_system(data)
     fs = load_package("pyarrow.fs")
-    info = file_system.get_file_info(root)
+    try:
+        info = file_system.get_file_info(root)
+    except OSError as error:
+        raise DataError(f"cannot look at {redact_credentials(data)}: {_words(error)}; check bucket, network and credentials") from error
     if info.type == fs.FileType.NotFound:
         raise DataError(f"{redact_credentials(data)} does not exist; name a Parquet table or a folder of images")
     infos = [info] if info.type == fs.FileType.File else [one for one in _files_below(file_system, root, data) if one.path.endswith(".parquet")]
-    scheme = data[: len(data) - len(data.split("://", 1)[1])] if is_address(data) else ""
     for one in infos:
-        file = data if one.path == root else f"{scheme}{one.path}{_query(data) if scheme else ''}"
+        file = data if one.path == root else _address_of(data, one.path) if is_address(data) else one.path
         yield from _rows_of_table(file_system, one, file, product)
 
 

@@ -5,6 +5,7 @@ import contextlib
 import html
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from snl_runtime.errors import DataError
 from snl_runtime.fleet.archive import ArchiveRow
 from snl_runtime.fleet.comparison import Allowance, Changed, Comparison, ProductComparison
 from snl_runtime.fleet.inspector import part_frames
-from snl_runtime.fleet.results import Part, read_plan, read_results
+from snl_runtime.fleet.maps import unpack_map
+from snl_runtime.fleet.results import Part, read_plan, read_results, read_run
 from snl_runtime.images.files import to_image
 from snl_runtime.images.opencv import load_opencv
+from snl_runtime.images.overlay import HEAT_STOPS, blend_heat
 from snl_runtime.text import printable
 from snl_runtime.types import Image
 
@@ -25,6 +28,7 @@ _STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:70em;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:.5em 0}td,th{border:1px solid #ccc;padding:.2em .6em;text-align:right}th{background:#f3f3f3}
 .bad{color:#a00;font-weight:600}.good{color:#070}figure{display:inline-block;margin:.5em;width:330px;vertical-align:top}
+.heat{display:inline-block;width:12em;height:.8em}figure.two{width:500px}.two img{max-width:49%;margin-right:1%}
 figcaption{font-size:13px;overflow-wrap:anywhere}img{max-width:100%}.old{color:#286eff}.new{color:#ff2828}
 """
 
@@ -48,6 +52,7 @@ def render_page(comparison: Comparison, old: Path, new: Path) -> str:
         *map(_product_section, comparison.products),
         "<h2>Most changed</h2><p>Regions above the threshold: <span class=old>before</span>, <span class=new>now</span>. "
         "Scores in units of the threshold.</p>",
+        _legend(old, new),
         *_figures(comparison.most_changed, old, new),
     ]
     return "\n".join(sections) + "</html>\n"
@@ -93,45 +98,95 @@ def _histogram(product: ProductComparison) -> str:
     return f'<svg width="{12 * len(counts)}" height="102">{bars}</svg><p>From {edges[0]:+.4f} to {edges[-1]:+.4f}; heights are logarithmic.</p>'
 
 
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class _Side:
+    """What one inspection says of an image, and how it is drawn.
+
+    Attributes:
+        row: ``regions``, ``threshold`` and, where maps were kept, ``map``.
+        name: For the caption.
+        color: Of the outlines, RGB.
+    """
+
+    row: Mapping[str, Any]
+    name: str
+    color: tuple[int, int, int]
+
+    @property
+    def heat(self) -> Mapping[str, Any] | None:
+        """The stored map; None without one, or without a threshold that colors stand for."""
+        return self.row.get("map") if self.row.get("threshold") else None
+
+
 def _figures(most_changed: Sequence[Changed], old: Path, new: Path) -> list[str]:
-    regions = [_regions(folder, ids) for folder, ids in ((old, [one.old_id for one in most_changed]), (new, [one.new_id for one in most_changed]))]
+    before, now = _rows_of(old, [one.old_id for one in most_changed]), _rows_of(new, [one.new_id for one in most_changed])
     wanted = {one.new_id for one in most_changed}
     rows = {row_id: (part, row) for part in read_plan(new) for row_id, row in zip(part.ids, part.rows) if row_id in wanted}
     figures = []
     for one in most_changed:
-        picture = _picture(*rows[one.new_id], regions[0].get(one.old_id, []), regions[1].get(one.new_id, []))
+        sides = [
+            _Side(row=before.get(one.old_id, {}), name="before", color=OLD_COLOR),
+            _Side(row=now.get(one.new_id, {}), name="now", color=NEW_COLOR),
+        ]
+        picture = _picture(*rows[one.new_id], sides)
         name = one.file if one.row is None else f"{one.file}#row={one.row}"
         text = f"{one.old_verdict} {_score(one.old_relative)} ({one.old_reason}) to {one.new_verdict} {_score(one.new_relative)} ({one.new_reason})"
-        figures.append(f"<figure>{picture}<figcaption>{_text(name)}<br>{_text(text)}</figcaption></figure>")
+        shape = " class=two" if picture.count("<img") == len(sides) else ""
+        figures.append(f"<figure{shape}>{picture}<figcaption>{_text(name)}<br>{_text(text)}</figcaption></figure>")
     return figures
 
 
-def _regions(folder: Path, ids: Sequence[int]) -> dict[int, Any]:
-    found = read_results(folder, ["row_id", "regions"], row_ids=ids).to_pylist()
-    return {row["row_id"]: row["regions"] for row in found}
+def _rows_of(folder: Path, ids: Sequence[int]) -> dict[int, Any]:
+    kept = ["map"] if (read_run(folder) or {}).get("maps") else []
+    found = read_results(folder, ["row_id", "regions", "threshold", *kept], row_ids=ids).to_pylist()
+    return {row["row_id"]: row for row in found}
 
 
-def _picture(part: Part, row: ArchiveRow, old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> str:
+def _picture(part: Part, row: ArchiveRow, sides: Sequence[_Side]) -> str:
+    """Return the image once with the outlines of both sides, or once for each side if one of them kept its map."""
     (frame,) = part_frames(Part(number=part.number, product=part.product, day=part.day, ids=(0,), rows=(row,)))
     fault = frame.fault
     with contextlib.suppress(DataError):
         if frame.image is not None:
             image = to_image(frame.image, row.name)
-            return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(_thumbnail(image, old, new)).decode()}">'
+            is_hot = any(side.heat is not None for side in sides)
+            return "".join(_img(image, [side]) for side in sides) if is_hot else _img(image, sides)
     return f"<p class=bad>{_text(fault or 'cannot be shown')}</p>"
 
 
-def _thumbnail(image_rgb: Image, old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> bytes:
+def _img(image_rgb: Image, sides: Sequence[_Side]) -> str:
+    data = base64.b64encode(_thumbnail(image_rgb, sides)).decode()
+    return f'<img alt="{" and ".join(side.name for side in sides)}" title="{sides[0].name}" src="data:image/jpeg;base64,{data}">'
+
+
+def _thumbnail(image_rgb: Image, sides: Sequence[_Side]) -> bytes:
     cv2 = load_opencv()
     height, width = image_rgb.shape[:2]
     scale = min(1.0, THUMBNAIL_PX / max(height, width))
     small = cv2.resize(image_rgb, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA)
-    for regions, color in ((old, OLD_COLOR), (new, NEW_COLOR)):
-        for region in regions:
+    for side in sides:
+        if side.heat is not None:
+            left, top, right, bottom = (round(edge * scale) for edge in side.heat["roi_xyxy"])
+            covered = small[top:bottom, left:right]
+            if covered.size:  # a strip of some pixels may vanish in the small picture
+                covered[...] = blend_heat(covered, unpack_map(side.heat), side.row["threshold"])
+        for region in side.row.get("regions", []):
             left, top, right, bottom = (round(edge * scale) for edge in region["box_xyxy"])
-            cv2.rectangle(small, (left, top), (max(left, right - 1), max(top, bottom - 1)), color, 1)
+            cv2.rectangle(small, (left, top), (max(left, right - 1), max(top, bottom - 1)), side.color, 1)
     _, encoded = cv2.imencode(".jpg", small[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
     return bytes(encoded.tobytes())
+
+
+def _legend(old: Path, new: Path) -> str:
+    kept = [name for name, folder in (("before", old), ("now", new)) if (read_run(folder) or {}).get("maps")]
+    if not kept:
+        return "<p>Heat maps: inspect with <code>snl-inspect --maps</code> to see them here.</p>"
+    stops = ", ".join(f"rgb{color} {50 * heat:.0f}%" for heat, color, _ in HEAT_STOPS)
+    order = "before on the left, now on the right" + ("" if len(kept) == 2 else f"; only {kept[0]}, the other inspection kept no maps")
+    return (
+        f'<p>Heat maps, {order}: <span class=heat style="background:linear-gradient(90deg,{stops})"></span> '
+        "0, half the threshold, the threshold (yellow), twice the threshold and more (red).</p>"
+    )
 
 
 def _answer(is_within: bool, yes: str, no: str) -> str:

@@ -22,6 +22,7 @@ from snl_runtime.fleet.results import (
     RESULT_SCHEMA,
     SUCCESS,
     Part,
+    begin_run,
     extend_plan,
     is_whole,
     mark_success,
@@ -63,6 +64,8 @@ class InspectionConfig:
     """Most rows of a part; none takes 256, fewer for a small archive."""
     redo_errors: bool = False
     """Judge parts again that hold an ERROR."""
+    maps: bool = False
+    """Keep an anomaly map of at most 64 by 64 cells in every row."""
 
     def __post_init__(self) -> None:
         for name in ("workers", "part_rows"):
@@ -136,6 +139,7 @@ def inspect_archive(
         require_same_run(out, run)
         remove_leftovers(out)
         archive = list_archive(_absolute(config.data), product=config.product, product_folders=config.product_folders, exclude=[out])
+        begin_run(out, run)  # not before the archive was found: another --data may follow
         on_archive(archive)
         return _Inspection(config, run, report, is_stopped).run(archive)
 
@@ -154,6 +158,7 @@ def _describe_run(config: InspectionConfig) -> dict[str, Any]:
         "backend": config.model.backend,
         "device": config.model.device,
         "threads": _threads(config.model),
+        "maps": config.maps,
         "decisions": {
             name: {
                 "pass_threshold": decision.pass_threshold,
@@ -284,29 +289,42 @@ def _answers(ray: Any, parts: Sequence[Part], workers: int, config: InspectionCo
     Raises:
         SnlError: The first that a worker could not go on with.
     """
-    data = load_package("ray.data")
-    context = data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     model = dataclasses.replace(config.model, threads=_threads(config.model), file=str(Path(config.model.file).absolute()))
-    settings = WorkerSettings(model=model, model_sha256=sha256, out=str(config.out.absolute()))
+    settings = WorkerSettings(model=model, model_sha256=sha256, out=str(config.out.absolute()), maps=config.maps)
     share = {"num_cpus": 0, "num_gpus": 1} if needs_gpu(config.model) else {"num_cpus": 1}
-    items = [{"part": json.dumps(part.to_plain())} for part in parts]
-    judged = data.from_items(items, override_num_blocks=len(items)).map_batches(
-        PartInspector,
-        fn_constructor_args=(settings,),
-        batch_size=1,
-        compute=data.ActorPoolStrategy(size=min(workers, len(items))),
-        **share,
-    )
     try:
-        for row in judged.iter_rows():
+        for row in hand_out(parts, PartInspector, settings, workers=workers, share=share):
             if row["failure"]:
                 raise _failure_of(*json.loads(row["failure"]))
             yield int(row["number"]), json.loads(row["counts"])
     except ray.exceptions.RayError as error:
         raise BackendError(f"the cluster failed: {' '.join(str(error).split())[:300]}; run the same command again, it goes on from here") from error
+
+
+def hand_out(parts: Sequence[Part], inspector: type, settings: object, *, workers: int, share: Mapping[str, float]) -> Iterator[Mapping[str, Any]]:
+    """Give parts to workers as they become free and yield the answer to each, in any order; the cluster is connected.
+
+    Args:
+        parts: What to do, one at a time.
+        inspector: Called in each worker with a batch that holds one part as JSON, as :class:`PartInspector` is.
+        settings: What each is made with.
+        workers: How many.
+        share: What each takes of the cluster: ``num_cpus``, ``num_gpus``.
+    """
+    data = load_package("ray.data")
+    context = data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    items = [{"part": json.dumps(part.to_plain())} for part in parts]
+    judged = data.from_items(items, override_num_blocks=len(items)).map_batches(
+        inspector,
+        fn_constructor_args=(settings,),
+        batch_size=1,
+        compute=data.ActorPoolStrategy(size=min(workers, len(items))),
+        **share,
+    )
+    yield from judged.iter_rows()
 
 
 def _failure_of(name: str, message: str) -> SnlError:

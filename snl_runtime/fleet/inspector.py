@@ -15,6 +15,7 @@ from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.errors import ConfigError, DataError, ManifestError, SnlError
 from snl_runtime.fleet.archive import IMAGE_COLUMN, ArchiveRow, open_file_system, read_bytes
 from snl_runtime.fleet.deaths import DeathWatch
+from snl_runtime.fleet.maps import pack_map
 from snl_runtime.fleet.packages import load_package
 from snl_runtime.fleet.results import Part, is_whole, part_verdicts, write_part
 from snl_runtime.images.files import decode_frame
@@ -34,15 +35,21 @@ class WorkerSettings:
         model: The model; every machine sees it under this name.
         model_sha256: What the driver found there.
         out: Folder of the results; every machine sees it under this name.
+        maps: Whether every row keeps a small anomaly map.
     """
 
     model: ModelConfig
     model_sha256: str
     out: str
+    maps: bool = False
 
 
-def open_model(config: ModelConfig) -> SnlDetector:
-    """Return the opened model without maps, which results do not carry.
+def open_model(config: ModelConfig, *, keep_maps: bool = False) -> SnlDetector:
+    """Return the opened model.
+
+    Args:
+        config: Which, and where it runs.
+        keep_maps: Whether its results carry anomaly maps.
 
     Raises:
         SnlError: If the model, its backend or the public key cannot be opened.
@@ -54,7 +61,7 @@ def open_model(config: ModelConfig) -> SnlDetector:
         timeout_ms=config.timeout_ms,
         threads=config.threads,
         public_key=config.read_public_key(),
-        keep_maps=False,
+        keep_maps=keep_maps,
     )
 
 
@@ -73,7 +80,7 @@ class PartInspector:
         self._failure: SnlError | None = None
         self._detector: SnlDetector | None = None
         try:
-            self._detector = open_model(settings.model)
+            self._detector = open_model(settings.model, keep_maps=settings.maps)
             if self._detector.model_sha256 != settings.model_sha256:
                 self._detector.close()
                 raise ManifestError(f"{settings.model.file} is another file on a worker than on the driver; copy the model to every machine")
@@ -106,10 +113,14 @@ class PartInspector:
             raise ConfigError("the model is not open")
         if not is_whole(self._out, part, self._settings.model_sha256):
             watch = DeathWatch(self._out, part.number)
-            records = [record_of(frame, judge_frame(self._detector, frame)) for frame in part_frames(part, watch)]
-            write_part(self._out, part, records, self._settings.model_sha256)
+            records = [self._record(self._detector, frame) for frame in part_frames(part, watch)]
+            write_part(self._out, part, records, self._settings.model_sha256, maps=self._settings.maps)
             watch.end()
         return dict(collections.Counter(f"{verdict} {reason}" for verdict, reason in part_verdicts(self._out, part)))
+
+    def _record(self, detector: SnlDetector, frame: Frame) -> dict[str, Any]:
+        result = judge_frame(detector, frame)
+        return {**record_of(frame, result), **({"map": pack_map(result)} if self._settings.maps else {})}
 
 
 def part_frames(part: Part, watch: DeathWatch | None = None) -> Iterator[Frame]:

@@ -93,18 +93,26 @@ def plan_parts(rows: Sequence[ArchiveRow], *, part_rows: int, only_product: str 
     return parts
 
 
-def write_part(out: Path, part: Part, records: Sequence[Mapping[str, Any]], model_sha256: str) -> None:
+def write_part(out: Path, part: Part, records: Sequence[Mapping[str, Any]], model_sha256: str, *, maps: bool = False) -> None:
     """Write the results of a part; whoever looks finds all of them or none.
+
+    Args:
+        out: Folder of the results.
+        part: Which rows.
+        records: One for each, in their order.
+        model_sha256: What judged them.
+        maps: Whether each record has a ``map`` (:func:`snl_runtime.fleet.maps.pack_map`), which becomes a column.
 
     Raises:
         SinkError: If they cannot be written.
     """
     pyarrow, parquet = load_package("pyarrow"), load_package("pyarrow.parquet")
+    recorded = (*_RECORDED, *(("map",) if maps else ()))
     columns = [
-        {"row_id": row_id, "file": printable(row.file), "row": row.row, **{name: record[name] for name in _RECORDED}}
+        {"row_id": row_id, "file": printable(row.file), "row": row.row, **{name: record[name] for name in recorded}}
         for row_id, row, record in zip(part.ids, part.rows, records, strict=True)
     ]
-    schema = _result_schema().with_metadata({_IDENTITY: part.identity(model_sha256)})
+    schema = _result_schema(maps=maps).with_metadata({_IDENTITY: part.identity(model_sha256)})
     table = pyarrow.Table.from_pylist(columns, schema=schema)
     target = part.path(out)
     with contextlib.suppress(FileExistsError):
@@ -176,20 +184,28 @@ def read_run(out: Path) -> dict[str, Any] | None:
 
 
 def require_same_run(out: Path, run: Mapping[str, Any]) -> None:
-    """Refuse to go on in a folder that something else began; write down what judges in a new one.
+    """Refuse to go on in a folder that something else began.
 
     Raises:
         ConfigError: Naming the first difference.
-        SinkError: If it cannot be written.
     """
     before = read_run(out)
     if before is None:
-        atomic_write_text(out / RUN, json.dumps(run, indent=1) + "\n")
         return
     for key, value in json.loads(json.dumps(run)).items():
         if before.get(key) != value:
             shown = "the decisions of the manifest changed" if key == "decisions" else f"{key} was {before.get(key)} and is now {value}"
             raise ConfigError(f"{out} holds results of another run: {shown}; name another folder with --out")
+
+
+def begin_run(out: Path, run: Mapping[str, Any]) -> None:
+    """Write down what judges in a new folder; do nothing in one that was begun.
+
+    Raises:
+        SinkError: If it cannot be written.
+    """
+    if read_run(out) is None:
+        atomic_write_text(out / RUN, json.dumps(run, indent=1) + "\n")
 
 
 def mark_success(out: Path, parts: Sequence[Part], model_sha256: str) -> None:
@@ -256,10 +272,14 @@ _RECORDED = ("verdict", "reason_code", "reason", "score", "threshold", "reject_t
 """Fields of a record that a row keeps as they are."""
 
 
-def _result_schema() -> Any:
+def _result_schema(*, maps: bool) -> Any:
     pyarrow = load_package("pyarrow")
     text, number = pyarrow.string(), pyarrow.float64()
     region = pyarrow.struct([("box_xyxy", pyarrow.list_(pyarrow.int32())), ("score", number), ("area_px", pyarrow.int64())])
     fields = [("row_id", pyarrow.int64()), ("file", text), ("row", pyarrow.int64()), ("verdict", text), ("reason_code", text), ("reason", text)]
     fields += [("score", number), ("threshold", number), ("reject_threshold", number), ("regions", pyarrow.list_(region)), ("model_sha256", text)]
+    if maps:
+        count = pyarrow.int32()
+        stored = [("height", count), ("width", count), ("roi_xyxy", pyarrow.list_(count)), ("cells", pyarrow.binary())]
+        fields += [("map", pyarrow.struct(stored))]
     return pyarrow.schema(fields)

@@ -4,6 +4,7 @@ import importlib.util
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnx
@@ -49,15 +50,21 @@ def make_checkpoint(method: str = "snl-fd", *, seed: int = 0, size_px: int = SIZ
 
 
 @pytest.fixture(scope="session")
-def make_decision() -> Callable[..., Decision]:
-    """Makes a valid decision of the runtime tests, with the given fields replaced."""
+def runtime_fixtures() -> ModuleType:
+    """The tiny calibrated model of the runtime's tests."""
     path = Path(__file__).parents[1] / "runtime" / "detector_fixtures.py"
     spec = importlib.util.spec_from_file_location("snl_tests_export_fixtures", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    make: Callable[..., Decision] = module.make_decision
+    return module
+
+
+@pytest.fixture(scope="session")
+def make_decision(runtime_fixtures: ModuleType) -> Callable[..., Decision]:
+    """Makes a valid decision of the runtime tests, with the given fields replaced."""
+    make: Callable[..., Decision] = runtime_fixtures.make_decision
     return make
 
 

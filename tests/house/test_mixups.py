@@ -65,6 +65,10 @@ TABLE = [
     ("snl-bench --engine x.onnx --frames x.onnx", "name a folder of images, and the model with --engine"),
     ("snl-export --ckpt x.pt --calib-data x.pt", "name a folder of images, and the checkpoint with --ckpt"),
     ("snl-export --ckpt x.pt --frames line.avi", "--frames: line.avi is a video"),
+    ("snl-export --onnx x.pt --triton models", "x.pt is a checkpoint of snl-train; name it with --ckpt"),
+    ("snl-export --onnx x.trt --triton models", "x.trt is an engine; name an exported model, x.onnx"),
+    ("snl-export --onnx x.onnx --triton s3://bucket/models", "s3://bucket/models is an address; name a place in the file system"),
+    ("snl-inspect --engine x.onnx --data parts --out s3://bucket/x", "--out: s3://bucket/x is an address; name a place in the file system"),
 ]
 
 

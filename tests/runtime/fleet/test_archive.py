@@ -103,27 +103,36 @@ def test_address_with_credentials_is_refused_without_telling_them():
 
 
 @pytest.mark.station
-def test_objects_of_an_s3_store_are_listed_and_read_as_files_are(parts, monkeypatch):
-    boto3 = pytest.importorskip("boto3", reason="needs moto[server]")
-    server = pytest.importorskip("moto.server", reason="needs moto[server]").ThreadedMotoServer("127.0.0.1", 0)
-    server.start()
-    try:
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        host, port = server.get_host_and_port()
-        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
-        client.create_bucket(Bucket="plant")
-        (parts / "empty.png").write_bytes(b"")
-        for file in parts.iterdir():
-            client.put_object(Bucket="plant", Key=f"frames/bottle/{file.name}", Body=file.read_bytes())
-        query = f"scheme=http&endpoint_override={host}:{port}&region=us-east-1"
-        rows = list_archive(f"s3://plant/frames?{query}", product=None, product_folders=True).rows
-        assert [row.file for row in rows] == [f"s3://plant/frames/bottle/{file.name}?{query}" for file in sorted(parts.iterdir())]
-        assert {row.product for row in rows} == {"bottle"}
-        assert [row.fault is None for row in rows] == [row.fault is None for row in list_archive(str(parts), product=None).rows]
-        assert [read_bytes(row.file) for row in rows] == [file.read_bytes() for file in sorted(parts.iterdir())]
-        client.delete_object(Bucket="plant", Key="frames/bottle/empty.png")
-        with pytest.raises(DataError, match="empty.png"):
-            read_bytes(next(row.file for row in rows if "empty.png" in row.file))
-    finally:
-        server.stop()
+def test_objects_of_an_s3_store_are_listed_and_read_as_files_are(parts, store):
+    (parts / "empty.png").write_bytes(b"")
+    store.put(parts, "frames/bottle")
+    rows = list_archive(store.address("frames"), product=None, product_folders=True).rows
+    assert [row.file for row in rows] == [store.address(f"frames/bottle/{file.name}") for file in sorted(parts.iterdir())]
+    assert {row.product for row in rows} == {"bottle"}
+    assert [row.fault is None for row in rows] == [row.fault is None for row in list_archive(str(parts), product=None).rows]
+    assert [read_bytes(row.file) for row in rows] == [file.read_bytes() for file in sorted(parts.iterdir())]
+    store.client.delete_object(Bucket="plant", Key="frames/bottle/empty.png")
+    with pytest.raises(DataError, match="empty.png"):
+        read_bytes(next(row.file for row in rows if "empty.png" in row.file))
+
+
+ODD_NAMES = ("a b.png", "50%.png", "50%25.png", "a#1.png", "part+1.png", "\u00e4.png")
+
+
+def test_address_of_a_file_with_an_odd_name_is_read_as_that_file(tmp_path, model):
+    pytest.importorskip("pyarrow")
+    for seed, name in enumerate((*ODD_NAMES, "a", "50")):
+        cv2.imwrite(str(tmp_path / "x.png"), model.good_frame(seed))
+        (tmp_path / "x.png").rename(tmp_path / name)
+    rows = list_archive(f"file://{tmp_path}", product=None).rows
+    assert sorted(read_bytes(row.file) for row in rows) == sorted(file.read_bytes() for file in tmp_path.iterdir())
+    assert len(rows) == len(ODD_NAMES) + 2
+
+
+@pytest.mark.station
+@pytest.mark.parametrize("path", ["x.parquet", "frames"])
+def test_missing_bucket_is_refused_with_its_name_and_no_secret(store, secret, path):
+    with pytest.raises(DataError, match="nobucket.*NO_SUCH_BUCKET|nobucket.*does not exist") as refused:
+        list_archive(store.address(path).replace("plant", "nobucket"), product=None)
+    assert secret not in str(refused.value)
+    assert "\n" not in str(refused.value)

@@ -1,16 +1,19 @@
 """A comparison says within only where the changes do not contradict what calibration promised, and is never made of half a result."""
 
+import base64
 import itertools
 import json
 import re
 
+import cv2
+import numpy as np
 import pytest
 
 from snl_runtime.cli.compare import main
 from snl_runtime.errors import DataError
 from snl_runtime.fleet.archive import list_archive
 from snl_runtime.fleet.comparison import Promise, allow_passed, allow_refused, binomial_tail, compare_results
-from snl_runtime.fleet.results import extend_plan, mark_success, plan_parts, require_same_run, write_part
+from snl_runtime.fleet.results import begin_run, extend_plan, mark_success, plan_parts, write_part
 
 pytest.importorskip("pyarrow")
 stats = pytest.importorskip("scipy.stats")
@@ -45,16 +48,16 @@ def test_parts_that_pass_now_are_within_only_as_false_rejects_of_the_old_thresho
 def write_results(tmp_path, parts):
     """Write the results of an inspection by hand: one verdict and score per image."""
 
-    def write(name, verdicts, scores=(5.0,) * 9, *, finish=True, archive=parts):
+    def write(name, verdicts, scores=(5.0,) * 9, *, finish=True, archive=parts, heat=None):
         out = tmp_path / name
         out.mkdir()
         decision = {"pass_threshold": 10.0, "reject_threshold": 12.0, "max_frr": 0.01, "confidence": 0.95, "fitted_at": "2026-01-01T00:00:00+00:00"}
-        require_same_run(out, {"schema": 1, "model_sha256": "a" * 64, "decisions": {"bottle": decision}})
+        begin_run(out, {"schema": 1, "model_sha256": "a" * 64, "decisions": {"bottle": decision}, "maps": heat is not None})
         plan = plan_parts(list_archive(str(archive), product="bottle").rows, part_rows=4, only_product="bottle")
         extend_plan(out, plan)
-        records = iter([record(verdict, score) for verdict, score in zip(verdicts, scores, strict=False)])
+        records = iter([{**record(verdict, score), "map": heat} for verdict, score in zip(verdicts, scores, strict=False)])
         for part in plan:
-            write_part(out, part, list(itertools.islice(records, len(part.rows))), "a" * 64)
+            write_part(out, part, list(itertools.islice(records, len(part.rows))), "a" * 64, maps=heat is not None)
         if finish:
             mark_success(out, plan, "a" * 64)
         return out
@@ -125,6 +128,46 @@ def test_page_stands_alone_shows_the_changed_images_and_says_which_cannot_be_sho
     assert "c_cut.png" in page
     assert "truncated" in page or "copy it again" in page
     assert not re.search(r"(?:src|href)=\"(?!data:)", page)
+
+
+def pictures_of(page):
+    encoded = re.findall(r"data:image/jpeg;base64,([A-Za-z0-9+/=]+)", page)
+    return [cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR).astype(int) for data in encoded]
+
+
+def hot_in_column(column):
+    """A map of 4 by 4 cells that is at twice the threshold in one column of the upper half."""
+    cells = np.zeros((4, 4), "<f2")
+    cells[:2, column] = 20.0
+    return {"height": 4, "width": 4, "roi_xyxy": [0, 0, 32, 32], "cells": cells.tobytes()}
+
+
+def redder_by(picture, plain):
+    return picture[:, :, 2] - plain[:, :, 2]
+
+
+def test_kept_maps_are_shown_as_heat_where_they_are_hot_before_and_now(write_results, parts):
+    old, new = write_results("old", ALL_PASS, heat=hot_in_column(0)), write_results("new", ["REJECT"] + ["PASS"] * 8, heat=hot_in_column(3))
+    main([str(old), str(new)])
+    before, now = pictures_of((new / "_comparison.html").read_text(encoding="utf-8"))
+    plain = cv2.imread(str(parts / "a_good0.png")).astype(int)
+    left, right = np.s_[12:16, 0:4], np.s_[12:16, 28:32]
+    assert redder_by(before, plain)[left].mean() > 40
+    assert redder_by(now, plain)[right].mean() > 40
+    assert abs(redder_by(before, plain)[right].mean()) < 10
+    assert abs(redder_by(now, plain)[left].mean()) < 10
+
+
+@pytest.mark.parametrize("kept", ["old", "new"])
+def test_side_without_maps_has_no_heat_and_the_page_says_so(write_results, parts, kept):
+    old = write_results("old", ALL_PASS, heat=hot_in_column(0) if kept == "old" else None)
+    new = write_results("new", ["REJECT"] + ["PASS"] * 8, heat=hot_in_column(0) if kept == "new" else None)
+    main([str(old), str(new)])
+    page = (new / "_comparison.html").read_text(encoding="utf-8")
+    plain = cv2.imread(str(parts / "a_good0.png")).astype(int)
+    hot = [redder_by(picture, plain)[12:16, 0:4].mean() > 40 for picture in pictures_of(page)]
+    assert hot == [kept == "old", kept == "new"]
+    assert f"only {'before' if kept == 'old' else 'now'}, the other inspection kept no maps" in page
 
 
 def test_names_of_files_are_text_on_the_page(write_results, parts):

@@ -4,17 +4,14 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 
 import cv2
 import pytest
 
-from snl_runtime.cli.run import main as run_main
-from snl_runtime.fleet.results import SUCCESS, read_plan, read_results
+from inspections import LONGEST_S, command, command_line, expected_rows, inspect, rows_of, wait_for, workers_of
+from snl_runtime.fleet.results import SUCCESS, read_plan
 
 pytestmark = [pytest.mark.station, pytest.mark.xdist_group("ray")]
 pytest.importorskip("ray.data")
@@ -22,7 +19,6 @@ pytest.importorskip("ray.data")
 FRAMES = 48
 LARGE = 1200
 """Side of a frame that takes long enough for a process to be killed while it is judged."""
-LONGEST_S = 240
 
 
 @pytest.fixture
@@ -36,68 +32,6 @@ def archive(tmp_path, model):
     for number in range(FRAMES - 3):
         os.link(folder / f"source{number % 3}.png", folder / f"part{number:03d}.png")
     return folder
-
-
-def command(engine, data, out, *more):
-    return [sys.executable, "-m", "snl_runtime.cli.inspect", "--engine", str(engine), "--data", str(data), "--out", str(out), *map(str, more)]
-
-
-def inspect(*arguments, **options):
-    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=LONGEST_S, check=False, **options)
-    return done.returncode, done.stdout, done.stderr
-
-
-def wait_for(condition, process=None):
-    """Look until ``condition`` gives something true, bounded."""
-    deadline = time.monotonic() + LONGEST_S
-    pause = threading.Event()
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        assert process is None or process.poll() is None, process.communicate()
-        pause.wait(0.02)
-    return found
-
-
-def descendants(pid):
-    parents = {}
-    for status in Path("/proc").glob("[0-9]*/status"):
-        try:
-            fields = dict(line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line)
-        except OSError:
-            continue
-        if not fields["State"].startswith("Z"):
-            parents[int(status.parent.name)] = int(fields["PPid"])
-    found = {pid}
-    while new := {child for child, parent in parents.items() if parent in found} - found:
-        found |= new
-    return found - {pid}
-
-
-def workers_of(pid):
-    return [child for child in descendants(pid) if b"MapWorker" in _command_line(child)]
-
-
-def _command_line(pid):
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
-
-
-def rows_of(out):
-    columns = ["row_id", "file", "verdict", "reason_code", "reason", "score", "threshold", "reject_threshold", "regions", "model_sha256", "product"]
-    return read_results(out, columns).drop_columns(["day"]).sort_by("row_id").to_pylist()
-
-
-def expected_rows(engine, data, tmp_path):
-    records = tmp_path / "expected.jsonl"
-    assert run_main(["--engine", str(engine), "--images", str(data), "--threads", "1", "--product", "bottle", "--jsonl", str(records)]) == 0
-    rows = []
-    for line in records.read_text().splitlines():
-        record = json.loads(line)
-        kept = ("verdict", "reason_code", "reason", "score", "threshold", "reject_threshold", "regions", "model_sha256", "product")
-        rows.append({"row_id": record["frame_index"], "file": record["source_id"], **{name: record[name] for name in kept}})
-    return rows
 
 
 def test_verdicts_scores_and_regions_are_those_of_snl_run_bit_for_bit(engine, parts, tmp_path, capsys):
@@ -137,7 +71,7 @@ def test_driver_that_is_killed_is_followed_by_a_run_that_does_only_what_is_missi
         assert workers
         driver.kill()
         driver.communicate(timeout=LONGEST_S)
-    wait_for(lambda: not any(b"MapWorker" in _command_line(pid) for pid in workers))  # nobody goes on without the driver
+    wait_for(lambda: not any(b"MapWorker" in command_line(pid) for pid in workers))  # nobody goes on without the driver
     assert not (out / SUCCESS).exists()
     kept = {path: path.stat().st_mtime_ns for path in out.glob("product=*/day=*/part-*.parquet")}
     sizes = {str(part.path(out)): len(part.rows) for part in read_plan(out)}

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 
 import cv2
+import numpy as np
 import pytest
 
 from snl_runtime.detector.detector import SnlDetector
@@ -15,8 +16,10 @@ from snl_runtime.files import sha256_file
 from snl_runtime.fleet.archive import list_archive
 from snl_runtime.fleet.deaths import MOST_DEATHS, DeathWatch
 from snl_runtime.fleet.inspector import PartInspector, WorkerSettings
+from snl_runtime.fleet.maps import unpack_map
 from snl_runtime.fleet.results import (
     Part,
+    begin_run,
     extend_plan,
     is_whole,
     mark_success,
@@ -43,6 +46,13 @@ def out(tmp_path):
 def inspector(engine, out):
     settings = WorkerSettings(model=ModelConfig(file=str(engine), threads=1), model_sha256=sha256_file(engine), out=str(out))
     worker = PartInspector(settings)
+    yield worker
+    worker._detector.close()
+
+
+@pytest.fixture
+def inspector_with_maps(engine, out):
+    worker = PartInspector(WorkerSettings(model=ModelConfig(file=str(engine), threads=1), model_sha256=sha256_file(engine), out=str(out), maps=True))
     yield worker
     worker._detector.close()
 
@@ -87,6 +97,18 @@ def test_rows_of_a_table_score_as_the_files_they_came_from_and_a_bad_one_names_f
     assert f"{table}#row={len(files) - 1}" in from_table[-2]["reason"]  # the truncated one
 
 
+def test_kept_maps_are_those_of_a_detector_and_change_no_verdict(inspector_with_maps, out, parts, engine):
+    judge(inspector_with_maps, out, planned(parts))
+    rows = read_results(out, ["row_id", "file", "verdict", "score", "map"]).sort_by("row_id").to_pylist()
+    with SnlDetector(engine, threads=1) as detector:
+        for row in rows[:-1]:
+            result = detector.detect(read_frame(row["file"]), color="rgb", product="bottle")
+            assert (row["verdict"], row["score"]) == (result.verdict.value, float(result.score))
+            assert np.array_equal(unpack_map(row["map"]), result.anomaly_map.astype(np.float16).astype(np.float32))
+            assert row["map"]["roi_xyxy"] == list(result.roi_xyxy)
+    assert rows[-1]["map"] is None  # cannot be read
+
+
 def test_part_that_is_written_twice_is_there_once(inspector, out, parts):
     plan = planned(parts)
     for part in plan[:1] * 2:
@@ -125,7 +147,8 @@ def test_results_that_lost_a_part_later_are_not_read(inspector, out, parts):
 
 
 def test_folder_of_another_model_is_refused(out):
-    require_same_run(out, {"schema": 1, "model_sha256": "a"})
+    require_same_run(out, {"schema": 1, "model_sha256": "a"})  # new
+    begin_run(out, {"schema": 1, "model_sha256": "a"})
     require_same_run(out, {"schema": 1, "model_sha256": "a"})
     with pytest.raises(ConfigError, match="model_sha256 was a and is now b; name another folder"):
         require_same_run(out, {"schema": 1, "model_sha256": "b"})

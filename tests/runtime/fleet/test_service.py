@@ -170,12 +170,16 @@ def test_image_that_arrives_too_slowly_misses_its_deadline(service, parts):
 
 @pytest.mark.station
 @pytest.mark.xdist_group("ray")
-def test_health_and_metrics_say_how_it_goes(service):
+def test_health_and_metrics_say_how_it_goes(service, parts):
+    assert service.post((parts / "a_good0.png").read_bytes())[0] == 200
     status, text = service.get("/healthz")
     assert (status, json.loads(text)["state"]) == (200, "ready")
     _, metrics = service.get("/metrics")
     assert re.search(r'snl_service_requests_total\{reason_code="below_threshold",status="200",verdict="PASS"\} \d', metrics)
     assert "snl_service_in_flight 0.0" in metrics
+    page = (Path(__file__).parents[3] / "docs" / "guides" / "fleet.md").read_text(encoding="utf-8")
+    names = {name for name in re.findall(r"^# TYPE (\S+)", metrics, re.MULTILINE) if not name.endswith("_created")}
+    assert {name for name in names if f"`{name}`" not in page} == set()
     assert service.get("/elsewhere")[0] == 404
 
 
