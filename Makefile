@@ -37,8 +37,8 @@ test-slow: .venv/installed
 STATION_PACKAGES := mosquitto chromium ffmpeg faketime python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly
 
 test-station: .venv/installed
-	@$(BIN)/python -c 'import pypylon, asyncua, pymodbus, paho, av, uvicorn, fastapi, prometheus_client, ray, pyarrow, httpx, playwright, moto' 2>/dev/null || \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[station,fleet]' httpx playwright 'moto[server]'
+	@$(BIN)/python -c 'import pypylon, asyncua, pymodbus, paho, av, uvicorn, fastapi, prometheus_client, ray, pyarrow, httpx, playwright, moto, tritonclient' 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[station,fleet,triton]' httpx playwright 'moto[server]'
 	@missing=; for package in $(STATION_PACKAGES); do dpkg -s $$package >/dev/null 2>&1 || missing="$$missing $$package"; done; \
 	if [ -n "$$missing" ]; then \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get install -y -qq $$missing >/dev/null || { apt-get update -qq && apt-get install -y -qq $$missing >/dev/null; } || echo "could not install:$$missing"; \
@@ -50,7 +50,7 @@ test-station: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	MYPYPATH=.venv/links:. $(BIN)/mypy -p snl_runtime -p snl_train -p snl_export -p snl_calibration -p benchmarks.accuracy -p benchmarks.speed -p docs -m benchmarks.int8_gate -m benchmarks.realmix_line -m benchmarks.soak -m benchmarks.fleet_scaling -m benchmarks.batching_cpu -m benchmarks.drift
+	MYPYPATH=.venv/links:. $(BIN)/mypy -p snl_runtime -p snl_train -p snl_export -p snl_calibration -p benchmarks.accuracy -p benchmarks.speed -p docs -m benchmarks.int8_gate -m benchmarks.realmix_line -m benchmarks.soak -m benchmarks.fleet_scaling -m benchmarks.fleet_coordination -m benchmarks.batching_cpu -m benchmarks.drift
 	PYTHONPATH=.venv/links:. $(BIN)/lint-imports
 
 # Installs the extra once; the build itself fetches nothing.
