@@ -4,9 +4,9 @@
     python -m benchmarks.speed.cpu --graphs rd best --backend onnxruntime --batch 1 8 --folder graphs/
     python -m benchmarks.speed.cpu --graphs snl --profile
 
-Prints the median time of each graph, backend and batch, per image, and its ratio to the first graph at the same backend and batch. Ratios compare on
-a loaded machine, milliseconds do not. The networks are exported without training (needs the extra export), which takes their times not: these do not
-depend on the weights. ``--profile`` prints instead where ONNX Runtime spends the time, per kind of node.
+Prints the median time of each graph, backend and batch, per image, and its ratio to the first graph and batch on the same backend. Ratios compare on
+a loaded machine, milliseconds do not. The networks are exported without training (needs the extra export): times do not depend on the weights.
+``--profile`` prints instead where ONNX Runtime spends the time, per kind of node.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def _measure(options: argparse.Namespace) -> int:
             for name, path in paths.items():
                 _print_profile(name, path, options)
             return EXIT_OK
-        _print_times(_times(paths, options), options.graphs[0])
+        _print_times(_times(paths, options), options.graphs[0], options.batch[0])
     return EXIT_OK
 
 
@@ -100,10 +100,10 @@ def _call(backend: Backend, batch: int) -> Callable[[], None]:
     return lambda: backend.infer(images, maps, scores)
 
 
-def _print_times(times_ms: dict[Timed, list[float]], first: str) -> None:
-    print(f"| graph | backend | batch | median ms per image | to {first} |\n|---|---|---:|---:|---:|")
+def _print_times(times_ms: dict[Timed, list[float]], first: str, first_batch: int) -> None:
+    print(f"| graph | backend | batch | median ms per image | to {first}, batch {first_batch} |\n|---|---|---:|---:|---:|")
     for (name, backend, batch), own_ms in times_ms.items():
-        ratio = statistics.median(own / other for own, other in zip(own_ms, times_ms[first, backend, batch], strict=True))
+        ratio = statistics.median(own / other for own, other in zip(own_ms, times_ms[first, backend, first_batch], strict=True))
         print(f"| {name} | {backend} | {batch} | {statistics.median(own_ms):.1f} | {ratio:.3f} |")
 
 
