@@ -124,6 +124,14 @@ class Scorer:
         return self.is_on_device or offers_context(self.backend)
 
     @property
+    def batch_size(self) -> int:
+        """Most images in one call of the backend: what the graph takes, 1 on a device path."""
+        manifest, fixed = self.bundle.manifest, self.backend.input_shape[0]
+        if self.is_on_device:
+            return 1
+        return fixed or (1 if manifest is None else max(1, int(manifest.input["max_batch"])))
+
+    @property
     def golden_count(self) -> int:
         """How many golden samples the model has."""
         return 0 if self.bundle.golden is None else len(self.bundle.golden.images)
@@ -265,8 +273,7 @@ class Scorer:
         count = len(images)
         scores = np.full(count, np.nan, np.float32)
         maps = np.full((count, 1, *self.size_hw), np.nan, np.float32)
-        fixed = self.backend.input_shape[0]
-        step = 1 if self.is_on_device else fixed or self._max_batch()
+        fixed, step = self.backend.input_shape[0], self.batch_size
         for start in range(0, count, step):
             stop = min(start + step, count)
             if fixed is None or stop - start == fixed:
@@ -353,10 +360,6 @@ class Scorer:
         path, self._device_path = self._device_path, None
         if path is not None:
             path.close()
-
-    def _max_batch(self) -> int:
-        manifest = self.bundle.manifest
-        return 1 if manifest is None else max(1, int(manifest.input["max_batch"]))
 
 
 def _network_size(bundle: ModelBundle, input_shape: tuple[int | None, int, int, int]) -> tuple[int, int]:

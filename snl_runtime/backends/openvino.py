@@ -96,6 +96,9 @@ def _check_device(core: Any, device: str) -> None:
 def _options(device: str, threads: int | None) -> dict[str, Any]:
     # OpenVINO picks bf16 by itself on some CPUs, which changes scores beyond the golden tolerance.
     options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    if device == "cpu":
+        # A thread that is pinned to a core waits there for whatever else runs on it, and the other threads for that one.
+        options["ENABLE_CPU_PINNING"] = False
     if threads is not None and device == "cpu":
         options["INFERENCE_NUM_THREADS"] = threads
     return options

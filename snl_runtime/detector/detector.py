@@ -5,21 +5,21 @@ import logging
 import threading
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 from snl_runtime.backends.base import Backend
 from snl_runtime.cuda.arrays import DeviceFrameReader
-from snl_runtime.detector.inspection import Inspection, Output, Prepared, Request, answer
+from snl_runtime.detector.batch import checked_frames, checked_products
+from snl_runtime.detector.faults import BusyError, explaining
+from snl_runtime.detector.inspection import Asked, Inspection, Output, Request, answer
 from snl_runtime.detector.self_test import run_self_test
 from snl_runtime.detector.worker import BackendWorker
 from snl_runtime.errors import (
-    BackendError,
     BackendTimeoutError,
     ConfigError,
     DetectorClosedError,
-    FrameError,
-    GoldenSampleError,
 )
 from snl_runtime.model.bundle import ModelBundle
 from snl_runtime.model.manifest import Manifest
@@ -27,8 +27,6 @@ from snl_runtime.model.normalization_files import open_normalizations
 from snl_runtime.model.signing import PublicKey
 from snl_runtime.scorer import Scorer
 from snl_runtime.types import AnomalyResult, ColorOrder, DetectorState, OutputRequest, SelfTestResult
-from snl_runtime.verdict.decision import check_output
-from snl_runtime.verdict.ruling import Ruling, error
 from snl_runtime.verdict.selection import DecisionBook
 
 logger = logging.getLogger(__name__)
@@ -152,6 +150,11 @@ class SnlDetector:
         return self._scorer.is_on_device
 
     @property
+    def batch_size(self) -> int:
+        """Most frames that :meth:`detect_batch` scores in one call; 1 where the model was exported so or a GPU prepares frames."""
+        return self._scorer.batch_size
+
+    @property
     def model_sha256(self) -> str:
         """Hash of the opened file."""
         return self._scorer.bundle.sha256
@@ -184,16 +187,50 @@ class SnlDetector:
         Raises:
             DetectorClosedError: If the detector is closed.
         """
-        if self._closed:
-            raise DetectorClosedError("the detector is closed; open a new SnlDetector")
-        inspection = Inspection(self._book.select(self._product if product is None else product), keep_map=self._keep_maps)
-        try:
-            self._inspect(inspection, image, color, bit_depth, self._outputs if outputs is None else _checked_outputs(outputs))
-        except DetectorClosedError:
-            raise
-        except Exception as fault:  # noqa: BLE001  # the frame may be any object; a bug must stop the part, not the line
-            inspection.ruling = _explain(fault)
-        return inspection.result(self.model_sha256)
+        return self._judge([image], [product], color, bit_depth, outputs)[0]
+
+    def detect_batch(
+        self,
+        images: Sequence[object],
+        *,
+        color: ColorOrder = "bgr",
+        products: str | Sequence[str | None] | None = None,
+        bit_depth: int | None = None,
+        outputs: OutputRequest | None = None,
+    ) -> list[AnomalyResult]:
+        """Return the verdicts on several frames in their order, as :meth:`detect` gives them on each alone; scores are equal within float32 rounding.
+
+        Frames are prepared one after the other and scored together, at most :attr:`batch_size` in one call of the backend. What is wrong with a frame
+        is an ERROR of that frame alone: a call that fails is made again frame by frame. A call that hangs is a timeout of all its frames.
+
+        Args:
+            images: Frames as :meth:`detect` takes them, of any sizes.
+            color: Meaning of the last axis of every frame.
+            products: Product of every frame, or one for each; None, alone or for a frame, for the detector's own.
+            bit_depth: As for :meth:`detect`, for every frame.
+            outputs: As for :meth:`detect`, for every frame.
+
+        Returns:
+            One result for each frame. Its ``infer_ms`` is that of the call in which it was scored, its ``total_ms`` holds the wait for the others
+            of that call.
+
+        Raises:
+            ConfigError: If ``images`` is no sequence of frames, ``products`` does not fit it, or ``outputs`` is no request.
+            DetectorClosedError: If the detector is closed.
+
+        Example:
+            >>> with SnlDetector("line.onnx") as detector:  # doctest: +SKIP
+            ...     [result.verdict.value for result in detector.detect_batch([left, right], products=["lid", "bottom"])]
+            ['PASS', 'REJECT']
+        """
+        frames = checked_frames(images)
+        named = checked_products(products, len(frames))
+        wanted = self._outputs if outputs is None else _checked_outputs(outputs)
+        results: list[AnomalyResult] = []
+        while len(results) < len(frames):
+            part = slice(len(results), len(results) + self._scorer.batch_size)
+            results += self._judge(frames[part], named[part], color, bit_depth, wanted)
+        return results
 
     def self_test(self) -> SelfTestResult:
         """Score the golden samples again, between two frames, and return how they compare; frames wait meanwhile.
@@ -240,7 +277,27 @@ class SnlDetector:
         if not getattr(self, "_closed", True):
             warnings.warn("a SnlDetector was never closed; use it as a context manager", ResourceWarning, stacklevel=2)
 
-    def _inspect(self, inspection: Inspection, image: object, color: ColorOrder, bit_depth: int | None, outputs: OutputRequest) -> None:
+    def _judge(
+        self, images: Sequence[object], products: Sequence[str | None], color: ColorOrder, bit_depth: int | None, outputs: OutputRequest | None
+    ) -> list[AnomalyResult]:
+        """Return the results of frames that may be scored in one call."""
+        if self._closed:
+            raise DetectorClosedError("the detector is closed; open a new SnlDetector")
+        inspections: list[Inspection] = []
+        for image, product in zip(images, products, strict=True):
+            inspection = Inspection(self._book.select(self._product if product is None else product), keep_map=self._keep_maps)
+            inspections.append(inspection)
+            with explaining(inspection):
+                inspection.asked = self._prepare(inspection, image, color, bit_depth, self._outputs if outputs is None else _checked_outputs(outputs))
+        self._score([inspection for inspection in inspections if inspection.asked is not None])
+        results = []
+        for inspection in inspections:
+            with explaining(inspection):
+                inspection.conclude()
+            results.append(inspection.result(self.model_sha256))
+        return results
+
+    def _prepare(self, inspection: Inspection, image: object, color: ColorOrder, bit_depth: int | None, outputs: OutputRequest) -> Asked:
         request = Request(
             image=image,
             color=color,
@@ -254,23 +311,37 @@ class SnlDetector:
         is_left_to_device = self._scorer.is_on_device or request.cropped is None
         prepared = None if is_left_to_device else request.prepare(self._scorer)
         inspection.prepared_s = time.perf_counter()
-        output = self._answer(request, prepared)
-        inspection.inferred_s, inspection.infer_ms = time.perf_counter(), output.infer_ms
-        inspection.ruling = output.ruling or request.rule(output.scored, golden_checked=output.golden_checked)
-        if check_output(output.scored.map.score, output.scored.map.summary) is None:
-            inspection.keep(output.scored)
-            inspection.draw(output.crop, request)
+        return Asked(request=request, prepared=prepared)
 
-    def _answer(self, request: Request, prepared: Prepared | None) -> Output:
+    def _score(self, inspections: Sequence[Inspection]) -> None:
+        """Let the backend score prepared frames in one call, or in one call each where that fails; each then has an output or a ruling."""
+        if not inspections:
+            return
+        with explaining(*inspections):
+            try:
+                outputs = self._answer([inspection.asked for inspection in inspections if inspection.asked is not None])
+            except (DetectorClosedError, BackendTimeoutError, BusyError):
+                raise
+            except Exception as failure:
+                if len(inspections) == 1:
+                    raise
+                logger.warning("a call with %d frames failed, so each is scored in its own: %s", len(inspections), failure)
+                for inspection in inspections:
+                    self._score([inspection])
+                return
+            for inspection, output in zip(inspections, outputs, strict=True):
+                inspection.output = output
+
+    def _answer(self, asked: Sequence[Asked]) -> list[Output]:
         if not self._lock.acquire(timeout=self._timeout_s):
-            raise _BusyError("the frames before this one took all of its time")
+            raise BusyError("the frames before this one took all of its time")
         try:
             if self._closed:
                 raise DetectorClosedError("the detector was closed while a frame was waiting")
             if self._worker.busy:
-                raise _BusyError("an earlier call has not come back from the backend; restart the process if it never does")
+                raise BusyError("an earlier call has not come back from the backend; restart the process if it never does")
             checks = 0 if self._scorer.golden_checked else self._scorer.golden_count
-            return self._worker.call(lambda: answer(self._scorer, request, prepared), self._timeout_s * (1 + checks))
+            return self._worker.call(lambda: answer(self._scorer, asked), self._timeout_s * (len(asked) + checks))
         except BackendTimeoutError:
             self._scorer.distrust_backend()
             raise
@@ -283,23 +354,6 @@ def _open_book(bundle: ModelBundle) -> DecisionBook:
     if manifest is None:
         return DecisionBook(None, bundle.sha256)
     return DecisionBook(manifest, bundle.sha256, open_normalizations(bundle.path, manifest.decisions_for(bundle.sha256).values(), manifest.size_hw))
-
-
-def _explain(fault: Exception) -> Ruling:
-    if isinstance(fault, FrameError):
-        return error(fault.reason_code, str(fault))
-    codes = {_BusyError: "backend_busy", BackendTimeoutError: "timeout", GoldenSampleError: "golden_mismatch"}
-    for kind, code in codes.items():
-        if isinstance(fault, kind):
-            return error(code, str(fault))
-    if isinstance(fault, BackendError):
-        return error("backend_error", str(fault))
-    logger.error("a frame could not be inspected", exc_info=fault)
-    return error("internal_error", f"{type(fault).__name__} while inspecting the frame; the log has the traceback")
-
-
-class _BusyError(BackendError):
-    """The backend is taken; becomes a verdict, never leaves this module."""
 
 
 def _checked_outputs(outputs: object) -> OutputRequest:

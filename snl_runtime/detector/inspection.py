@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any
@@ -15,7 +16,7 @@ from snl_runtime.images.frame_outputs import Visualizations, draw_visualizations
 from snl_runtime.images.preprocess import CroppedFrame, crop_frame, prepare_part, to_8_bit
 from snl_runtime.scorer import Scorer
 from snl_runtime.types import AnomalyResult, ColorOrder, Image, OutputRequest, StageTimings, Verdict
-from snl_runtime.verdict.decision import summarize_map
+from snl_runtime.verdict.decision import check_output, summarize_map
 from snl_runtime.verdict.frame_checks import FrameStatistics, frame_statistics
 from snl_runtime.verdict.regions import find_regions
 from snl_runtime.verdict.ruling import Ruling, error
@@ -145,35 +146,47 @@ class Output:
     crop: npt.NDArray[Any] | None = None
 
 
-def answer(scorer: Scorer, request: Request, prepared: Prepared | None) -> Output:
-    """Score one frame on the backend's thread; after a failure the backend is opened again and the golden samples come first.
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Asked:
+    """One frame of a call.
 
-    Args:
-        scorer: Scores.
+    Attributes:
         request: What is asked.
         prepared: The frame as the host prepared it; None leaves that to the device, if there still is one.
+    """
+
+    request: Request
+    prepared: Prepared | None
+
+
+def answer(scorer: Scorer, asked: Sequence[Asked]) -> list[Output]:
+    """Score frames on the backend's thread, in order; after a failure the backend is opened again and the golden samples come first.
+
+    Frames that the host prepared are scored in one call, and their ``infer_ms`` is that of the call; a device takes them one after the other.
 
     Raises:
-        FrameError: If the frame cannot be used.
+        FrameError: If a frame cannot be used.
         GoldenSampleError: If the golden samples score differently after a failure.
         BackendError: If the backend fails.
     """
     scorer.recover()
+    if scorer.is_on_device and all(each.prepared is None for each in asked):
+        return [_answer_on_device(scorer, each.request, time.perf_counter()) for each in asked]
+    prepared = [each.prepared or each.request.prepare(scorer) for each in asked]
     started_s = time.perf_counter()
-    if prepared is None and scorer.is_on_device:
-        return _answer_on_device(scorer, request, started_s)
-    prepared = prepared or request.prepare(scorer)
-    started_s = time.perf_counter()
-    scores, maps = scorer.infer(prepared.network_input[None])
+    scores, maps = scorer.infer(np.stack([each.network_input for each in prepared]))
     infer_ms = (time.perf_counter() - started_s) * 1e3
-    cropped, summary = prepared.cropped, summarize_map(maps[0], request.selection.normalization)
-    scored = ScoredFrame(
-        map=ScoredMap(score=float(scores[0]), anomaly_map=maps[0], summary=summary),
-        statistics=prepared.statistics,
-        roi_xyxy=cropped.roi_xyxy,
-        frame=cropped.format,
-    )
-    return Output(scored=scored, golden_checked=scorer.golden_checked, infer_ms=infer_ms, crop=cropped.part)
+    outputs = []
+    for each, made, score, anomaly_map in zip(asked, prepared, scores, maps, strict=True):
+        own_map = anomaly_map if len(maps) == 1 else anomaly_map.copy()  # one kept result must not keep the maps of a whole batch
+        scored = ScoredFrame(
+            map=ScoredMap(score=float(score), anomaly_map=own_map, summary=summarize_map(own_map, each.request.selection.normalization)),
+            statistics=made.statistics,
+            roi_xyxy=made.cropped.roi_xyxy,
+            frame=made.cropped.format,
+        )
+        outputs.append(Output(scored=scored, golden_checked=scorer.golden_checked, infer_ms=infer_ms, crop=made.cropped.part))
+    return outputs
 
 
 def _answer_on_device(scorer: Scorer, request: Request, started_s: float) -> Output:
@@ -216,6 +229,19 @@ class Inspection:
     infer_ms: float = 0.0
     scored: ScoredFrame | None = None
     ruling: Ruling = field(default_factory=lambda: error("internal_error", "the frame was not inspected"))
+    asked: Asked | None = None
+    output: Output | None = None
+
+    def conclude(self) -> None:
+        """Rule on what the backend said and keep the evidence; does nothing for a frame that it said nothing about."""
+        asked, output = self.asked, self.output
+        if asked is None or output is None:
+            return
+        self.inferred_s, self.infer_ms = time.perf_counter(), output.infer_ms
+        self.ruling = output.ruling or asked.request.rule(output.scored, golden_checked=output.golden_checked)
+        if check_output(output.scored.map.score, output.scored.map.summary) is None:
+            self.keep(output.scored)
+            self.draw(output.crop, asked.request)
 
     def keep(self, scored: ScoredFrame) -> None:
         """Keep a checked frame, its map and score under the normalization map if there is one, with its regions."""

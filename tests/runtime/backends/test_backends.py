@@ -270,6 +270,19 @@ def test_impossible_thread_count_is_a_config_error(name, model, threads):
         open_backend(model, name, threads=threads)
 
 
+def test_threads_that_wait_leave_the_cores_to_others(model):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("openvino")
+    with open_backend(model, "onnxruntime", threads=2) as on_onnxruntime:
+        options = on_onnxruntime._session.get_session_options()
+        assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+        assert options.intra_op_num_threads == 2
+    with open_backend(model, "openvino", threads=2) as on_openvino:
+        compiled = on_openvino._request.get_compiled_model()
+        assert compiled.get_property("ENABLE_CPU_PINNING") is False
+        assert compiled.get_property("INFERENCE_NUM_THREADS") == 2
+
+
 def test_missing_device_is_an_error_that_says_what_there_is(model):
     pytest.importorskip("onnxruntime")
     with pytest.raises(ConfigError, match="no device 'tpu'; use cpu, cuda or cuda:N"):

@@ -56,6 +56,20 @@ def test_frame_of_the_networks_size_gives_what_the_host_gives(open_on, frames, e
         assert [region.box_xyxy for region in result.regions] == [region.box_xyxy for region in expected.regions]
 
 
+@plain_kernels
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_batch_is_judged_frame_by_frame_on_the_device(open_on, frames, engine, device_detector):
+    detector = open_on(engine, changes=device_detector.decisions_of_every_kind())
+    images = [image for image, color in frames.values() if color == "bgr"]
+    products = [device_detector.product_of(image) for image in images]
+    expected = [detector.detect(image, product=product) for image, product in zip(images, products, strict=True)]
+    results = detector.detect_batch(images, products=products)
+    assert (detector.is_on_device, detector.batch_size) == (True, 1)
+    for result, each in zip(results, expected, strict=True):
+        assert device_detector.cause(result) == device_detector.cause(each)
+        assert result.score == pytest.approx(each.score, abs=0, nan_ok=True)
+
+
 DECISIONS = {
     "review": {"pass_threshold": 5.0, "reject_threshold": 1e4, "floor": 2.0},
     "reject": {"pass_threshold": 2.5, "reject_threshold": 2.6, "floor": 2.0},
