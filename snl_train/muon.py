@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from snl_train.config import OptimConfig
+from snl_train.products import matmul
 
 ROWS_AT_ONCE = 256
 """Most rows that are orthogonalized together; a kernel with more is cut: a 512 x 4608 kernel then takes about a third of the work."""
@@ -133,16 +134,21 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     """
     if matrices.shape[-2] > matrices.shape[-1]:
         return orthogonalize(matrices.mT).mT
-    a, b, c = _COEFFICIENTS
     x = matrices.float()
     x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)  # singular values at most 1
-    gram = x @ x.mT  # (..., m, m)
-    applied = torch.eye(x.shape[-2], device=x.device)  # (m, m): what stands before X so far
-    multiply_add = torch.addmm if x.dim() == 2 else torch.baddbmm
-    for _ in range(_ITERATIONS):
-        polynomial = multiply_add(gram, gram, gram, beta=b, alpha=c)  # (..., m, m)
-        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
-        applied = polynomial @ applied
-        gram = polynomial @ gram @ polynomial  # symmetric, and all of these commute
-    result: Tensor = applied @ x
+    gram = matmul(x, x.mT)  # (..., m, m)
+    polynomial = _polynomial(gram)
+    applied = polynomial  # (..., m, m): what stands before X so far
+    for _ in range(_ITERATIONS - 1):
+        gram = matmul(matmul(polynomial, gram), polynomial)  # symmetric, and all of these commute
+        polynomial = _polynomial(gram)
+        applied = matmul(polynomial, applied)
+    return matmul(applied, x)
+
+
+def _polynomial(gram: Tensor) -> Tensor:
+    """Return a I + b G + c G^2, (..., m, m)."""
+    a, b, c = _COEFFICIENTS
+    result = matmul(gram, gram).mul_(c).add_(gram, alpha=b)
+    result.diagonal(dim1=-2, dim2=-1).add_(a)
     return result

@@ -4,9 +4,10 @@
     python -m benchmarks.speed.training_step --size 128 --steps 10 --device cuda
 
 The rows take turns, step by step in one process, so that other work on the machine falls on all of them; on a CPU the time is the process's
-own, which other processes do not lengthen by their share of the cores. A ratio is the median over the steps of each row's time to the first row's of the same turn. ``paper`` differs from ``rd`` in networks and losses alone; ``best`` has Muon and
-synthetic anomalies too, as has ``rd, as best``. The teacher has random weights and the images are blurred noise: times depend on neither. The second
-table comes from the profiler, from steps of their own and by the clock; ``other`` is what no part covers.
+own, which other processes do not lengthen by their share of the cores. A ratio is the median over the steps of each row's time to the first
+row's of the same turn. ``paper`` differs from ``rd`` in networks and losses alone; ``best`` has Muon and synthetic anomalies too, as has ``rd, as
+best``. The teacher has random weights and the images are blurred noise: times depend on neither. The second table comes from the profiler, from
+steps of their own and by the clock; ``other`` is what no part covers.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.speed import machine
 from snl_runtime.cli.command import EXIT_OK, run_command
-from snl_train.config import Device, Method, TrainConfig, preset_config
+from snl_train.config import Architecture, Device, Method, TrainConfig, preset_config
 from snl_train.training import Trainer
 
 PROGRAM = "benchmarks.speed.training_step"
@@ -59,7 +60,7 @@ def _measure(options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def rows(teacher: str, size_px: int, batch: int, device: Device) -> dict[str, TrainConfig]:
+def rows(teacher: Architecture, size_px: int, batch: int, device: Device) -> dict[str, TrainConfig]:
     """Return what is compared, the yardstick first."""
     return {
         "rd": _config("paper", "rd", teacher, size_px, batch, device),
@@ -69,7 +70,7 @@ def rows(teacher: str, size_px: int, batch: int, device: Device) -> dict[str, Tr
     }
 
 
-def _config(preset: str, method: Method, teacher: str, size_px: int, batch: int, device: Device) -> TrainConfig:
+def _config(preset: str, method: Method, teacher: Architecture, size_px: int, batch: int, device: Device) -> TrainConfig:
     config = preset_config(preset)
     model = dataclasses.replace(config.model, method=method, teacher=teacher, teacher_weights="random")
     return dataclasses.replace(config, model=model, image_size=(size_px, size_px), batch_size=batch, device=device)
