@@ -137,7 +137,7 @@ class _Side:
         self.features = features.to(product_dtype or features.dtype)  # (B, D, P)
         self.upright = self.features.mT.contiguous()  # (B, P, D)
         self._of_rows = torch.zeros_like(features.mT, memory_format=torch.contiguous_format) if needs_gradient else None  # (B, P, D)
-        self._of_columns = torch.zeros_like(features) if needs_gradient else None  # (B, D, P)
+        self._of_columns = torch.zeros_like(features, memory_format=torch.contiguous_format) if needs_gradient else None  # (B, D, P)
 
     def add_to_rows(self, samples: slice, rows: slice, sign: Tensor, columns: slice, *, of: "_Side | None" = None) -> None:
         """Add the sum over ``columns`` of a tile's signs, (b, height, width), times another side's features there, its own by default."""
