@@ -62,16 +62,18 @@ class Muon(torch.optim.Optimizer):
             kernels = [kernel for kernel in group["params"] if kernel.grad is not None]
             # A GPU takes all of them together, or it would wait for a thousand launches a step; a CPU is faster with one at a time in its cache.
             for together in [kernels] if kernels and kernels[0].is_cuda else [[kernel] for kernel in kernels]:
-                updates = self._updates([self._direction(kernel, group["momentum"]) for kernel in together])
-                for kernel, update in zip(together, updates, strict=True):
-                    kernel.mul_(1 - group["lr"] * group["weight_decay"])
-                    kernel.sub_(update, alpha=group["lr"])
+                updates = self._updates(self._directions(together, group["momentum"]))
+                torch._foreach_mul_(together, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(together, updates, alpha=-group["lr"])
 
-    def _direction(self, kernel: Tensor, momentum: float) -> Tensor:
-        state = self.state[kernel]
-        if not state:
-            state["momentum"] = torch.zeros_like(kernel)
-        return kernel.grad.lerp(state["momentum"].lerp_(kernel.grad, 1 - momentum), momentum)  # type: ignore[union-attr]
+    def _directions(self, kernels: Sequence[Tensor], momentum: float) -> Sequence[Tensor]:
+        gradients = [kernel.grad for kernel in kernels if kernel.grad is not None]
+        for kernel in kernels:
+            if not self.state[kernel]:
+                self.state[kernel]["momentum"] = torch.zeros_like(kernel)
+        momenta = [self.state[kernel]["momentum"] for kernel in kernels]
+        torch._foreach_lerp_(momenta, gradients, 1 - momentum)
+        return torch._foreach_lerp(gradients, momenta, momentum)
 
     def _updates(self, directions: Sequence[Tensor]) -> list[Tensor]:
         """Return the step of each kernel."""
@@ -89,8 +91,8 @@ class Muon(torch.optim.Optimizer):
         """Return the steps along matrices (m, n) of one shape."""
         scale = _MATCHED_RMS * max(same[0].shape) ** 0.5
         if same[0].is_cuda:
-            return list(orthogonalize(torch.stack(same)) * scale)  # (N, m, n)
-        return [orthogonalize(block) * scale for block in same]
+            return list(orthogonalize(torch.stack(same)).mul_(scale))  # (N, m, n)
+        return [orthogonalize(block).mul_(scale) for block in same]
 
 
 @contextlib.contextmanager

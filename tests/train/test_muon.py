@@ -107,6 +107,24 @@ def test_two_steps_of_a_kernel_by_hand():
     np.testing.assert_allclose(kernel.detach().numpy(), expected, atol=1e-5)
 
 
+def test_kernels_that_are_stepped_together_move_as_each_by_itself():
+    """A GPU takes them all in one call; a CPU takes one at a time, and both in this test."""
+    rng = np.random.default_rng(8)
+    shapes = [(6, 4, 3, 3), (ROWS_AT_ONCE + 6, 4, 3, 3), (6, 4, 3, 3), (40, 2, 1, 1)]
+    gradients = [torch.from_numpy(rng.normal(size=shape).astype(np.float32)) for shape in shapes]
+    kernels = [nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    for kernel, gradient in zip(kernels, gradients, strict=True):
+        kernel.grad = gradient
+    together = Muon(kernels, MUON)
+    for _ in range(2):
+        updates = together._updates(together._directions(kernels, MUON.momentum))
+    for kernel, update in zip(kernels, updates, strict=True):
+        alone = Muon([kernel], MUON)
+        for _ in range(2):
+            (expected,) = alone._updates(alone._directions([kernel], MUON.momentum))
+        assert torch.equal(update, expected)
+
+
 def test_kernels_with_many_rows_are_cut_into_blocks():
     rows = ROWS_AT_ONCE + 8
     gradient = np.random.default_rng(3).normal(size=(rows, 300, 1, 1)).astype(np.float32)
