@@ -85,16 +85,15 @@ class _IntraError(torch.autograd.Function):
         sides = [_Side(side, needed, factor, product_dtype) for side, needed, factor in zip((student, teacher), ctx.needs_input_grad, (2, -2))]
         left, right = (torch.cat([sides[0].upright, factor * sides[1].upright], 2) for factor in (1, -1))  # (B, P, 2D)
         for samples, rows in _tiles(student, tile_rows):
-            after = slice(rows.stop, None)
-            # The tile on the diagonal, (b, height, height), which is its own mirror image, and all to the right of it, (b, height, P - stop)
-            for columns, weight in ((rows, 1), (after, 2)):
-                tile = matmul(left[samples, rows], right[samples, columns].mT)
-                error[samples] += weight * tile.abs().sum((1, 2), dtype=error.dtype)
+            for columns in _from_diagonal(student, rows):
+                tile = matmul(left[samples, rows], right[samples, columns].mT)  # (b, height, width)
+                inside = max(rows.stop - columns.start, 0)  # columns on the diagonal, whose mirror image is in the tile itself
+                size = tile.abs()
+                error[samples] += 2 * size.sum((1, 2), dtype=error.dtype) - size[:, :, :inside].sum((1, 2), dtype=error.dtype)
                 sign = tile.sgn_()
                 for side in sides:
                     side.add_to_rows(samples, rows, sign, columns)
-                    if weight == 2:
-                        side.add_to_columns(samples, columns, sign, rows)
+                    side.add_to_columns(samples, slice(columns.start + inside, columns.stop), sign[:, :, inside:], rows)
         ctx.save_for_backward(*(side.gradient() for side in sides))
         return error
 
@@ -146,7 +145,7 @@ class _Side:
 
     def add_to_columns(self, samples: slice, columns: slice, sign: Tensor, rows: slice, *, of: "_Side | None" = None) -> None:
         """The same for the mirrored tile: the sum over ``rows``."""
-        if self._of_columns is not None:
+        if self._of_columns is not None and sign.shape[2]:
             self._of_columns[samples, :, columns].add_(matmul((of or self).features[samples, :, rows], sign), alpha=self._factor)  # (b, D, width)
 
     def gradient(self) -> Tensor | None:
@@ -183,7 +182,7 @@ class _MeanError(torch.autograd.Function):
 
 def _mean_error(student: Tensor, teacher: Tensor, tile_rows: int) -> Tensor:
     count = student.shape[0]
-    if student.device.type == "cpu" and type(count) is int and count > 1:  # a symbolic count is an export with a dynamic batch
+    if _is_on_cpu(student) and type(count) is int and count > 1:  # a symbolic count is an export with a dynamic batch
         return torch.cat([_mean_error(student[i : i + 1], teacher[i : i + 1], tile_rows) for i in range(count)])
     left, right = torch.cat([student, teacher], 1).mT, torch.cat([student, -teacher], 1)  # (B, P, 2D), (B, 2D, P)
     positions = student.shape[2]
@@ -200,7 +199,19 @@ def _mean_error(student: Tensor, teacher: Tensor, tile_rows: int) -> Tensor:
 def _tiles(features: Tensor, tile_rows: int) -> Iterator[tuple[slice, slice]]:
     """Yield (samples, rows): one sample at a time on a CPU, where a tile should stay in the cache, all samples at once elsewhere."""
     count, _, positions = features.shape
-    at_once = 1 if features.device.type == "cpu" else count
+    at_once = 1 if _is_on_cpu(features) else count
     for first in range(0, count, at_once):
         for start in range(0, positions, tile_rows):
             yield slice(first, first + at_once), slice(start, min(start + tile_rows, positions))
+
+
+def _from_diagonal(features: Tensor, rows: slice) -> list[slice]:
+    """Return the columns from the diagonal on: in one piece, but on a CPU apart from those on the diagonal, since it multiplies dense tiles only."""
+    positions = features.shape[2]
+    if not _is_on_cpu(features):
+        return [slice(rows.start, positions)]
+    return [rows, slice(rows.stop, positions)] if rows.stop < positions else [rows]
+
+
+def _is_on_cpu(features: Tensor) -> bool:
+    return features.device.type == "cpu"

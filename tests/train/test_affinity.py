@@ -79,6 +79,20 @@ def test_hand_written_gradients_pass_the_numerical_check(tile_rows: int, with_te
     assert torch.autograd.gradcheck(lambda a, a2, b, b2: inter_affinity_error((a, a2), (b, b2), tile_rows), (s, s2, t, t2))
 
 
+@pytest.mark.parametrize("tile_rows", [3, 7])
+def test_all_samples_in_one_tile_as_a_gpu_takes_them_give_the_same(monkeypatch: pytest.MonkeyPatch, tile_rows: int) -> None:
+    s, t, s2, t2 = (1.3 * unit_columns(0), unit_columns(1), 1.3 * unit_columns(2), unit_columns(3))
+    s.requires_grad_()
+    s2.requires_grad_()
+    results = []
+    for is_on_cpu in (True, False):
+        monkeypatch.setattr("snl_train.affinity._is_on_cpu", lambda features, answer=is_on_cpu: answer)
+        errors = intra_affinity_error(s, t, tile_rows), inter_affinity_error((s, s2), (t, t2), tile_rows), mean_affinity_error(s, t, tile_rows)
+        results.append([*errors, *torch.autograd.grad(sum(error.sum() for error in errors), (s, s2))])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_losses_pass_the_numerical_check_through_normalization() -> None:
     """The diagonal of D is 0 up to rounding there; normalization makes its gradient vanish, so the kink is harmless."""
     generator = torch.Generator().manual_seed(5)
