@@ -6,8 +6,8 @@
 The rows take turns, step by step in one process, so that other work on the machine falls on all of them; on a CPU the time is the process's
 own, which other processes do not lengthen by their share of the cores. A ratio is the median over the steps of each row's time to the first
 row's of the same turn. ``paper`` differs from ``rd`` in networks and losses alone; ``best`` has Muon and synthetic anomalies too, as has ``rd, as
-best``. The teacher has random weights and the images are blurred noise: times depend on neither. The second table comes from the profiler, from
-steps of their own and by the clock; ``other`` is what no part covers.
+best``. The teacher has random weights and the images are blurred noise: times depend on neither. The second table comes from the profiler, in
+percent of steps of their own; ``other`` is what no part covers.
 """
 
 import argparse
@@ -120,19 +120,19 @@ def _print_ratios(seconds: Mapping[str, Sequence[float]]) -> None:
 
 
 def _parts(step: _Step) -> dict[str, float]:
-    """Return milliseconds a step by part, on the processor."""
+    """Return each part's share of a step, on the processor, by the clock."""
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         whole_s = sum(step() for _ in range(_PROFILED_STEPS))
-    found = {event.key: event.cpu_time_total / 1e3 / _PROFILED_STEPS for event in profiled.key_averages()}
-    parts = {name: found.get(name, 0.0) for name in PARTS}
-    return {**parts, "other": 1e3 * whole_s / _PROFILED_STEPS - sum(parts.values())}
+    found = {event.key: event.cpu_time_total / 1e6 for event in profiled.key_averages()}
+    shares = {name: found.get(name, 0.0) / whole_s for name in PARTS}
+    return {**shares, "other": 1 - sum(shares.values())}
 
 
-def _print_parts(parts: Mapping[str, Mapping[str, float]]) -> None:
+def _print_parts(shares: Mapping[str, Mapping[str, float]]) -> None:
     names = [*PARTS, "other"]
-    print(f"\n| ms a step | {' | '.join(names)} |\n|---|{'---:|' * len(names)}")
-    for row, milliseconds in parts.items():
-        print(f"| {row} | {' | '.join(f'{milliseconds[name]:.1f}' for name in names)} |")
+    print(f"\n| percent of a step | {' | '.join(names)} |\n|---|{'---:|' * len(names)}")
+    for row, of_parts in shares.items():
+        print(f"| {row} | {' | '.join(f'{100 * of_parts[name]:.0f}' for name in names)} |")
 
 
 if __name__ == "__main__":

@@ -117,12 +117,15 @@ def test_kernels_that_are_stepped_together_move_as_each_by_itself():
         kernel.grad = gradient
     together = Muon(kernels, MUON)
     for _ in range(2):
-        updates = together._updates(together._directions(kernels, MUON.momentum))
-    for kernel, update in zip(kernels, updates, strict=True):
+        steps = together._steps(together._directions(kernels, MUON.momentum))
+    expected = []
+    for kernel in kernels:
         alone = Muon([kernel], MUON)
         for _ in range(2):
-            (expected,) = alone._updates(alone._directions([kernel], MUON.momentum))
-        assert torch.equal(update, expected)
+            of_kernel = alone._steps(alone._directions([kernel], MUON.momentum))
+        expected += of_kernel
+    assert len(steps) == 5  # one kernel has more rows than are taken at once
+    assert all(torch.equal(step, other) for step, other in zip(steps, expected, strict=True))
 
 
 def test_kernels_with_many_rows_are_cut_into_blocks():
@@ -136,9 +139,10 @@ def test_kernels_with_many_rows_are_cut_into_blocks():
         np.testing.assert_allclose(kernel.detach().numpy()[part, :, 0, 0], expected, atol=5e-4)
 
 
-def test_memory_format_does_not_change_a_step():
-    gradient = torch.randn(5, 3, 3, 3, generator=torch.Generator().manual_seed(0))
-    kernels = [nn.Parameter(torch.ones(5, 3, 3, 3).to(memory_format=order)) for order in (torch.contiguous_format, torch.channels_last)]
+@pytest.mark.parametrize("rows", [5, ROWS_AT_ONCE + 5])
+def test_memory_format_does_not_change_a_step(rows):
+    gradient = torch.randn(rows, 3, 3, 2, generator=torch.Generator().manual_seed(0))
+    kernels = [nn.Parameter(torch.ones(rows, 3, 3, 2).to(memory_format=order)) for order in (torch.contiguous_format, torch.channels_last)]
     for kernel in kernels:
         kernel.grad = gradient.to(memory_format=torch.channels_last)
         Muon([kernel], MUON).step()
