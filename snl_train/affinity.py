@@ -5,12 +5,14 @@ D = A_s - A_t = [F_s; F_t]^T [F_s; -F_t], one matrix product of inner size 2D, w
 The derivative of |.| at 0 is taken as 0.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from snl_train.products import matmul
 
 DEFAULT_TILE_ROWS = 256
 
@@ -80,29 +82,25 @@ class _IntraError(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, tile_rows: int, product_dtype: torch.dtype | None) -> Tensor:
         error = student.new_zeros(student.shape[0])
-        gradients = [torch.zeros_like(side) if needed else None for side, needed in zip((student, teacher), ctx.needs_input_grad, strict=False)]
-        sides = [side.to(product_dtype or side.dtype) for side in (student, teacher)]
-        upright = [side.mT.contiguous() for side in sides]  # (B, P, D): long inner sums are several times faster along rows
-        left, right = torch.cat(sides, 1), torch.cat([sides[0], -sides[1]], 1)  # (B, 2D, P)
+        sides = [_Side(side, needed, factor, product_dtype) for side, needed, factor in zip((student, teacher), ctx.needs_input_grad, (2, -2))]
+        left, right = (torch.cat([sides[0].upright, factor * sides[1].upright], 2) for factor in (1, -1))  # (B, P, 2D)
         for samples, rows in _tiles(student, tile_rows):
-            height = rows.stop - rows.start
-            tile = left[samples, :, rows].mT @ right[samples, :, rows.start :]  # (b, height, P - start): the columns from the diagonal on
-            size = tile.abs()
-            error[samples] += 2 * size.sum((1, 2), dtype=error.dtype) - size[:, :, :height].sum((1, 2), dtype=error.dtype)
-            sign = tile.sgn_()
-            for side, tall, gradient, factor in zip(sides, upright, gradients, (2, -2), strict=True):
-                if gradient is None:
-                    continue
-                gradient[samples, :, rows].add_((sign @ tall[samples, rows.start :]).mT, alpha=factor)  # (b, D, height)
-                gradient[samples, :, rows.stop :].add_(side[samples, :, rows] @ sign[:, :, height:], alpha=factor)  # (b, D, P - stop)
-        ctx.gradients = gradients
+            for columns in _from_diagonal(student, rows):
+                tile = matmul(left[samples, rows], right[samples, columns].mT)  # (b, height, width)
+                inside = max(rows.stop - columns.start, 0)  # columns on the diagonal, whose mirror image is in the tile itself
+                size = tile.abs()
+                error[samples] += 2 * size.sum((1, 2), dtype=error.dtype) - size[:, :, :inside].sum((1, 2), dtype=error.dtype)
+                sign = tile.sgn_()
+                for side in sides:
+                    side.add_to_rows(samples, rows, sign, columns)
+                    side.add_to_columns(samples, slice(columns.start + inside, columns.stop), sign[:, :, inside:], rows)
+        ctx.save_for_backward(*(side.gradient() for side in sides))
         return error
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_error: Tensor) -> tuple[Tensor | None, ...]:
-        scale = grad_error[:, None, None]
-        return (*(None if gradient is None else gradient * scale for gradient in ctx.gradients), None, None)
+        return (*_scaled(ctx.saved_tensors, grad_error), None, None)
 
 
 class _InterError(torch.autograd.Function):
@@ -112,27 +110,51 @@ class _InterError(torch.autograd.Function):
     ) -> Tensor:
         inputs = (student_a, student_b, teacher_a, teacher_b)
         error = student_a.new_zeros(student_a.shape[0])
-        gradients = [torch.zeros_like(side) if needed else None for side, needed in zip(inputs, ctx.needs_input_grad, strict=False)]
-        sides = [side.to(product_dtype or side.dtype) for side in inputs]
-        upright = {second: sides[second].mT.contiguous() for second in (1, 3)}  # (B, P, D): as above
-        left, right = torch.cat([sides[0], sides[2]], 1), torch.cat([sides[1], -sides[3]], 1)  # (B, 2D, P)
+        sides = [_Side(side, needed, factor, product_dtype) for side, needed, factor in zip(inputs, ctx.needs_input_grad, (1, 1, -1, -1))]
+        left, right = torch.cat([sides[0].upright, sides[2].upright], 2), torch.cat([sides[1].upright, -sides[3].upright], 2)  # (B, P, 2D)
         for samples, rows in _tiles(student_a, tile_rows):
-            tile = left[samples, :, rows].mT @ right[samples]  # (b, height, P)
+            tile = matmul(left[samples, rows], right[samples].mT)  # (b, height, P)
             error[samples] += tile.abs().sum((1, 2), dtype=error.dtype)
             sign = tile.sgn_()
-            for first, second, factor in ((0, 1, 1), (2, 3, -1)):
-                if (gradient := gradients[first]) is not None:
-                    gradient[samples, :, rows].add_((sign @ upright[second][samples]).mT, alpha=factor)  # (b, D, height)
-                if (gradient := gradients[second]) is not None:
-                    gradient[samples].add_(sides[first][samples, :, rows] @ sign, alpha=factor)  # (b, D, P)
-        ctx.gradients = gradients
+            for first, second in ((sides[0], sides[1]), (sides[2], sides[3])):
+                first.add_to_rows(samples, rows, sign, slice(None), of=second)
+                second.add_to_columns(samples, slice(None), sign, rows, of=first)
+        ctx.save_for_backward(*(side.gradient() for side in sides))
         return error
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_error: Tensor) -> tuple[Tensor | None, ...]:
-        scale = grad_error[:, None, None]
-        return (*(None if gradient is None else gradient * scale for gradient in ctx.gradients), None, None)
+        return (*_scaled(ctx.saved_tensors, grad_error), None, None)
+
+
+class _Side:
+    """One of the inputs whose products a tile compares, and its gradient as it grows; nothing is added where none is wanted."""
+
+    def __init__(self, features: Tensor, needs_gradient: bool, factor: float, product_dtype: torch.dtype | None) -> None:
+        self._factor = factor
+        self.features = features.to(product_dtype or features.dtype)  # (B, D, P)
+        self.upright = self.features.mT.contiguous()  # (B, P, D)
+        self._of_rows = torch.zeros_like(features.mT, memory_format=torch.contiguous_format) if needs_gradient else None  # (B, P, D)
+        self._of_columns = torch.zeros_like(features, memory_format=torch.contiguous_format) if needs_gradient else None  # (B, D, P)
+
+    def add_to_rows(self, samples: slice, rows: slice, sign: Tensor, columns: slice, *, of: "_Side | None" = None) -> None:
+        """Add the sum over ``columns`` of a tile's signs, (b, height, width), times another side's features there, its own by default."""
+        if self._of_rows is not None:
+            self._of_rows[samples, rows].add_(matmul(sign, (of or self).upright[samples, columns]), alpha=self._factor)  # (b, height, D)
+
+    def add_to_columns(self, samples: slice, columns: slice, sign: Tensor, rows: slice, *, of: "_Side | None" = None) -> None:
+        """The same for the mirrored tile: the sum over ``rows``."""
+        if self._of_columns is not None and sign.shape[2]:
+            self._of_columns[samples, :, columns].add_(matmul((of or self).features[samples, :, rows], sign), alpha=self._factor)  # (b, D, width)
+
+    def gradient(self) -> Tensor | None:
+        """Return the gradient of the sum of both, (B, D, P)."""
+        return None if self._of_columns is None or self._of_rows is None else self._of_columns.add_(self._of_rows.mT)
+
+
+def _scaled(gradients: Sequence[Tensor | None], grad_error: Tensor) -> Iterator[Tensor | None]:
+    return (None if gradient is None else gradient * grad_error[:, None, None] for gradient in gradients)
 
 
 class _MeanError(torch.autograd.Function):
@@ -160,7 +182,7 @@ class _MeanError(torch.autograd.Function):
 
 def _mean_error(student: Tensor, teacher: Tensor, tile_rows: int) -> Tensor:
     count = student.shape[0]
-    if student.device.type == "cpu" and type(count) is int and count > 1:  # a symbolic count is an export with a dynamic batch
+    if _is_on_cpu(student) and type(count) is int and count > 1:  # a symbolic count is an export with a dynamic batch
         return torch.cat([_mean_error(student[i : i + 1], teacher[i : i + 1], tile_rows) for i in range(count)])
     left, right = torch.cat([student, teacher], 1).mT, torch.cat([student, -teacher], 1)  # (B, P, 2D), (B, 2D, P)
     positions = student.shape[2]
@@ -177,7 +199,19 @@ def _mean_error(student: Tensor, teacher: Tensor, tile_rows: int) -> Tensor:
 def _tiles(features: Tensor, tile_rows: int) -> Iterator[tuple[slice, slice]]:
     """Yield (samples, rows): one sample at a time on a CPU, where a tile should stay in the cache, all samples at once elsewhere."""
     count, _, positions = features.shape
-    at_once = 1 if features.device.type == "cpu" else count
+    at_once = 1 if _is_on_cpu(features) else count
     for first in range(0, count, at_once):
         for start in range(0, positions, tile_rows):
             yield slice(first, first + at_once), slice(start, min(start + tile_rows, positions))
+
+
+def _from_diagonal(features: Tensor, rows: slice) -> list[slice]:
+    """Return the columns from the diagonal on: in one piece, but on a CPU apart from those on the diagonal, since it multiplies dense tiles only."""
+    positions = features.shape[2]
+    if not _is_on_cpu(features):
+        return [slice(rows.start, positions)]
+    return [rows, slice(rows.stop, positions)] if rows.stop < positions else [rows]
+
+
+def _is_on_cpu(features: Tensor) -> bool:
+    return features.device.type == "cpu"

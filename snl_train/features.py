@@ -3,9 +3,11 @@
 import contextlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 _SMALLEST_NORM = 1e-12
 """Vectors shorter than this have no direction; they are kept as they are, so that no gradient explodes."""
@@ -27,8 +29,34 @@ def exact_float32(device: torch.device) -> AbstractContextManager[object]:
 
 def unit_vectors(features: Tensor) -> Tensor:
     """Return features (B, D, ...) scaled to L2 norm 1 along dimension 1; zero vectors stay zero."""
+    if torch.is_grad_enabled() and features.requires_grad:
+        units: Tensor = _UnitVectors.apply(features)
+        return units
+    return features / _lengths(features)
+
+
+def _lengths(features: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(features, dim=1, keepdim=True)
-    return features / torch.where(norm > _SMALLEST_NORM, norm, torch.ones_like(norm))
+    return torch.where(norm > _SMALLEST_NORM, norm, torch.ones_like(norm))
+
+
+class _UnitVectors(torch.autograd.Function):
+    """The same with a gradient that is written by hand, in a third of the passes over memory: (g - u <u, g>) / |f|."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor) -> Tensor:
+        lengths = _lengths(features)
+        units = features / lengths
+        ctx.save_for_backward(units, lengths)
+        return units
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_units: Tensor) -> Tensor:
+        units, lengths = ctx.saved_tensors
+        along = (units * grad_units).sum(1, keepdim=True)  # of a vector kept as it is, u is f: below 1e-24, and 0 of a zero vector
+        gradient: Tensor = torch.addcmul(grad_units, units, along, value=-1).div_(lengths)
+        return gradient
 
 
 def paired_scales(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:

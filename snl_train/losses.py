@@ -4,8 +4,8 @@ Called with teacher and student only, each is the paper's sum, averaged over the
 float32, or in float64 if an input is, also under autocast.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from torch import Tensor
 from snl_train.affinity import DEFAULT_TILE_ROWS, inter_affinity_error, intra_affinity_error
 from snl_train.config import LossConfig, Pairing, Reduction
 from snl_train.features import full_precision, paired_scales, unit_vectors
+
+Scales: TypeAlias = Sequence[tuple[Tensor, Tensor]]
+"""(teacher, student) of each scale, both (B, D_k, H_k, W_k)."""
 
 
 def channel_distillation(teacher: Sequence[Tensor], student: Sequence[Tensor], *, focus: float = 0.0) -> Tensor:
@@ -31,10 +34,12 @@ def channel_distillation(teacher: Sequence[Tensor], student: Sequence[Tensor], *
     Raises:
         ValueError: If the two lists differ in length or in any shape.
     """
-    scales = paired_scales(teacher, student)
-    with full_precision(scales[0][0].device):
-        distances = [1 - (unit_vectors(t) * unit_vectors(s)).sum(1) for t, s in scales]  # (B, D, H, W) -> (B, H, W) per scale
-        return _add([_focused_mean(distance, focus) for distance in distances])
+    return _channel(_unit_scales(teacher, student), focus)
+
+
+def _channel(units: Scales, focus: float) -> Tensor:
+    distances = [1 - (t * s).sum(1) for t, s in units]  # (B, D, H, W) -> (B, H, W) per scale
+    return _add([_focused_mean(distance, focus) for distance in distances])
 
 
 def _focused_mean(distance: Tensor, focus: float) -> Tensor:
@@ -63,9 +68,9 @@ def spatial_distillation(teacher: Sequence[Tensor], student: Sequence[Tensor], *
     with full_precision(scales[0][0].device):
         terms = []
         for of_teacher, of_student in scales:
-            log_teacher = (of_teacher.flatten(2) / temperature).log_softmax(2)  # (B, D, P)
-            log_student = (of_student.flatten(2) / temperature).log_softmax(2)
-            divergence = (log_teacher.exp() * (log_teacher - log_student)).sum(2)  # (B, D)
+            # (B, P, D), as features in channels last lie in memory; none is copied
+            log_teacher, log_student = ((features.flatten(2).mT / temperature).log_softmax(1) for features in (of_teacher, of_student))
+            divergence = (log_teacher.exp() * (log_teacher - log_student)).sum(1)  # (B, D)
             terms.append((divergence.sum(1) if reduction == "sum" else divergence.mean(1)).mean())
         return _add(terms)
 
@@ -95,14 +100,15 @@ def intra_affinity(
     Raises:
         ValueError: If the two lists differ in length or in any shape.
     """
-    scales = paired_scales(teacher, student)
-    with full_precision(scales[0][0].device):
-        terms = []
-        for of_teacher, of_student in scales:
-            t, s = unit_vectors(of_teacher.flatten(2)), unit_vectors(of_student.flatten(2))  # (B, D, P)
-            error = intra_affinity_error(s, t, tile_rows, product_dtype=product_dtype).mean()
-            terms.append(error if reduction == "sum" else error / t.shape[2] ** 2)
-        return _add(terms)
+    return _intra(_unit_scales(teacher, student), reduction, tile_rows, product_dtype)
+
+
+def _intra(units: Scales, reduction: Reduction, tile_rows: int, product_dtype: torch.dtype | None) -> Tensor:
+    terms = []
+    for t, s in ((t.flatten(2), s.flatten(2)) for t, s in units):  # (B, D, P)
+        error = intra_affinity_error(s, t, tile_rows, product_dtype=product_dtype).mean()
+        terms.append(error if reduction == "sum" else error / t.shape[2] ** 2)
+    return _add(terms)
 
 
 def inter_affinity(
@@ -133,19 +139,26 @@ def inter_affinity(
     Raises:
         ValueError: If the two lists differ in length or in any shape.
     """
+    units = _unit_scales(teacher, student)
+    return _inter(units, reduction, sample_pairs(len(units[0][0]), pairing) if pairs is None else pairs, tile_rows, product_dtype)
+
+
+def _inter(units: Scales, reduction: Reduction, pairs: Tensor, tile_rows: int, product_dtype: torch.dtype | None) -> Tensor:
+    first, second = pairs.to(units[0][0].device, non_blocking=True).unbind(1)
+    if len(first) == 0:
+        return _add([s.sum() * 0 for _, s in units])
+    terms = []
+    for t, s in ((t.flatten(2), s.flatten(2)) for t, s in units):  # (B, D, P)
+        error = inter_affinity_error((s[first], s[second]), (t[first], t[second]), tile_rows, product_dtype=product_dtype).mean()
+        terms.append(error if reduction == "sum" else error / t.shape[2] ** 2)
+    return _add(terms)
+
+
+def _unit_scales(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Scales:
+    """Return (teacher, student) of each scale with unit length at each position, in full precision."""
     scales = paired_scales(teacher, student)
     with full_precision(scales[0][0].device):
-        if pairs is None:
-            pairs = sample_pairs(len(scales[0][0]), pairing)
-        first, second = pairs.to(scales[0][0].device).unbind(1)
-        if len(first) == 0:
-            return _add([s.sum() * 0 for _, s in scales])
-        terms = []
-        for of_teacher, of_student in scales:
-            t, s = unit_vectors(of_teacher.flatten(2)), unit_vectors(of_student.flatten(2))  # (B, D, P)
-            error = inter_affinity_error((s[first], s[second]), (t[first], t[second]), tile_rows, product_dtype=product_dtype).mean()
-            terms.append(error if reduction == "sum" else error / t.shape[2] ** 2)
-        return _add(terms)
+        return [(unit_vectors(t), unit_vectors(s)) for t, s in scales]
 
 
 def structural_loss(
@@ -176,27 +189,33 @@ def structural_loss(
     Raises:
         ValueError: If shapes differ, or ``labels`` are needed and missing.
     """
-    parts: dict[str, Tensor] = {}
+    units = _unit_scales(teacher, student)  # once for all losses that compare directions
     positions = config.affinity_positions if config.intra_weight or config.inter_weight else 0
-    compared = _at_random_positions(teacher, student, positions) if positions else (teacher, student)
+    compared = _at_random_positions(units, positions) if positions else units
     affinity: Any = {"reduction": config.affinity_reduction, "tile_rows": config.tile_rows, "product_dtype": product_dtype}
-    if config.channel_weight:
-        parts["channel"] = channel_distillation(teacher, student, focus=config.channel_focus)
-    if config.spatial_weight:
-        parts["spatial"] = spatial_distillation(teacher, student, temperature=config.spatial_temperature, reduction=config.spatial_reduction)
-    if config.intra_weight:
-        parts["intra"] = intra_affinity(*compared, **affinity)
-    if config.inter_weight:
-        pairs = sample_pairs(len(teacher[0]), config.inter_pairing, labels=labels, generator=generator)
-        parts["inter"] = inter_affinity(*compared, pairs=pairs, **affinity)
+    parts: dict[str, Tensor] = {}
+    with full_precision(units[0][0].device):
+        if config.channel_weight:
+            parts["channel"] = _channel(units, config.channel_focus)
+        if config.spatial_weight:
+            parts["spatial"] = spatial_distillation(teacher, student, temperature=config.spatial_temperature, reduction=config.spatial_reduction)
+        if config.intra_weight:
+            parts["intra"] = _intra(compared, **affinity)
+        if config.inter_weight:
+            pairs = sample_pairs(len(teacher[0]), config.inter_pairing, labels=labels, generator=generator)
+            parts["inter"] = _inter(compared, pairs=pairs, **affinity)
+        return {"total": _total(parts, config) if parts else student[0].sum() * 0, **parts}
+
+
+def _total(parts: Mapping[str, Tensor], config: LossConfig) -> Tensor:
+    """Return the sum of Eq. 7."""
     weights = {
         "channel": config.channel_weight,
         "spatial": config.spatial_weight,
         "intra": config.intra_weight,
         "inter": config.inter_weight,
     }
-    total = _add([weights[name] * part for name, part in parts.items()]) if parts else student[0].sum() * 0
-    return {"total": total, **parts}
+    return _add([weights[name] * part for name, part in parts.items()])
 
 
 def sample_pairs(count: int, pairing: Pairing, *, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
@@ -240,17 +259,20 @@ def sample_pairs(count: int, pairing: Pairing, *, labels: Tensor | None = None, 
     return torch.stack([order, order.roll(-1)], 1)
 
 
-def _at_random_positions(teacher: Sequence[Tensor], student: Sequence[Tensor], count: int) -> tuple[list[Tensor], list[Tensor]]:
+def _at_random_positions(scales: Scales, count: int) -> Scales:
     """Return both (B, D_k, min(count, H_k W_k), 1) at the same positions, drawn without repetition from torch's global generator.
 
     A scale with no more positions than ``count`` stays as it is and draws nothing.
     """
-    chosen: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for pair in paired_scales(teacher, student):
-        total = pair[0].shape[2] * pair[0].shape[3]
-        drawn = torch.randperm(total)[:count].to(pair[0].device) if total > count else None
-        for features, kept in zip(pair, chosen, strict=True):
-            kept.append(features if drawn is None else features.flatten(2)[:, :, drawn, None])  # (B, D, count, 1)
+    chosen: list[tuple[Tensor, Tensor]] = []
+    for teacher, student in scales:
+        total = teacher.shape[2] * teacher.shape[3]
+        if total <= count:
+            chosen.append((teacher, student))
+            continue
+        drawn = torch.randperm(total)[:count].to(teacher.device, non_blocking=True)
+        t, s = (features.flatten(2)[:, :, drawn, None] for features in (teacher, student))  # (B, D, count, 1)
+        chosen.append((t, s))
     return chosen
 
 

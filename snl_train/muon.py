@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from snl_train.config import OptimConfig
+from snl_train.products import matmul
 
 ROWS_AT_ONCE = 256
 """Most rows that are orthogonalized together; a kernel with more is cut: a 512 x 4608 kernel then takes about a third of the work."""
@@ -61,35 +62,51 @@ class Muon(torch.optim.Optimizer):
             kernels = [kernel for kernel in group["params"] if kernel.grad is not None]
             # A GPU takes all of them together, or it would wait for a thousand launches a step; a CPU is faster with one at a time in its cache.
             for together in [kernels] if kernels and kernels[0].is_cuda else [[kernel] for kernel in kernels]:
-                updates = self._updates([self._direction(kernel, group["momentum"]) for kernel in together])
-                for kernel, update in zip(together, updates, strict=True):
-                    kernel.mul_(1 - group["lr"] * group["weight_decay"])
-                    kernel.sub_(update, alpha=group["lr"])
+                steps = self._steps(self._directions(together, group["momentum"]))
+                torch._foreach_mul_(together, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_([block for kernel in together for block in torch.split(kernel, ROWS_AT_ONCE)], steps, alpha=-group["lr"])
 
-    def _direction(self, kernel: Tensor, momentum: float) -> Tensor:
-        state = self.state[kernel]
-        if not state:
-            state["momentum"] = torch.zeros_like(kernel)
-        return kernel.grad.lerp(state["momentum"].lerp_(kernel.grad, 1 - momentum), momentum)  # type: ignore[union-attr]
+    def _directions(self, kernels: Sequence[Tensor], momentum: float) -> Sequence[Tensor]:
+        gradients = [kernel.grad for kernel in kernels if kernel.grad is not None]
+        for kernel in kernels:
+            if not self.state[kernel]:
+                self.state[kernel]["momentum"] = torch.zeros_like(kernel)
+        momenta = [self.state[kernel]["momentum"] for kernel in kernels]
+        torch._foreach_lerp_(momenta, gradients, 1 - momentum)
+        return torch._foreach_lerp(gradients, momenta, momentum)
 
-    def _updates(self, directions: Sequence[Tensor]) -> list[Tensor]:
-        """Return the step of each kernel."""
-        blocks = [torch.split(direction.flatten(1), ROWS_AT_ONCE) for direction in directions]  # each (m, n) with m at most ROWS_AT_ONCE
+    def _steps(self, directions: Sequence[Tensor]) -> list[Tensor]:
+        """Return the step of each kernel's blocks of rows, one kernel after the other, in the shapes of the blocks."""
+        blocks = [block for direction in directions for block in torch.split(direction, ROWS_AT_ONCE)]
+        matrices = [_in_order_of_memory(block).flatten(1) for block in blocks]  # each (m, n) with m at most ROWS_AT_ONCE
         of_shape: dict[torch.Size, list[Tensor]] = {}
-        for block in (block for of_kernel in blocks for block in of_kernel):
-            of_shape.setdefault(block.shape, []).append(block)
+        for matrix in matrices:
+            of_shape.setdefault(matrix.shape, []).append(matrix)
         steps = {shape: iter(self._steps_of(same)) for shape, same in of_shape.items()}
-        return [
-            torch.cat([next(steps[block.shape]) for block in of_kernel]).reshape(direction.shape)
-            for of_kernel, direction in zip(blocks, directions, strict=True)
-        ]
+        return [_as_in_memory(next(steps[matrix.shape]), block) for matrix, block in zip(matrices, blocks, strict=True)]
 
     def _steps_of(self, same: list[Tensor]) -> list[Tensor]:
         """Return the steps along matrices (m, n) of one shape."""
-        scale = _MATCHED_RMS * max(same[0].shape) ** 0.5
+        length = _MATCHED_RMS * max(same[0].shape) ** 0.5
         if same[0].is_cuda:
-            return list(orthogonalize(torch.stack(same)) * scale)  # (N, m, n)
-        return [orthogonalize(block) * scale for block in same]
+            return list(orthogonalize(torch.stack(same), length=length))  # (N, m, n)
+        return [orthogonalize(matrix, length=length) for matrix in same]
+
+
+def _order(kernel: Tensor) -> list[int]:
+    """Return a kernel's dimensions as they lie in memory, its rows first; the step does not depend on the order of columns."""
+    strides = kernel.stride()
+    return [0, *sorted(range(1, kernel.dim()), key=lambda dim: -strides[dim])]
+
+
+def _in_order_of_memory(kernel: Tensor) -> Tensor:
+    return kernel.permute(_order(kernel))
+
+
+def _as_in_memory(step: Tensor, kernel: Tensor) -> Tensor:
+    """Return a step (m, n) along :func:`_in_order_of_memory` in the kernel's own shape and order of memory."""
+    order = _order(kernel)
+    return step.reshape([kernel.shape[dim] for dim in order]).permute([order.index(dim) for dim in range(len(order))])
 
 
 @contextlib.contextmanager
@@ -115,8 +132,8 @@ def _exact_products() -> Iterator[None]:
 
 
 @_exact_products()
-def orthogonalize(matrices: Tensor) -> Tensor:
-    """Return about U V^T for matrices U S V^T, (m, n) or (N, m, n): singular values near 1 wherever they are not tiny beside the largest.
+def orthogonalize(matrices: Tensor, *, length: float = 1.0) -> Tensor:
+    """Return about U V^T for matrices U S V^T, (m, n) or (N, m, n): singular values near ``length`` wherever they are not tiny beside the largest.
 
     Newton and Schulz's iteration X <- (a I + b X X^T + c (X X^T)^2) X, carried out on the small Gram matrix X X^T alone and applied to X once: two
     products with n columns instead of ten. A zero matrix stays zero.
@@ -127,22 +144,28 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
     Args:
         matrices: (m, n) or (N, m, n), finite, of any floating type; each is taken by itself.
+        length: Factor of the result.
 
     Returns:
         The same shape, float32.
     """
     if matrices.shape[-2] > matrices.shape[-1]:
-        return orthogonalize(matrices.mT).mT
-    a, b, c = _COEFFICIENTS
+        return orthogonalize(matrices.mT, length=length).mT
     x = matrices.float()
     x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)  # singular values at most 1
-    gram = x @ x.mT  # (..., m, m)
-    applied = torch.eye(x.shape[-2], device=x.device)  # (m, m): what stands before X so far
-    multiply_add = torch.addmm if x.dim() == 2 else torch.baddbmm
-    for _ in range(_ITERATIONS):
-        polynomial = multiply_add(gram, gram, gram, beta=b, alpha=c)  # (..., m, m)
-        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
-        applied = polynomial @ applied
-        gram = polynomial @ gram @ polynomial  # symmetric, and all of these commute
-    result: Tensor = applied @ x
+    gram = matmul(x, x.mT)  # (..., m, m)
+    polynomial = _polynomial(gram)
+    applied = polynomial  # (..., m, m): what stands before X so far
+    for _ in range(_ITERATIONS - 1):
+        gram = matmul(matmul(polynomial, gram), polynomial)  # symmetric, and all of these commute
+        polynomial = _polynomial(gram)
+        applied = matmul(polynomial, applied)
+    return matmul(applied.mul_(length), x)
+
+
+def _polynomial(gram: Tensor) -> Tensor:
+    """Return a I + b G + c G^2, (..., m, m)."""
+    a, b, c = _COEFFICIENTS
+    result = matmul(gram, gram).mul_(c).add_(gram, alpha=b)
+    result.diagonal(dim1=-2, dim2=-1).add_(a)
     return result

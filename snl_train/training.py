@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from snl_runtime.errors import ConfigError, TrainingDivergedError
 from snl_runtime.progress import ProgressReporter, no_progress
@@ -213,15 +214,28 @@ class Trainer:
 
     def _forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         images = self._moved(images)
-        altered, has_anomaly = self._synthetic_anomalies(images)
+        with record_function("synthetic anomalies"):
+            altered, has_anomaly = self._synthetic_anomalies(images)
         inputs = self._model.normalize(images)
         with torch.autocast(self.device.type, dtype=self._half) if self._half is not None else contextlib.nullcontext():
             if has_anomaly.any():
                 teacher, student = self._restore(inputs, self._model.normalize(altered), self._moved(has_anomaly.nonzero().flatten()))
             else:
-                teacher, student = self._model(inputs)
-        # Leaves autocast by itself: only the affinities' matrix products are in half precision.
-        return structural_loss(teacher, student, self._config.loss, labels=labels, product_dtype=self._half)
+                teacher = self._taught(inputs)
+                student = self._imitated(inputs, teacher)
+        with record_function("losses"):
+            # Leaves autocast by itself: only the affinities' matrix products are in half precision.
+            return structural_loss(teacher, student, self._config.loss, labels=labels, product_dtype=self._half)
+
+    def _taught(self, inputs: Tensor) -> list[Tensor]:
+        with record_function("teacher"):
+            features: list[Tensor] = self._model.teacher(inputs)
+            return features
+
+    def _imitated(self, inputs: Tensor, teacher: list[Tensor]) -> list[Tensor]:
+        with record_function("student"):
+            features: list[Tensor] = self._model.imitate(inputs, teacher)
+            return features
 
     def _moved(self, tensor: Tensor) -> Tensor:
         """Return a tensor on the device; from pinned memory, or every copy would wait until the GPU has done all that was asked of it before."""
@@ -229,25 +243,27 @@ class Trainer:
 
     def _restore(self, inputs: Tensor, altered: Tensor, numbers: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return the teacher's features of the good images and the student's answer to the altered ones, which are those with these numbers, (F,)."""
-        teacher = self._model.teacher(inputs)
+        teacher = self._taught(inputs)
         if self._model.bottleneck is None:
-            return teacher, self._model.imitate(altered, teacher)  # a forward student sees the image and not the teacher's features
-        seen = self._model.teacher(altered[numbers])  # (F, D_k, H_k, W_k); the others are the same as without a synthetic anomaly
+            return teacher, self._imitated(altered, teacher)  # a forward student sees the image and not the teacher's features
+        seen = self._taught(altered[numbers])  # (F, D_k, H_k, W_k); the others are the same as without a synthetic anomaly
         shown = [good.index_copy(0, numbers, bad.to(good.dtype)) for good, bad in zip(teacher, seen, strict=True)]
-        return teacher, self._model.imitate(altered, shown)
+        return teacher, self._imitated(altered, shown)
 
     def _update(self, total: Tensor) -> None:
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+        with record_function("backward"):
+            self._scaler.scale(total).backward()  # type: ignore[no-untyped-call]
         if self._config.optim.gradient_clip:
             for optimizer in self._optimizers:
                 self._scaler.unscale_(optimizer)
             parameters = [parameter for group in self._groups() for parameter in group["params"]]
             torch.nn.utils.clip_grad_norm_(parameters, self._config.optim.gradient_clip)
-        for optimizer in self._optimizers:
-            self._scaler.step(optimizer)
-        self._scaler.update()
+        with record_function("optimizer"):
+            for optimizer in self._optimizers:
+                self._scaler.step(optimizer)
+            self._scaler.update()
 
     def _groups(self) -> list[dict[str, Any]]:
         return [group for optimizer in self._optimizers for group in optimizer.param_groups]

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from snl_train import losses, scoring
 from snl_train.affinity import inter_affinity_error, intra_affinity_error, mean_affinity_error
+from tests.support.tolerances import FLOAT32_REL
 
 TILES = [1, 2, 3, 7, 8, 100]
 """Rows per tile for 7 positions: single rows, divisors or not, the whole matrix, more than that."""
@@ -76,6 +77,20 @@ def test_hand_written_gradients_pass_the_numerical_check(tile_rows: int, with_te
     assert torch.autograd.gradcheck(lambda a, b: intra_affinity_error(a, b, tile_rows), (s, t))
     assert torch.autograd.gradcheck(lambda a, b: mean_affinity_error(a, b, tile_rows), (s, t))
     assert torch.autograd.gradcheck(lambda a, a2, b, b2: inter_affinity_error((a, a2), (b, b2), tile_rows), (s, s2, t, t2))
+
+
+@pytest.mark.parametrize("tile_rows", [3, 7])
+def test_all_samples_in_one_tile_as_a_gpu_takes_them_give_the_same(monkeypatch: pytest.MonkeyPatch, tile_rows: int) -> None:
+    s, t, s2, t2 = (1.3 * unit_columns(0), unit_columns(1), 1.3 * unit_columns(2), unit_columns(3))
+    s.requires_grad_()
+    s2.requires_grad_()
+    results = []
+    for is_on_cpu in (True, False):
+        monkeypatch.setattr("snl_train.affinity._is_on_cpu", lambda features, answer=is_on_cpu: answer)
+        errors = intra_affinity_error(s, t, tile_rows), inter_affinity_error((s, s2), (t, t2), tile_rows), mean_affinity_error(s, t, tile_rows)
+        results.append([*errors, *torch.autograd.grad(sum(error.sum() for error in errors), (s, s2))])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_losses_pass_the_numerical_check_through_normalization() -> None:
@@ -162,3 +177,44 @@ def test_nothing_keeps_a_tile_for_the_backward_pass() -> None:
         losses.inter_affinity([teacher], [student])
         scoring.anomaly_map([teacher], [student], (64, 64))
     assert max(saved) <= 8 * 32 * 32
+
+
+def test_affinity_errors_keep_their_gradients_for_the_backward_pass_and_no_more() -> None:
+    """Four samples of 4096 positions: 1 MiB of features a side, where one affinity matrix of one sample has 64 MiB."""
+    saved_bytes = 0
+
+    def keep(tensor: Tensor) -> Tensor:
+        nonlocal saved_bytes
+        saved_bytes += tensor.nbytes
+        return tensor
+
+    sides = [columns.float() for columns in (unit_columns(seed, (4, 16, 4096)) for seed in range(4))]
+    student, teacher = [sides[0].requires_grad_(), sides[2].requires_grad_()], [sides[1], sides[3]]
+    with torch.autograd.graph.saved_tensors_hooks(keep, keep):
+        intra_affinity_error(student[0], teacher[0])
+        inter_affinity_error((student[0], student[1]), (teacher[0], teacher[1]))
+    assert saved_bytes == 3 * student[0].nbytes
+
+
+def plain_error(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Tensor:
+    """Both errors as they are defined, whole matrices and gradients by autograd: (B,)."""
+    return (student[0].mT @ student[1] - teacher[0].mT @ teacher[1]).abs().sum((1, 2))
+
+
+@pytest.mark.parametrize("tile_rows", [64, 100, 256])
+def test_errors_and_gradients_in_float32_equal_the_whole_matrices_in_float64(tile_rows: int) -> None:
+    """Sums of 256 x 256 terms; a sign may differ where an entry is within rounding of 0, so each gradient is held as a whole."""
+    exact = [(1.3 - 0.3 * (seed % 2)) * unit_columns(seed, (3, 24, 256)) for seed in range(4)]  # s, t, s', t'
+    for seed in (0, 2):
+        exact[seed].requires_grad_()
+    rough = [columns.detach().float().requires_grad_(columns.requires_grad) for columns in exact]
+    for is_intra in (True, False):
+        s, t, s2, t2 = exact
+        expected = plain_error((s, s), (t, t)) if is_intra else plain_error((s, s2), (t, t2))
+        s, t, s2, t2 = rough
+        got = intra_affinity_error(s, t, tile_rows) if is_intra else inter_affinity_error((s, s2), (t, t2), tile_rows)
+        np.testing.assert_allclose(got.detach(), expected.detach(), rtol=FLOAT32_REL)
+        wanted = (0,) if is_intra else (0, 2)
+        gradients = torch.autograd.grad(got.sum(), [rough[seed] for seed in wanted])
+        for gradient, exact_gradient in zip(gradients, torch.autograd.grad(expected.sum(), [exact[seed] for seed in wanted]), strict=True):
+            assert torch.linalg.vector_norm(gradient - exact_gradient) <= 1e-3 * torch.linalg.vector_norm(exact_gradient)

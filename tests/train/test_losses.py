@@ -294,6 +294,22 @@ def test_the_total_is_the_weighted_sum_of_the_printed_losses() -> None:
     assert parts["total"].item() == pytest.approx(weighted, rel=1e-11)
 
 
+@pytest.mark.parametrize("positions", [0, 5])
+def test_the_gradient_of_the_total_is_the_sum_of_the_printed_losses_gradients(positions: int) -> None:
+    """Directions are computed once for all losses; here each loss computes its own."""
+    teacher, student = features(0), [scale.requires_grad_() for scale in features(1)]
+    config = LossConfig(channel_focus=1.0, intra_weight=0.3, inter_weight=0.2, inter_pairing="roll", affinity_positions=positions)
+    torch.manual_seed(3)
+    got = torch.autograd.grad(structural_loss(teacher, student, config)["total"], student)
+    torch.manual_seed(3)
+    drawn = [torch.randperm(scale[0, 0].numel())[: positions or None] if scale[0, 0].numel() > positions > 0 else slice(None) for scale in teacher]
+    compared = [[scale.flatten(2)[:, :, chosen, None] for scale, chosen in zip(scales, drawn, strict=True)] for scales in (teacher, student)]
+    expected = channel_distillation(teacher, student, focus=1.0) + spatial_distillation(teacher, student, reduction="mean")
+    expected = expected + 0.3 * intra_affinity(*compared, reduction="mean") + 0.2 * inter_affinity(*compared, reduction="mean")
+    for gradient, exact in zip(got, torch.autograd.grad(expected, student), strict=True):
+        torch.testing.assert_close(gradient, exact)
+
+
 def test_the_configured_focus_reaches_the_cosine_distance_and_nothing_else() -> None:
     teacher, student = features(0), features(1)
     plain, focused = (structural_loss(teacher, student, LossConfig(channel_focus=focus, inter_pairing="roll")) for focus in (0, 1))

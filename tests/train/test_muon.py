@@ -107,6 +107,27 @@ def test_two_steps_of_a_kernel_by_hand():
     np.testing.assert_allclose(kernel.detach().numpy(), expected, atol=1e-5)
 
 
+def test_kernels_that_are_stepped_together_move_as_each_by_itself():
+    """A GPU takes them all in one call; a CPU takes one at a time, and both in this test."""
+    rng = np.random.default_rng(8)
+    shapes = [(6, 4, 3, 3), (ROWS_AT_ONCE + 6, 4, 3, 3), (6, 4, 3, 3), (40, 2, 1, 1)]
+    gradients = [torch.from_numpy(rng.normal(size=shape).astype(np.float32)) for shape in shapes]
+    kernels = [nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    for kernel, gradient in zip(kernels, gradients, strict=True):
+        kernel.grad = gradient
+    together = Muon(kernels, MUON)
+    for _ in range(2):
+        steps = together._steps(together._directions(kernels, MUON.momentum))
+    expected = []
+    for kernel in kernels:
+        alone = Muon([kernel], MUON)
+        for _ in range(2):
+            of_kernel = alone._steps(alone._directions([kernel], MUON.momentum))
+        expected += of_kernel
+    assert len(steps) == 5  # one kernel has more rows than are taken at once
+    assert all(torch.equal(step, other) for step, other in zip(steps, expected, strict=True))
+
+
 def test_kernels_with_many_rows_are_cut_into_blocks():
     rows = ROWS_AT_ONCE + 8
     gradient = np.random.default_rng(3).normal(size=(rows, 300, 1, 1)).astype(np.float32)
@@ -118,9 +139,10 @@ def test_kernels_with_many_rows_are_cut_into_blocks():
         np.testing.assert_allclose(kernel.detach().numpy()[part, :, 0, 0], expected, atol=5e-4)
 
 
-def test_memory_format_does_not_change_a_step():
-    gradient = torch.randn(5, 3, 3, 3, generator=torch.Generator().manual_seed(0))
-    kernels = [nn.Parameter(torch.ones(5, 3, 3, 3).to(memory_format=order)) for order in (torch.contiguous_format, torch.channels_last)]
+@pytest.mark.parametrize("rows", [5, ROWS_AT_ONCE + 5])
+def test_memory_format_does_not_change_a_step(rows):
+    gradient = torch.randn(rows, 3, 3, 2, generator=torch.Generator().manual_seed(0))
+    kernels = [nn.Parameter(torch.ones(rows, 3, 3, 2).to(memory_format=order)) for order in (torch.contiguous_format, torch.channels_last)]
     for kernel in kernels:
         kernel.grad = gradient.to(memory_format=torch.channels_last)
         Muon([kernel], MUON).step()
