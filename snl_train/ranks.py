@@ -55,6 +55,11 @@ class Ranks:
         """Whether this process writes files, progress and results."""
         return self._launch.is_writer
 
+    @property
+    def command(self) -> str:
+        """What starts as many processes again."""
+        return self._launch.command
+
     def share(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return this process's part of a batch of image numbers, (B,) to (B / world size,)."""
         size = len(numbers) // self.world_size
@@ -82,9 +87,10 @@ class Ranks:
         processes = int(stored.get("processes", 1))  # versions that knew one process only stored its states alone
         if processes != self.world_size:
             raise ConfigError(f"cannot resume on {self.world_size} processes what was trained on {processes}; start {processes}, or train anew")
-        torch.set_rng_state(stored["random"].view(processes, -1)[self.rank])
+        # Copies, because PyTorch 2.14 reads a state from the beginning of its storage, wherever the tensor begins.
+        torch.set_rng_state(stored["random"].view(processes, -1)[self.rank].clone())
         if device.type == "cuda" and stored["random_cuda"] is not None:
-            torch.cuda.set_rng_state(stored["random_cuda"].view(processes, -1)[self.rank], device)
+            torch.cuda.set_rng_state(stored["random_cuda"].view(processes, -1)[self.rank].clone(), device)
 
     def check(self, config: TrainConfig) -> None:
         """Refuse settings that cannot be trained with on so many processes.
@@ -314,8 +320,8 @@ def _naming_losses(launch: Launch, timeout_s: float) -> Iterator[None]:
         which = f"process {late[1]}" if late else "another process"
         what = f"did not answer for {timeout_s:g} s" if late or "imed out" in text or "imeout" in text else "ended or lost its connection"
         raise RankLostError(
-            f"{which} of this training on {launch.world_size} {what}, so all of them end; its own output and the launcher's report say more, "
-            "and the same command with --resume continues from the last save"
+            f"{which} of this training on {launch.world_size} {what}, so all of them end; its own output and the launcher's report say why, "
+            "and --resume continues what was saved"
         ) from error
 
 

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -115,6 +116,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.threads is not None and arguments.threads < 1:
         raise ConfigError(f"--threads must be 1 or more, got {arguments.threads}")
     launch = launch_of()
+    if launch.world_size > 1:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what ends is told in one line, without PyTorch's C++ frames
     if launch.is_writer:
         check_writable(arguments.out)  # before PyTorch is loaded, which takes longer
     if arguments.out.suffix != ".pt" or arguments.out.name.endswith(".resume.pt"):  # side files are named by the stem
@@ -151,10 +154,9 @@ def _train(arguments: argparse.Namespace, stop: StopRequest, ranks: "Ranks") -> 
     if not result.is_complete:
         stop.number = ranks.largest(stop.number)
         if ranks.is_writer:
-            start = PROGRAM if ranks.world_size == 1 else f"the same launcher and {ranks.world_size} processes:"
             _say(
                 f"stopped by {stop.signal_name} after step {result.steps_done} of {result.total_steps}; {result.checkpoint_path} and "
-                f"{result.resume_path} are whole; continue with: {start} --data {arguments.data} --out {arguments.out} --resume"
+                f"{result.resume_path} are whole; continue with: {ranks.command} --data {arguments.data} --out {arguments.out} --resume"
             )
         return stop.exit_status
     if ranks.is_writer:
