@@ -1,5 +1,6 @@
 """A training on several processes ends as a whole: one is killed, frozen, stopped or refused, and all end with one line. Real processes."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -85,29 +86,37 @@ def test_signal_to_one_process_saves_stops_all_and_is_resumed(picture_root, tmp_
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"x.pt", "x.metrics.jsonl"}
 
 
+@contextlib.contextmanager
+def torchrun(*command):
+    """Yield a running torchrun of two processes; it is gone afterwards, and its processes with it."""
+    arguments = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, *command]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launcher = subprocess.Popen([*map(str, arguments)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        yield launcher
+    finally:
+        launcher.terminate()  # which ends its processes; a kill would leave them
+        launcher.communicate(timeout=DEADLINE_S)
+
+
 def test_refusal_is_said_once_by_the_process_that_refuses(picture_root, tmp_path):
     out = tmp_path / "x.pt"
     out.write_text("a note")
-    with processes(2, *training(picture_root, out)) as started:
-        statuses, lines = complaints(started)
-    assert statuses == [2, 2]
-    assert len(lines) == 1
-    assert "it is not replaced: move it away or name another --out" in lines[0]
+    with torchrun(*training(picture_root, out)) as launcher:
+        stderr = launcher.communicate(timeout=DEADLINE_S)[1]
+    assert launcher.returncode == 1
+    errors = [line for line in stderr.splitlines() if line.startswith("snl-train: error:")]
+    assert len(errors) == 1
+    assert "it is not replaced: move it away or name another --out" in errors[0]
     assert out.read_text() == "a note"
 
 
 def test_interrupted_torchrun_saves_and_ends(picture_root, tmp_path):
     out = tmp_path / "x.pt"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, *training(picture_root, out, "--epochs", 400)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    launcher = subprocess.Popen([*map(str, command)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
+    with torchrun(*training(picture_root, out, "--epochs", 400)) as launcher:
         wait_for(lambda: has_lines(metrics_path(out)), launcher)
         launcher.send_signal(signal.SIGINT)
         stdout, stderr = launcher.communicate(timeout=DEADLINE_S)
-    finally:
-        launcher.kill()
-        launcher.communicate()
     assert stdout == ""
     assert stderr.count("snl-train: stopped by SIGINT after step") == 1
     assert load_checkpoint(out).unfinished is not None
