@@ -5,6 +5,7 @@ their gradients are averaged before each step, so that all hold the same weights
 on, and everything on CPUs, goes over gloo.
 """
 
+# ruff: noqa: D102  # what the methods of ProcessGroup do is said where Ranks declares them
 import contextlib
 import datetime
 import re
@@ -25,6 +26,7 @@ from snl_train.launch import Launch
 
 DEFAULT_TIMEOUT_S = 1800.0
 """How long processes wait for one that is late, reading images from a slow disk or writing the checkpoint."""
+_LONGEST_TIMEOUT_S = 86400.0
 _FAREWELL_S = 10.0
 """How long a process that failed waits for the answer whether it is the first one."""
 
@@ -182,7 +184,7 @@ class ProcessGroup(Ranks):
         dist.init_process_group(backend, store=self._store, rank=rank, world_size=world_size, timeout=timeout)
         self._agreement: Any = dist.new_group(backend="gloo", timeout=timeout)  # what is agreed on never waits for a GPU
 
-    def check(self, config: TrainConfig) -> None:  # noqa: D102
+    def check(self, config: TrainConfig) -> None:
         count = self.world_size
         if not config.model.has_student:
             raise ConfigError("the method memory trains nothing that several processes could share; start it as one process: snl-train")
@@ -194,7 +196,7 @@ class ProcessGroup(Ranks):
                 "or set loss.inter_weight to 0"
             )
 
-    def place(self, device: torch.device) -> torch.device:  # noqa: D102
+    def place(self, device: torch.device) -> torch.device:
         self.require_same("device", device.type)
         if device.type != "cuda":
             return device
@@ -206,51 +208,51 @@ class ProcessGroup(Ranks):
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
 
-    def synchronize_batch_norm(self, model: nn.Module) -> None:  # noqa: D102
+    def synchronize_batch_norm(self, model: nn.Module) -> None:
         synchronize_batch_norm(model)
 
-    def copy_from_writer(self, model: nn.Module) -> None:  # noqa: D102
+    def copy_from_writer(self, model: nn.Module) -> None:
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, src=0)
 
-    def parallel(self, model: nn.Module, step: Step) -> Step:  # noqa: D102
+    def parallel(self, model: nn.Module, step: Step) -> Step:
         self.copy_from_writer(model)  # a node may hold another file of teacher weights
         return nn.parallel.DistributedDataParallel(_Computation(model, step))
 
-    def mean(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: D102
+    def mean(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         values = torch.stack([loss.detach() for loss in losses.values()])
         dist.all_reduce(values)
         return dict(zip(losses, values / self.world_size, strict=True))
 
-    def sum(self, tensor: Tensor) -> Tensor:  # noqa: D102
+    def sum(self, tensor: Tensor) -> Tensor:
         total = tensor.clone()
         dist.all_reduce(total)
         return total
 
-    def total(self, number: float) -> float:  # noqa: D102
+    def total(self, number: float) -> float:
         return float(self.sum(torch.tensor(number, dtype=torch.float64)))
 
-    def gather(self, tensor: Tensor) -> Tensor:  # noqa: D102
+    def gather(self, tensor: Tensor) -> Tensor:
         parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
         dist.all_gather(parts, tensor)
         return torch.stack(parts)
 
-    def largest(self, number: int) -> int:  # noqa: D102
+    def largest(self, number: int) -> int:
         found = torch.tensor(number)
         dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self._agreement)
         return int(found)
 
-    def require_same(self, what: str, value: str) -> None:  # noqa: D102
+    def require_same(self, what: str, value: str) -> None:
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value, group=self._agreement)
         for rank, other in enumerate(values):
             if other != values[0]:
                 raise ConfigError(f"all processes need the same {what}, but process 0 has {values[0]} and process {rank} has {other}")
 
-    def barrier(self) -> None:  # noqa: D102
+    def barrier(self) -> None:
         dist.monitored_barrier(self._agreement, timeout=datetime.timedelta(seconds=self._timeout_s))
 
-    def is_first_to_end(self) -> bool:  # noqa: D102
+    def is_first_to_end(self) -> bool:
         try:
             self._store.set_timeout(datetime.timedelta(seconds=_FAREWELL_S))
             return bool(self._store.add("snl_train/ended", 1) == 1)
@@ -285,11 +287,11 @@ def join_ranks(launch: Launch, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Itera
         timeout_s: How long to wait for a process that is late.
 
     Raises:
-        ConfigError: If ``timeout_s`` is not positive.
+        ConfigError: If ``timeout_s`` is not above 0 and at most a day.
         RankLostError: If another process ended without a word, or is late.
     """
-    if not timeout_s > 0:
-        raise ConfigError(f"the time that processes wait for each other must be positive, got {timeout_s} s")
+    if not 0 < timeout_s <= _LONGEST_TIMEOUT_S:
+        raise ConfigError(f"the time that processes wait for each other must be above 0 and at most {_LONGEST_TIMEOUT_S:g} s, got {timeout_s:g} s")
     if launch.world_size == 1:
         yield Ranks(launch)
         return

@@ -17,7 +17,8 @@ from snl_train.batch_norm import synchronize_batch_norm
 from snl_train.config import DataConfig, LossConfig, MemoryConfig, ModelConfig, OptimConfig, SyntheticAnomalyConfig, TrainConfig
 from snl_train.data.dataset import load_training_data
 from snl_train.launch import launch_of
-from snl_train.ranks import join_ranks
+from snl_train.models.whitening import ResidualWhitening, fit_own_whitening
+from snl_train.ranks import ALONE, join_ranks
 from snl_train.resume import resume_path
 from snl_train.training import train
 
@@ -122,11 +123,27 @@ def check_together(ranks):
     else:
         raise AssertionError("different colors passed")
     _check_batch_norm(ranks)
+    _check_whitening(ranks)
     torch.manual_seed(3)
     ranks.seed_apart()
     drawn = ranks.gather(torch.rand(4))
     assert torch.equal(drawn[0], torch.rand(4, generator=torch.Generator().manual_seed(3)))
     assert not torch.equal(drawn[0], drawn[1])
+
+
+def _check_whitening(ranks):
+    """Compare a whitening that two processes fit to half of each batch with one fitted to all."""
+    batches = torch.randn(3, 4, 8, 3, 3, generator=torch.Generator().manual_seed(1))  # teacher and student, 4 channels each
+    half = slice(2 * ranks.rank, 2 * ranks.rank + 2)
+    fitted = []
+    for parts, together in ((batches, ALONE), (batches[:, half], ranks)):
+        model = nn.Identity()
+        model.forward = lambda x: ([x[:, :4]], [x[:, 4:]])
+        model.whitening = nn.ModuleList([ResidualWhitening(4, floor=0.1, expectation=0.5)])
+        fit_own_whitening(model, lambda parts=parts: iter(parts), "maximum", together)
+        fitted.append(model.whitening.state_dict())
+    for name, tensor in fitted[0].items():
+        torch.testing.assert_close(fitted[1][name], tensor, msg=name)
 
 
 def _check_batch_norm(ranks):

@@ -165,6 +165,7 @@ def test_process_that_does_not_come_is_named_as_late(monkeypatch):
         pass
 
 
-def test_waiting_for_no_time_is_refused():
-    with pytest.raises(ConfigError, match="must be positive, got 0 s"), join_ranks(Launch(), timeout_s=0):
+@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf"), 86401])
+def test_waiting_for_no_time_or_more_than_a_day_is_refused(timeout_s):
+    with pytest.raises(ConfigError, match="must be above 0 and at most 86400 s"), join_ranks(Launch(), timeout_s=timeout_s):
         pass
