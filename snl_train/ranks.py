@@ -21,7 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from snl_runtime.errors import ConfigError, RankLostError, SnlError
 from snl_train.batch_norm import synchronize_batch_norm
-from snl_train.config import TrainConfig
+from snl_train.config import TrainConfig, to_plain
 from snl_train.launch import Launch
 
 DEFAULT_TIMEOUT_S = 1800.0
@@ -95,7 +95,7 @@ class Ranks:
             torch.cuda.set_rng_state(stored["random_cuda"].view(processes, -1)[self.rank].clone(), device)
 
     def check(self, config: TrainConfig) -> None:
-        """Refuse settings that cannot be trained with on so many processes.
+        """Refuse settings that cannot be trained with on so many processes, or that differ between them.
 
         Raises:
             ConfigError: Naming the setting.
@@ -195,6 +195,8 @@ class ProcessGroup(Ranks):
                 f"batch_size {count} leaves each of {count} processes one image, with no other to compare it with; take a multiple of {2 * count}, "
                 "or set loss.inter_weight to 0"
             )
+        for name, value in to_plain(config).items():
+            self.require_same(f"setting {name}", str(value))
 
     def place(self, device: torch.device) -> torch.device:
         self.require_same("device", device.type)

@@ -116,12 +116,12 @@ def check_together(ranks):
     assert ranks.mean({"a": own[0], "b": own[1]}) == {"a": torch.tensor(1.5), "b": torch.tensor(15.0)}
     assert (ranks.largest(5 - ranks.rank), ranks.any(ranks.rank == 1), ranks.any(False)) == (5, True, False)
     ranks.require_same("color", "red")
-    try:
-        ranks.require_same("color", ["red", "blue"][ranks.rank])
-    except ConfigError as error:
-        assert str(error) == "all processes need the same color, but process 0 has red and process 1 has blue"  # noqa: PT017
-    else:
-        raise AssertionError("different colors passed")
+    assert refusal(lambda: ranks.require_same("color", ["red", "blue"][ranks.rank])) == (
+        "all processes need the same color, but process 0 has red and process 1 has blue"
+    )
+    assert refusal(lambda: ranks.check(dataclasses.replace(SAME, seed=ranks.rank))) == (
+        "all processes need the same setting seed, but process 0 has 0 and process 1 has 1"
+    )
     _check_batch_norm(ranks)
     _check_whitening(ranks)
     torch.manual_seed(3)
@@ -129,6 +129,14 @@ def check_together(ranks):
     drawn = ranks.gather(torch.rand(4))
     assert torch.equal(drawn[0], torch.rand(4, generator=torch.Generator().manual_seed(3)))
     assert not torch.equal(drawn[0], drawn[1])
+
+
+def refusal(call):
+    try:
+        call()
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def _check_whitening(ranks):
