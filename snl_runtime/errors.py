@@ -6,6 +6,7 @@
   x FrameError                   a frame cannot become the network's input
   x CheckpointError              a checkpoint is truncated, altered or from another schema
   x TrainingDivergedError        the loss or a weight of a training is no longer a finite number
+  x RankLostError                another process of a training on several ended, or did not answer in time
   x ManifestError                a model bundle is incomplete, altered or from another schema
     + SignatureError             the manifest is not signed with the expected key
   x NormalizationError           a normalization map cannot be fitted, or does not fit the model's maps
@@ -69,6 +70,10 @@ class CheckpointError(SnlError):
 
 class TrainingDivergedError(SnlError):
     """The loss or a weight of a training is no longer a finite number."""
+
+
+class RankLostError(SnlError):
+    """Another process of a training on several ended, or did not answer in time."""
 
 
 class ManifestError(SnlError):

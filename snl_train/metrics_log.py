@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +26,8 @@ class MetricsLog:
     process began to train, and ``loss``: the mean of each term since the line before.
 
     Args:
-        path: Lines of later steps than ``steps_done`` are removed from an existing file: a resumed training writes them again.
+        path: Lines of later steps than ``steps_done`` are removed from an existing file: a resumed training writes them again. None writes nothing,
+            where another process of the training does.
         steps_done: Where the training starts; 0 begins a new file.
         steps_per_epoch: For ``epoch``.
 
@@ -33,20 +35,21 @@ class MetricsLog:
         SinkError: If the file cannot be written.
     """
 
-    def __init__(self, path: Path, *, steps_done: int, steps_per_epoch: int) -> None:
-        self._path = path
+    def __init__(self, path: Path | None, *, steps_done: int, steps_per_epoch: int) -> None:
+        self._path = path or Path(os.devnull)
         self._steps_per_epoch = steps_per_epoch
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
         self._images = 0
         self._started_s = self._line_s = time.monotonic()
         self.last_losses: dict[str, float] = {}
-        kept = _lines_up_to(path, steps_done) if steps_done else []
-        atomic_write_text(path, "".join(line + "\n" for line in kept))
+        if path is not None:
+            kept = _lines_up_to(path, steps_done) if steps_done else []
+            atomic_write_text(path, "".join(line + "\n" for line in kept))
         try:
-            self._file = path.open("a", encoding="utf-8")
+            self._file = self._path.open("a", encoding="utf-8")
         except OSError as error:
-            raise SinkError(f"cannot write {path}: {error.strerror or error}") from error
+            raise SinkError(f"cannot write {self._path}: {error.strerror or error}") from error
 
     def add(self, losses: Mapping[str, Tensor], images: int) -> None:
         """Take in one step; the losses stay on their device."""

@@ -33,7 +33,7 @@ class Saver:
         started_at: When the training first began, ISO 8601, UTC.
     """
 
-    def __init__(self, config: TrainConfig, data: TrainingData, out: Path, *, batches_per_epoch: int) -> None:
+    def __init__(self, config: TrainConfig, data: TrainingData, out: Path, *, batches_per_epoch: int, processes: int = 1) -> None:
         self.config = config
         self.data = data
         self.out = out
@@ -41,6 +41,7 @@ class Saver:
         self.total_steps = batches_per_epoch * config.epochs
         self.started_at = _now()
         self._batches_per_epoch = batches_per_epoch
+        self._processes = processes
 
     def save(self, weights: dict[str, Tensor], state: Mapping[str, Any], *, steps_done: int, device: torch.device) -> None:
         """Write the checkpoint, and beside it the state; at the end of the training the state is removed.
@@ -91,6 +92,7 @@ class Saver:
                 "is_complete": steps_done >= self.total_steps,
                 "device": str(device),
                 "threads": torch.get_num_threads(),
+                "processes": self._processes,
                 "started_at": self.started_at,
                 "saved_at": _now(),
             },

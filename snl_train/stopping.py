@@ -24,15 +24,29 @@ class StopRequest:
     Until :meth:`should_stop` was called there is nothing to save, and a signal raises :class:`StoppedBySignalError` at once. Afterwards it is
     answered by the next call. Further signals change nothing, so that they cannot interrupt the save; only another Ctrl-C, a second or more after
     the first signal, raises KeyboardInterrupt: a person who presses it again does not want to wait.
+
+    Args:
+        program: Name before the message.
+        is_silent: Print none, because another process of the same training does.
     """
 
-    def __init__(self, program: str) -> None:
+    def __init__(self, program: str, *, is_silent: bool = False) -> None:
         self._program = program
+        self._is_silent = is_silent
         self._process = os.getpid()
         self._has_something_to_save = False
         self._is_given_up = False
         self._asked_s = 0.0
         self._number = 0
+
+    @property
+    def number(self) -> int:
+        """Number of the signal that asked; 0 if none did. Set where another process of the training was asked."""
+        return self._number
+
+    @number.setter
+    def number(self, number: int) -> None:
+        self._number = number
 
     @property
     def exit_status(self) -> int:
@@ -68,18 +82,20 @@ class StopRequest:
         return self._has_something_to_save and not self._is_given_up and time.monotonic() - self._asked_s >= _SAME_PRESS_S
 
     def _say(self, message: str) -> None:
+        if self._is_silent:
+            return
         # Not print(): the signal may have come in the middle of one, and a closed terminal takes nothing.
         with contextlib.suppress(OSError):
             os.write(2, f"{self._program}: {message}\n".encode())
 
 
 @contextlib.contextmanager
-def stop_on_signals(program: str) -> Iterator[StopRequest]:
+def stop_on_signals(program: str, *, is_silent: bool = False) -> Iterator[StopRequest]:
     """Yield what the signals of this process ask while the block runs; in a thread of a host program the signals are not ours.
 
     A signal that is ignored stays so, as SIGHUP below nohup; SIGINT does not, because shells start every background job with it ignored.
     """
-    request = StopRequest(program)
+    request = StopRequest(program, is_silent=is_silent)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

@@ -31,6 +31,7 @@ from snl_train.models import build_model
 from snl_train.models.whitening import fit_own_whitening
 from snl_train.muon import make_optimizers
 from snl_train.output import is_finished, replacing
+from snl_train.ranks import ALONE, Ranks
 from snl_train.resume import check_same_config, check_same_data, read_resume_point, resume_path
 from snl_train.saving import Saver
 from snl_train.schedule import learning_rate
@@ -57,6 +58,7 @@ def train(  # noqa: PLR0913  # what a caller may ask or be told while it runs
     augment: Augmentation | None = None,
     save_every_s: float = SAVE_EVERY_S,
     progress: ProgressReporter = no_progress,
+    ranks: Ranks = ALONE,
 ) -> TrainingResult:
     """Train and write the checkpoint, its log and its training state.
 
@@ -74,6 +76,8 @@ def train(  # noqa: PLR0913  # what a caller may ask or be told while it runs
         augment: Changes each batch of training images; None for none.
         save_every_s: Shortest time between two saves at epoch ends.
         progress: Told images, epoch and loss after every step.
+        ranks: The processes that train together, see :func:`snl_train.ranks.join_ranks`. Each calls this with the same arguments; the writer alone
+            writes, and a stop that one of them asks for stops all.
 
     Raises:
         ConfigError: If the device or the teacher's weights cannot be had, or a resumed training has other settings.
@@ -82,46 +86,51 @@ def train(  # noqa: PLR0913  # what a caller may ask or be told while it runs
         SinkError: If a file cannot be written.
         TrainingDivergedError: If the loss is no longer finite; the files of the last save are left as they are.
     """
+    ranks.check(config)
     if not config.model.has_student:
         return train_memory(config, data, out, resume=resume, progress=progress)
     if resume and is_finished(out):
         return complete_already(config, data, out)
-    with contextlib.nullcontext() if resume else replacing(out), _naming_last_good(out):
+    with contextlib.nullcontext() if resume or not ranks.is_writer else replacing(out), _naming_last_good(out):
         learned, peaks = split_for_normalization(data, config) if config.memory.centers else (data, None)
         batches = BalancedBatches(learned.labels, config.batch_size, seed=config.seed)
         per_epoch = batches.batches_per_epoch
-        saver = Saver(config, data, out, batches_per_epoch=per_epoch)
+        saver = Saver(config, data, out, batches_per_epoch=per_epoch, processes=ranks.world_size)
+        ranks.require_same("training images", saver.fingerprint)
         state = _read_state(saver) if resume else None
-        trainer = Trainer(config, total_steps=saver.total_steps, augment=augment, load_teacher_weights=state is None)
+        trainer = Trainer(config, total_steps=saver.total_steps, augment=augment, load_teacher_weights=state is None, ranks=ranks)
         if state is not None:
             trainer.load_state_dict(state)
         elif peaks is not None:
             trainer.fit_memory(learned, peaks, progress)
 
         def save() -> None:
-            first = islice(batches, STATISTICS_BATCHES)
+            first = map(ranks.share, islice(batches, STATISTICS_BATCHES))
             weights = trainer.weights((_read(learned, numbers) for numbers in first), peaks)
-            saver.save(weights, trainer.state_dict(), steps_done=trainer.steps_done, device=trainer.device)
+            state = trainer.state_dict()
+            if ranks.is_writer:
+                saver.save(weights, state, steps_done=trainer.steps_done, device=trainer.device)
+            ranks.barrier()
 
         first_step, saved_step = trainer.steps_done, -1
         started_s = saved_s = time.monotonic()
         with (
-            MetricsLog(metrics_path(out), steps_done=first_step, steps_per_epoch=per_epoch) as log,
+            MetricsLog(metrics_path(out) if ranks.is_writer else None, steps_done=first_step, steps_per_epoch=per_epoch) as log,
             progress(saver.total_steps * config.batch_size, unit="images", label="train", done=first_step * config.batch_size) as counter,
         ):
-            for numbers, images in _read_ahead(learned, islice(batches, first_step, saver.total_steps)):
+            for numbers, images in _read_ahead(learned, map(ranks.share, islice(batches, first_step, saver.total_steps))):
                 rate = trainer.learning_rate
-                log.add(trainer.step(images, torch.from_numpy(batches.labels[numbers])), len(numbers))
+                log.add(trainer.step(images, torch.from_numpy(batches.labels[numbers])), config.batch_size)
                 step = trainer.steps_done
                 is_epoch_end = step % per_epoch == 0
-                is_stopping = should_stop()
+                is_stopping = ranks.any(should_stop())
                 if step % LOG_EVERY_STEPS == 0 or is_epoch_end or is_stopping:
                     log.write(step, rate)
                 notes = {"loss": log.last_losses["total"]} if log.last_losses else {}
-                counter.advance(len(numbers), epoch=f"{-(-step // per_epoch)}/{config.epochs}", **notes)
+                counter.advance(config.batch_size, epoch=f"{-(-step // per_epoch)}/{config.epochs}", **notes)
                 if is_stopping:
                     break
-                if is_epoch_end and time.monotonic() - saved_s >= save_every_s:
+                if is_epoch_end and ranks.any(time.monotonic() - saved_s >= save_every_s):
                     save()
                     saved_s, saved_step = time.monotonic(), step
         seconds = time.monotonic() - started_s
@@ -150,23 +159,36 @@ class Trainer:
         total_steps: Optimizer steps of the whole training, which the learning rate and the average depend on.
         augment: Applied to every batch; None for none.
         load_teacher_weights: False where a stored state is loaded next.
+        ranks: The processes that train together.
 
     Raises:
         ConfigError: If the device or the teacher's weights cannot be had, or the batches are too small for batch normalization.
     """
 
-    def __init__(self, config: TrainConfig, *, total_steps: int, augment: Augmentation | None = None, load_teacher_weights: bool = True) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        total_steps: int,
+        augment: Augmentation | None = None,
+        load_teacher_weights: bool = True,
+        ranks: Ranks = ALONE,
+    ) -> None:
         check_batch_statistics(config)
         self._config = config
+        self._ranks = ranks
         self._total_steps = total_steps
         self._augment = augment
         self._synthetic_anomalies = SyntheticAnomalies(config.synthetic_anomalies)
         self.steps_done = 0
-        self.device = resolve_device(config.device)
+        self.device = ranks.place(resolve_device(config.device))
         torch.manual_seed(config.seed)
         model = build_model(config.model, config.memory, load_teacher_weights=load_teacher_weights).train()
         # Channels last takes 15 to 25 % less processor time per step (ResNet-18, 64 and 128 px), and is what tensor cores want.
         self._model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        ranks.synchronize_batch_norm(self._model)
+        ranks.seed_apart()
+        self._compute_losses = ranks.parallel(self._model, self._forward)
         trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         self._half = half_precision(self.device, config)
         self._optimizers = make_optimizers(trained, config.optim)
@@ -182,15 +204,16 @@ class Trainer:
     def fit_memory(self, learned: TrainingData, peaks: TrainingData, progress: ProgressReporter) -> None:
         """Fit the memory beside the student, see :func:`snl_train.memory_fit.fit_memory`."""
         fit_memory(self._model, learned, peaks, self._config, progress=progress)
+        self._ranks.copy_from_writer(self._model)
 
     def step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Train on one batch and return its losses by name, detached and on the device.
+        """Train on one batch and return its losses by name, detached, on the device and averaged over the processes.
 
         On a CPU a loss that is not finite stops the training before it reaches the weights; on CUDA that would wait for the GPU at every step, so
         there :meth:`weights` finds it.
 
         Args:
-            images: (B, H, W, 3) uint8 RGB.
+            images: (B, H, W, 3) uint8 RGB: this process's part of the batch.
             labels: (B,) class numbers.
 
         Raises:
@@ -202,15 +225,16 @@ class Trainer:
         if self._augment is not None:
             images = self._augment(images)
         try:
-            losses = self._forward(images, labels)
-            if self.device.type == "cpu" and not math.isfinite(losses["total"].item()):
+            losses = self._compute_losses(images, labels)
+            means = self._ranks.mean(losses)
+            if self.device.type == "cpu" and not math.isfinite(means["total"].item()):
                 raise TrainingDivergedError(self._diverged("the loss"))
             self._update(losses["total"])
         except torch.OutOfMemoryError as error:
             raise ConfigError(f"the GPU has too little memory for batches of {len(images)}; lower --batch-size or --image-size") from error
         self._average.update(self.steps_done)
         self.steps_done += 1
-        return {name: loss.detach() for name, loss in losses.items()}
+        return means
 
     def _forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         images = self._moved(images)
@@ -300,7 +324,7 @@ class Trainer:
         reference.eval()
         try:
             if reference.whitening is not None:
-                fit_own_whitening(reference, inputs, self._config.model.whitening_normalization)
+                fit_own_whitening(reference, inputs, self._config.model.whitening_normalization, self._ranks)
             if peaks is not None:
                 weigh_student(reference, peaks, self._config)
         except ValueError as error:
@@ -316,12 +340,16 @@ class Trainer:
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "average": self._average.state_dict(),
             "scaler": self._scaler.state_dict(),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            **self._ranks.random_state(self.device),
         }
 
     def load_state_dict(self, stored: Mapping[str, Any]) -> None:
-        """Continue where ``state_dict`` was taken, the random numbers included."""
+        """Continue where ``state_dict`` was taken, the random numbers included.
+
+        Raises:
+            ConfigError: If it was taken of a training on another number of processes.
+        """
+        self._ranks.set_random_state(stored, self.device)
         self.steps_done = int(stored["steps_done"])
         self._model.load_state_dict(stored["model"])
         # Training states of versions that had one optimizer hold it under another name.
@@ -330,9 +358,6 @@ class Trainer:
         self._average.load_state_dict(stored["average"])
         if stored["scaler"]:
             self._scaler.load_state_dict(stored["scaler"])
-        torch.set_rng_state(stored["random"])
-        if self.device.type == "cuda" and stored["random_cuda"] is not None:
-            torch.cuda.set_rng_state(stored["random_cuda"], self.device)
 
     def _diverged(self, what: str) -> str:
         return f"{what} is no longer finite at step {self.steps_done + 1} of {self._total_steps}; lower --lr or set optim.gradient_clip"

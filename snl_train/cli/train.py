@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,14 +13,16 @@ from snl_runtime.cli.command import CommandParser, add_listing_flag, need_packag
 from snl_runtime.config import parse_override
 from snl_runtime.errors import ConfigError
 from snl_runtime.files import check_writable
-from snl_runtime.progress import Progress, format_duration
+from snl_runtime.progress import Progress, ProgressReporter, format_duration, no_progress
 from snl_runtime.text import to_json
 from snl_train.config import TrainConfig, load_config
+from snl_train.launch import launch_of
 from snl_train.stopping import StoppedBySignalError, StopRequest, stop_on_signals
 
 if TYPE_CHECKING:
     from snl_train.data.dataset import TrainingData
     from snl_train.data.samples import DatasetIndex
+    from snl_train.ranks import Ranks
     from snl_train.training_result import TrainingResult
 
 PROGRAM = "snl-train"
@@ -30,6 +33,7 @@ snl-train --data parts/ --out parts.pt --teacher resnet18 --teacher-weights resn
 snl-train --data parts/ --out first.pt --method memory --teacher resnet18
 snl-train --data parts/ --out parts.pt --resume
 snl-train --fetch-teacher resnet18 --out resnet18.safetensors
+torchrun --nproc-per-node 4 -m snl_train --data parts/ --out parts.pt --batch-size 32
 """
 _METHOD_HELP = "reverse or forward distillation, SNL or plain; or memory, which trains nothing and takes minutes (default: snl-rd)"
 _PACKAGES = ("torch", "torchvision", "safetensors", "cv2")
@@ -84,11 +88,14 @@ def build_parser() -> CommandParser:
     what.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting by its dotted name, e.g. optim.schedule=cosine")
     how = parser.add_argument_group("training")
     how.add_argument("--epochs", type=int, metavar="N", help="passes over the training images (default: 100)")
-    how.add_argument("--batch-size", type=int, metavar="N", help="images per step, drawn evenly over the classes (default: 8)")
+    how.add_argument("--batch-size", type=int, metavar="N", help="images per step of all processes, drawn evenly over the classes (default: 8)")
     how.add_argument("--lr", type=float, metavar="X", help="peak learning rate of Adam (default: 0.005)")
     how.add_argument("--seed", type=int, metavar="N", help="seed of weights, batches and hold-out (default: 0)")
     how.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where to train; auto takes CUDA if there is a GPU (default: auto)")
     how.add_argument("--threads", type=int, metavar="N", help="processor threads for reading and training (default: as many as PyTorch takes)")
+    how.add_argument(
+        "--rank-timeout", type=float, metavar="S", help="seconds that the processes of one training wait for one that is late (default: 1800)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     return parser
 
@@ -108,19 +115,26 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ConfigError("--data is missing; name the folder of images to train on")
     if arguments.threads is not None and arguments.threads < 1:
         raise ConfigError(f"--threads must be 1 or more, got {arguments.threads}")
-    check_writable(arguments.out)  # before PyTorch is loaded, which takes longer
+    launch = launch_of()
+    if launch.world_size > 1:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what ends is told in one line, without PyTorch's C++ frames
+    if launch.is_writer:
+        check_writable(arguments.out)  # before PyTorch is loaded, which takes longer
     if arguments.out.suffix != ".pt" or arguments.out.name.endswith(".resume.pt"):  # side files are named by the stem
         named = f"{arguments.out.name.removesuffix('.resume.pt').removesuffix(arguments.out.suffix)}.pt"
         raise ConfigError(f"--out {arguments.out} is no name for a checkpoint, which ends in .pt and not in .resume.pt; name it e.g. {named}")
-    with stop_on_signals(PROGRAM) as stop:
+    with stop_on_signals(PROGRAM, is_silent=not launch.is_writer) as stop:
         try:
-            return _train(arguments, stop)
+            from snl_train.ranks import DEFAULT_TIMEOUT_S, join_ranks
+
+            with join_ranks(launch, timeout_s=DEFAULT_TIMEOUT_S if arguments.rank_timeout is None else arguments.rank_timeout) as ranks:
+                return _train(arguments, stop, ranks)
         except StoppedBySignalError:
             _say(f"stopped by {stop.signal_name} before the first step; nothing was saved")
             return stop.exit_status
 
 
-def _train(arguments: argparse.Namespace, stop: StopRequest) -> int:
+def _train(arguments: argparse.Namespace, stop: StopRequest, ranks: "Ranks") -> int:
     import torch
 
     from snl_train.device import resolve_device
@@ -129,18 +143,24 @@ def _train(arguments: argparse.Namespace, stop: StopRequest) -> int:
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    with claim_output(arguments.out, resume=arguments.resume, overwrite=arguments.overwrite):
+    claim = claim_output(arguments.out, resume=arguments.resume, overwrite=arguments.overwrite) if ranks.is_writer else contextlib.nullcontext()
+    progress = Progress if ranks.is_writer else no_progress
+    with claim:
         config = resolve_config(arguments)
-        resolve_device(config.device)  # before the images are read, which takes longer
-        data = _load_data(arguments, config)
-        result = train(config, data, arguments.out, resume=arguments.resume, should_stop=stop.should_stop, progress=Progress)
+        ranks.check(config)  # before the images are read, which takes longer
+        ranks.place(resolve_device(config.device))
+        data = _load_data(arguments, config, ranks, progress)
+        result = train(config, data, arguments.out, resume=arguments.resume, should_stop=stop.should_stop, progress=progress, ranks=ranks)
     if not result.is_complete:
-        _say(
-            f"stopped by {stop.signal_name} after step {result.steps_done} of {result.total_steps}; {result.checkpoint_path} and "
-            f"{result.resume_path} are whole; continue with: {PROGRAM} --data {arguments.data} --out {arguments.out} --resume"
-        )
+        stop.number = ranks.largest(stop.number)
+        if ranks.is_writer:
+            _say(
+                f"stopped by {stop.signal_name} after step {result.steps_done} of {result.total_steps}; {result.checkpoint_path} and "
+                f"{result.resume_path} are whole; continue with: {ranks.command} --data {arguments.data} --out {arguments.out} --resume"
+            )
         return stop.exit_status
-    _report(result, data, as_json=arguments.json)
+    if ranks.is_writer:
+        _report(result, data, as_json=arguments.json)
     return 0
 
 
@@ -179,20 +199,20 @@ def _fetch_teacher(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _load_data(arguments: argparse.Namespace, config: TrainConfig) -> "TrainingData":
+def _load_data(arguments: argparse.Namespace, config: TrainConfig, ranks: "Ranks", progress: ProgressReporter) -> "TrainingData":
     from snl_train.data.dataset import load_training_data
 
     with contextlib.ExitStack() as opened:
 
         def on_listed(index: "DatasetIndex") -> Callable[[], None]:
-            if index.listing is not None:
+            if index.listing is not None and ranks.is_writer:
                 report_listing(PROGRAM, index.listing, list_left_out=arguments.list_left_out)
-            return opened.enter_context(Progress(len(index.train) + len(index.test), unit="images", label="read")).advance
+            return opened.enter_context(progress(len(index.train) + len(index.test), unit="images", label="read")).advance
 
         data = load_training_data(
             arguments.data, config.image_size, config=config.data, seed=config.seed, threads=arguments.threads, on_listed=on_listed
         )
-    for path, reason in data.left_out:
+    for path, reason in data.left_out if ranks.is_writer else ():
         _say(f"left out {path}: {reason}")
     return data
 

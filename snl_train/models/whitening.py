@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from snl_train.config import WhiteningNormalization
 from snl_train.features import full_precision, paired_scales, unit_vectors
+from snl_train.ranks import ALONE, Ranks
 
 _POSITIONS_PER_IMAGE = 64
 """Positions of each image and scale that the expectation is fitted on: neighbors tell nearly the same."""
@@ -111,31 +112,33 @@ class ResidualWhitening(nn.Module):
         self.highest.copy_(log_expected.max() + log_mean)
 
 
-def fit_own_whitening(model: nn.Module, inputs: Callable[[], Iterable[Tensor]], normalization: WhiteningNormalization) -> None:
+def fit_own_whitening(model: nn.Module, inputs: Callable[[], Iterable[Tensor]], normalization: WhiteningNormalization, ranks: Ranks = ALONE) -> None:
     """Fit the whitening that a model holds, in place: to the residuals of good images, then to their highest where the normalization asks for it.
 
     Args:
         model: In eval mode, with one :class:`ResidualWhitening` per scale in ``whitening``.
         inputs: Gives the same inputs of the model at every call, good images only.
         normalization: What is 1 at every scale.
+        ranks: The processes that fit it together, each with inputs of its own, equally many.
 
     Raises:
         ValueError: If there is no batch, or the residuals are not finite or all zero.
     """
     whitenings = cast(nn.ModuleList, model.whitening)
-    fit_whitening(model, whitenings, inputs())
+    fit_whitening(model, whitenings, inputs(), ranks)
     if normalization == "maximum":
-        normalize_maxima(model, whitenings, inputs())
+        normalize_maxima(model, whitenings, inputs(), ranks)
 
 
 @torch.no_grad()
-def fit_whitening(model: nn.Module, whitenings: Iterable[nn.Module], batches: Iterable[Tensor]) -> None:
+def fit_whitening(model: nn.Module, whitenings: Iterable[nn.Module], batches: Iterable[Tensor], ranks: Ranks = ALONE) -> None:
     """Measure the residuals of good images and set every scale's weights, in place.
 
     Args:
         model: Gives (teacher, student) features for a batch; must be in eval mode.
         whitenings: One :class:`ResidualWhitening` per scale, layer1 first.
         batches: Inputs of ``model``, good images only.
+        ranks: The processes that fit together, each with batches of its own.
 
     Raises:
         ValueError: If there is no batch, or the residuals are not finite or all zero.
@@ -159,15 +162,14 @@ def fit_whitening(model: nn.Module, whitenings: Iterable[nn.Module], batches: It
     if not all(counts):
         raise ValueError("whitening needs at least one batch of good images")
     for module, moment, count, pairs in zip(modules, moments, counts, sampled, strict=True):
-        module.set_moment(moment / count)
+        module.set_moment(ranks.sum(moment) / ranks.total(count))
         if pairs:
-            module.set_expectation(
-                torch.cat([t for t, _ in pairs]).to(module.weight.device), torch.cat([s for _, s in pairs]).to(module.weight.device)
-            )
+            of_teacher, of_student = (ranks.gather(torch.cat(side)).flatten(0, 1).to(module.weight.device) for side in zip(*pairs, strict=True))
+            module.set_expectation(of_teacher, of_student)
 
 
 @torch.no_grad()
-def normalize_maxima(model: nn.Module, whitenings: Iterable[nn.Module], batches: Iterable[Tensor]) -> None:
+def normalize_maxima(model: nn.Module, whitenings: Iterable[nn.Module], batches: Iterable[Tensor], ranks: Ranks = ALONE) -> None:
     """Scale every scale's weights, in place, such that the mean over good images of the highest whitened residual is 1.
 
     Fine scales have more cells and longer tails than coarse ones: with means of 1 the highest cell of a good image is near 4.6, 3.4 and 2.5 at the
@@ -177,6 +179,7 @@ def normalize_maxima(model: nn.Module, whitenings: Iterable[nn.Module], batches:
         model: Gives (teacher, student) features for a batch; must be in eval mode.
         whitenings: One fitted :class:`ResidualWhitening` per scale, layer1 first.
         batches: Inputs of ``model``, good images only.
+        ranks: The processes that fit together, each with batches of its own.
 
     Raises:
         ValueError: If there is no batch, or a scale's residuals are not finite or all zero.
@@ -192,7 +195,8 @@ def normalize_maxima(model: nn.Module, whitenings: Iterable[nn.Module], batches:
         count += len(batch)
     if not count:
         raise ValueError("whitening needs at least one batch of good images")
-    for module, total in zip(modules, sums, strict=True):
+    images = ranks.total(count)
+    for module, total in zip(modules, (ranks.total(own) for own in sums), strict=True):
         if not 0 < total < float("inf"):
-            raise ValueError(f"whitened residuals must be finite and not all zero to be leveled, got {total / count:g} as the mean of their peaks")
-        module.weight.mul_((count / total) ** 0.5)
+            raise ValueError(f"whitened residuals must be finite and not all zero to be leveled, got {total / images:g} as the mean of their peaks")
+        module.weight.mul_((images / total) ** 0.5)

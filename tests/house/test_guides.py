@@ -36,8 +36,8 @@ def blocks(language: str) -> list[Block]:
 
 
 def snl_commands(text: str) -> list[list[str]]:
-    """Return the words of every snl- command of a shell block, without what it is piped into."""
-    lines = text.replace("\\\n", " ").splitlines()
+    """Return the words of every snl- command of a shell block, without what starts it on several processes and what it is piped into."""
+    lines = re.sub(r"torchrun .*? -m snl_train", "snl-train", text.replace("\\\n", " ")).splitlines()
     parts = [part.strip() for line in lines for part in re.split(r"\||&&|;", line)]
     return [shlex.split(part, comments=True) for part in parts if part.split(" ")[0] in COMMANDS]
 

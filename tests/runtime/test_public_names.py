@@ -75,6 +75,7 @@ NAMES = {
     "PipelineCounts",
     "PipelineHooks",
     "REASON_CODES",
+    "RankLostError",
     "RecordStore",
     "RecordStoreConfig",
     "RefusedError",

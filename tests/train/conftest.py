@@ -53,7 +53,16 @@ def mvtec_root(tmp_path: Path) -> Path:
 @pytest.fixture
 def plain_root(tmp_path: Path) -> Path:
     """Good images of two products, one folder each."""
-    root = tmp_path / "plain"
+    return write_products(tmp_path / "plain")
+
+
+@pytest.fixture(scope="module")
+def picture_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images of ``plain_root``, for fixtures of a whole module."""
+    return write_products(tmp_path_factory.mktemp("data") / "plain")
+
+
+def write_products(root: Path) -> Path:
     for number, (name, count) in enumerate((("bolt", 9), ("ring", 3))):
         for index in range(count):
             write_image(root / name / f"{index:03}.png", 5000 + 1000 * number + index)
