@@ -1,6 +1,5 @@
 """Fitting a memory: sample the teacher's features of good images, choose centers, and measure the peaks that the maps are divided by."""
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
@@ -11,8 +10,7 @@ from torch import Tensor
 from snl_runtime.errors import DataError
 from snl_runtime.progress import ProgressReporter, no_progress
 from snl_train.config import TrainConfig
-from snl_train.data.dataset import TrainingData
-from snl_train.data.sampling import hold_out, limit_per_class
+from snl_train.data.dataset import TrainingData, keep_back
 from snl_train.features import exact_float32
 from snl_train.memory_centers import Candidates, Floats, Indices, cells_per_image, choose_centers
 from snl_train.models.memory import Codebook, FeatureMemory, remembered_features
@@ -31,14 +29,13 @@ def split_for_normalization(data: TrainingData, config: TrainConfig) -> tuple[Tr
     Raises:
         DataError: If no product has enough images for both.
     """
-    learned, kept_back = hold_out(data.samples, config.memory.normalization_share, seed=config.seed)
-    if not kept_back:
+    learned, peaks = keep_back(data, config.memory.normalization_share, seed=config.seed, at_most=_MOST_PEAKS)
+    if not peaks.samples:
         raise DataError(
             f"a memory needs good images that it does not learn from, and {config.memory.normalization_share} of {len(data.samples)} training images "
             "of each product is none; add images, or raise memory.normalization_share"
         )
-    peaks = limit_per_class(kept_back, max(1, _MOST_PEAKS // len(data.classes)), seed=config.seed)
-    return dataclasses.replace(data, samples=learned), dataclasses.replace(data, samples=peaks)
+    return learned, peaks
 
 
 def fit_memory(

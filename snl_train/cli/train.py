@@ -14,6 +14,7 @@ from snl_runtime.errors import ConfigError
 from snl_runtime.files import check_writable
 from snl_runtime.progress import Progress, format_duration
 from snl_runtime.text import to_json
+from snl_train.budget import with_one_budget
 from snl_train.config import TrainConfig, load_config
 from snl_train.stopping import StoppedBySignalError, StopRequest, stop_on_signals
 
@@ -26,7 +27,7 @@ PROGRAM = "snl-train"
 ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "wide_resnet50_2")
 _EXAMPLE = """
 snl-train --data parts/ --out parts.pt --hold-out 0.2
-snl-train --data parts/ --out parts.pt --teacher resnet18 --teacher-weights resnet18.safetensors --image-size 256 --epochs 30
+snl-train --data parts/ --out parts.pt --teacher resnet18 --teacher-weights resnet18.safetensors --image-size 256 --steps 2000
 snl-train --data parts/ --out first.pt --method memory --teacher resnet18
 snl-train --data parts/ --out parts.pt --resume
 snl-train --fetch-teacher resnet18 --out resnet18.safetensors
@@ -38,6 +39,7 @@ _DOTTED = {
     "teacher": "model.teacher",
     "teacher_weights": "model.teacher_weights",
     "image_size": "image_size",
+    "steps": "steps",
     "epochs": "epochs",
     "batch_size": "batch_size",
     "lr": "optim.learning_rate",
@@ -83,7 +85,9 @@ def build_parser() -> CommandParser:
     what.add_argument("--config", type=Path, metavar="FILE", help="YAML file with any of the settings; flags win over it")
     what.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting by its dotted name, e.g. optim.schedule=cosine")
     how = parser.add_argument_group("training")
-    how.add_argument("--epochs", type=int, metavar="N", help="passes over the training images (default: 100)")
+    budget = how.add_mutually_exclusive_group()
+    budget.add_argument("--steps", type=int, metavar="N", help="optimizer steps (default: 1000 or 2 epochs, whichever is more)")
+    budget.add_argument("--epochs", type=int, metavar="N", help="passes over the training images, instead of --steps")
     how.add_argument("--batch-size", type=int, metavar="N", help="images per step, drawn evenly over the classes (default: 8)")
     how.add_argument("--lr", type=float, metavar="X", help="peak learning rate of Adam (default: 0.005)")
     how.add_argument("--seed", type=int, metavar="N", help="seed of weights, batches and hold-out (default: 0)")
@@ -161,7 +165,7 @@ def resolve_config(arguments: argparse.Namespace) -> TrainConfig:
     from snl_runtime.config import load_config as load_over
     from snl_train.output import stored_config
 
-    return load_over(TrainConfig, None, overrides, base=stored_config(arguments.out))
+    return load_over(TrainConfig, None, with_one_budget(overrides), base=stored_config(arguments.out))
 
 
 def _fetch_teacher(arguments: argparse.Namespace) -> int:
@@ -203,6 +207,7 @@ def _report(result: "TrainingResult", data: "TrainingData", *, as_json: bool) ->
         "metrics": str(result.metrics_path) if result.metrics_path.exists() else None,
         "epochs_done": result.epochs_done,
         "steps_done": result.steps_done,
+        "stopped_early": None if result.stopped_early is None else dict(result.stopped_early),
         "classes": list(data.classes),
         "training_images": len(data.samples),
         "held_out_images": len(data.held_out),
@@ -211,8 +216,12 @@ def _report(result: "TrainingResult", data: "TrainingData", *, as_json: bool) ->
         "images_per_s": round(result.images_per_s, 2),
         "seconds": round(result.seconds, 2),
     }
-    made = f"{result.epochs_done} epochs" if result.total_steps else "memory of the teacher's features"
+    made = f"{result.steps_done} steps ({result.epochs_done} epochs)" if result.total_steps else "memory of the teacher's features"
     losses = ", ".join(f"{name} {value:.4g}" for name, value in result.losses.items())
+    if result.stopped_early is not None:
+        made += (
+            f", {result.total_steps} were allowed: the loss of held-out good images had not improved since step {result.stopped_early['best_step']},"
+        )
     text = (
         f"{result.checkpoint_path}: {made} on {len(data.samples)} images of {', '.join(data.classes)}\n"
         f"held out for calibration: {len(data.held_out)} images; left out as unreadable: {len(data.left_out)}\n"

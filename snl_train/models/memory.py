@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from snl_train.config import MemoryConfig
 from snl_train.features import full_precision
+from snl_train.memory_config import MemoryConfig
 
 TILE_CENTERS = 64
 """Centers whose products with all cells exist at a time, which then fit a CPU's cache: 512 centers of layer1 at 256 px in tiles of 64 take 9 ms of

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from snl_train.config import MemoryConfig, ModelConfig
+from snl_train.config import ModelConfig
+from snl_train.memory_config import MemoryConfig
 from snl_train.models.cram import Cram
 from snl_train.models.forward import ForwardStudent
 from snl_train.models.memory import FeatureMemory
