@@ -41,7 +41,7 @@ class Saver:
         self.fingerprint = data.fingerprint()
         self.total_steps = config.total_steps(batches_per_epoch)
         self.plateau: dict[str, float] | None = None
-        self.started_at = _now()
+        self.started_at = now()
         self._batches_per_epoch = batches_per_epoch
 
     def is_complete(self, steps_done: int) -> bool:
@@ -99,7 +99,7 @@ class Saver:
                 "device": str(device),
                 "threads": torch.get_num_threads(),
                 "started_at": self.started_at,
-                "saved_at": _now(),
+                "saved_at": now(),
             },
         )
 
@@ -120,5 +120,6 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def _now() -> str:
+def now() -> str:
+    """Return the time as checkpoints state it, ISO 8601, UTC."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

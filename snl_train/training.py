@@ -19,7 +19,9 @@ from snl_runtime.errors import ConfigError, TrainingDivergedError
 from snl_runtime.progress import ProgressReporter, no_progress
 from snl_train.averaging import WeightAverage, check_batch_statistics, estimate_statistics
 from snl_train.budget import Plateau
+from snl_train.checkpoint import Checkpoint
 from snl_train.config import TrainConfig
+from snl_train.continuing import check_same_images, take_memory
 from snl_train.data.dataset import TrainingData
 from snl_train.data.sampling import BalancedBatches
 from snl_train.device import half_precision, resolve_device
@@ -58,6 +60,7 @@ def train(  # noqa: PLR0913  # what a caller may ask or be told while it runs
     resume: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
     augment: Augmentation | None = None,
+    memory: Checkpoint | None = None,
     save_every_s: float = SAVE_EVERY_S,
     progress: ProgressReporter = no_progress,
 ) -> TrainingResult:
@@ -75,6 +78,8 @@ def train(  # noqa: PLR0913  # what a caller may ask or be told while it runs
         resume: Continue from the training state beside ``out``; changes nothing if that training is complete.
         should_stop: Asked after every step; True saves and returns.
         augment: Changes each batch of training images; None for none.
+        memory: Model whose memory, of the same images, stands beside the student, see :func:`snl_train.continuing.take_memory`; None fits one where
+            the configuration has one.
         save_every_s: Shortest time between two saves.
         progress: Told images, step and loss after every step.
 
@@ -89,6 +94,8 @@ def train(  # noqa: PLR0913  # what a caller may ask or be told while it runs
         return train_memory(config, data, out, resume=resume, progress=progress)
     if resume and is_finished(out):
         return complete_already(config, data, out)
+    if memory is not None:
+        check_same_images(memory, data)
     with contextlib.nullcontext() if resume else replacing(out), _naming_last_good(out):
         learned, kept = _split(data, config)
         peaks = kept if config.memory.centers else None
@@ -97,12 +104,12 @@ def train(  # noqa: PLR0913  # what a caller may ask or be told while it runs
         saver = Saver(config, data, out, batches_per_epoch=per_epoch)
         state = _read_state(saver, per_epoch) if resume else None
         plateau = Plateau(config.early_stop)
-        trainer = Trainer(config, total_steps=saver.total_steps, augment=augment, load_teacher_weights=state is None)
+        trainer = Trainer(config, total_steps=saver.total_steps, augment=augment, load_teacher_weights=state is None and memory is None)
         if state is not None:
             trainer.load_state_dict(state)
             plateau.load_state_dict(state["plateau"])
         elif peaks is not None:
-            trainer.fit_memory(learned, peaks, progress)
+            trainer.fit_memory(learned, peaks, progress, memory)
 
         def save() -> None:
             first = islice(batches, STATISTICS_BATCHES)
@@ -162,7 +169,7 @@ class Trainer:
         config: The whole configuration.
         total_steps: Optimizer steps of the whole training, which the learning rate and the average depend on.
         augment: Applied to every batch; None for none.
-        load_teacher_weights: False where a stored state is loaded next.
+        load_teacher_weights: False where a stored state or another model's teacher is loaded next.
 
     Raises:
         ConfigError: If the device or the teacher's weights cannot be had, or the batches are too small for batch normalization.
@@ -192,9 +199,12 @@ class Trainer:
         """Learning rate of the next optimizer step."""
         return learning_rate(self.steps_done, self._total_steps, self._config.optim)
 
-    def fit_memory(self, learned: TrainingData, peaks: TrainingData, progress: ProgressReporter) -> None:
-        """Fit the memory beside the student, see :func:`snl_train.memory_fit.fit_memory`."""
-        fit_memory(self._model, learned, peaks, self._config, progress=progress)
+    def fit_memory(self, learned: TrainingData, peaks: TrainingData, progress: ProgressReporter, memory: Checkpoint | None = None) -> None:
+        """Fit the memory beside the student, see :func:`snl_train.memory_fit.fit_memory`; or take that of another model."""
+        if memory is None:
+            fit_memory(self._model, learned, peaks, self._config, progress=progress)
+        else:
+            take_memory(self._model, memory, peaks, self._config)
 
     def held_out_loss(self, data: TrainingData) -> float:
         """Return the loss of good images with the last weights, averaged or not, see :func:`snl_train.early_stopping.held_out_loss`."""

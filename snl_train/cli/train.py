@@ -5,10 +5,12 @@ import contextlib
 import math
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snl_runtime.cli.command import CommandParser, add_listing_flag, need_packages, report_listing, run_command
+from snl_runtime.config import load_config as load_over
 from snl_runtime.config import parse_override
 from snl_runtime.errors import ConfigError
 from snl_runtime.files import check_writable
@@ -19,6 +21,7 @@ from snl_train.config import TrainConfig, load_config
 from snl_train.stopping import StoppedBySignalError, StopRequest, stop_on_signals
 
 if TYPE_CHECKING:
+    from snl_train.checkpoint import Checkpoint
     from snl_train.data.dataset import TrainingData
     from snl_train.data.samples import DatasetIndex
     from snl_train.training_result import TrainingResult
@@ -29,6 +32,8 @@ _EXAMPLE = """
 snl-train --data parts/ --out parts.pt --hold-out 0.2
 snl-train --data parts/ --out parts.pt --teacher resnet18 --teacher-weights resnet18.safetensors --image-size 256 --steps 2000
 snl-train --data parts/ --out first.pt --method memory --teacher resnet18
+snl-train --data parts/ --out parts.pt --from first.pt
+snl-train --add-product cap/ --from first.pt --out second.pt
 snl-train --data parts/ --out parts.pt --resume
 snl-train --fetch-teacher resnet18 --out resnet18.safetensors
 """
@@ -63,6 +68,10 @@ def build_parser() -> CommandParser:
     files = parser.add_argument_group("files")
     files.add_argument("--data", type=Path, metavar="DIR", help="images: MVTec AD layout, VisA layout, or a folder of good images per product")
     files.add_argument("--out", type=Path, metavar="FILE", required=True, help="checkpoint to write, e.g. x.pt")
+    files.add_argument("--from", dest="base", type=Path, metavar="FILE", help="model of --method memory: train a student beside its memory")
+    files.add_argument(
+        "--add-product", type=Path, metavar="DIR", help="images as for --data: add these products to the model of --from, without --data"
+    )
     existing = files.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="continue from x.resume.pt with the settings stored there")
     existing.add_argument("--overwrite", action="store_true", help="replace the training that lies at --out, once the new one has saved")
@@ -108,8 +117,7 @@ def _run(arguments: argparse.Namespace) -> int:
     need_packages(_PACKAGES, what=PROGRAM, extra="train")
     if arguments.fetch_teacher is not None:
         return _fetch_teacher(arguments)
-    if arguments.data is None:
-        raise ConfigError("--data is missing; name the folder of images to train on")
+    _check_folders(arguments)
     if arguments.threads is not None and arguments.threads < 1:
         raise ConfigError(f"--threads must be 1 or more, got {arguments.threads}")
     check_writable(arguments.out)  # before PyTorch is loaded, which takes longer
@@ -124,9 +132,21 @@ def _run(arguments: argparse.Namespace) -> int:
             return stop.exit_status
 
 
+def _check_folders(arguments: argparse.Namespace) -> None:
+    if arguments.data is None and arguments.add_product is None:
+        raise ConfigError("--data is missing; name the folder of images to train on")
+    if arguments.add_product is not None and (arguments.data is not None or arguments.base is None or arguments.resume):
+        raise ConfigError("--add-product DIR goes with --from FILE, the model that is extended, and without --data and --resume")
+    if arguments.base is not None and arguments.resume:
+        raise ConfigError("--from begins a training and --resume continues one; give one of them")
+    if arguments.base is not None and arguments.base.resolve() == arguments.out.resolve():
+        raise ConfigError(f"--from and --out name the same file {arguments.out}; name another --out")
+
+
 def _train(arguments: argparse.Namespace, stop: StopRequest) -> int:
     import torch
 
+    from snl_train.checkpoint import load_checkpoint
     from snl_train.device import resolve_device
     from snl_train.output import claim_output
     from snl_train.training import train
@@ -134,10 +154,13 @@ def _train(arguments: argparse.Namespace, stop: StopRequest) -> int:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     with claim_output(arguments.out, resume=arguments.resume, overwrite=arguments.overwrite):
-        config = resolve_config(arguments)
+        if arguments.add_product is not None:
+            return _add_products(arguments)
+        base = None if arguments.base is None else load_checkpoint(arguments.base)
+        config = resolve_config(arguments, base)
         resolve_device(config.device)  # before the images are read, which takes longer
-        data = _load_data(arguments, config)
-        result = train(config, data, arguments.out, resume=arguments.resume, should_stop=stop.should_stop, progress=Progress)
+        data = _load_data(arguments, arguments.data, config)
+        result = train(config, data, arguments.out, resume=arguments.resume, should_stop=stop.should_stop, memory=base, progress=Progress)
     if not result.is_complete:
         _say(
             f"stopped by {stop.signal_name} after step {result.steps_done} of {result.total_steps}; {result.checkpoint_path} and "
@@ -148,21 +171,65 @@ def _train(arguments: argparse.Namespace, stop: StopRequest) -> int:
     return 0
 
 
-def resolve_config(arguments: argparse.Namespace) -> TrainConfig:
-    """Return the settings that preset, file and flags give; a resumed training starts from its own.
+def _add_products(arguments: argparse.Namespace) -> int:
+    from snl_runtime.files import sha256_file
+    from snl_train.adding_products import add_products
+    from snl_train.checkpoint import load_checkpoint
+    from snl_train.device import resolve_device
+
+    base = load_checkpoint(arguments.base)
+    config = load_over(TrainConfig, arguments.config, _overrides(arguments), base=base.config)
+    check_settings_of_addition(base.config, config)
+    resolve_device(config.device)
+    data = _load_data(arguments, arguments.add_product, config)
+    result = add_products(base, sha256_file(arguments.base), data, arguments.out, device=config.device, progress=Progress)
+    _report(result, data, as_json=arguments.json)
+    _say(
+        f"scores of {', '.join(base.classes)} may have fallen: decisions of {arguments.base.name} do not hold for {arguments.out.name}; snl-export "
+        "--keep-decisions keeps those whose scores are proven to be the same, and snl-calibrate fits the others again"
+    )
+    return 0
+
+
+def check_settings_of_addition(stored: TrainConfig, wanted: TrainConfig) -> None:
+    """Refuse to add a product with other settings than those of the model, but for how its images are read.
 
     Raises:
-        ConfigError: If a setting is unknown or out of range.
-        CheckpointError: If there is nothing to resume.
+        ConfigError: Naming a setting that differs.
     """
+    free = {name: getattr(wanted.data, name) for name in ("hold_out", "max_per_class", "skip_unreadable", "cache_mib")}
+    same = replace(stored, device=wanted.device, data=replace(stored.data, **free))
+    if same != wanted:
+        raise ConfigError(
+            "a product is added with the settings of the model that it is added to; with --add-product give none but --hold-out, --skip-unreadable, "
+            "--device, data.max_per_class and data.cache_mib"
+        )
+
+
+def _overrides(arguments: argparse.Namespace) -> dict[str, object]:
+    """Return what the flags set, by dotted name."""
     overrides: dict[str, object] = dict(parse_override(text) for text in arguments.set)
     for flag, name in _DOTTED.items():
         value = getattr(arguments, flag)
         if value is not None:
             overrides[name] = value
+    return overrides
+
+
+def resolve_config(arguments: argparse.Namespace, base: "Checkpoint | None" = None) -> TrainConfig:
+    """Return the settings that preset, file and flags give; a resumed training starts from its own, one beside a memory from the memory's.
+
+    Raises:
+        ConfigError: If a setting is unknown or out of range.
+        CheckpointError: If there is nothing to resume.
+    """
+    overrides = _overrides(arguments)
+    if base is not None:
+        from snl_train.continuing import student_config
+
+        return student_config(base, overrides, arguments.config)
     if not arguments.resume or arguments.config is not None or arguments.preset is not None:
         return load_config(arguments.config, overrides)
-    from snl_runtime.config import load_config as load_over
     from snl_train.output import stored_config
 
     return load_over(TrainConfig, None, with_one_budget(overrides), base=stored_config(arguments.out))
@@ -183,7 +250,7 @@ def _fetch_teacher(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _load_data(arguments: argparse.Namespace, config: TrainConfig) -> "TrainingData":
+def _load_data(arguments: argparse.Namespace, root: Path, config: TrainConfig) -> "TrainingData":
     from snl_train.data.dataset import load_training_data
 
     with contextlib.ExitStack() as opened:
@@ -193,9 +260,7 @@ def _load_data(arguments: argparse.Namespace, config: TrainConfig) -> "TrainingD
                 report_listing(PROGRAM, index.listing, list_left_out=arguments.list_left_out)
             return opened.enter_context(Progress(len(index.train) + len(index.test), unit="images", label="read")).advance
 
-        data = load_training_data(
-            arguments.data, config.image_size, config=config.data, seed=config.seed, threads=arguments.threads, on_listed=on_listed
-        )
+        data = load_training_data(root, config.image_size, config=config.data, seed=config.seed, threads=arguments.threads, on_listed=on_listed)
     for path, reason in data.left_out:
         _say(f"left out {path}: {reason}")
     return data
