@@ -102,7 +102,9 @@ def _difference(before: Scorer, after: Scorer, image: Image) -> float:
 
 
 def _map(scorer: Scorer, image: Image) -> AnomalyMap:
-    return scorer.score_inputs(image[None])[1][0]
+    _, maps = scorer.score_inputs(image[None])
+    one: AnomalyMap = maps[0]
+    return one
 
 
 def _renewed(decision: Decision, sha256: str) -> Decision:

@@ -58,7 +58,7 @@ def add_products(
         count = -(-old.center_count // len(base.classes)) * len(data.classes)
         config = _with_centers(base.config, old.center_count + count)
         torch.manual_seed(config.seed)
-        model = build_model(config.model, config.memory, load_teacher_weights=False).eval()
+        model = build_model(config.model, config.memory, size_hw=config.image_size, load_teacher_weights=False).eval()
         networks = {name: tensor for name, tensor in base.state_dict.items() if not name.startswith("memory.codebooks")}
         model.load_state_dict(networks, strict=False)
         model.to(resolve_device(device))  # type: ignore[arg-type]  # the config's literal

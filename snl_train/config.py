@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from snl_runtime import config as generic
 from snl_runtime.errors import ConfigError
@@ -32,10 +32,11 @@ class ModelConfig:
 
     method: Method = "snl-rd"
     """Reverse (rd) or forward (fd) distillation, plain or with CRAM and the structural losses (snl-); or no student at all, ``memory``."""
-    teacher: Architecture = "wide_resnet50_2"
-    """Architecture of the frozen teacher; the student has the same."""
+    teacher: str = "wide_resnet50_2"
+    """Architecture of the frozen teacher: resnet18, resnet34, resnet50 or wide_resnet50_2, of which the student is built too; or ``timm:NAME`` or
+    ``torchvision:NAME``, of which only scales and preprocessing are taken over."""
     teacher_weights: str = "imagenet"
-    """``imagenet`` (torchvision's download), ``random``, or a .safetensors or .pth file."""
+    """``imagenet`` (torchvision's download, of the ResNets), ``random``, or a .safetensors or .pth file."""
     teacher_seed: int = 0
     """Seed of a random teacher; of no effect with other weights."""
     centers: int = 50
@@ -68,6 +69,8 @@ class ModelConfig:
         _check("model.cram_center_norm", self.cram_center_norm, "positive", _is_positive(self.cram_center_norm))
         _check("model.whitening_floor", self.whitening_floor, "positive", _is_positive(self.whitening_floor))
         _check("model.whitening_expectation", self.whitening_expectation, "in [0, 1]", 0 <= self.whitening_expectation <= 1)
+        is_named = self.teacher in get_args(Architecture) or self.package_of_teacher is not None
+        _check("model.teacher", self.teacher, f"one of {', '.join(get_args(Architecture))}, or timm:NAME or torchvision:NAME", is_named)
         _check("model.teacher_seed", self.teacher_seed, "0 or more", self.teacher_seed >= 0)
         _check("model.teacher_weights", self.teacher_weights, "imagenet, random or a file name", bool(self.teacher_weights.strip()))
         if self.is_plain and self.centers:
@@ -91,8 +94,16 @@ class ModelConfig:
         return self.method in ("rd", "snl-rd")
 
     @property
+    def package_of_teacher(self) -> str | None:
+        """``timm`` or ``torchvision`` where the teacher is named after it; None for the ResNets of this project."""
+        package, _, name = self.teacher.partition(":")
+        return package if package in ("timm", "torchvision") and name else None
+
+    @property
     def size_multiple_px(self) -> int:
-        """What image height and width must be multiples of: 32 where a bottleneck halves layer3's grid, else 16."""
+        """What image height and width must be multiples of: 32 where a bottleneck halves layer3's grid, else 16; 1 where only the teacher knows."""
+        if self.package_of_teacher is not None:
+            return 1
         return 32 if self.is_reverse else 16
 
 

@@ -176,7 +176,6 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig, *, total_steps: int, augment: Augmentation | None = None, load_teacher_weights: bool = True) -> None:
-        check_batch_statistics(config)
         self._config = config
         self._total_steps = total_steps
         self._augment = augment
@@ -184,7 +183,8 @@ class Trainer:
         self.steps_done = 0
         self.device = resolve_device(config.device)
         torch.manual_seed(config.seed)
-        model = build_model(config.model, config.memory, load_teacher_weights=load_teacher_weights).train()
+        model = build_model(config.model, config.memory, size_hw=config.image_size, load_teacher_weights=load_teacher_weights).train()
+        check_batch_statistics(config, model.size_multiple_px)
         # Channels last takes 15 to 25 % less processor time per step (ResNet-18, 64 and 128 px), and is what tensor cores want.
         self._model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]

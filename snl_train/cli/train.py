@@ -87,7 +87,11 @@ def build_parser() -> CommandParser:
     files.add_argument("--fetch-teacher", choices=ARCHITECTURES, metavar="ARCH", help="download ImageNet weights to --out (.safetensors) and stop")
     what = parser.add_argument_group("method")
     what.add_argument("--method", choices=("snl-rd", "snl-fd", "rd", "fd", "memory"), help=_METHOD_HELP)
-    what.add_argument("--teacher", choices=ARCHITECTURES, help="architecture of the teacher (default: wide_resnet50_2)")
+    what.add_argument(
+        "--teacher",
+        metavar="ARCH",
+        help=f"architecture of the teacher: {', '.join(ARCHITECTURES)}, or timm:NAME or torchvision:NAME (default: wide_resnet50_2)",
+    )
     what.add_argument("--teacher-weights", metavar="FILE|imagenet|random", help="where the teacher's weights come from (default: imagenet)")
     what.add_argument("--image-size", type=_image_size, metavar="N|HxW", help="network input in pixels (default: 256)")
     what.add_argument("--preset", choices=("paper", "best"), help="settings to start from (default: paper; best for memory)")
