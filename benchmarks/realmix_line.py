@@ -176,9 +176,10 @@ def _training(provenance: dict[str, Any]) -> str:
     config = config.get("training", config).get("config", config)
     model = config.get("model", {})
     height, width = config.get("image_size", ("?", "?"))
+    budgets = [f"{config[name]} {name}" for name in ("steps", "epochs") if config.get(name) is not None]
     return (
-        f"{model.get('method')}, teacher {model.get('teacher')}, {height} x {width}, {config.get('epochs')} epochs, "
-        f"seed {config.get('seed')}, last epoch, one run"
+        f"{model.get('method')}, teacher {model.get('teacher')}, {height} x {width}, {budgets[0] if budgets else 'default budget'}, "
+        f"seed {config.get('seed')}, last step, one run"
     )
 
 

@@ -170,6 +170,8 @@ def _what(entry: HistoryEntry) -> str:
     parts = ["fitted" if change is None or change.reverted_to is None else f"back to {change.reverted_to}"]
     if not entry.belongs:
         parts.append("on another file")
+    if change is not None and change.kept_from is not None:
+        parts.append(f"kept from file {change.kept_from[:12]}")
     if change is not None and change.accepted_lenient is not None:
         parts.append(f"more lenient: {change.accepted_lenient}")
     if change is not None and change.accepted_passes:

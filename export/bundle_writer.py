@@ -26,6 +26,7 @@ from . import gate, onnx_export
 from .cost import memory_cost
 from .graph import DEFAULT_TILE_ROWS, AffinityLayout, Precision, SnlGraph
 from .int8 import Int8Options, quantize_file
+from .kept_decisions import KeptDecisions, keep_decisions
 from .onnx_export import BatchSize
 from .provenance import ExportPrecision, portable_part
 from .publishing import check_targets, keeping_history, publish, restore_interrupted, staging_folder
@@ -48,6 +49,8 @@ class ExportOptions:
         frames: Folder of images for the parity gate; None derives them from the golden samples.
         device: Where the checkpoint runs for reference: cpu, cuda, cuda:N or auto.
         int8: What int8 means here; needed for that precision only.
+        keep_decisions: Keep the decisions of the file that is replaced for products whose scores are the same, see
+            :func:`snl_export.kept_decisions.keep_decisions`.
     """
 
     precision: ExportPrecision = "fp32"
@@ -57,6 +60,7 @@ class ExportOptions:
     frames: Path | None = None
     device: str = "cpu"
     int8: Int8Options | None = None
+    keep_decisions: bool = False
 
     def __post_init__(self) -> None:
         if (self.precision == "int8") != (self.int8 is not None):
@@ -102,7 +106,7 @@ def export_bundle(
 
     Raises:
         CheckpointError: If the checkpoint cannot be loaded or its parts do not fit each other.
-        ConfigError: If an option does not fit the checkpoint.
+        ConfigError: If an option does not fit the checkpoint or what is replaced.
         DataError: If a frame of the gate cannot be read.
         ManifestError: If the manifest that would be replaced cannot be read, so that its decisions would be lost, or the normalization map of one is
             missing.
@@ -134,12 +138,21 @@ def export_bundle(
         meter = ParityMeter(LIMITS[options.precision], decisions, open_normalizations(model_path, decisions, draft.size_hw))
         reports = _pass_gate(export, golden, frames or derived_frames(golden.images), meter)
         _open_as_users_do(export.path)
+        kept = KeptDecisions()
+        if options.keep_decisions:
+            on_stage("compare the file with the one that it replaces")
+            tolerance = draft.graph["golden_tolerance"]
+            kept = keep_decisions(checkpoint, earlier, model_path, export.path, precision=options.precision, tolerance=tolerance)
+            draft = replace(draft, decisions=[*draft.decisions, *kept.decisions])
         on_stage("put the files in place")
         staged = [export.path, golden_path(export.path)]
         written = publish(staged, replace(draft, parity=reports), model_path.parent, stem=model_path.stem)
     files = {path: sha256_file(path) for path in (model_path, golden_path(model_path), manifest_path(model_path))}
     return ExportedBundle(
-        model_path=model_path, manifest=written, files=files, notes=[*notes, *_decision_notes(written), *_engine_notes(model_path, written)]
+        model_path=model_path,
+        manifest=written,
+        files=files,
+        notes=[*notes, *kept.notes, *_decision_notes(written), *_engine_notes(model_path, written)],
     )
 
 

@@ -63,6 +63,12 @@ def build_parser() -> CommandParser:
     parser.add_argument("--sm", metavar="A,B", help="compute capabilities of the engine (tensorrt-rtx; default: 86,89,120)")
     parser.add_argument("--device", default="cpu", metavar="NAME", help="where the checkpoint runs: cpu, cuda, cuda:N or auto (default: cpu)")
     parser.add_argument("--triton", type=Path, metavar="DIR", help="model repository of a Triton server that gets the model as its next version")
+    parser.add_argument(
+        "--keep-decisions",
+        action="store_true",
+        help="after snl-train --add-product: keep the decisions of products whose anomaly maps are those of the file at --out, on golden samples and "
+        "on synthetic defects (default: calibrate all again)",
+    )
     add_listing_flag(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     return parser
@@ -117,6 +123,7 @@ def _run(options: argparse.Namespace) -> int:
         frames=options.frames,
         device=options.device,
         int8=_int8_options(options),
+        keep_decisions=options.keep_decisions,
     )
     _report_images(options)
     model_path = options.out if options.out is not None else options.ckpt.with_suffix(".onnx")

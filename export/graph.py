@@ -23,7 +23,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from snl_runtime.errors import ConfigError
 from snl_train.config import ScoreConfig
-from snl_train.models import IMAGENET_MEAN, IMAGENET_STD, Cram, TeacherStudent
+from snl_train.models import Cram, TeacherStudent
 from snl_train.models.whitening import ResidualWhitening
 from snl_train.scoring import upsampling_weights
 
@@ -67,7 +67,7 @@ class SnlGraph(nn.Module):
             layout: ``triangle`` computes the upper half of the symmetric matrix: 20 % faster on a CPU, four times the memory on a GPU.
 
         Raises:
-            ConfigError: If the score is not the maximum of the map, or ``tile_rows`` is below 1.
+            ConfigError: If the score is not the maximum of the map, ``tile_rows`` is below 1, or the networks cannot be halved.
         """
         super().__init__()
         if score.top_k != 1:
@@ -81,11 +81,12 @@ class SnlGraph(nn.Module):
         self.model = _fold_batch_norms(copy.deepcopy(model).cpu().float().eval(), size_hw)
         self.work_dtype = torch.float32
         if precision == "fp16":
+            _require_batch_norms(self.model)
             self.work_dtype = torch.float16
             self.model = _halve_convolutions(self.model)
-        deviation = torch.tensor(IMAGENET_STD, dtype=torch.float64)
+        deviation = torch.tensor(model.teacher.std, dtype=torch.float64)
         self.register_buffer("pixel_scale", (1 / (255 * deviation)).float())
-        self.register_buffer("pixel_offset", (-torch.tensor(IMAGENET_MEAN, dtype=torch.float64) / deviation).float())
+        self.register_buffer("pixel_offset", (-torch.tensor(model.teacher.mean, dtype=torch.float64) / deviation).float())
         self.requires_grad_(requires_grad=False)
         self.eval()
 
@@ -213,6 +214,11 @@ class _FullPrecision(nn.Module):
         return result.to(features.dtype)
 
 
+def _require_batch_norms(model: TeacherStudent) -> None:
+    if any(isinstance(part, nn.LayerNorm) for part in model.modules()):
+        raise ConfigError(f"teacher {model.teacher.architecture} has layer norms, which lose too much in half precision; export it without --fp16")
+
+
 def _halve_convolutions(model: TeacherStudent) -> TeacherStudent:
     crams = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children() if isinstance(child, Cram)]
     weights = {cram: {name: value.clone() for name, value in cram.state_dict().items()} for _, _, cram in crams}
@@ -252,7 +258,7 @@ def _fold_batch_norms(model: TeacherStudent, size_hw: tuple[int, int]) -> Teache
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if id(child) in folded:
-                setattr(parent, name, nn.Identity())
+                setattr(parent, name, getattr(child, "act", nn.Identity()))  # timm's batch norms hold the activation that follows
     return model
 
 

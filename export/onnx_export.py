@@ -91,6 +91,7 @@ def export_onnx(graph: nn.Module, path: Path, *, size_hw: tuple[int, int], batch
         raise RuntimeError("torch.onnx.export returned no program")
     model = program.model_proto
     _remove_traces(model)
+    _read_the_size_behind_the_cast(model)
     write_model(model, path, size_hw=size_hw, batch=batch, metadata=metadata)
 
 
@@ -183,6 +184,21 @@ def _remove_traces(model: onnx.ModelProto) -> None:
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
         part.ClearField("doc_string")
         part.ClearField("metadata_props")
+
+
+def _read_the_size_behind_the_cast(model: onnx.ModelProto) -> None:
+    """Let nodes that only ask how many images there are ask the cast pixels, in place: nothing but the cast reads uint8."""
+    cast = next((node for node in model.graph.node if node.op_type == "Cast" and INPUT_NAME in node.input), None)
+    asking = [node for node in model.graph.node if node.op_type == "Shape" and INPUT_NAME in node.input]
+    if cast is None or not asking:
+        return
+    for node in asking:
+        node.input[0] = cast.output[0]
+    made = cast.output[0]
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in model.graph.node]
+    nodes = sorted(copies, key=lambda node: node.output[0] != made)
+    model.graph.ClearField("node")
+    model.graph.node.extend(nodes)  # the cast first, the others in their order
 
 
 @contextlib.contextmanager

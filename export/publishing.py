@@ -115,9 +115,10 @@ def publish(staged: Sequence[Path], manifest: Manifest, folder: Path, *, stem: s
 
 
 def keeping_history(manifest: Manifest, earlier: Manifest) -> Manifest:
-    """Return a manifest with the decisions of the one it replaces and with its engines, as far as they were built from this very ONNX file."""
+    """Return a manifest with the decisions of the one it replaces before its own, and with its engines, if built from this very file."""
     engines = [engine for engine in earlier.engines if engine.onnx_sha256 == manifest.model_sha256]
-    return dataclasses.replace(manifest, decisions=earlier.decisions, engines=engines)
+    decisions = [*earlier.decisions, *(decision for decision in manifest.decisions if decision not in earlier.decisions)]
+    return dataclasses.replace(manifest, decisions=decisions, engines=engines)
 
 
 def restore_interrupted(folder: Path, *, stem: str) -> bool:

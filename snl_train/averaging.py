@@ -103,13 +103,17 @@ def estimate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
         layer.momentum = momentum
 
 
-def check_batch_statistics(config: TrainConfig) -> None:
+def check_batch_statistics(config: TrainConfig, size_multiple_px: int) -> None:
     """Refuse batches whose smallest feature map has one value per channel: batch normalization has no variance there.
+
+    Args:
+        config: All settings.
+        size_multiple_px: Of the model: that map has a cell for each such square.
 
     Raises:
         ConfigError: If they are too small.
     """
-    height, width = (side // config.model.size_multiple_px for side in config.image_size)
+    height, width = (side // size_multiple_px for side in config.image_size)
     if config.batch_size * height * width < 2:
         raise ConfigError(
             f"batch_size 1 is too small for images of {config.image_size[0]}x{config.image_size[1]} pixels; take --batch-size 2 or more"

@@ -70,9 +70,10 @@ class Checkpoint:
         """
         from snl_train.models import build_model  # torchvision loads slowly, and reading a checkpoint does not need it
 
+        config = self.config
         try:
             with torch.random.fork_rng(devices=[]):
-                model = build_model(self.config.model, self.config.memory, load_teacher_weights=False)
+                model = build_model(config.model, config.memory, size_hw=config.image_size, load_teacher_weights=False)
             model.load_state_dict(dict(self.state_dict), strict=True)
         except (RuntimeError, ValueError, SnlError) as error:
             raise CheckpointError(f"the weights in the checkpoint do not fit its configuration: {_first_line(error)}") from error

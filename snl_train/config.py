@@ -5,10 +5,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from snl_runtime import config as generic
 from snl_runtime.errors import ConfigError
+from snl_train.budget import EarlyStopConfig, check_budget, total_steps, with_one_budget
+from snl_train.config_checks import check as _check
+from snl_train.config_checks import is_positive as _is_positive
+from snl_train.memory_config import DEFAULT_MEMORY_CENTERS, MemoryConfig
 
 Method: TypeAlias = Literal["snl-rd", "snl-fd", "rd", "fd", "memory"]
 Architecture: TypeAlias = Literal["resnet18", "resnet34", "resnet50", "wide_resnet50_2"]
@@ -21,9 +25,6 @@ Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 WhiteningNormalization: TypeAlias = Literal["mean", "maximum"]
 Preset: TypeAlias = Literal["paper", "best"]
 
-DEFAULT_MEMORY_CENTERS = 512
-"""Centers per layer of the method ``memory`` where none are asked for."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
@@ -31,10 +32,11 @@ class ModelConfig:
 
     method: Method = "snl-rd"
     """Reverse (rd) or forward (fd) distillation, plain or with CRAM and the structural losses (snl-); or no student at all, ``memory``."""
-    teacher: Architecture = "wide_resnet50_2"
-    """Architecture of the frozen teacher; the student has the same."""
+    teacher: str = "wide_resnet50_2"
+    """Architecture of the frozen teacher: resnet18, resnet34, resnet50 or wide_resnet50_2, of which the student is built too; or ``timm:NAME`` or
+    ``torchvision:NAME``, of which only scales and preprocessing are taken over."""
     teacher_weights: str = "imagenet"
-    """``imagenet`` (torchvision's download), ``random``, or a .safetensors or .pth file."""
+    """``imagenet`` (torchvision's download, of the ResNets), ``random``, or a .safetensors or .pth file."""
     teacher_seed: int = 0
     """Seed of a random teacher; of no effect with other weights."""
     centers: int = 50
@@ -67,6 +69,8 @@ class ModelConfig:
         _check("model.cram_center_norm", self.cram_center_norm, "positive", _is_positive(self.cram_center_norm))
         _check("model.whitening_floor", self.whitening_floor, "positive", _is_positive(self.whitening_floor))
         _check("model.whitening_expectation", self.whitening_expectation, "in [0, 1]", 0 <= self.whitening_expectation <= 1)
+        is_named = self.teacher in get_args(Architecture) or self.package_of_teacher is not None
+        _check("model.teacher", self.teacher, f"one of {', '.join(get_args(Architecture))}, or timm:NAME or torchvision:NAME", is_named)
         _check("model.teacher_seed", self.teacher_seed, "0 or more", self.teacher_seed >= 0)
         _check("model.teacher_weights", self.teacher_weights, "imagenet, random or a file name", bool(self.teacher_weights.strip()))
         if self.is_plain and self.centers:
@@ -90,8 +94,16 @@ class ModelConfig:
         return self.method in ("rd", "snl-rd")
 
     @property
+    def package_of_teacher(self) -> str | None:
+        """``timm`` or ``torchvision`` where the teacher is named after it; None for the ResNets of this project."""
+        package, _, name = self.teacher.partition(":")
+        return package if package in ("timm", "torchvision") and name else None
+
+    @property
     def size_multiple_px(self) -> int:
-        """What image height and width must be multiples of: 32 where a bottleneck halves layer3's grid, else 16."""
+        """What image height and width must be multiples of: 32 where a bottleneck halves layer3's grid, else 16; 1 where only the teacher knows."""
+        if self.package_of_teacher is not None:
+            return 1
         return 32 if self.is_reverse else 16
 
 
@@ -196,6 +208,11 @@ class OptimConfig:
         if self.average_decay and self.average_last_share:
             raise ConfigError("optim.average_decay and optim.average_last_share exclude each other; set one of them to 0")
 
+    @property
+    def is_open_ended(self) -> bool:
+        """Whether no step depends on how many there will be, so that a training may end early or go on longer."""
+        return self.schedule == "constant" and not self.average_last_share
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
@@ -244,33 +261,6 @@ class SyntheticAnomalyConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryConfig:
-    """Memory of the teacher's normal features, see ``snl_train.models.memory``; the paper has none."""
-
-    centers: int = 0
-    """Centers per layer; 0 for no memory. The method ``memory`` takes 512 for 0."""
-    layers: tuple[int, ...] = (1, 2)
-    """Layers of the teacher that are remembered, of 1, 2 and 3."""
-    positions_per_image: int = 256
-    """Most cells of each training image and layer that centers are chosen from."""
-    normalization_share: float = 0.2
-    """Share of each product's training images that memory and student do not learn from: they set what the maps are divided by."""
-    guaranteed_share: float = 1.0
-    """Share of the centers that is dealt to the products evenly; the others go where features are worst covered, of whatever product."""
-    min_images: int = 2
-    """Fewest images of a product that a center must stand for, of as many as it has; 2 leaves out what a single image shows, bad or merely rare."""
-
-    def __post_init__(self) -> None:
-        _check("memory.centers", self.centers, "0 or more", self.centers >= 0)
-        is_known = bool(self.layers) and list(self.layers) == sorted(set(self.layers) & {1, 2, 3})
-        _check("memory.layers", self.layers, "one or more of 1, 2, 3 in rising order", is_known)
-        _check("memory.positions_per_image", self.positions_per_image, "1 or more", self.positions_per_image >= 1)
-        _check("memory.normalization_share", self.normalization_share, "in (0, 1)", 0 < self.normalization_share < 1)
-        _check("memory.guaranteed_share", self.guaranteed_share, "in [0, 1]", 0 <= self.guaranteed_share <= 1)
-        _check("memory.min_images", self.min_images, "1 or more", self.min_images >= 1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """A whole training run; saved with every checkpoint as it was used.
 
@@ -296,8 +286,12 @@ class TrainConfig:
     """Preset that the run started from; recorded, of no effect by itself."""
     seed: int = 0
     """Seed of weights, sampling and hold-out."""
-    epochs: int = 100
-    """Passes over the training images."""
+    steps: int | None = None
+    """Optimizer steps; None with ``epochs`` None too for 1,000 steps or two passes over the images, whichever is more."""
+    epochs: int | None = None
+    """The same as passes over the training images; None where steps are given."""
+    early_stop: EarlyStopConfig = field(default_factory=EarlyStopConfig)
+    """When the training may end before that."""
     batch_size: int = 8
     """Images per step, drawn evenly over the classes."""
     image_size: tuple[int, int] = (256, 256)
@@ -313,8 +307,14 @@ class TrainConfig:
     """Most training images kept in the checkpoint to prove later that an exported file scores the same; two of each class."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "golden_samples"):
+        for name in ("batch_size", "golden_samples"):
             _check(name, getattr(self, name), "1 or more", getattr(self, name) >= 1)
+        check_budget(self.steps, self.epochs)
+        if self.early_stop.patience and not self.optim.is_open_ended:
+            raise ConfigError(
+                "early_stop.patience needs optim.schedule=constant and optim.average_last_share=0: "
+                f"schedule {self.optim.schedule} is made for its whole budget; set them, or early_stop.patience=0"
+            )
         _check("seed", self.seed, "0 or more", self.seed >= 0)
         multiple = self.model.size_multiple_px
         fits = all(side >= multiple and side % multiple == 0 for side in self.image_size)
@@ -325,11 +325,17 @@ class TrainConfig:
         if not self.model.has_student and not self.memory.centers:
             object.__setattr__(self, "memory", dataclasses.replace(self.memory, centers=DEFAULT_MEMORY_CENTERS))
 
+    def total_steps(self, batches_per_epoch: int) -> int:
+        """Return the optimizer steps of this training, see :func:`snl_train.budget.total_steps`; 0 where there is no student."""
+        if not self.model.has_student:
+            return 0
+        return total_steps(steps=self.steps, epochs=self.epochs, batches_per_epoch=batches_per_epoch)
+
 
 def preset_config(name: str) -> TrainConfig:
     """Return a named starting point.
 
-    ``paper``: WRN50 at 256x256, Adam with learning rate 0.005, batch 8, 50 centers, all lambdas 1, as the paper states; epochs, betas, schedule and
+    ``paper``: WRN50 at 256x256, Adam with learning rate 0.005, batch 8, 50 centers, all lambdas 1, as the paper states; steps, betas, schedule and
     the reductions of the losses are this project's, because the paper does not state them.
     ``best``: what measured best in ``benchmarks/accuracy``: Muon, L_cd weighted by the distance itself, synthetic anomalies in the student's input,
     residual whitening normalized by maxima, CRAM on directions with a positive alpha, a map smoothed by 4 pixels as RD4AD's, and no affinity error in
@@ -363,7 +369,8 @@ def load_config(path: Path | None = None, overrides: Mapping[str, object] | None
         ConfigError: If the file cannot be read, or a key is unknown, of another type or out of range.
     """
     in_file = {} if path is None else generic.read_yaml(path)
-    asked = (overrides or {}).get("preset") or in_file.get("preset")
+    overrides = with_one_budget(overrides or {})
+    asked = overrides.get("preset") or in_file.get("preset")
     config = generic.load_config(TrainConfig, path, overrides, base=preset_config(str(asked or preset)))
     if asked is None and not config.model.has_student:
         return generic.load_config(TrainConfig, path, overrides, base=preset_config("best"))
@@ -383,12 +390,3 @@ def from_plain(plain: Mapping[str, object]) -> TrainConfig:
         ConfigError: If a key is unknown, of another type or out of range.
     """
     return generic.from_plain(TrainConfig, plain)
-
-
-def _is_positive(value: float) -> bool:
-    return math.isfinite(value) and value > 0
-
-
-def _check(name: str, value: object, expected: str, is_met: bool) -> None:
-    if not is_met:
-        raise ConfigError(f"{name} must be {expected}, got {value}")

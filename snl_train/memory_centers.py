@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from snl_train.config import MemoryConfig
+from snl_train.memory_config import MemoryConfig
 
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]

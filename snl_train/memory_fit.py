@@ -1,6 +1,5 @@
 """Fitting a memory: sample the teacher's features of good images, choose centers, and measure the peaks that the maps are divided by."""
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
@@ -11,11 +10,10 @@ from torch import Tensor
 from snl_runtime.errors import DataError
 from snl_runtime.progress import ProgressReporter, no_progress
 from snl_train.config import TrainConfig
-from snl_train.data.dataset import TrainingData
-from snl_train.data.sampling import hold_out, limit_per_class
+from snl_train.data.dataset import TrainingData, keep_back
 from snl_train.features import exact_float32
 from snl_train.memory_centers import Candidates, Floats, Indices, cells_per_image, choose_centers
-from snl_train.models.memory import Codebook, FeatureMemory, remembered_features
+from snl_train.models.memory import FeatureMemory, remembered_features
 from snl_train.models.teacher_student import TeacherStudent
 from snl_train.scoring import memory_maps, student_map
 
@@ -31,14 +29,13 @@ def split_for_normalization(data: TrainingData, config: TrainConfig) -> tuple[Tr
     Raises:
         DataError: If no product has enough images for both.
     """
-    learned, kept_back = hold_out(data.samples, config.memory.normalization_share, seed=config.seed)
-    if not kept_back:
+    learned, peaks = keep_back(data, config.memory.normalization_share, seed=config.seed, at_most=_MOST_PEAKS)
+    if not peaks.samples:
         raise DataError(
             f"a memory needs good images that it does not learn from, and {config.memory.normalization_share} of {len(data.samples)} training images "
             "of each product is none; add images, or raise memory.normalization_share"
         )
-    peaks = limit_per_class(kept_back, max(1, _MOST_PEAKS // len(data.classes)), seed=config.seed)
-    return dataclasses.replace(data, samples=learned), dataclasses.replace(data, samples=peaks)
+    return learned, peaks
 
 
 def fit_memory(
@@ -56,12 +53,36 @@ def fit_memory(
     Raises:
         DataError: If an image can no longer be read, or the maps of good images are zero or not finite.
     """
+    cast(FeatureMemory, model.memory).take_centers(new_centers(model, learned, config, progress=progress))
+    normalize_memory(model, peaks, config)
+
+
+def new_centers(model: TeacherStudent, learned: TrainingData, config: TrainConfig, *, progress: ProgressReporter = no_progress) -> list[Tensor]:
+    """Return ``config.memory.centers`` centers of each remembered layer, (N, D), chosen from good images; the model's memory is left alone.
+
+    Raises:
+        DataError: If an image can no longer be read.
+    """
     memory = cast(FeatureMemory, model.memory)
     gathered = _gather(model, memory, learned, config, progress)
     with progress(len(memory.layers) * config.memory.centers, unit="centers", label="memory") as steps:
-        for codebook, candidates in zip(_codebooks(memory), gathered, strict=True):
-            codebook.set_centers(torch.from_numpy(choose_centers(candidates, config.memory, seed=config.seed, advance=steps.advance)))
-            codebook.weight.fill_(1.0)
+        return [torch.from_numpy(choose_centers(one, config.memory, seed=config.seed, advance=steps.advance)) for one in gathered]
+
+
+def normalize_memory(model: TeacherStudent, peaks: TrainingData, config: TrainConfig) -> None:
+    """Set the weights of the memory's maps, in place.
+
+    Args:
+        model: With the centers in its memory.
+        peaks: Good images that the centers were not chosen from.
+        config: All settings.
+
+    Raises:
+        DataError: If an image can no longer be read, or the maps of good images are zero or not finite.
+    """
+    memory = cast(FeatureMemory, model.memory)
+    for codebook in memory.books:
+        codebook.weight.fill_(1.0)
 
     def maps(images: Tensor) -> list[Tensor]:
         teacher = model.teacher(images, stages=max(memory.layers))
@@ -70,8 +91,8 @@ def fit_memory(
     try:
         means = mean_peaks(model, peaks, maps, batch_size=config.batch_size)
     except ValueError as error:
-        raise DataError(f"the memory cannot be normalized: {error}; are all images of {learned.root} the same?") from error
-    for codebook, mean in zip(_codebooks(memory), means, strict=True):
+        raise DataError(f"the memory cannot be normalized: {error}; are all images of {peaks.root} the same?") from error
+    for codebook, mean in zip(memory.books, means, strict=True):
         codebook.weight.fill_(1 / mean)
 
 
@@ -161,7 +182,3 @@ def _batches(numbers: Sequence[int], size: int) -> Iterator[list[int]]:
 def _inputs(model: TeacherStudent, data: TrainingData, numbers: Sequence[int]) -> Tensor:
     images = torch.from_numpy(data.inputs.read([data.samples[number] for number in numbers]))
     return model.normalize(images.to(model.mean.device))
-
-
-def _codebooks(memory: FeatureMemory) -> list[Codebook]:
-    return [codebook for codebook in memory.codebooks if isinstance(codebook, Codebook)]

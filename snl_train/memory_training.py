@@ -45,7 +45,7 @@ def train_memory(
         learned, peaks = split_for_normalization(data, config)
         device = resolve_device(config.device)
         torch.manual_seed(config.seed)
-        model = build_model(config.model, config.memory).eval().to(device)
+        model = build_model(config.model, config.memory, size_hw=config.image_size).eval().to(device)
         fit_memory(model, learned, peaks, config, progress=progress)
         seconds = time.monotonic() - started_s
         weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}

@@ -135,6 +135,10 @@ class Ranks:
         """Return the sum of the processes' numbers."""
         return number
 
+    def average(self, number: float) -> float:
+        """Return the mean of the processes' numbers."""
+        return self.total(number) / self.world_size
+
     def gather(self, tensor: Tensor) -> Tensor:
         """Return the tensors of all processes, which have one shape, along a new first dimension: (...) to (world size, ...)."""
         return tensor[None]

@@ -12,7 +12,7 @@ from snl_train.config import TrainConfig, from_plain, to_plain
 
 SCHEMA = 1
 _KIND = "snl-edge training state"
-_MAY_DIFFER = frozenset({"device", "preset", "data.cache_mib", "data.skip_unreadable"})
+_MAY_DIFFER = frozenset({"device", "preset", "data.cache_mib", "data.skip_unreadable", "steps", "epochs"})
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -93,20 +93,32 @@ def read_resume_point(path: Path) -> ResumePoint:
 
 
 def check_same_config(stored: TrainConfig, wanted: TrainConfig) -> None:
-    """Refuse to continue a training with settings under which it would not have come here.
-
-    More epochs are allowed where nothing depends on their number: a constant learning rate and no average over the last steps.
+    """Refuse to continue a training with settings under which it would not have come here; the budget is left to :func:`check_same_budget`.
 
     Raises:
         ConfigError: Naming every setting that differs.
     """
     before, now = _flat(to_plain(stored)), _flat(to_plain(wanted))
-    may_differ = set(_MAY_DIFFER)
-    if stored.optim.schedule == "constant" and not stored.optim.average_last_share and wanted.epochs >= stored.epochs:
-        may_differ.add("epochs")
-    changed = [f"{name} was {before[name]} and is {now[name]}" for name in before if before[name] != now.get(name) and name not in may_differ]
+    changed = [f"{name} was {before[name]} and is {now[name]}" for name in before if before[name] != now.get(name) and name not in _MAY_DIFFER]
     if changed:
         raise ConfigError(f"cannot resume with other settings: {', '.join(changed)}; give the same ones or start without --resume")
+
+
+def check_same_budget(stored: TrainConfig, wanted: TrainConfig, *, batches_per_epoch: int) -> None:
+    """Refuse to continue a training with another number of steps.
+
+    More steps are allowed where nothing depends on their number: a constant learning rate and no average over the last steps.
+
+    Raises:
+        ConfigError: If the number differs and is not allowed.
+    """
+    before, now = stored.total_steps(batches_per_epoch), wanted.total_steps(batches_per_epoch)
+    if now == before or (now > before and stored.optim.is_open_ended):
+        return
+    raise ConfigError(
+        f"cannot resume with another budget: it was {before} steps and is {now}; give the same --steps or --epochs, more of them with a "
+        "constant learning rate (optim.schedule=constant), or start without --resume"
+    )
 
 
 def check_same_data(point: ResumePoint, *, fingerprint: str, image_count: int, root: Path) -> None:

@@ -30,6 +30,7 @@ class Saver:
         out: Where the checkpoint goes.
         fingerprint: Of the images in their order.
         total_steps: Optimizer steps of the whole training; 0 where nothing is trained.
+        plateau: Loss on a plateau of which the training ended early, with its steps: plain values; None if it did not.
         started_at: When the training first began, ISO 8601, UTC.
     """
 
@@ -38,10 +39,15 @@ class Saver:
         self.data = data
         self.out = out
         self.fingerprint = data.fingerprint()
-        self.total_steps = batches_per_epoch * config.epochs
-        self.started_at = _now()
+        self.total_steps = config.total_steps(batches_per_epoch)
+        self.plateau: dict[str, float] | None = None
+        self.started_at = now()
         self._batches_per_epoch = batches_per_epoch
         self._processes = processes
+
+    def is_complete(self, steps_done: int) -> bool:
+        """Return whether a training of so many steps has nothing left to do."""
+        return steps_done >= self.total_steps or self.plateau is not None
 
     def save(self, weights: dict[str, Tensor], state: Mapping[str, Any], *, steps_done: int, device: torch.device) -> None:
         """Write the checkpoint, and beside it the state; at the end of the training the state is removed.
@@ -56,7 +62,7 @@ class Saver:
             SinkError: If a file cannot be written.
         """
         checkpoint = self._checkpoint(weights, steps_done, device)
-        if steps_done >= self.total_steps:
+        if self.is_complete(steps_done):
             save_checkpoint(self.out, checkpoint)
             drop_state(self.out)
         else:
@@ -89,12 +95,13 @@ class Saver:
                 "left_out": [{"path": str(path), "reason": reason} for path, reason in data.left_out],
                 "steps_done": steps_done,
                 "total_steps": self.total_steps,
-                "is_complete": steps_done >= self.total_steps,
+                "is_complete": self.is_complete(steps_done),
+                "stopped_early": self.plateau,
                 "device": str(device),
                 "threads": torch.get_num_threads(),
                 "processes": self._processes,
                 "started_at": self.started_at,
-                "saved_at": _now(),
+                "saved_at": now(),
             },
         )
 
@@ -115,5 +122,6 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def _now() -> str:
+def now() -> str:
+    """Return the time as checkpoints state it, ISO 8601, UTC."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

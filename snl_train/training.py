@@ -19,10 +19,14 @@ from torch.profiler import record_function
 from snl_runtime.errors import ConfigError, TrainingDivergedError
 from snl_runtime.progress import ProgressReporter, no_progress
 from snl_train.averaging import WeightAverage, check_batch_statistics, estimate_statistics
+from snl_train.budget import Plateau
+from snl_train.checkpoint import Checkpoint
 from snl_train.config import TrainConfig
+from snl_train.continuing import check_same_images, take_memory
 from snl_train.data.dataset import TrainingData
 from snl_train.data.sampling import BalancedBatches
 from snl_train.device import half_precision, resolve_device
+from snl_train.early_stopping import held_out_loss, split_for_early_stop
 from snl_train.losses import structural_loss
 from snl_train.memory_fit import fit_memory, split_for_normalization, weigh_student
 from snl_train.memory_training import train_memory
@@ -32,7 +36,7 @@ from snl_train.models.whitening import fit_own_whitening
 from snl_train.muon import make_optimizers
 from snl_train.output import is_finished, replacing
 from snl_train.ranks import ALONE, Ranks
-from snl_train.resume import check_same_config, check_same_data, read_resume_point, resume_path
+from snl_train.resume import check_same_budget, check_same_config, check_same_data, read_resume_point, resume_path
 from snl_train.saving import Saver
 from snl_train.schedule import learning_rate
 from snl_train.synthetic_anomalies import SyntheticAnomalies
@@ -40,7 +44,9 @@ from snl_train.training_result import TrainingResult, complete_already
 
 LOG_EVERY_STEPS = 10
 SAVE_EVERY_S = 60.0
-"""Epochs that end sooner after the last save are not saved: small datasets have epochs of seconds."""
+"""Shortest time between two saves."""
+MAX_SAVE_SHARE = 0.05
+"""Most of the time that is spent saving: measuring statistics and whitening for a checkpoint may take longer than many steps."""
 STATISTICS_BATCHES = 64
 """First batches of a training, on which batch statistics and whitening are measured at its end."""
 
@@ -56,15 +62,16 @@ def train(  # noqa: PLR0913  # what a caller may ask or be told while it runs
     resume: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
     augment: Augmentation | None = None,
+    memory: Checkpoint | None = None,
     save_every_s: float = SAVE_EVERY_S,
     progress: ProgressReporter = no_progress,
     ranks: Ranks = ALONE,
 ) -> TrainingResult:
     """Train and write the checkpoint, its log and its training state.
 
-    Checkpoint and training state are written at the end of the epochs (at most once in ``save_every_s``) and when stopped; at the end of the
-    training the checkpoint is written and the state removed. A resumed training gives the same weights to the bit as one that was never stopped, on
-    the same CPU with as many threads.
+    Checkpoint and training state are written every few steps (at most once in ``save_every_s``, and for at most ``MAX_SAVE_SHARE`` of the time) and
+    when stopped; at the end of the training, which may be in the middle of an epoch, the checkpoint is written and the state removed. A resumed
+    training gives the same weights to the bit as one that was never stopped, on the same CPU with as many threads.
 
     Args:
         config: All settings.
@@ -74,8 +81,10 @@ def train(  # noqa: PLR0913  # what a caller may ask or be told while it runs
         resume: Continue from the training state beside ``out``; changes nothing if that training is complete.
         should_stop: Asked after every step; True saves and returns.
         augment: Changes each batch of training images; None for none.
-        save_every_s: Shortest time between two saves at epoch ends.
-        progress: Told images, epoch and loss after every step.
+        memory: Model whose memory, of the same images, stands beside the student, see :func:`snl_train.continuing.take_memory`; None fits one where
+            the configuration has one.
+        save_every_s: Shortest time between two saves.
+        progress: Told images, step and loss after every step.
         ranks: The processes that train together, see :func:`snl_train.ranks.join_ranks`. Each calls this with the same arguments; the writer alone
             writes, and a stop that one of them asks for stops all.
 
@@ -91,29 +100,36 @@ def train(  # noqa: PLR0913  # what a caller may ask or be told while it runs
         return train_memory(config, data, out, resume=resume, progress=progress)
     if resume and is_finished(out):
         return complete_already(config, data, out)
+    if memory is not None:
+        check_same_images(memory, data)
     with contextlib.nullcontext() if resume or not ranks.is_writer else replacing(out), _naming_last_good(out):
-        learned, peaks = split_for_normalization(data, config) if config.memory.centers else (data, None)
+        learned, kept = _split(data, config)
+        peaks = kept if config.memory.centers else None
         batches = BalancedBatches(learned.labels, config.batch_size, seed=config.seed)
         per_epoch = batches.batches_per_epoch
         saver = Saver(config, data, out, batches_per_epoch=per_epoch, processes=ranks.world_size)
         ranks.require_same("training images", saver.fingerprint)
-        state = _read_state(saver) if resume else None
-        trainer = Trainer(config, total_steps=saver.total_steps, augment=augment, load_teacher_weights=state is None, ranks=ranks)
+        state = _read_state(saver, per_epoch) if resume else None
+        plateau = Plateau(config.early_stop)
+        is_taught = state is None and memory is None
+        trainer = Trainer(config, total_steps=saver.total_steps, augment=augment, load_teacher_weights=is_taught, ranks=ranks)
         if state is not None:
             trainer.load_state_dict(state)
+            plateau.load_state_dict(state["plateau"])
         elif peaks is not None:
-            trainer.fit_memory(learned, peaks, progress)
+            trainer.fit_memory(learned, peaks, progress, memory)
 
         def save() -> None:
             first = map(ranks.share, islice(batches, STATISTICS_BATCHES))
             weights = trainer.weights((_read(learned, numbers) for numbers in first), peaks)
-            state = trainer.state_dict()
+            state = {**trainer.state_dict(), "plateau": plateau.state_dict()}
             if ranks.is_writer:
                 saver.save(weights, state, steps_done=trainer.steps_done, device=trainer.device)
             ranks.barrier()
 
         first_step, saved_step = trainer.steps_done, -1
         started_s = saved_s = time.monotonic()
+        pause_s = save_every_s
         with (
             MetricsLog(metrics_path(out) if ranks.is_writer else None, steps_done=first_step, steps_per_epoch=per_epoch) as log,
             progress(saver.total_steps * config.batch_size, unit="images", label="train", done=first_step * config.batch_size) as counter,
@@ -122,17 +138,21 @@ def train(  # noqa: PLR0913  # what a caller may ask or be told while it runs
                 rate = trainer.learning_rate
                 log.add(trainer.step(images, torch.from_numpy(batches.labels[numbers])), config.batch_size)
                 step = trainer.steps_done
-                is_epoch_end = step % per_epoch == 0
-                is_stopping = ranks.any(should_stop())
-                if step % LOG_EVERY_STEPS == 0 or is_epoch_end or is_stopping:
-                    log.write(step, rate)
+                loss = ranks.average(trainer.held_out_loss(kept)) if kept is not None and plateau.is_due(step) else None
+                if loss is not None and plateau.add(step, loss):
+                    saver.plateau = plateau.facts(step)
+                is_stopping = ranks.any(should_stop() or saver.is_complete(step))
+                if step % LOG_EVERY_STEPS == 0 or loss is not None or is_stopping:
+                    log.write(step, rate, held_out_loss=loss)
                 notes = {"loss": log.last_losses["total"]} if log.last_losses else {}
-                counter.advance(config.batch_size, epoch=f"{-(-step // per_epoch)}/{config.epochs}", **notes)
+                counter.advance(config.batch_size, step=f"{step}/{saver.total_steps}", **notes)
                 if is_stopping:
                     break
-                if is_epoch_end and ranks.any(time.monotonic() - saved_s >= save_every_s):
+                if step % LOG_EVERY_STEPS == 0 and ranks.any(time.monotonic() - saved_s >= pause_s):
+                    began_s = time.monotonic()
                     save()
                     saved_s, saved_step = time.monotonic(), step
+                    pause_s = max(save_every_s, (saved_s - began_s) / MAX_SAVE_SHARE)
         seconds = time.monotonic() - started_s
         if trainer.steps_done != saved_step:
             save()
@@ -147,7 +167,8 @@ def train(  # noqa: PLR0913  # what a caller may ask or be told while it runs
         losses=log.last_losses,
         images_per_s=steps * config.batch_size / seconds if steps else 0.0,
         seconds=seconds,
-        is_complete=trainer.steps_done >= saver.total_steps,
+        is_complete=saver.is_complete(trainer.steps_done),
+        stopped_early=saver.plateau,
     )
 
 
@@ -158,7 +179,7 @@ class Trainer:
         config: The whole configuration.
         total_steps: Optimizer steps of the whole training, which the learning rate and the average depend on.
         augment: Applied to every batch; None for none.
-        load_teacher_weights: False where a stored state is loaded next.
+        load_teacher_weights: False where a stored state or another model's teacher is loaded next.
         ranks: The processes that train together.
 
     Raises:
@@ -174,7 +195,6 @@ class Trainer:
         load_teacher_weights: bool = True,
         ranks: Ranks = ALONE,
     ) -> None:
-        check_batch_statistics(config)
         self._config = config
         self._ranks = ranks
         self._total_steps = total_steps
@@ -183,7 +203,8 @@ class Trainer:
         self.steps_done = 0
         self.device = ranks.place(resolve_device(config.device))
         torch.manual_seed(config.seed)
-        model = build_model(config.model, config.memory, load_teacher_weights=load_teacher_weights).train()
+        model = build_model(config.model, config.memory, size_hw=config.image_size, load_teacher_weights=load_teacher_weights).train()
+        check_batch_statistics(config, model.size_multiple_px)
         # Channels last takes 15 to 25 % less processor time per step (ResNet-18, 64 and 128 px), and is what tensor cores want.
         self._model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         ranks.synchronize_batch_norm(self._model)
@@ -201,10 +222,17 @@ class Trainer:
         """Learning rate of the next optimizer step."""
         return learning_rate(self.steps_done, self._total_steps, self._config.optim)
 
-    def fit_memory(self, learned: TrainingData, peaks: TrainingData, progress: ProgressReporter) -> None:
-        """Fit the memory beside the student, see :func:`snl_train.memory_fit.fit_memory`."""
-        fit_memory(self._model, learned, peaks, self._config, progress=progress)
+    def fit_memory(self, learned: TrainingData, peaks: TrainingData, progress: ProgressReporter, memory: Checkpoint | None = None) -> None:
+        """Fit the memory beside the student, see :func:`snl_train.memory_fit.fit_memory`; or take that of another model."""
+        if memory is None:
+            fit_memory(self._model, learned, peaks, self._config, progress=progress)
+        else:
+            take_memory(self._model, memory, peaks, self._config)
         self._ranks.copy_from_writer(self._model)
+
+    def held_out_loss(self, data: TrainingData) -> float:
+        """Return the loss of good images with the last weights, averaged or not, see :func:`snl_train.early_stopping.held_out_loss`."""
+        return held_out_loss(self._model, data, self._config)
 
     def step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Train on one batch and return its losses by name, detached, on the device and averaged over the processes.
@@ -373,10 +401,18 @@ def _naming_last_good(out: Path) -> Iterator[None]:
         raise TrainingDivergedError(f"{error}; {kept}") from error
 
 
-def _read_state(saver: Saver) -> Mapping[str, Any]:
+def _split(data: TrainingData, config: TrainConfig) -> tuple[TrainingData, TrainingData | None]:
+    """Return the images that are learned from, and those that are not because a memory or early stopping measures something on them."""
+    if config.memory.centers:
+        return split_for_normalization(data, config)
+    return split_for_early_stop(data, config) if config.early_stop.patience else (data, None)
+
+
+def _read_state(saver: Saver, batches_per_epoch: int) -> Mapping[str, Any]:
     """Return the state that a training continues from; its files go on saying when it first began."""
     point = read_resume_point(resume_path(saver.out))
     check_same_config(point.config, saver.config)
+    check_same_budget(point.config, saver.config, batches_per_epoch=batches_per_epoch)
     check_same_data(point, fingerprint=saver.fingerprint, image_count=len(saver.data.samples), root=saver.data.root)
     saver.started_at = point.started_at
     return point.state

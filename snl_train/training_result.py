@@ -1,5 +1,6 @@
 """How a training ended, and what is said of one that was complete before."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +22,13 @@ class TrainingResult:
         metrics_path: Losses, learning rates and speed over the training; no such file for the method ``memory``.
         resume_path: What ``--resume`` continues from; there is no such file once the training is complete.
         steps_done: Optimizer steps behind the checkpoint.
-        total_steps: Steps of the whole training.
+        total_steps: Steps that the training was given; 0 where nothing is trained.
         epochs_done: Whole epochs behind the checkpoint.
         losses: Mean of each loss term over the last logged steps.
         images_per_s: Over this process's part of the training; 0 if there was nothing left to do.
         seconds: The same part's duration, without the last save.
         is_complete: False if it was stopped before the last step.
+        stopped_early: Loss and steps of the plateau that ended it before its budget, see :class:`snl_train.budget.Plateau`; None if none did.
     """
 
     checkpoint_path: Path
@@ -39,6 +41,7 @@ class TrainingResult:
     images_per_s: float
     seconds: float
     is_complete: bool
+    stopped_early: Mapping[str, float] | None = None
 
 
 def finished_result(stored: Checkpoint, out: Path, *, seconds: float = 0.0, images_per_s: float = 0.0) -> TrainingResult:
@@ -49,12 +52,13 @@ def finished_result(stored: Checkpoint, out: Path, *, seconds: float = 0.0, imag
         metrics_path=metrics_path(out),
         resume_path=resume_path(out),
         steps_done=steps,
-        total_steps=steps,
+        total_steps=int(stored.provenance["total_steps"]),
         epochs_done=stored.epochs_done,
         losses={},
         images_per_s=images_per_s,
         seconds=seconds,
         is_complete=True,
+        stopped_early=stored.provenance["stopped_early"],
     )
 
 
@@ -67,8 +71,9 @@ def complete_already(config: TrainConfig, data: TrainingData, out: Path) -> Trai
     """
     stored = load_checkpoint(out)
     check_same_config(stored.config, config)
-    if config.epochs != stored.config.epochs:
-        raise ConfigError(f"{out} is complete after {stored.config.epochs} epochs and has no state to continue from; train to another --out")
+    if (config.steps, config.epochs) != (stored.config.steps, stored.config.epochs):
+        done = stored.provenance["steps_done"]
+        raise ConfigError(f"{out} is complete after {done} steps and has no state to continue from; train to another --out")
     if list(stored.training_image_sha256) != image_hashes(data):
         raise DataError(f"cannot resume: {out} is complete, and the training images in {data.root} are not those it was trained on")
     return finished_result(stored, out)

@@ -218,7 +218,8 @@ def baseline_epochs(baseline: str, image_count: int, config: TrainConfig, *, min
     """Return the passes over the training images: one for PatchCore, else the protocol's or what ``min_steps`` optimizer steps take."""
     if baseline == "PatchCore":
         return 1
-    return max(config.epochs, -(-min_steps // max(1, image_count // config.batch_size)))
+    per_epoch = max(1, image_count // config.batch_size)  # Lightning drops the last batch
+    return max(config.epochs or -(-config.total_steps(per_epoch) // per_epoch), -(-min_steps // per_epoch))
 
 
 def baseline_precision(baseline: str, config: TrainConfig, device: str) -> str:

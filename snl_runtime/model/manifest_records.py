@@ -83,6 +83,8 @@ class DecisionChange:
         reverted_to: Number in the history of the decision that this one repeats, counted from 1; None for a new fit.
         accepted_lenient: Why it may be more lenient than the decision before, in the words of that person; None if it is not.
         accepted_passes: Names of images that must not pass and that it passes all the same, for the same reason.
+        kept_from: Hash of the file that it was fitted on, where a product was added to the model since and the scores of this one were found to be
+            the same; None otherwise.
     """
 
     written_at: str
@@ -90,6 +92,7 @@ class DecisionChange:
     reverted_to: int | None = None
     accepted_lenient: str | None = None
     accepted_passes: list[str] = field(default_factory=list)
+    kept_from: str | None = field(default=None, metadata=ADDED_LATER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

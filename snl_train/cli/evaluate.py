@@ -126,7 +126,11 @@ def _open_checkpoint(options: argparse.Namespace) -> _Model:
         runs_on=f"PyTorch on {scorer.device}",
         trained_on=frozenset(checkpoint.training_image_sha256),
         trained_sizes=checkpoint.provenance.get("frame_sizes", {}),
-        config={**to_plain(checkpoint.config), "epochs_done": checkpoint.epochs_done},
+        config={
+            **to_plain(checkpoint.config),
+            "epochs_done": checkpoint.epochs_done,
+            **{name: checkpoint.provenance.get(name) for name in ("steps_done", "total_steps", "stopped_early")},
+        },
         bit_depth=checkpoint.config.data.bit_depth,
     )
 

@@ -1,5 +1,6 @@
 """Training images in memory: every file is decoded, hashed and resized once."""
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Sequence
@@ -96,6 +97,26 @@ class TrainingData:
         for sample in self.samples:
             digest.update(printable(f"{sample.class_name}\0{sample.pixel_sha256}\n").encode())
         return digest.hexdigest()
+
+
+def keep_back(data: TrainingData, share: float, *, seed: int, at_most: int) -> tuple[TrainingData, TrainingData]:
+    """Return the training images that are learned from, and at most ``at_most`` of those that are not, as many of each product.
+
+    The second has no images where ``share`` of a product's is none. Unlike ``data.held_out`` they are part of the training: what is measured on them
+    decides about the model.
+
+    Args:
+        data: All training images.
+        share: Share of each product's images that are not learned from, in (0, 1).
+        seed: Chooses them.
+        at_most: Most of them that are returned.
+
+    Raises:
+        ConfigError: If a product would keep no image to learn from.
+    """
+    learned, kept_back = hold_out(data.samples, share, seed=seed)
+    chosen = limit_per_class(kept_back, max(1, at_most // len(data.classes)), seed=seed)
+    return dataclasses.replace(data, samples=learned), dataclasses.replace(data, samples=chosen)
 
 
 def load_training_data(

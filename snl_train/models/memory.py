@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from snl_train.config import MemoryConfig
 from snl_train.features import full_precision
+from snl_train.memory_config import MemoryConfig
 
 TILE_CENTERS = 64
 """Centers whose products with all cells exist at a time, which then fit a CPU's cache: 512 centers of layer1 at 256 px in tiles of 64 take 9 ms of
@@ -43,6 +43,20 @@ class FeatureMemory(nn.Module):
         self.center_count = config.centers
         self.codebooks = nn.ModuleList(Codebook(channels[layer - 1], config.centers) for layer in config.layers)
         self.register_buffer("student_weight", torch.tensor(1.0))
+
+    @property
+    def books(self) -> list["Codebook"]:
+        """The codebooks, in the order of ``layers``."""
+        return [codebook for codebook in self.codebooks if isinstance(codebook, Codebook)]
+
+    def take_centers(self, centers: Sequence[Tensor]) -> None:
+        """Set the centers of every codebook, (N, D) each, in the order of ``layers``.
+
+        Raises:
+            ValueError: If their shapes are not the codebooks', or one is not finite.
+        """
+        for codebook, of_layer in zip(self.books, centers, strict=True):
+            codebook.set_centers(of_layer)
 
     def forward(self, teacher: Sequence[Tensor]) -> list[Tensor]:
         """Return the weighted distances of each layer, (B, H_k, W_k) float32, for the teacher's features [(B, C_k, H_k, W_k)], layer1 first."""

@@ -10,6 +10,11 @@ from snl_runtime.errors import ConfigError
 
 Block = type[BasicBlock] | type[Bottleneck]
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+"""Mean of the images that torchvision's networks were trained on, RGB, of values in [0, 1]."""
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Standard deviation of the same."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResNetSpec:
@@ -17,18 +22,21 @@ class ResNetSpec:
 
     block: Block
     """Residual block of torchvision."""
-    depths: tuple[int, int, int]
+    depths: tuple[int, ...]
     """Blocks of layer1, layer2, layer3; also of the decoder's stages for 256, 128 and 64 planes (RD4AD does not mirror them)."""
     base_width: int = 64
     """Inner width of a bottleneck block at 64 planes (128 for the wide ResNet)."""
     oce_depth: int = 2
     """Residual blocks of the one-class embedding (RD4AD: 2 for basic blocks, 3 for bottleneck blocks)."""
 
+    widths: tuple[int, ...] = ()
+    """Channels of each scale of a teacher that is no ResNet, whose decoder is built of these blocks; empty for a ResNet."""
+
     @property
-    def channels(self) -> tuple[int, int, int]:
+    def channels(self) -> tuple[int, ...]:
         """Channels of layer1, layer2, layer3."""
         expansion = self.block.expansion
-        return (64 * expansion, 128 * expansion, 256 * expansion)
+        return self.widths or (64 * expansion, 128 * expansion, 256 * expansion)
 
 
 SPECS: dict[str, ResNetSpec] = {
@@ -40,7 +48,7 @@ SPECS: dict[str, ResNetSpec] = {
 
 
 def spec_of(architecture: str) -> ResNetSpec:
-    """Return the layout of an architecture.
+    """Return the layout of a ResNet.
 
     Raises:
         ConfigError: If it is not one of ``SPECS``.
@@ -51,13 +59,23 @@ def spec_of(architecture: str) -> ResNetSpec:
 
 
 class ResNetPyramid(nn.Module):
-    """ResNet from the stem to layer3; gives the features of layer1, layer2 and layer3 at strides 4, 8 and 16."""
+    """ResNet from the stem to layer3; gives the features of layer1, layer2 and layer3 at strides 4, 8 and 16.
+
+    Attributes:
+        architecture: Name as in the configuration.
+        channels: Of each scale.
+        strides: Of each scale.
+        mean: Of the images that it was trained on, RGB, of values in [0, 1].
+        std: Standard deviation of the same.
+    """
 
     def __init__(self, architecture: str) -> None:
         super().__init__()
         spec = spec_of(architecture)
         self.architecture = architecture
         self.channels = spec.channels
+        self.strides = (4, 8, 16)
+        self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
         self.conv1 = nn.Conv2d(3, 64, kernel_size=7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
@@ -72,7 +90,7 @@ class ResNetPyramid(nn.Module):
         x: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         return x
 
-    def forward(self, images: Tensor, *, stages: int = 3) -> list[Tensor]:
+    def forward(self, images: Tensor, *, stages: int | None = None) -> list[Tensor]:
         """Return [(B, C1, H/4, W/4), (B, C2, H/8, W/8), (B, C3, H/16, W/16)], the first ``stages`` of them, for normalized images (B, 3, H, W)."""
         features: list[Tensor] = []
         x = self.stem(images)

@@ -1,66 +1,64 @@
 """Reverse distillation (RD4AD): a bottleneck over all teacher scales and a decoder that gives the teacher's features back."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, conv1x1, conv3x3
 
-from snl_train.models.resnet import ResNetSpec, initialize, residual_stage, spec_of
+from snl_train.models.resnet import ResNetSpec, initialize, residual_stage
 
 
 class Bottleneck(nn.Module):
-    """Multi-scale feature fusion and one-class embedding: three teacher scales to one small tensor.
+    """Multi-scale feature fusion and one-class embedding: the teacher's scales to one small tensor.
 
-    3x3 convolutions of stride 2 bring layer1 (two of them) and layer2 (one) to layer3's grid and width; the three are concatenated and one
-    residual stage halves the grid.
+    3x3 convolutions of stride 2, one for each scale between, bring the finer scales to the grid and width of the coarsest; all are concatenated and
+    one residual stage halves the grid.
     """
 
-    def __init__(self, architecture: str) -> None:
+    def __init__(self, spec: ResNetSpec) -> None:
         super().__init__()
-        spec = spec_of(architecture)
-        first, second, third = spec.channels
-        self.fuse_layer1 = nn.Sequential(_halve(first, second), _halve(second, third))
-        self.fuse_layer2 = _halve(second, third)
-        self.embed = residual_stage(spec, 3 * third, 512, depth=spec.oce_depth, stride=2)
+        channels = spec.channels
+        self.fuse = nn.ModuleList(nn.Sequential(*(_halve(*pair) for pair in pairwise(channels[scale:]))) for scale in range(len(channels) - 1))
+        self.embed = residual_stage(spec, len(channels) * channels[-1], 2 * channels[-1] // spec.block.expansion, depth=spec.oce_depth, stride=2)
         initialize(self)
 
     def forward(self, teacher: Sequence[Tensor]) -> Tensor:
-        """Return (B, 512 * expansion, H/32, W/32) for the teacher's three scales."""
-        layer1, layer2, layer3 = teacher
-        fused = torch.cat([self.fuse_layer1(layer1), self.fuse_layer2(layer2), layer3], 1)  # (B, 3 * C3, H/16, W/16)
+        """Return (B, 2 * C_K, H_K / 2, W_K / 2) for the teacher's K scales (B, C_k, H_k, W_k), finest first."""
+        *finer, coarsest = teacher
+        fused = torch.cat([*(fuse(features) for fuse, features in zip(self.fuse, finer, strict=True)), coarsest], 1)  # (B, K * C_K, H_K, W_K)
         embedded: Tensor = self.embed(fused)
         return embedded
 
 
 class ReverseStudent(nn.Module):
-    """Decoder from the bottleneck's tensor to features shaped like the teacher's layer3, layer2 and layer1.
+    """Decoder from the bottleneck's tensor to features shaped like the teacher's, coarsest first.
 
     Args:
-        architecture: The teacher's.
+        spec: The teacher's channels, and the blocks that the decoder consists of.
         crams: One module per scale, layer1 first, that turns a stage's output into the student's feature; None for the plain method.
         cram_feeds_next: Whether the next stage sees the output of ``crams`` (True) or their input.
     """
 
-    def __init__(self, architecture: str, crams: nn.ModuleList | None = None, *, cram_feeds_next: bool = True) -> None:
+    def __init__(self, spec: ResNetSpec, crams: nn.ModuleList | None = None, *, cram_feeds_next: bool = True) -> None:
         super().__init__()
-        spec = spec_of(architecture)
-        _, second, third = spec.channels
-        deepest = 512 * spec.block.expansion
-        self.stage3 = _decoder_stage(spec, deepest, 256, depth=spec.depths[0])
-        self.stage2 = _decoder_stage(spec, third, 128, depth=spec.depths[1])
-        self.stage1 = _decoder_stage(spec, second, 64, depth=spec.depths[2])
+        outputs = spec.channels[::-1]
+        inputs = (2 * outputs[0], *outputs[:-1])
+        stages = (_decoder_stage(spec, *sizes, depth=depth) for *sizes, depth in zip(inputs, outputs, spec.depths, strict=True))
+        self.stages = nn.ModuleList(stages)
+        """Coarsest first."""
         initialize(self)
         self.crams = crams
         self.cram_feeds_next = cram_feeds_next
 
     def forward(self, embedded: Tensor) -> list[Tensor]:
-        """Return [layer1-, layer2-, layer3-shaped] features for the bottleneck's tensor."""
+        """Return features shaped like the teacher's, finest first, for the bottleneck's tensor."""
         features: list[Tensor] = []
         x = embedded
-        for scale, stage in ((2, self.stage3), (1, self.stage2), (0, self.stage1)):
+        for number, stage in enumerate(self.stages, 1):
             x = stage(x)
-            feature = x if self.crams is None else self.crams[scale](x)
+            feature = x if self.crams is None else self.crams[-number](x)
             features.insert(0, feature)
             x = feature if self.cram_feeds_next else x
         return features
@@ -94,8 +92,8 @@ class DecoderBlock(nn.Module):
         return y
 
 
-def _decoder_stage(spec: ResNetSpec, in_channels: int, planes: int, *, depth: int) -> nn.Sequential:
-    out_channels = planes * spec.block.expansion
+def _decoder_stage(spec: ResNetSpec, in_channels: int, out_channels: int, *, depth: int) -> nn.Sequential:
+    planes = out_channels // spec.block.expansion
     first = DecoderBlock(spec, in_channels, planes, is_doubling=True)
     return nn.Sequential(first, *(DecoderBlock(spec, out_channels, planes, is_doubling=False) for _ in range(depth - 1)))
 

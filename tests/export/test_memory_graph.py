@@ -19,7 +19,8 @@ from snl_export.onnx_export import BatchSize, export_onnx  # noqa: E402
 from snl_runtime.backends import open_backend  # noqa: E402
 from snl_runtime.model.manifest import read_manifest  # noqa: E402
 from snl_train import scoring  # noqa: E402
-from snl_train.config import MemoryConfig, ModelConfig, ScoreConfig  # noqa: E402
+from snl_train.config import ModelConfig, ScoreConfig  # noqa: E402
+from snl_train.memory_config import MemoryConfig  # noqa: E402
 from snl_train.models import TeacherStudent, build_model  # noqa: E402
 from tolerances import EXPORTED_FP16_ABS, EXPORTED_FP32_ABS  # noqa: E402
 

@@ -17,7 +17,7 @@ NEEDED = {"train": ["snl_train"], "export": ["export", "calibration", "snl_train
 """Folders whose imports an extra must bring; the runtime's libraries are optional one by one, and each backend names its own."""
 ALWAYS = {"cv2"}
 """What the runtime cannot do without as soon as an image is read."""
-OPTIONAL = {"tensorrt", "tensorrt_rtx"}
+OPTIONAL = {"tensorrt", "tensorrt_rtx", "timm"}
 
 
 def imported(folder: Path) -> set[str]:

@@ -10,10 +10,11 @@ torch = pytest.importorskip("torch")
 
 from snl_runtime.errors import ConfigError, DataError  # noqa: E402
 from snl_train.checkpoint import load_checkpoint  # noqa: E402
-from snl_train.config import MemoryConfig, ModelConfig, TrainConfig, load_config  # noqa: E402
+from snl_train.config import ModelConfig, TrainConfig, load_config  # noqa: E402
 from snl_train.data.dataset import TrainingData, load_training_data  # noqa: E402
 from snl_train.evaluation import CheckpointScorer  # noqa: E402
 from snl_train.memory_centers import Candidates, choose_centers  # noqa: E402
+from snl_train.memory_config import MemoryConfig  # noqa: E402
 from snl_train.memory_fit import split_for_normalization  # noqa: E402
 from snl_train.models.memory import TILE_CENTERS, Codebook, FeatureMemory, remembered_features  # noqa: E402
 from snl_train.scoring import memory_maps, score_features  # noqa: E402

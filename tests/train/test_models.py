@@ -14,6 +14,7 @@ from snl_runtime.errors import ConfigError
 from snl_train.config import LossConfig, ModelConfig
 from snl_train.losses import structural_loss
 from snl_train.models import Cram, ForwardStudent, ReverseStudent, Teacher, TeacherStudent, build_model, build_teacher, fetch_teacher
+from snl_train.models.resnet import ResNetPyramid
 from snl_train.models.weights import load_state
 
 SHARED_WEIGHTS = Path(__file__).parents[3] / "shared" / "weights" / "resnet18_imagenet_stem-layer3.safetensors"
@@ -302,22 +303,22 @@ def test_bottleneck_and_decoder_are_rd4ads(architecture: Any, bottleneck: tuple[
     assert model.bottleneck is not None
     assert isinstance(model.student, ReverseStudent)
     assert len(model.bottleneck.embed) == bottleneck[0]
-    assert tuple(len(stage) for stage in (model.student.stage3, model.student.stage2, model.student.stage1)) == decoder
+    assert tuple(len(stage) for stage in model.student.stages) == decoder
     layers = [part for part in model.student.modules() if isinstance(part, nn.ConvTranspose2d)]
     assert [(part.kernel_size, part.stride, part.bias) for part in layers] == [((2, 2), (2, 2), None)] * 6
-    assert model.student.stage3[0].shortcut[0].in_channels == bottleneck[1]  # type: ignore[union-attr, index]
+    assert model.student.stages[0][0].shortcut[0].in_channels == bottleneck[1]  # type: ignore[union-attr, index]
 
 
 def test_the_wide_bottleneck_and_decoder_are_twice_as_wide_inside() -> None:
     model = build_model(ModelConfig(method="rd", teacher="wide_resnet50_2"), load_teacher_weights=False)
     assert model.bottleneck is not None
     assert model.bottleneck.embed[1].conv2.out_channels == 1024  # type: ignore[union-attr]  # 512 planes, base width 128
-    inner = [part.out_channels for part in model.student.stage1[1].modules() if isinstance(part, nn.Conv2d)]  # type: ignore[union-attr, index]
+    inner = [part.out_channels for part in model.student.stages[-1][1].modules() if isinstance(part, nn.Conv2d)]  # type: ignore[union-attr, index]
     assert inner == [128, 128, 256]
 
 
 def test_forward_student_without_crams_is_the_teachers_network() -> None:
-    teacher, student = build_teacher("resnet18", "random", seed=0), ForwardStudent("resnet18").eval()
+    teacher, student = build_teacher("resnet18", "random", seed=0), ForwardStudent(ResNetPyramid("resnet18")).eval()
     load_state(student.backbone, teacher.state_dict(), "teacher")
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():

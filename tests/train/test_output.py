@@ -246,7 +246,7 @@ def test_state_is_whole_or_unchanged_when_a_save_fails(data, unfinished, monkeyp
 def test_complete_training_has_no_state_to_add_epochs_to(data, tmp_path):
     optim = OptimConfig(schedule="constant")
     train(make_config(epochs=1, optim=optim), data, tmp_path / "x.pt")
-    with pytest.raises(ConfigError, match="complete after 1 epochs"):
+    with pytest.raises(ConfigError, match="complete after 2 steps"):
         train(make_config(epochs=2, optim=optim), data, tmp_path / "x.pt", resume=True)
 
 

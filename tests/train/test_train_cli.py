@@ -38,6 +38,7 @@ def test_defaults_are_the_paper_preset():
         ("--image-size 128", lambda c: c.image_size == (128, 128)),
         ("--image-size 128x192", lambda c: c.image_size == (128, 192)),
         ("--epochs 3 --batch-size 5 --seed 9", lambda c: (c.epochs, c.batch_size, c.seed) == (3, 5, 9)),
+        ("--steps 30", lambda c: (c.steps, c.epochs) == (30, None)),
         ("--lr 0.25 --hold-out 0.2", lambda c: (c.optim.learning_rate, c.data.hold_out) == (0.25, 0.2)),
         ("--device cpu --skip-unreadable", lambda c: (c.device, c.data.skip_unreadable) == ("cpu", True)),
         ("--preset best", lambda c: c == preset_config("best")),
@@ -85,7 +86,7 @@ def test_text_names_checkpoint_classes_and_speed(plain_root, tmp_path, capsys):
     captured = capsys.readouterr()
     for part in (str(out), "bolt, ring", "12 images", "images/s"):
         assert part in captured.out
-    for part in ("read: 12/12 images, 100 %", "train: 12/12 images, 100 %", "epoch 1/1"):
+    for part in ("read: 12/12 images, 100 %", "train: 12/12 images, 100 %", "step 3/3"):
         assert part in captured.err
 
 

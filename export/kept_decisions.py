@@ -1,0 +1,113 @@
+"""Decisions of a model that products were added to: kept for the products whose scores are found to be the same, refused by name for the others."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+
+from snl_calibration.leniency import default_author
+from snl_calibration.synthetic_defects import DEFECT_KINDS, add_defect
+from snl_runtime.errors import ConfigError
+from snl_runtime.model.manifest import Decision, DecisionChange, Manifest
+from snl_runtime.scorer import Scorer
+from snl_runtime.types import AnomalyMap, Image
+from snl_train.checkpoint import Checkpoint
+
+_SEEDS = 4
+"""Synthetic defects of each kind on each golden sample."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptDecisions:
+    """What became of the decisions of the file that an export replaces.
+
+    Attributes:
+        decisions: Those that hold for the new file too, with its hash.
+        refused: Product to why its decision does not hold, one clause.
+    """
+
+    decisions: list[Decision] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> list[str]:
+        """One sentence for each product."""
+        kept = [f"{decision.product}: the decision holds, its scores are the same" for decision in self.decisions]
+        return [*kept, *(f"{product}: the decision does not hold, {why}: calibrate again" for product, why in sorted(self.refused.items()))]
+
+
+def keep_decisions(
+    checkpoint: Checkpoint, earlier: Manifest | None, earlier_path: Path, new_path: Path, *, precision: str, tolerance: float
+) -> KeptDecisions:
+    """Compare the anomaly maps of the replaced file and the new one, product by product, and keep the decisions of those whose maps are the same.
+
+    Looked at are the golden samples of the product and synthetic defects on them: with more centers a defect may score lower where good parts score
+    as before. Evidence, and no proof for every defect: that is why decisions are kept only where a person asks for it.
+
+    Args:
+        checkpoint: What is exported.
+        earlier: Manifest of the file that is replaced.
+        earlier_path: That file.
+        new_path: The new file with its manifest beside it.
+        precision: Of the new file.
+        tolerance: Largest difference of two maps that are the same, as a share of the larger map's highest value.
+
+    Raises:
+        ConfigError: If there is nothing to keep, or the new file is not the earlier one with products added, in the same precision.
+    """
+    current = _current_decisions(checkpoint, earlier, earlier_path, precision)
+    kept = KeptDecisions()
+    with Scorer(earlier_path) as before, Scorer(new_path) as after:
+        for product, decision in current.items():
+            images = [image for image, name in zip(checkpoint.golden_images, checkpoint.golden_classes, strict=True) if name == product]
+            difference = max((_difference(before, after, image) for golden in images for image in _probes(golden)), default=None)
+            if decision.roi_xyxy is not None:
+                kept.refused[product] = "it looks at a region of interest, and the golden samples show whole frames"
+            elif difference is None:
+                kept.refused[product] = "there is no golden sample of it to compare"
+            elif not difference <= tolerance:
+                kept.refused[product] = f"its anomaly maps differ by up to {100 * difference:.2g} % of their highest value"
+            else:
+                kept.decisions.append(_renewed(decision, after.bundle.sha256))
+    return kept
+
+
+def _current_decisions(checkpoint: Checkpoint, earlier: Manifest | None, earlier_path: Path, precision: str) -> Mapping[str, Decision]:
+    current = {} if earlier is None else earlier.decisions_for(earlier.model_sha256)
+    if earlier is None or not current:
+        raise ConfigError(f"--keep-decisions: {earlier_path} has no decision to keep; leave it out")
+    added = checkpoint.provenance.get("added", [])
+    if not added or earlier.training.get("checkpoint_sha256") not in [one["to_sha256"] for one in added]:
+        raise ConfigError(f"--keep-decisions: the checkpoint is not that of {earlier_path} with products added; leave it out and calibrate again")
+    if earlier.graph.get("precision") != precision:
+        raise ConfigError(
+            f"--keep-decisions: {earlier_path} is {earlier.graph.get('precision')} and the new file {precision}; export in the same one"
+        )
+    return current
+
+
+def _probes(golden: Image) -> Iterator[Image]:
+    yield golden
+    for number, kind in enumerate(DEFECT_KINDS):
+        for seed in range(_SEEDS):
+            yield add_defect(golden, kind, np.random.default_rng([number, seed])).image
+
+
+def _difference(before: Scorer, after: Scorer, image: Image) -> float:
+    first, second = _map(before, image), _map(after, image)
+    return float(np.abs(first - second).max() / max(first.max(), second.max(), np.finfo(np.float32).tiny))
+
+
+def _map(scorer: Scorer, image: Image) -> AnomalyMap:
+    _, maps = scorer.score_inputs(image[None])
+    one: AnomalyMap = maps[0]
+    return one
+
+
+def _renewed(decision: Decision, sha256: str) -> Decision:
+    written_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    change = DecisionChange(written_at=written_at, written_by=default_author(), kept_from=decision.model_sha256)
+    return dataclasses.replace(decision, model_sha256=sha256, change=change)

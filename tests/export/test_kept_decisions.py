@@ -1,0 +1,146 @@
+"""A decision survives the adding of a product where golden samples and synthetic defects have the same anomaly maps; else it is refused by name."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+
+from snl_export.bundle_writer import ExportOptions, export_bundle  # noqa: E402
+from snl_export.kept_decisions import KeptDecisions, keep_decisions  # noqa: E402
+from snl_export.publishing import keeping_history  # noqa: E402
+from snl_runtime.errors import ConfigError  # noqa: E402
+from snl_runtime.files import sha256_file  # noqa: E402
+from snl_runtime.model.manifest import Manifest, read_manifest, update_manifest  # noqa: E402
+from snl_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint  # noqa: E402
+from snl_train.config import ModelConfig, ScoreConfig, TrainConfig  # noqa: E402
+from snl_train.memory_config import MemoryConfig  # noqa: E402
+from snl_train.models import build_model  # noqa: E402
+from snl_train.models.memory import remembered_features  # noqa: E402
+
+SIZE_PX = 64
+
+
+def checkpoint_of(path: Path, golden: np.ndarray, classes: list[str], extra: torch.Tensor | None, **changes: object) -> Path:
+    """Save a memory of random centers and, behind them, ``extra`` (n, D) for layer2."""
+    count = 0 if extra is None else len(extra)
+    model_config = ModelConfig(method="memory", teacher="resnet18", teacher_weights="random")
+    config = TrainConfig(
+        model=model_config,
+        memory=MemoryConfig(centers=8 + count, layers=(2,)),
+        score=ScoreConfig(smoothing_sigma=2.0),
+        image_size=(SIZE_PX, SIZE_PX),
+    )
+    model = build_model(config.model, config.memory).eval()
+    centers = torch.randn(8, 128, generator=torch.Generator().manual_seed(1)) / 128**0.5
+    (book,) = model.memory.books
+    book.set_centers(centers if extra is None else torch.cat([centers, extra]))
+    checkpoint = Checkpoint(
+        config=config,
+        state_dict=model.state_dict(),
+        classes=sorted(set(classes)),
+        seed=0,
+        epochs_done=0,
+        training_image_sha256=["0" * 64],
+        golden_images=golden,
+        golden_classes=classes,
+        provenance={"is_complete": True, "steps_done": 0, "total_steps": 0},
+    )
+    save_checkpoint(path, dataclasses.replace(checkpoint, **changes))
+    return path
+
+
+@pytest.fixture(scope="module")
+def golden() -> np.ndarray:
+    """Coarse noise, one image of each of two products."""
+    return np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+
+
+@pytest.fixture(scope="module")
+def base(golden: np.ndarray, make_decision, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with a decision for each product."""
+    folder = tmp_path_factory.mktemp("base")
+    bundle = export_bundle(checkpoint_of(folder / "first.pt", golden, ["bolt", "nut"], None), folder / "line.onnx", ExportOptions())
+    for product in ("bolt", "nut"):
+        decision = make_decision(product=product, model_sha256=bundle.manifest.model_sha256, roi_xyxy=None)
+        update_manifest(folder / "line.json", lambda manifest, decision=decision: manifest.with_decision(decision))
+    return folder / "line.onnx"
+
+
+def extend(base: Path, folder: Path, golden: np.ndarray, extra: torch.Tensor) -> Path:
+    fact = {"products": ["cap"], "to_sha256": sha256_file(base.with_name("first.pt"))}
+    provenance = {"is_complete": True, "steps_done": 0, "total_steps": 0, "added": [fact]}
+    return checkpoint_of(folder / "second.pt", golden, ["bolt", "nut"], extra, provenance=provenance)
+
+
+@pytest.fixture(scope="module")
+def far(base: Path, golden: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with two centers that are the nearest of nothing, |c|^2 / 2 being what it is; beside its checkpoint, not yet in place of the base."""
+    folder = tmp_path_factory.mktemp("far")
+    second = extend(base, folder, golden, torch.full((2, 128), 10.0))
+    return export_bundle(second, folder / "line.onnx", ExportOptions()).model_path
+
+
+def compared(base: Path, new: Path, earlier: Manifest | None = None, *, precision: str = "fp32") -> KeptDecisions:
+    checkpoint = load_checkpoint(new.with_name("second.pt"))
+    earlier = earlier or read_manifest(base.with_suffix(".json"))
+    return keep_decisions(checkpoint, earlier, base, new, precision=precision, tolerance=1e-4)
+
+
+def test_decisions_hold_where_no_map_changes(base: Path, far: Path):
+    before = read_manifest(base.with_suffix(".json"))
+    kept = compared(base, far)
+    assert [decision.product for decision in kept.decisions] == ["bolt", "nut"]
+    bolt = kept.decisions[0]
+    assert (bolt.model_sha256, bolt.change.kept_from) == (sha256_file(far), before.model_sha256)
+    assert dataclasses.replace(bolt, model_sha256=before.model_sha256, change=before.decisions[0].change) == before.decisions[0]
+    assert "bolt: the decision holds, its scores are the same" in kept.notes
+
+
+def test_decisions_of_products_whose_maps_fell_are_refused_by_name(base: Path, golden: np.ndarray, tmp_path: Path):
+    """A center on features of the second product: its own map falls there, and the command writes no decision for it."""
+    shutil.copytree(base.parent, tmp_path / "line")
+    line = tmp_path / "line" / "line.onnx"
+    model = build_model(ModelConfig(method="memory", teacher="resnet18", teacher_weights="random"), MemoryConfig(centers=1)).eval()
+    with torch.no_grad():
+        features = remembered_features(model.teacher(model.normalize(torch.from_numpy(golden[1:])))[1])
+    cells = features.movedim(1, -1).flatten(0, -2)[::8]
+    bundle = export_bundle(extend(base, tmp_path, golden, cells), line, ExportOptions(keep_decisions=True))
+    assert "nut" not in bundle.manifest.decisions_for(bundle.manifest.model_sha256)
+    (note,) = [note for note in bundle.notes if note.startswith("nut: ")]
+    assert note.startswith("nut: the decision does not hold, its anomaly maps differ by up to")
+    assert bundle.manifest.decisions[:2] == read_manifest(base.with_suffix(".json")).decisions  # the earlier ones stay as history
+
+
+def test_kept_decisions_come_behind_the_history(base: Path, far: Path):
+    earlier = read_manifest(base.with_suffix(".json"))
+    kept = compared(base, far)
+    new = dataclasses.replace(read_manifest(far.with_suffix(".json")), decisions=kept.decisions)
+    once = keeping_history(new, earlier)
+    assert once.decisions == [*earlier.decisions, *kept.decisions]
+    assert keeping_history(once, earlier) == once  # the manifest is read once more when it is replaced
+
+
+def test_product_with_a_region_of_interest_or_without_golden_sample_is_refused(base: Path, far: Path):
+    earlier = read_manifest(base.with_suffix(".json"))
+    with_roi = dataclasses.replace(earlier.decisions[0], roi_xyxy=(0, 0, 32, 32))
+    unseen = dataclasses.replace(earlier.decisions[0], product="ring")
+    kept = compared(base, far, dataclasses.replace(earlier, decisions=[*earlier.decisions, with_roi, unseen]))
+    assert [decision.product for decision in kept.decisions] == ["nut"]
+    assert kept.refused["bolt"].startswith("it looks at a region of interest")
+    assert kept.refused["ring"].startswith("there is no golden sample")
+
+
+def test_files_that_do_not_follow_each_other_keep_nothing(base: Path, far: Path):
+    earlier = read_manifest(base.with_suffix(".json"))
+    other = dataclasses.replace(earlier, training={**earlier.training, "checkpoint_sha256": "f" * 64})
+    with pytest.raises(ConfigError, match="the checkpoint is not that of"):
+        compared(base, far, other)
+    with pytest.raises(ConfigError, match=r"is fp32 and the new file fp16"):
+        compared(base, far, precision="fp16")
+    with pytest.raises(ConfigError, match="has no decision to keep"):
+        compared(base, far, dataclasses.replace(earlier, decisions=[]))
