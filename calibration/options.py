@@ -34,6 +34,12 @@ class CalibrationOptions:
     """The part always lies in the same pose: fit a normalization map, which lowers the anomaly map where good parts score high."""
     roi_xyxy: tuple[int, int, int, int] | None = None
     """Part of the frame that is inspected: left, top, right, bottom in pixels, right and bottom exclusive."""
+    ignore_mask: Path | None = None
+    """Image of the size of the frames, white where nothing is judged; for one product. None judges all of the inspected part."""
+    max_ignored: float = 0.25
+    """Largest share of the inspected part that the ignore mask may hide, from 0 to below 1."""
+    mm_per_px: float | None = None
+    """Millimeters per pixel of the frame, for areas in mm2; None for areas in pixels only."""
     any_size: bool = False
     """Allow every frame whose height, width and aspect each lie within what the good images have; else only their very sizes."""
     bit_depth: int | None = None
@@ -67,6 +73,8 @@ class CalibrationOptions:
             ("max_loosening", 0 <= self.max_loosening < math.inf, "at least 0"),
             ("accept_lenient", self.accept_lenient is None or self.accept_lenient.strip() != "", "a reason in words"),
             ("bit_depth", self.bit_depth in (None, *BIT_DEPTHS), f"one of {', '.join(map(str, BIT_DEPTHS))}"),
+            ("max_ignored", 0 <= self.max_ignored < 1, "from 0 to below 1"),
+            ("mm_per_px", self.mm_per_px is None or 0 < self.mm_per_px < math.inf, "above 0"),
             ("roi_xyxy", _is_box(self.roi_xyxy), "left,top,right,bottom with 0 <= left < right and 0 <= top < bottom"),
         ):
             if not is_valid:

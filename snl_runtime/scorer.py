@@ -20,7 +20,7 @@ from snl_runtime.gpu.path import ChooseVisualizations, DevicePath, map_of, offer
 from snl_runtime.images.preprocess import InputSpec, prepare
 from snl_runtime.model.bundle import ModelBundle, open_bundle
 from snl_runtime.model.golden import GoldenSamples, check_golden, golden_path
-from snl_runtime.model.normalization import NormalizationMap
+from snl_runtime.model.map_factors import MapFactors
 from snl_runtime.model.signing import PublicKey
 from snl_runtime.types import AnomalyMap, ColorOrder, DetectorState, Image, StageTimings
 from snl_runtime.verdict.decision import check_output
@@ -199,7 +199,7 @@ class Scorer:
         *,
         threshold: float,
         keep_map: bool,
-        normalization: NormalizationMap | None = None,
+        normalization: MapFactors | None = None,
         choose: ChooseVisualizations | None = None,
     ) -> ScoredFrame:
         """Prepare, score and measure one frame on the GPU, unchecked; only where :attr:`is_on_device`.

@@ -133,8 +133,8 @@ class SnlDetector:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What an operator must know about the opened files, one sentence each."""
-        return self._scorer.bundle.notes
+        """What an operator must know about the opened files and their decisions, one sentence each."""
+        return (*self._scorer.bundle.notes, *self._book.notes)
 
     @property
     def backend_name(self) -> str:

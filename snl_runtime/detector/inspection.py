@@ -12,12 +12,13 @@ import numpy.typing as npt
 from snl_runtime.cuda.arrays import DeviceFrameReader, is_device_array
 from snl_runtime.errors import FrameError
 from snl_runtime.images.frame_outputs import Visualizations, draw_visualizations
+from snl_runtime.images.overlay import hatch_ignored
 from snl_runtime.images.preprocess import CroppedFrame, crop_frame, prepare_part, to_8_bit
 from snl_runtime.scorer import Scorer
 from snl_runtime.types import AnomalyResult, ColorOrder, Image, OutputRequest, StageTimings, Verdict
 from snl_runtime.verdict.decision import summarize_map
 from snl_runtime.verdict.frame_checks import FrameStatistics, frame_statistics
-from snl_runtime.verdict.regions import find_regions
+from snl_runtime.verdict.regions import find_regions, with_mm2
 from snl_runtime.verdict.ruling import Ruling, error
 from snl_runtime.verdict.scored_frame import ScoredFrame, ScoredMap
 from snl_runtime.verdict.selection import Selection
@@ -218,7 +219,7 @@ class Inspection:
     ruling: Ruling = field(default_factory=lambda: error("internal_error", "the frame was not inspected"))
 
     def keep(self, scored: ScoredFrame) -> None:
-        """Keep a checked frame, its map and score under the normalization map if there is one, with its regions."""
+        """Keep a checked frame, its map and score as they are judged, with its regions."""
         seen, normalization = scored.map, self.selection.normalization
         score = seen.score if normalization is None else seen.summary.normalized_peak
         if score is None or not math.isfinite(score):
@@ -231,6 +232,7 @@ class Inspection:
                 peak = seen.summary.peak if normalization is None else score
                 threshold = min(threshold, float(np.nextafter(np.float32(peak), np.float32(-np.inf))))
             regions = find_regions(judged_map, threshold, scored.roi_xyxy)
+        regions = None if regions is None else with_mm2(regions, self.selection.mm_per_px)
         self.scored = replace(scored, map=replace(seen, score=score, anomaly_map=judged_map, regions=regions))
 
     def draw(self, crop: npt.NDArray[Any] | None, request: Request) -> None:
@@ -249,7 +251,10 @@ class Inspection:
         anomaly_map = seen.anomaly_map if seen is not None and self.keep_map else None
         drawn = None if self.scored is None or self.ruling.verdict is Verdict.ERROR else self.scored.visualizations
         images = drawn or Visualizations()
-        has_arrays = any(array is not None for array in (anomaly_map, images.frame_map, images.mask, images.overlay))
+        factors = self.selection.normalization
+        ignored = None if factors is None or seen is None else factors.ignored
+        overlay = images.overlay if images.overlay is None or ignored is None else hatch_ignored(images.overlay, ignored)
+        has_arrays = any(array is not None for array in (anomaly_map, images.frame_map, images.mask, overlay, ignored))
         return AnomalyResult(
             verdict=self.ruling.verdict,
             reason_code=self.ruling.reason_code,
@@ -270,6 +275,8 @@ class Inspection:
             model_sha256=model_sha256,
             frame_map=images.frame_map,
             mask=images.mask,
-            overlay=images.overlay,
+            overlay=overlay,
             bit_depth=self.bit_depth,
+            ignored=ignored,
+            ignored_share=0.0 if factors is None else factors.ignored_share,
         )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from snl_runtime.model.manifest_records import (
     DecisionChange,
     EngineEntry,
     Evidence,
+    IgnoreMaskFile,
     NormalizationFile,
     ParityReport,
     ReferenceSample,
@@ -38,6 +40,7 @@ __all__ = [
     "Evidence",
     "FrameRange",
     "FrameSizes",
+    "IgnoreMaskFile",
     "Manifest",
     "NormalizationFile",
     "ParityReport",
@@ -82,6 +85,8 @@ class Decision:
         tool_version: snl-edge version that fitted.
         normalization: Where the normalization map is that raw maps are multiplied with before they are judged; None for a product that is judged by
             its raw maps.
+        ignore_mask: Where the mask is of what is not judged; None for a product whose whole map is judged.
+        mm_per_px: Millimeters per pixel of the frame, for areas in mm2; None if nobody said.
         reference: What the good parts measured, for the detection of drift; None in a decision from before that was kept: calibrate again.
         change: Who put the decision into force; None in a decision from before that was kept.
     """
@@ -107,6 +112,8 @@ class Decision:
     expires_at: str | None
     tool_version: str
     normalization: NormalizationFile | None = field(default=None, metadata=ADDED_LATER)
+    ignore_mask: IgnoreMaskFile | None = field(default=None, metadata=ADDED_LATER)
+    mm_per_px: float | None = field(default=None, metadata=ADDED_LATER)
     reference: ReferenceSample | None = field(default=None, metadata=ADDED_LATER)
     change: DecisionChange | None = field(default=None, metadata=ADDED_LATER)
 
@@ -118,6 +125,13 @@ class Decision:
             )
         if self.bit_depth not in BIT_DEPTHS:
             raise ManifestError(f"the bit depth of '{self.product}' must be one of {', '.join(map(str, BIT_DEPTHS))}, got {self.bit_depth}")
+        if self.mm_per_px is not None and not 0 < self.mm_per_px < math.inf:
+            raise ManifestError(f"the millimeters per pixel of '{self.product}' must be positive, got {self.mm_per_px}")
+
+    @property
+    def map_files(self) -> tuple[NormalizationFile | IgnoreMaskFile, ...]:
+        """Files that its map is multiplied with before it is judged: the score is then the peak of that product, not the graph's."""
+        return tuple(file for file in (self.normalization, self.ignore_mask) if file is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

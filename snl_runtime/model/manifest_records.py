@@ -1,4 +1,4 @@
-"""What a manifest is made of: normalization maps, evidence, reference samples, engines, and comparisons of a file with what it must score like."""
+"""What a manifest is made of: files of decisions, evidence, reference samples, engines, and comparisons of a file with what it must score like."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +50,26 @@ class NormalizationFile:
         check_listed_file(self.file, self.sha256)
         if not self.highest > 0:
             raise ManifestError(f"must give the largest normalization of '{self.file}', above 0, got {self.highest}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IgnoreMaskFile:
+    """The ignore mask of a product, in a file beside the manifest.
+
+    Attributes:
+        file: Its name; it holds part of the hash, as that of a normalization map does.
+        sha256: Its hash.
+        ignored_share: Share of the cells of the map that are not judged, above 0 and below 1.
+    """
+
+    file: str
+    sha256: str
+    ignored_share: float
+
+    def __post_init__(self) -> None:
+        check_listed_file(self.file, self.sha256)
+        if not 0 < self.ignored_share < 1:
+            raise ManifestError(f"must give the share of the map that '{self.file}' ignores, above 0 and below 1, got {self.ignored_share}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
