@@ -1,6 +1,7 @@
 """Fit decisions on the file that ships and append them to its manifest."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import shlex
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from snl_runtime.images.frame_look import FrameLook, measure_look
 from snl_runtime.images.listing import Listing
 from snl_runtime.model.frame_range import FrameRange
 from snl_runtime.model.ignore_mask import IgnoreMask
-from snl_runtime.model.manifest import Decision, Evidence, Manifest, manifest_path, update_manifest
+from snl_runtime.model.manifest import Decision, Evidence, Manifest, TileGrid, manifest_path, update_manifest
 from snl_runtime.model.map_factors import MapFactors
 from snl_runtime.model.normalization_files import MapFile, encode_ignore_mask, encode_normalization, write_map_file
 from snl_runtime.progress import ProgressReporter, no_progress
@@ -32,6 +33,7 @@ from .outliers import find_accepted, find_outliers
 from .reference import fit_reference
 from .sample import ProductSample, find_samples, listed, notes_on_sizes, read_parts, require_independent
 from .thresholds import ThresholdFit, check_sample_size, fit_threshold
+from .tiles import fit_tiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +132,7 @@ class _Record:
     looks: list[FrameLook] = field(default_factory=list)
     normalization: NormalizationFit | None = None
     ignore_mask: IgnoreMask | None = None
+    tiles: TileGrid | None = None
     outliers: dict[str, float] = field(default_factory=dict)
     fit: ThresholdFit | None = None
     detection: Detection | None = None
@@ -184,8 +187,10 @@ def _decide(scorer: Scorer, manifest: Manifest, record: _Record, bad_parts: list
     check_sample_size(len(sample.parts), options.max_frr, options.confidence)
     if options.fixed_pose:
         check_normalization_sample(len(sample.parts))
+    record.tiles = fit_tiles(options, sizes, manifest)
     if options.ignore_mask is not None:
-        record.ignore_mask = fit_ignore_mask(options.ignore_mask, sizes, options.roi_xyxy, scorer.size_hw, max_ignored=options.max_ignored)
+        map_hw = scorer.size_hw if record.tiles is None else record.tiles.map_hw
+        record.ignore_mask = fit_ignore_mask(options.ignore_mask, sizes, options.roi_xyxy, map_hw, max_ignored=options.max_ignored)
     statistics = _score_good_parts(scorer, record, options)
     accepted = _require_no_unknown_outlier(record, options.accept_outliers)
     if options.fixed_pose:
@@ -212,7 +217,7 @@ def _decide(scorer: Scorer, manifest: Manifest, record: _Record, bad_parts: list
         bound=fit.bound,
         evidence=detection.evidence,
         accepted_outliers=accepted,
-        backend=_scored_by(scorer),
+        backend=_scored_by(scorer, record.tiles),
         fitted_at=fitted_at.isoformat(),
         expires_at=None if options.valid_days is None else (fitted_at + timedelta(days=options.valid_days)).isoformat(),
         reference=fit_reference(list(record.scores.values()), record.looks),
@@ -221,6 +226,7 @@ def _decide(scorer: Scorer, manifest: Manifest, record: _Record, bad_parts: list
         if record.normalization is None
         else encode_normalization(scorer.bundle.path, sample.product, record.normalization.normalization)[0],
         ignore_mask=None if record.ignore_mask is None else encode_ignore_mask(scorer.bundle.path, sample.product, record.ignore_mask)[0],
+        tiles=record.tiles,
         mm_per_px=options.mm_per_px,
     )
 
@@ -257,7 +263,7 @@ def _detect(  # everything a decision rests on
     out_of_range: list[str] = []
 
     def score(image: Image, path: Path) -> float:
-        scored = _score(scorer, image, path, options)
+        scored = _score(scorer, image, path, record, options)
         if not sizes.fits((image.shape[0], image.shape[1])) or check_frame(scored.statistics, frame_range) is not None:
             out_of_range.append(path.name)
         if record.normalization is not None:
@@ -283,7 +289,7 @@ def _detect(  # everything a decision rests on
 
 def _passes(scorer: Scorer, record: _Record, decision: Decision, options: CalibrationOptions) -> Callable[[Image, Path], bool]:
     def passes(image: Image, path: Path) -> bool:
-        scored = _score(scorer, image, path, options)
+        scored = _score(scorer, image, path, record, options)
         size_hw = (image.shape[0], image.shape[1])
         is_judged = decision.frame_sizes.fits(size_hw) and check_frame(scored.statistics, decision.frame_range) is None
         return is_judged and decision.floor <= _judged_score(scored, record) <= decision.pass_threshold
@@ -302,7 +308,7 @@ def _score_good_parts(scorer: Scorer, record: _Record, options: CalibrationOptio
     with record.progress(len(record.sample.parts), unit="images", label=f"{record.sample.product}: score good parts") as steps:
         for part in record.sample.parts:
             image = read_image(part.path, record.sample.bit_depth)
-            scored = _score(scorer, image, part.path, options)
+            scored = _score(scorer, image, part.path, record, options)
             record.looks.append(measure_look(image, "rgb", options.roi_xyxy))
             record.scores[part.name] = _peak(scored, record.ignore_mask)
             if options.fixed_pose:
@@ -318,15 +324,16 @@ def _score_good_parts(scorer: Scorer, record: _Record, options: CalibrationOptio
     return statistics
 
 
-def _score(scorer: Scorer, image: Image, path: Path, options: CalibrationOptions) -> Scored:
+def _score(scorer: Scorer, image: Image, path: Path, record: _Record, options: CalibrationOptions) -> Scored:
     try:
-        return scorer.score(image, "rgb", options.roi_xyxy)
+        return scorer.score(image, "rgb", options.roi_xyxy, None if record.tiles is None else record.tiles.views(scorer.size_hw))
     except FrameError as error:
         raise DataError(f"{path}: {error}") from error
 
 
-def _scored_by(scorer: Scorer) -> str:
-    return f"{scorer.backend.name} on {scorer.backend.device}, frames prepared there" if scorer.is_on_device else scorer.backend.name
+def _scored_by(scorer: Scorer, tiles: TileGrid | None) -> str:
+    is_prepared_there = scorer.is_on_device and tiles is None
+    return f"{scorer.backend.name} on {scorer.backend.device}, frames prepared there" if is_prepared_there else scorer.backend.name
 
 
 def _peak(scored: Scored, factors: MapFactors | None) -> float:
@@ -385,14 +392,8 @@ def append_decisions(model_path: Path, fitted: Sequence[tuple[Decision, Sequence
     try:
         for file, data in files:
             write_map_file(model_path, file, data)
-        update_manifest(manifest_path(model_path), lambda manifest: _with_decisions(manifest, [decision for decision, _ in fitted]))
+        update_manifest(manifest_path(model_path), lambda manifest: functools.reduce(Manifest.with_decision, [one for one, _ in fitted], manifest))
     except BaseException:  # Ctrl-C included
         for path in new:
             path.unlink(missing_ok=True)
         raise
-
-
-def _with_decisions(manifest: Manifest, decisions: Sequence[Decision]) -> Manifest:
-    for decision in decisions:
-        manifest = manifest.with_decision(decision)
-    return manifest

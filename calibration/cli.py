@@ -77,6 +77,10 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--max-ignored", type=float, default=0.25, metavar="P", help="share of the inspected part that --ignore-mask may hide, 0 to 1 (default: 0.25)"
     )
+    parser.add_argument(
+        "--tile", type=int, metavar="N", help="inspect frames in tiles of N x N frame pixels, 0 for whole frames (default: as the model was trained)"
+    )
+    parser.add_argument("--overlap", type=int, metavar="N", help="frame pixels by which tiles overlap at least (default: as trained, else 32)")
     parser.add_argument("--mm-per-px", type=float, metavar="X", help="millimeters per pixel of the frame: regions then have an area in mm2 too")
     parser.add_argument(
         "--any-size",
@@ -152,6 +156,8 @@ def _run(arguments: argparse.Namespace) -> int:
         roi_xyxy=arguments.roi,
         ignore_mask=arguments.ignore_mask,
         max_ignored=arguments.max_ignored,
+        tile_px=arguments.tile,
+        overlap_px=arguments.overlap,
         mm_per_px=arguments.mm_per_px,
         any_size=arguments.any_size,
         bit_depth=arguments.bit_depth,
@@ -231,6 +237,11 @@ def describe(fit: "ProductFit") -> str:
         lines.append(f"  NOT JUDGED        {100 * fit.ignore_mask.ignored_share:.3g} % of the inspected part (ignore mask): a defect there passes")
     if fit.decision is not None:
         lines.append(f"  frames            {fit.decision.frame_sizes} pixels, {fit.decision.bit_depth} bits; others are ERROR on the line")
+        if fit.decision.tiles is not None:
+            tiles = fit.decision.tiles
+            lines.append(
+                f"  tiles             {tiles.count} of {tiles.tile_px} px, overlap {tiles.overlap_px} px or more: {tiles.count} runs of the network"
+            )
         lines.append(f"  reject threshold  {fit.decision.reject_threshold:.6g}")
         lines.append(f"  valid             {fit.decision.fitted_at} to {fit.decision.expires_at or 'no end'}")
     if fit.evidence is not None:

@@ -8,6 +8,7 @@ from typing import Any
 from snl_runtime.errors import CalibrationRefusedError, ConfigError, ManifestError
 from snl_runtime.files import sha256_file
 from snl_runtime.model.manifest import Decision, DecisionChange, Manifest, manifest_path, read_manifest, update_manifest
+from snl_runtime.model.normalization_files import kind_of
 from snl_runtime.verdict.decision import parse_time
 
 from .leniency import require_not_lenient
@@ -110,7 +111,7 @@ def _renewed(chosen: HistoryEntry, current: Decision | None, model_path: Path, o
     for file in decision.map_files:
         path = model_path.with_name(file.file)
         if not path.is_file() or sha256_file(path) != file.sha256:
-            raise ManifestError(f"{path} is missing or is not the file that decision {chosen.number} names; copy it back beside the model")
+            raise ManifestError(f"{path} is missing or is not the {kind_of(file)} of decision {chosen.number}; copy it back beside the model")
     renewed = require_not_lenient(decision, current, [], options)
     change = renewed.change or DecisionChange(written_at="", written_by="")
     return dataclasses.replace(renewed, change=dataclasses.replace(change, reverted_to=chosen.number))

@@ -96,8 +96,13 @@ def default_author() -> str:
 def _objections(decision: Decision, current: Decision | None, max_loosening: float) -> list[str]:
     if current is None:
         return []
-    if decision.roi_xyxy != current.roi_xyxy or (decision.normalization is None) is not (current.normalization is None):
-        what = "another part of the frame" if decision.roi_xyxy != current.roi_xyxy else "scores on another scale (--fixed-pose)"
+    differences = {
+        "another part of the frame": decision.roi_xyxy != current.roi_xyxy,
+        "frames in other tiles": decision.tiles != current.tiles,
+        "scores on another scale (--fixed-pose)": (decision.normalization is None) is not (current.normalization is None),
+    }
+    if any(differences.values()):
+        what = next(name for name, differs in differences.items() if differs)
         return [f"the decision of {current.fitted_at} judges {what}, so the new threshold cannot be compared with it"]
     return [*_objections_to_mask(decision, current), *_objections_to_threshold(decision, current, max_loosening)]
 

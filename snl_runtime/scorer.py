@@ -18,8 +18,9 @@ from snl_runtime.backends.base import Backend
 from snl_runtime.errors import BackendError, BackendTimeoutError, FrameError, GoldenSampleError, InferenceError, ManifestError
 from snl_runtime.gpu.path import ChooseVisualizations, DevicePath, map_of, offers_context, open_device_path
 from snl_runtime.images.preprocess import InputSpec, prepare
+from snl_runtime.images.views import Views, score_views, whole_view
 from snl_runtime.model.bundle import ModelBundle, open_bundle
-from snl_runtime.model.golden import GoldenSamples, check_golden, golden_path
+from snl_runtime.model.golden import GoldenSamples, check_golden, golden_path, side_by_side
 from snl_runtime.model.map_factors import MapFactors
 from snl_runtime.model.signing import PublicKey
 from snl_runtime.types import AnomalyMap, ColorOrder, DetectorState, Image, StageTimings
@@ -162,29 +163,33 @@ class Scorer:
         if not self.check_golden_samples():
             self._state = DetectorState.UNCHECKED
 
-    def score(self, image: object, color: ColorOrder = "bgr", roi_xyxy: tuple[int, int, int, int] | None = None) -> Scored:
-        """Score one frame, prepared where the detector prepares it: on the GPU if there is a device path, on the host otherwise.
+    def score(
+        self, image: object, color: ColorOrder = "bgr", roi_xyxy: tuple[int, int, int, int] | None = None, tiles: Views | None = None
+    ) -> Scored:
+        """Score one frame, prepared where the detector prepares it: on the GPU if there is a device path and no tiles, on the host otherwise.
 
         Args:
             image: Frame as captured, see :class:`snl_runtime.types.Frame`.
             color: Meaning of its last axis.
             roi_xyxy: Part of the frame to look at; None for all of it.
+            tiles: How that part is cut into tiles; None where it is seen as a whole.
 
         Raises:
             FrameError: If the frame cannot be used.
             InferenceError: If the output is not finite or the score is not the maximum of the map.
         """
         started_s = prepared_s = time.perf_counter()
-        if self.is_on_device:
+        if self.is_on_device and tiles is None:
             seen = self.inspect(image, color, roi_xyxy, threshold=math.nan, keep_map=True)
             score, anomaly_map, statistics = seen.map.score, map_of(seen), seen.statistics
             self._require_usable(score, anomaly_map, "the frame")
         else:
-            network_input = self.prepare(image, color, roi_xyxy)
-            statistics = frame_statistics(network_input)
+            views = tiles or whole_view(self.size_hw)
+            part = prepare(image, color, InputSpec(size_hw=views.map_hw, roi_xyxy=roi_xyxy))
+            statistics = frame_statistics(part)
             prepared_s = time.perf_counter()
-            scores, maps = self.score_inputs(network_input[None])
-            score, anomaly_map = float(scores[0]), maps[0]
+            score, anomaly_map = self.infer_views(part, views)
+            self._require_usable(score, anomaly_map, "the frame")
         scored_s = time.perf_counter()
         timings = StageTimings(
             preprocess_ms=(prepared_s - started_s) * 1e3, infer_ms=(scored_s - prepared_s) * 1e3, total_ms=(scored_s - started_s) * 1e3
@@ -251,6 +256,14 @@ class Scorer:
             self._require_usable(float(score), anomaly_map, f"image {index}")
         return scores, maps
 
+    def infer_views(self, part: Image, views: Views) -> tuple[float, AnomalyMap]:
+        """Return raw score and map of one frame seen in views, unchecked, in the batches that the backend takes; see ``score_views``.
+
+        Raises:
+            InferenceError: If the backend fails.
+        """
+        return score_views(part, views, self.infer, batch_size=self._batch_size())
+
     def infer(self, images: npt.NDArray[np.uint8]) -> tuple[Scores, Maps]:
         """Return raw outputs, unchecked: what the backend did not write is NaN.
 
@@ -265,8 +278,7 @@ class Scorer:
         count = len(images)
         scores = np.full(count, np.nan, np.float32)
         maps = np.full((count, 1, *self.size_hw), np.nan, np.float32)
-        fixed = self.backend.input_shape[0]
-        step = 1 if self.is_on_device else fixed or self._max_batch()
+        fixed, step = self.backend.input_shape[0], self._batch_size()
         for start in range(0, count, step):
             stop = min(start + step, count)
             if fixed is None or stop - start == fixed:
@@ -319,9 +331,16 @@ class Scorer:
     def _compare(self, golden: GoldenSamples) -> None:
         try:
             self._golden_difference = check_golden(golden, self.score_inputs, self.bundle.golden_tolerance)
+            if self.bundle.has_tiles:
+                check_golden(side_by_side(golden), self._score_side_by_side, self.bundle.golden_tolerance)
         except GoldenSampleError as mismatch:
             self._golden_difference = mismatch.difference
             raise
+
+    def _score_side_by_side(self, images: npt.NDArray[np.uint8]) -> tuple[Scores, Maps]:
+        """Score frames of several golden samples side by side on the way that tiles take: cut, in batches, merged."""
+        answers = [self.infer_views(image, Views(map_hw=(image.shape[0], image.shape[1]), view_hw=self.size_hw)) for image in images]
+        return np.array([score for score, _ in answers], np.float32), np.stack([anomaly_map for _, anomaly_map in answers])
 
     def _require_usable(self, score: float, anomaly_map: AnomalyMap, what: str) -> None:
         fault = check_output(score, anomaly_map)
@@ -354,9 +373,10 @@ class Scorer:
         if path is not None:
             path.close()
 
-    def _max_batch(self) -> int:
+    def _batch_size(self) -> int:
         manifest = self.bundle.manifest
-        return 1 if manifest is None else max(1, int(manifest.input["max_batch"]))
+        largest = 1 if manifest is None else max(1, int(manifest.input["max_batch"]))
+        return 1 if self.is_on_device else self.backend.input_shape[0] or largest
 
 
 def _network_size(bundle: ModelBundle, input_shape: tuple[int | None, int, int, int]) -> tuple[int, int]:

@@ -251,7 +251,7 @@ class SnlDetector:
             reader=self._frames,
         ).read(self._scorer)
         inspection.bit_depth = None if request.cropped is None else request.cropped.bit_depth
-        is_left_to_device = self._scorer.is_on_device or request.cropped is None
+        is_left_to_device = request.is_left_to_device(self._scorer) or request.cropped is None
         prepared = None if is_left_to_device else request.prepare(self._scorer)
         inspection.prepared_s = time.perf_counter()
         output = self._answer(request, prepared)

@@ -14,6 +14,7 @@ from snl_runtime.errors import FrameError
 from snl_runtime.images.frame_outputs import Visualizations, draw_visualizations
 from snl_runtime.images.overlay import hatch_ignored
 from snl_runtime.images.preprocess import CroppedFrame, crop_frame, prepare_part, to_8_bit
+from snl_runtime.images.views import Views, whole_view
 from snl_runtime.scorer import Scorer
 from snl_runtime.types import AnomalyResult, ColorOrder, Image, OutputRequest, StageTimings, Verdict
 from snl_runtime.verdict.decision import summarize_map
@@ -30,13 +31,15 @@ class Prepared:
 
     Attributes:
         cropped: The frame with the inspected part, as :meth:`Request.read` gives it.
-        network_input: (H, W, 3) uint8 RGB.
+        network_input: (H, W, 3) uint8 RGB: what the network sees, or is cut into the tiles that it sees.
         statistics: Of the network input.
+        views: How it is cut.
     """
 
     cropped: CroppedFrame
     network_input: Image
     statistics: FrameStatistics
+    views: Views
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -73,7 +76,7 @@ class Request:
         """
         if self.cropped is not None:
             return self
-        if is_device_array(self.image) and scorer.is_on_device:
+        if is_device_array(self.image) and self.is_left_to_device(scorer):
             return self._left_on_device()
         if is_device_array(self.image) and not scorer.takes_device_arrays:
             raise FrameError(
@@ -96,8 +99,13 @@ class Request:
         cropped = self.read(scorer).cropped
         if cropped is None:
             raise FrameError("the frame stayed on the GPU though the host was to prepare it")
-        network_input = prepare_part(cropped.part, self.color, scorer.size_hw)
-        return Prepared(cropped=cropped, network_input=network_input, statistics=frame_statistics(network_input))
+        views = self.selection.tiles or whole_view(scorer.size_hw)
+        network_input = prepare_part(cropped.part, self.color, views.map_hw)
+        return Prepared(cropped=cropped, network_input=network_input, statistics=frame_statistics(network_input), views=views)
+
+    def is_left_to_device(self, scorer: Scorer) -> bool:
+        """Return whether a GPU prepares the frame; tiles are cut on the host."""
+        return scorer.is_on_device and self.selection.tiles is None
 
     def declared_bit_depth(self) -> int | None:
         """Return the bit depth that the caller says, or else the product was calibrated on; None if there is neither.
@@ -161,15 +169,15 @@ def answer(scorer: Scorer, request: Request, prepared: Prepared | None) -> Outpu
     """
     scorer.recover()
     started_s = time.perf_counter()
-    if prepared is None and scorer.is_on_device:
+    if prepared is None and request.is_left_to_device(scorer):
         return _answer_on_device(scorer, request, started_s)
     prepared = prepared or request.prepare(scorer)
     started_s = time.perf_counter()
-    scores, maps = scorer.infer(prepared.network_input[None])
+    score, anomaly_map = scorer.infer_views(prepared.network_input, prepared.views)
     infer_ms = (time.perf_counter() - started_s) * 1e3
-    cropped, summary = prepared.cropped, summarize_map(maps[0], request.selection.normalization)
+    cropped, summary = prepared.cropped, summarize_map(anomaly_map, request.selection.normalization)
     scored = ScoredFrame(
-        map=ScoredMap(score=float(scores[0]), anomaly_map=maps[0], summary=summary),
+        map=ScoredMap(score=score, anomaly_map=anomaly_map, summary=summary),
         statistics=prepared.statistics,
         roi_xyxy=cropped.roi_xyxy,
         frame=cropped.format,

@@ -44,6 +44,11 @@ class ModelBundle:
         return None if self.manifest is None else self.manifest.engine_for(self.sha256)
 
     @property
+    def has_tiles(self) -> bool:
+        """Whether a product is inspected in tiles on this very file."""
+        return self.manifest is not None and any(decision.tiles is not None for decision in self.manifest.decisions_for(self.sha256).values())
+
+    @property
     def golden_tolerance(self) -> float:
         """Allowed difference from the golden samples relative to their largest map value."""
         graph = {} if self.manifest is None else self.manifest.graph

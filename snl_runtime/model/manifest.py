@@ -23,6 +23,7 @@ from snl_runtime.model.manifest_records import (
     NormalizationFile,
     ParityReport,
     ReferenceSample,
+    TileGrid,
     check_input,
     check_listed_file,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "NormalizationFile",
     "ParityReport",
     "ReferenceSample",
+    "TileGrid",
     "canonical_text",
     "manifest_path",
     "read_manifest",
@@ -86,6 +88,7 @@ class Decision:
         normalization: Where the normalization map is that raw maps are multiplied with before they are judged; None for a product that is judged by
             its raw maps.
         ignore_mask: Where the mask is of what is not judged; None for a product whose whole map is judged.
+        tiles: Grid of tiles in which a frame is inspected; None where it is seen as a whole, at the network's size.
         mm_per_px: Millimeters per pixel of the frame, for areas in mm2; None if nobody said.
         reference: What the good parts measured, for the detection of drift; None in a decision from before that was kept: calibrate again.
         change: Who put the decision into force; None in a decision from before that was kept.
@@ -113,6 +116,7 @@ class Decision:
     tool_version: str
     normalization: NormalizationFile | None = field(default=None, metadata=ADDED_LATER)
     ignore_mask: IgnoreMaskFile | None = field(default=None, metadata=ADDED_LATER)
+    tiles: TileGrid | None = field(default=None, metadata=ADDED_LATER)
     mm_per_px: float | None = field(default=None, metadata=ADDED_LATER)
     reference: ReferenceSample | None = field(default=None, metadata=ADDED_LATER)
     change: DecisionChange | None = field(default=None, metadata=ADDED_LATER)
@@ -192,6 +196,13 @@ class Manifest:
         return height, width
 
     @property
+    def training_tiles(self) -> tuple[int, int] | None:
+        """Side and least overlap, in frame pixels, of the tiles that were trained on; None for whole frames."""
+        data = self.training.get("config", {}).get("data", {})
+        tile_px, overlap_px = data.get("tile_px"), data.get("tile_overlap_px")
+        return (tile_px, overlap_px) if isinstance(tile_px, int) and isinstance(overlap_px, int) else None
+
+    @property
     def training_bit_depth(self) -> int | None:
         """Bits that a value of the training images' files used; None for 8 or 16, whichever they had."""
         depth = self.training.get("config", {}).get("data", {}).get("bit_depth")
@@ -201,7 +212,8 @@ class Manifest:
         """Return product -> newest decision that applies to the file with this hash, as it holds there.
 
         A decision applies to the file it was fitted on. An engine whose parity report passed inherits those of its ONNX file, tightened by the guard
-        band (:func:`snl_runtime.model.guard_band.tightened`) and with its own hash in place of the ONNX file's.
+        band (:func:`snl_runtime.model.guard_band.tightened`) and with its own hash in place of the ONNX file's; but none on tiles, which no parity
+        report looks at.
         """
         return {product: decision for product, decision in self._applying(sha256).items() if decision is not None}
 
@@ -250,6 +262,9 @@ class Manifest:
             if decision.model_sha256 == sha256:
                 applying[decision.product] = decision
             elif decision.model_sha256 == self.model_sha256 and report is not None and report.guard_band is not None:
+                if decision.tiles is not None:
+                    applying.pop(decision.product, None)  # the one before it is no longer what the product is judged by
+                    continue
                 inherited = tightened(decision, guard_band=report.guard_band, map_max_abs=report.map_max_abs)
                 applying[decision.product] = None if inherited is None else dataclasses.replace(inherited, model_sha256=sha256)
         return applying

@@ -53,16 +53,17 @@ def open_normalizations(model_path: str | os.PathLike[str], decisions: Iterable[
     Args:
         model_path: ``x.onnx`` or ``x.trt``; the files lie beside it. Where the files of a model were renamed together they have its name.
         decisions: Decisions that apply to the model.
-        size_hw: Size of its maps.
+        size_hw: Size of its maps; a decision on tiles says the size of its merged maps itself.
 
     Raises:
         ManifestError: If a file is missing, altered, truncated or not what the decision says of it.
     """
     opened: dict[str, MapFactors] = {}
     for decision in decisions:
+        map_hw = size_hw if decision.tiles is None else (decision.tiles.map_hw[0], decision.tiles.map_hw[1])
         for file in decision.map_files:
             if file.sha256 not in opened:
-                opened[file.sha256] = _open(Path(model_path), decision.product, file, size_hw)
+                opened[file.sha256] = _open(Path(model_path), decision.product, file, map_hw)
     return opened
 
 
@@ -75,7 +76,7 @@ def normalization_of(decision: Decision, normalizations: Normalizations) -> MapF
     factors: MapFactors | None = None
     for file in decision.map_files:
         if file.sha256 not in normalizations:
-            raise ManifestError(f"the {_what(file)} {file.file} of product {decision.product!r} was not opened; open the model again")
+            raise ManifestError(f"the {kind_of(file)} {file.file} of product {decision.product!r} was not opened; open the model again")
         factors = multiply_factors(factors, normalizations[file.sha256])
     return factors
 
@@ -89,7 +90,7 @@ def _encoded(model_path: str | os.PathLike[str], product: str, kind: str, values
 
 
 def _open(model_path: Path, product: str, file: MapFile, size_hw: tuple[int, int]) -> MapFactors:
-    path, what = _find(model_path, file), _what(file)
+    path, what = _find(model_path, file), kind_of(file)
     flag = "--fixed-pose" if isinstance(file, NormalizationFile) else "--ignore-mask FILE"
     remedy = f"copy it again from where it was calibrated, or calibrate again: snl-calibrate --engine {model_path.name} {flag}"
     try:
@@ -119,7 +120,8 @@ def _decoded(data: bytes, file: MapFile) -> MapFactors:
     return ignore_mask_of(read_arrays(data, ["ignored"])["ignored"])
 
 
-def _what(file: MapFile) -> str:
+def kind_of(file: MapFile) -> str:
+    """Return what people call such a file."""
     return "normalization map" if isinstance(file, NormalizationFile) else "ignore mask"
 
 

@@ -8,6 +8,7 @@ from datetime import datetime
 
 import numpy as np
 
+from snl_runtime.images.views import Views
 from snl_runtime.model.manifest import Decision, Manifest
 from snl_runtime.model.map_factors import MapFactors
 from snl_runtime.model.normalization_files import Normalizations, normalization_of
@@ -25,6 +26,7 @@ class Selection:
         accepted_sha256: Hash of the file that scores, for which each decision must be made.
         product: What the record names; None where several decisions apply.
         roi_xyxy: Part of the frame to look at; None for all of it.
+        tiles: How that part is cut into tiles; None where it is seen as a whole.
         fault: Why there is no usable decision, None if there is one.
         factors: What the raw map is multiplied with under each decision, by product; None where it is judged as it is.
         normalization: What makes the result's map of the raw one, so that ``threshold`` holds for it: the decision's normalization map and ignore
@@ -35,6 +37,7 @@ class Selection:
     accepted_sha256: frozenset[str] = frozenset()
     product: str | None = None
     roi_xyxy: tuple[int, int, int, int] | None = None
+    tiles: Views | None = None
     fault: Ruling | None = None
     factors: Mapping[str, MapFactors | None] = field(default_factory=dict)
     normalization: MapFactors | None = None
@@ -110,7 +113,7 @@ class DecisionBook:
         normalizations: The normalization maps and ignore masks that its decisions name, by hash.
 
     Raises:
-        ManifestError: If a file of a decision that holds for this file is not among them.
+        ManifestError: If a file of a decision that holds for this file is not among them, or its grid of tiles is none for this network.
     """
 
     def __init__(self, manifest: Manifest | None, sha256: str, normalizations: Normalizations | None = None) -> None:
@@ -120,17 +123,20 @@ class DecisionBook:
         self.decisions: dict[str, Decision] = {} if manifest is None else dict(manifest.decisions_for(sha256))
         """Newest decision per product that holds for this file."""
         self._factors = {product: normalization_of(decision, normalizations or {}) for product, decision in self.decisions.items()}
+        self._tiles = {product: decision.tiles.views(manifest.size_hw) for product, decision in self.decisions.items() if manifest and decision.tiles}
         self._merged_factors = merge_normalizations(self.decisions, self._factors)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What an operator must know of the decisions, one sentence each."""
-        return tuple(
-            f"product {product!r}: {100 * decision.ignore_mask.ignored_share:.3g} % of the inspected part is not judged "
-            f"(ignore mask {decision.ignore_mask.file}); a defect there passes"
-            for product, decision in sorted(self.decisions.items())
-            if decision.ignore_mask is not None
-        )
+        notes = []
+        for product, decision in sorted(self.decisions.items()):
+            if (mask := decision.ignore_mask) is not None:
+                share = f"{100 * mask.ignored_share:.3g} % of the inspected part is not judged (ignore mask {mask.file})"
+                notes.append(f"product {product!r}: {share}; a defect there passes")
+            if (tiles := decision.tiles) is not None:
+                notes.append(f"product {product!r}: a frame is seen in {tiles.count} tiles of {tiles.tile_px} px, cut on the host")
+        return tuple(notes)
 
     @property
     def products(self) -> tuple[str, ...]:
@@ -147,6 +153,8 @@ class DecisionBook:
         names = ", ".join(sorted(chosen))
         if len({None if d.roi_xyxy is None else tuple(d.roi_xyxy) for d in chosen.values()}) > 1:
             return Selection(fault=error("ambiguous_product", f"products {names} look at different parts of the frame; {NAME_THE_PRODUCT}"))
+        if len({self._tiles.get(name) for name in chosen}) > 1:
+            return Selection(fault=error("ambiguous_product", f"products {names} are seen in different tiles; {NAME_THE_PRODUCT}"))
         if len({d.bit_depth for d in chosen.values()}) > 1:
             return Selection(fault=error("ambiguous_product", f"products {names} take frames of different bit depths; {NAME_THE_PRODUCT}"))
         return Selection(
@@ -154,6 +162,7 @@ class DecisionBook:
             accepted_sha256=self._accepted,
             product=next(iter(chosen)) if len(chosen) == 1 else None,
             roi_xyxy=next(iter(chosen.values())).roi_xyxy,
+            tiles=self._tiles.get(next(iter(chosen))),
             factors=self._factors,
             normalization=self._merged_factors if len(chosen) > 1 else self._factors[next(iter(chosen))],
         )

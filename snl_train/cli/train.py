@@ -38,6 +38,8 @@ _DOTTED = {
     "teacher": "model.teacher",
     "teacher_weights": "model.teacher_weights",
     "image_size": "image_size",
+    "tile": "data.tile_px",
+    "overlap": "data.tile_overlap_px",
     "epochs": "epochs",
     "batch_size": "batch_size",
     "lr": "optim.learning_rate",
@@ -79,6 +81,8 @@ def build_parser() -> CommandParser:
     what.add_argument("--teacher", choices=ARCHITECTURES, help="architecture of the teacher (default: wide_resnet50_2)")
     what.add_argument("--teacher-weights", metavar="FILE|imagenet|random", help="where the teacher's weights come from (default: imagenet)")
     what.add_argument("--image-size", type=_image_size, metavar="N|HxW", help="network input in pixels (default: 256)")
+    what.add_argument("--tile", type=int, metavar="N", help="train on tiles of N x N image pixels instead of whole images (default: whole images)")
+    what.add_argument("--overlap", type=int, metavar="N", help="image pixels by which tiles overlap at least (default: 32)")
     what.add_argument("--preset", choices=("paper", "best"), help="settings to start from (default: paper; best for memory)")
     what.add_argument("--config", type=Path, metavar="FILE", help="YAML file with any of the settings; flags win over it")
     what.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting by its dotted name, e.g. optim.schedule=cosine")
@@ -198,13 +202,15 @@ def _load_data(arguments: argparse.Namespace, config: TrainConfig) -> "TrainingD
 
 
 def _report(result: "TrainingResult", data: "TrainingData", *, as_json: bool) -> None:
+    image_count = len({sample.path for sample in data.samples})
     facts: dict[str, Any] = {
         "checkpoint": str(result.checkpoint_path),
         "metrics": str(result.metrics_path) if result.metrics_path.exists() else None,
         "epochs_done": result.epochs_done,
         "steps_done": result.steps_done,
         "classes": list(data.classes),
-        "training_images": len(data.samples),
+        "training_images": image_count,
+        "training_views": len(data.samples),
         "held_out_images": len(data.held_out),
         "left_out": [{"path": str(path), "reason": reason} for path, reason in data.left_out],
         "loss": {name: value if math.isfinite(value) else None for name, value in result.losses.items()},
@@ -214,7 +220,7 @@ def _report(result: "TrainingResult", data: "TrainingData", *, as_json: bool) ->
     made = f"{result.epochs_done} epochs" if result.total_steps else "memory of the teacher's features"
     losses = ", ".join(f"{name} {value:.4g}" for name, value in result.losses.items())
     text = (
-        f"{result.checkpoint_path}: {made} on {len(data.samples)} images of {', '.join(data.classes)}\n"
+        f"{result.checkpoint_path}: {made} on {image_count} images of {', '.join(data.classes)}\n"
         f"held out for calibration: {len(data.held_out)} images; left out as unreadable: {len(data.left_out)}\n"
         + (f"last losses: {losses or 'none, it was complete already'}\n" if result.total_steps else "")
         + f"{result.images_per_s:.3g} images/s, {format_duration(result.seconds)}"

@@ -1,0 +1,123 @@
+"""The views of a frame that a network sees: all of it at the network's size, or a grid of overlapping tiles of it."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from snl_runtime.errors import ConfigError
+from snl_runtime.types import AnomalyMap, Image
+
+DEFAULT_OVERLAP_PX = 32
+"""Overlap of tiles where nobody says one, in frame pixels."""
+
+Infer: TypeAlias = Callable[[npt.NDArray[np.uint8]], tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
+"""(N, H, W, 3) uint8 RGB -> scores (N,), maps (N, H, W)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Views:
+    """How the inspected part of a frame is cut into network inputs, and their maps become one map.
+
+    The part is resized to ``map_hw``, then cut; a frame that is seen as a whole has one view of that very size.
+
+    Attributes:
+        map_hw: Height and width that the part is resized to, which are those of the merged map.
+        view_hw: Height and width of each view, the network's input.
+        overlap_px: Least overlap of neighboring views, in pixels of the resized part; where the views do not fit evenly they overlap more.
+    """
+
+    map_hw: tuple[int, int]
+    view_hw: tuple[int, int]
+    overlap_px: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.view_hw) < 1 or any(whole < view for whole, view in zip(self.map_hw, self.view_hw)):
+            raise ConfigError(f"views of {self.view_hw} pixels (height, width) do not fit into a part of {self.map_hw}")
+        if not 0 <= self.overlap_px < min(self.view_hw):
+            raise ConfigError(f"views of {self.view_hw} pixels (height, width) cannot overlap by {self.overlap_px}")
+
+    @property
+    def corners(self) -> tuple[tuple[int, int], ...]:
+        """Top and left of each view, row by row."""
+        tops, lefts = (_starts(whole, view, self.overlap_px) for whole, view in zip(self.map_hw, self.view_hw))
+        return tuple((top, left) for top in tops for left in lefts)
+
+    @property
+    def count(self) -> int:
+        """How many there are: how often the network runs for a frame."""
+        return len(self.corners)
+
+    def cut(self, part: Image, corners: Sequence[tuple[int, int]] | None = None) -> npt.NDArray[np.uint8]:
+        """Return the views at some corners, all of them for None, as (N, h, w, 3), from the resized part (H, W, 3) uint8 RGB."""
+        height, width = self.view_hw
+        return np.stack([part[top : top + height, left : left + width] for top, left in (self.corners if corners is None else corners)])
+
+    def empty_map(self) -> AnomalyMap:
+        """Return a merged map (H, W) float32 that no view has been merged into: minus infinity, which nobody takes for a score."""
+        return np.full(self.map_hw, -np.inf, np.float32)
+
+    def merge(self, merged: AnomalyMap, maps: npt.NDArray[np.float32], corners: Sequence[tuple[int, int]]) -> None:
+        """Put the maps (N, h, w) of the views at some corners into a merged map, in place.
+
+        Where views overlap the largest value counts, so a merged map hides nothing that a view shows, and its maximum is the largest of the views'
+        scores. NaN stays NaN.
+        """
+        height, width = self.view_hw
+        for anomaly_map, (top, left) in zip(maps, corners, strict=True):
+            place = merged[top : top + height, left : left + width]
+            np.maximum(place, anomaly_map, out=place)
+
+
+def score_views(part: Image, views: Views, infer: Infer, *, batch_size: int) -> tuple[float, AnomalyMap]:
+    """Return score and map of one frame seen in views: the largest of the views' scores, and their maps merged; NaN stays NaN in both.
+
+    Args:
+        part: (H, W, 3) uint8 RGB, the inspected part at the size of the merged map.
+        views: How it is cut.
+        infer: The network.
+        batch_size: Most views that it is given at a time; memory is bounded by them and the merged map.
+    """
+    corners = views.corners
+    merged, highest = views.empty_map(), np.float32(-np.inf)
+    for start in range(0, len(corners), batch_size):
+        some = corners[start : start + batch_size]
+        scores, maps = infer(views.cut(part, some))
+        views.merge(merged, maps, some)
+        highest = np.maximum(highest, scores.max())  # keeps NaN
+    return float(highest), merged
+
+
+def whole_view(size_hw: tuple[int, int]) -> Views:
+    """Return the one view of a frame that is seen as a whole."""
+    return Views(map_hw=size_hw, view_hw=size_hw)
+
+
+def tile_views(part_hw: tuple[float, float], network_hw: tuple[int, int], *, tile_px: int, overlap_px: int) -> Views:
+    """Return a grid of square tiles over a part of a frame, spread evenly from edge to edge.
+
+    Args:
+        part_hw: Height and width of the part in frame pixels.
+        network_hw: Height and width of the network's input.
+        tile_px: Side of a tile in frame pixels. Of the network's size it is seen at native resolution; a larger one is reduced to it. A side of the
+            part that is shorter than a tile is enlarged to one.
+        overlap_px: Least overlap of neighboring tiles in frame pixels.
+
+    Raises:
+        ConfigError: If the network's input is not square or the overlap is not smaller than a tile.
+    """
+    if network_hw[0] != network_hw[1]:
+        raise ConfigError(f"tiles need a network with a square input, this one takes {network_hw[0]} x {network_hw[1]}; train with --image-size N")
+    if not (tile_px >= 1 and 0 <= overlap_px < tile_px):
+        raise ConfigError(f"--overlap must be at least 0 and below --tile, got {overlap_px} and {tile_px}")
+    side = network_hw[0]
+    height, width = (max(side, round(length * side / tile_px)) for length in part_hw)
+    return Views(map_hw=(height, width), view_hw=network_hw, overlap_px=min(side - 1, math.ceil(overlap_px * side / tile_px)))
+
+
+def _starts(whole: int, view: int, overlap: int) -> list[int]:
+    count = 1 + math.ceil((whole - view) / (view - overlap))
+    return [round(number * (whole - view) / max(1, count - 1)) for number in range(count)]
