@@ -48,6 +48,9 @@ class SnlDetector:
     On TensorRT, and on ONNX Runtime with ``device="cuda"``, a frame is uploaded once, the inspected part only, and prepared on the GPU, where that
     agrees with the host on frames of its own at opening; otherwise the host prepares it and one line in the log says why.
 
+    A product that was calibrated on tiles is seen in them, and one with an ignore mask is judged under it; :attr:`notes` says so. Tiles are cut on
+    the host, also beside a GPU, and each is a run of the network: ``timeout_ms`` must be long enough for all of a frame.
+
     A model without golden samples, decision or manifest (a lone ``.onnx``) opens and scores, and every verdict is ERROR with the reason.
 
     Args:
