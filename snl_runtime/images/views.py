@@ -1,9 +1,10 @@
 """The views of a frame that a network sees: all of it at the network's size, or a grid of overlapping tiles of it."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +19,23 @@ Infer: TypeAlias = Callable[[npt.NDArray[np.uint8]], tuple[npt.NDArray[np.float3
 """(N, H, W, 3) uint8 RGB -> scores (N,), maps (N, H, W)."""
 
 
+class View(NamedTuple):
+    """One view of the resized part: where it lies, and which cells of the merged map it gives."""
+
+    top: int
+    left: int
+    own_rows: tuple[int, int]
+    """First row of the part that it gives, and the one behind the last."""
+    own_columns: tuple[int, int]
+    """First column that it gives, and the one behind the last."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Views:
     """How the inspected part of a frame is cut into network inputs, and their maps become one map.
 
-    The part is resized to ``map_hw``, then cut; a frame that is seen as a whole has one view of that very size.
+    The part is resized to ``map_hw``, then cut; a frame that is seen as a whole has one view of that very size. Neighbors overlap, and each gives its
+    cells of the merged map up to the middle of the overlap: a network sees least at the border of its input, and its padding shows there.
 
     Attributes:
         map_hw: Height and width that the part is resized to, which are those of the merged map.
@@ -41,39 +54,37 @@ class Views:
             raise ConfigError(f"views of {self.view_hw} pixels (height, width) cannot overlap by {self.overlap_px}")
 
     @property
-    def corners(self) -> tuple[tuple[int, int], ...]:
-        """Top and left of each view, row by row."""
-        tops, lefts = (_starts(whole, view, self.overlap_px) for whole, view in zip(self.map_hw, self.view_hw))
-        return tuple((top, left) for top in tops for left in lefts)
+    def grid(self) -> tuple[View, ...]:
+        """The views, row by row."""
+        rows, columns = (_spread(whole, view, self.overlap_px) for whole, view in zip(self.map_hw, self.view_hw))
+        return tuple(View(top, left, own_rows, own_columns) for top, own_rows in rows for left, own_columns in columns)
 
     @property
     def count(self) -> int:
         """How many there are: how often the network runs for a frame."""
-        return len(self.corners)
+        return len(self.grid)
 
-    def cut(self, part: Image, corners: Sequence[tuple[int, int]] | None = None) -> npt.NDArray[np.uint8]:
-        """Return the views at some corners, all of them for None, as (N, h, w, 3), from the resized part (H, W, 3) uint8 RGB."""
+    def cut(self, part: Image, some: Sequence[View] | None = None) -> npt.NDArray[np.uint8]:
+        """Return some views, all of them for None, as (N, h, w, 3), from the resized part (H, W, 3) uint8 RGB."""
         height, width = self.view_hw
-        return np.stack([part[top : top + height, left : left + width] for top, left in (self.corners if corners is None else corners)])
+        return np.stack([part[view.top : view.top + height, view.left : view.left + width] for view in (self.grid if some is None else some)])
 
     def empty_map(self) -> AnomalyMap:
-        """Return a merged map (H, W) float32 that no view has been merged into: minus infinity, which nobody takes for a score."""
-        return np.full(self.map_hw, -np.inf, np.float32)
+        """Return a merged map (H, W) float32 that no view has been merged into: NaN, which nobody takes for a score."""
+        return np.full(self.map_hw, np.nan, np.float32)
 
-    def merge(self, merged: AnomalyMap, maps: npt.NDArray[np.float32], corners: Sequence[tuple[int, int]]) -> None:
-        """Put the maps (N, h, w) of the views at some corners into a merged map, in place.
-
-        Where views overlap the largest value counts, so a merged map hides nothing that a view shows, and its maximum is the largest of the views'
-        scores. NaN stays NaN.
-        """
-        height, width = self.view_hw
-        for anomaly_map, (top, left) in zip(maps, corners, strict=True):
-            place = merged[top : top + height, left : left + width]
-            np.maximum(place, anomaly_map, out=place)
+    def merge(self, merged: AnomalyMap, maps: npt.NDArray[np.float32], some: Sequence[View]) -> None:
+        """Put the maps (N, h, w) of some views into a merged map, in place; each view gives its own cells."""
+        for anomaly_map, view in zip(maps, some, strict=True):
+            (top, bottom), (left, right) = view.own_rows, view.own_columns
+            merged[top:bottom, left:right] = anomaly_map[top - view.top : bottom - view.top, left - view.left : right - view.left]
 
 
 def score_views(part: Image, views: Views, infer: Infer, *, batch_size: int) -> tuple[float, AnomalyMap]:
-    """Return score and map of one frame seen in views: the largest of the views' scores, and their maps merged; NaN stays NaN in both.
+    """Return score and map of one frame seen in views.
+
+    The score is the maximum of the merged map, off by as much as any view's score is off the maximum of its own map, and NaN if a score or map of any
+    view holds NaN: who compares score and map, as every verdict does, thereby checks each view whole. Of one view they are what the network gave.
 
     Args:
         part: (H, W, 3) uint8 RGB, the inspected part at the size of the merged map.
@@ -81,14 +92,16 @@ def score_views(part: Image, views: Views, infer: Infer, *, batch_size: int) -> 
         infer: The network.
         batch_size: Most views that it is given at a time; memory is bounded by them and the merged map.
     """
-    corners = views.corners
-    merged, highest = views.empty_map(), np.float32(-np.inf)
-    for start in range(0, len(corners), batch_size):
-        some = corners[start : start + batch_size]
+    grid, merged, deviations = views.grid, views.empty_map(), []
+    for start in range(0, len(grid), batch_size):
+        some = grid[start : start + batch_size]
         scores, maps = infer(views.cut(part, some))
         views.merge(merged, maps, some)
-        highest = np.maximum(highest, scores.max())  # keeps NaN
-    return float(highest), merged
+        deviations.append(scores.astype(np.float64) - maps.max(axis=(1, 2)))  # exact: both are float32
+    with np.errstate(invalid="ignore"):  # infinities; whoever judges finds them
+        deviation = np.concatenate(deviations)
+        worst = float(deviation[np.abs(deviation).argmax()])  # NaN counts as the largest
+        return float(merged.max()) + worst, merged
 
 
 def whole_view(size_hw: tuple[int, int]) -> Views:
@@ -118,6 +131,9 @@ def tile_views(part_hw: tuple[float, float], network_hw: tuple[int, int], *, til
     return Views(map_hw=(height, width), view_hw=network_hw, overlap_px=min(side - 1, math.ceil(overlap_px * side / tile_px)))
 
 
-def _starts(whole: int, view: int, overlap: int) -> list[int]:
+def _spread(whole: int, view: int, overlap: int) -> list[tuple[int, tuple[int, int]]]:
+    """Return where the views of one axis start, with the first cell that each gives and the one behind the last."""
     count = 1 + math.ceil((whole - view) / (view - overlap))
-    return [round(number * (whole - view) / max(1, count - 1)) for number in range(count)]
+    starts = [round(number * (whole - view) / max(1, count - 1)) for number in range(count)]
+    edges = [0, *((first + view + second + 1) // 2 for first, second in itertools.pairwise(starts)), whole]
+    return list(zip(starts, itertools.pairwise(edges)))

@@ -91,7 +91,7 @@ class NetworkInputs:
         """Return the views of one image that are asked for, which is decoded once."""
         image = samples[0].read_image()
         views = self.views_of((image.shape[0], image.shape[1]))
-        cut = views.cut(resize(image, views.map_hw), [views.corners[sample.view] for sample in samples])
+        cut = views.cut(resize(image, views.map_hw), [views.grid[sample.view] for sample in samples])
         return {(sample.path, sample.view): view for sample, view in zip(samples, cut, strict=True)}
 
 

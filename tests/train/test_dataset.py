@@ -51,7 +51,7 @@ def test_tiles_are_the_pixels_of_the_image_and_each_is_a_sample(plain_root):
     views = data.inputs.views_of((image.shape[0], image.shape[1]))
     assert [sample.view for sample in data.samples[: views.count]] == list(range(views.count))
     assert len(data.samples) == views.count * len(whole.samples)
-    expected = [image[top : top + 16, left : left + 16] for top, left in views.corners]
+    expected = [image[top : top + 16, left : left + 16] for top, left, *_ in views.grid]
     assert np.array_equal(data.inputs.read(data.samples[: views.count]), np.stack(expected))
     from_disk = load_training_data(plain_root, (16, 16), config=dataclasses.replace(config, cache_mib=0), threads=2)
     chosen = [3, 0, len(data.samples) - 1, 1]

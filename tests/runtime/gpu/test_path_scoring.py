@@ -18,7 +18,7 @@ from snl_runtime.errors import InferenceError
 from snl_runtime.gpu.kernels import KERNEL_NAMES
 from snl_runtime.images.files import write_image
 from snl_runtime.images.preprocess import resize
-from snl_runtime.images.views import tile_views
+from snl_runtime.images.views import score_views, tile_views
 from snl_runtime.model.manifest import TileGrid, manifest_path, read_manifest, write_manifest
 from snl_runtime.scorer import Scorer
 from snl_runtime.types import Verdict
@@ -66,7 +66,8 @@ def test_tiles_are_cut_on_the_host_and_scored_on_the_gpu(fake, on_gpu, write_eng
     changes = {"tiles": grid, "pass_threshold": 99.0, "reject_threshold": 99.0, "frame_range": model_fixtures.ANY_FRAME}
     own = dataclasses.replace(manifest.decisions[0], model_sha256=manifest.engines[0].sha256, **changes)
     write_manifest(manifest_path(path), manifest.with_decision(own))
-    expected = max(float(one.max()) for one in model_fixtures.reference_maps(views.cut(frame[:, :, ::-1]).tobytes()))
+    maps = model_fixtures.reference_maps(views.cut(frame[:, :, ::-1]).tobytes())
+    expected, _ = score_views(frame[:, :, ::-1], views, lambda _: (maps.max(axis=(1, 2)), maps), batch_size=views.count)
     with SnlDetector(path) as detector:
         assert detector.is_on_device
         for image in (frame, on_gpu(frame)):

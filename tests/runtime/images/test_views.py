@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snl_runtime.errors import ConfigError, ManifestError
-from snl_runtime.images.views import Views, tile_views, whole_view
+from snl_runtime.images.views import Views, score_views, tile_views, whole_view
 from snl_runtime.model.manifest import TileGrid
 
 SIDES = st.integers(1, 70)
@@ -24,12 +24,12 @@ def grids(draw):
 @EXAMPLES
 def test_views_cover_every_pixel_and_neighbors_overlap_by_at_least_what_was_asked(views):
     seen = np.zeros(views.map_hw, int)
-    for top, left in views.corners:
-        seen[top : top + views.view_hw[0], left : left + views.view_hw[1]] += 1
+    for view in views.grid:
+        seen[view.top : view.top + views.view_hw[0], view.left : view.left + views.view_hw[1]] += 1
     assert seen.min() >= 1
     assert seen.sum() == views.count * np.prod(views.view_hw)  # none reaches outside
     for axis in (0, 1):
-        starts = sorted({corner[axis] for corner in views.corners})
+        starts = sorted({view[axis] for view in views.grid})
         assert all(first + views.view_hw[axis] - second >= views.overlap_px for first, second in zip(starts, starts[1:]))
 
 
@@ -37,45 +37,74 @@ def test_views_cover_every_pixel_and_neighbors_overlap_by_at_least_what_was_aske
 @EXAMPLES
 def test_grid_has_no_more_views_than_are_needed(views):
     for axis in (0, 1):
-        count = len({corner[axis] for corner in views.corners})
+        count = len({view[axis] for view in views.grid})
         reached = views.view_hw[axis] + (count - 2) * (views.view_hw[axis] - views.overlap_px)  # by one view less
         assert count == 1 or reached < views.map_hw[axis]
 
 
 @given(grids(), st.integers(0, 1000))
 @EXAMPLES
-def test_merged_map_is_the_largest_value_of_any_view_in_each_cell(views, seed):
+def test_each_cell_of_the_merged_map_is_that_of_a_view_that_sees_most_around_it(views, seed):
     maps = np.random.default_rng(seed).uniform(0, 1, (views.count, *views.view_hw)).astype(np.float32)
     merged = views.empty_map()
     half = views.count // 2
-    views.merge(merged, maps[:half], views.corners[:half])  # in batches
-    views.merge(merged, maps[half:], views.corners[half:])
+    views.merge(merged, maps[:half], views.grid[:half])  # in batches
+    views.merge(merged, maps[half:], views.grid[half:])
+    assert np.isfinite(merged).all()
     for row, column in {(0, 0), (views.map_hw[0] // 2, views.map_hw[1] // 3), (views.map_hw[0] - 1, views.map_hw[1] - 1)}:
-        values = [
-            anomaly_map[row - top, column - left]
-            for anomaly_map, (top, left) in zip(maps, views.corners)
-            if 0 <= row - top < views.view_hw[0] and 0 <= column - left < views.view_hw[1]
-        ]
-        assert merged[row, column] == max(values)
-    assert merged.max() == maps.max()
+        seen = {}  # distance to the borders of the view along each axis -> values
+        for anomaly_map, view in zip(maps, views.grid):
+            down, across = row - view.top, column - view.left
+            if 0 <= down < views.view_hw[0] and 0 <= across < views.view_hw[1]:
+                depth = min(down, views.view_hw[0] - 1 - down), min(across, views.view_hw[1] - 1 - across)
+                seen.setdefault(depth, []).append(anomaly_map[down, across])
+        assert merged[row, column] in seen[max(seen)]
 
 
 @given(grids(), st.data())
 @EXAMPLES
-def test_what_one_view_did_not_write_is_not_finite_in_the_merged_map(views, data):
-    maps = np.ones((views.count, *views.view_hw), np.float32)
-    spoiled = data.draw(st.integers(0, views.count - 1))
-    maps[spoiled] = np.nan
-    merged = views.empty_map()
-    views.merge(merged, maps, views.corners)
-    top, left = views.corners[spoiled]
-    assert np.isnan(merged[top : top + views.view_hw[0], left : left + views.view_hw[1]]).all()
+def test_score_is_not_finite_if_any_value_of_any_view_is_not(views, data):
+    """Also where another view gives that cell of the merged map."""
+    part = np.zeros((*views.map_hw, 3), np.uint8)
+    spoiled, row, column = (data.draw(st.integers(0, high - 1)) for high in (views.count, *views.view_hw))
+    part[..., 0] = 1
+
+    def infer(images, seen=[]):  # noqa: B006  # counts the views over the batches
+        maps = np.ones((len(images), *views.view_hw), np.float32)
+        seen += range(len(images))
+        if len(seen) > spoiled >= len(seen) - len(images):
+            maps[spoiled - (len(seen) - len(images)), row, column] = np.nan
+        return maps.max(axis=(1, 2)), maps
+
+    score, _ = score_views(part, views, infer, batch_size=3)
+    assert not np.isfinite(score)
+
+
+@given(grids(), st.integers(0, 1000), st.data())
+@EXAMPLES
+def test_score_is_off_the_merged_map_by_as_much_as_a_view_is_off_its_own(views, seed, data):
+    maps = np.random.default_rng(seed).uniform(0, 1, (views.count, *views.view_hw)).astype(np.float32)
+    part = np.zeros((*views.map_hw, 3), np.uint8)
+    off = data.draw(st.sampled_from([0.0, 0.25, -0.25]))
+    scores = maps.max(axis=(1, 2))
+    scores[data.draw(st.integers(0, views.count - 1))] += np.float32(off)
+    score, merged = score_views(part, views, lambda images: (scores, maps), batch_size=views.count)
+    assert score - merged.max() == pytest.approx(off, abs=1e-6)
+
+
+def test_score_and_map_of_one_view_are_what_the_network_gave():
+    maps = np.random.default_rng(0).uniform(0, 3, (1, 6, 5)).astype(np.float32)
+    for score in (np.float32(0.1), np.float32(3e7), maps.max()):
+        answer = np.array([score]), maps
+        given_score, merged = score_views(np.zeros((6, 5, 3), np.uint8), whole_view((6, 5)), lambda _, answer=answer: answer, batch_size=1)
+        assert given_score == score
+        assert np.array_equal(merged, maps[0])
 
 
 def test_map_that_a_view_is_missing_of_is_not_finite():
     views = Views(map_hw=(4, 8), view_hw=(4, 4))
     merged = views.empty_map()
-    views.merge(merged, np.ones((1, 4, 4), np.float32), views.corners[:1])
+    views.merge(merged, np.ones((1, 4, 4), np.float32), views.grid[:1])
     assert not np.isfinite(merged[:, 4:]).any()
 
 
@@ -83,8 +112,8 @@ def test_views_of_a_part_put_together_are_the_part():
     part = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
     views = Views(map_hw=(9, 12), view_hw=(5, 4), overlap_px=1)
     again = np.zeros_like(part)
-    for view, (top, left) in zip(views.cut(part), views.corners):
-        again[top : top + 5, left : left + 4] = view
+    for pixels, view in zip(views.cut(part), views.grid):
+        again[view.top : view.top + 5, view.left : view.left + 4] = pixels
     assert np.array_equal(again, part)
     assert np.array_equal(whole_view((9, 12)).cut(part), part[None])
 
