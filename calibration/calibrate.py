@@ -1,6 +1,7 @@
 """Fit decisions on the file that ships and append them to its manifest."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import shlex
 from collections.abc import Callable, Sequence
@@ -8,21 +9,23 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from snl_runtime.errors import CalibrationRefusedError, DataError, FrameError, ManifestError
+from snl_runtime.errors import CalibrationRefusedError, ConfigError, DataError, FrameError, ManifestError
 from snl_runtime.files import check_writable
 from snl_runtime.images.files import read_image
 from snl_runtime.images.frame_look import FrameLook, measure_look
 from snl_runtime.images.listing import Listing
 from snl_runtime.model.frame_range import FrameRange
-from snl_runtime.model.manifest import Decision, Evidence, Manifest, manifest_path, update_manifest
-from snl_runtime.model.normalization import NormalizationMap
-from snl_runtime.model.normalization_files import encode_normalization, write_normalization
+from snl_runtime.model.ignore_mask import IgnoreMask
+from snl_runtime.model.manifest import Decision, Evidence, Manifest, TileGrid, manifest_path, update_manifest
+from snl_runtime.model.map_factors import MapFactors
+from snl_runtime.model.normalization_files import MapFile, encode_ignore_mask, encode_normalization, write_map_file
 from snl_runtime.progress import ProgressReporter, no_progress
 from snl_runtime.scorer import Scored, Scorer
 from snl_runtime.types import AnomalyMap, Image
 from snl_runtime.verdict.frame_checks import MIN_DEVIATION, FrameStatistics, check_frame, fit_frame_range
 
 from .evidence import BadPart, Detection, Hardest, collect_from_bad_images, collect_from_synthetic_defects, find_bad_parts, require_detection
+from .ignore_mask import fit_ignore_mask
 from .leniency import find_must_reject, find_passing, require_not_lenient
 from .normalization import NormalizationFit, check_normalization_sample, fit_product_normalization, note_on_normalization
 from .options import CalibrationOptions
@@ -30,6 +33,7 @@ from .outliers import find_accepted, find_outliers
 from .reference import fit_reference
 from .sample import ProductSample, find_samples, listed, notes_on_sizes, read_parts, require_independent
 from .thresholds import ThresholdFit, check_sample_size, fit_threshold
+from .tiles import fit_tiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +50,7 @@ class ProductFit:
         scores: Image name to score of the good parts, of a fixed-pose product under the normalization map of the others; empty if the refusal came
             before.
         normalization: Normalization map of a fixed-pose product; None without one or if the refusal came before.
+        ignore_mask: Which cells of the map are judged; None if all are or the refusal came before.
         outliers: The ones of them beyond median + 6 MAD, accepted or not, highest first.
         paths: Image name to file of the good parts.
         sample_count: Number of good parts found.
@@ -61,6 +66,7 @@ class ProductFit:
     hardest: dict[str, Hardest]
     scores: dict[str, float]
     normalization: NormalizationFit | None = None
+    ignore_mask: IgnoreMask | None = None
     outliers: dict[str, float]
     paths: dict[str, Path]
     sample_count: int
@@ -88,7 +94,8 @@ def calibrate(
         progress: Told how far the reading and scoring of each product is.
 
     Raises:
-        ConfigError: If the product cannot be told, or an accepted outlier is no image of the sample or more than one.
+        ConfigError: If the product cannot be told, an ignore mask is given for several, or an accepted outlier is no image of the sample or
+            more than one.
         DataError: If a folder or image cannot be used; nothing is written then.
         ManifestError: If the model has no manifest or does not match it.
         SinkError: If the manifest cannot be written, which shows before the first image is read.
@@ -99,6 +106,8 @@ def calibrate(
             raise ManifestError(f"{model_path} has no manifest beside it; export it with snl-export, which writes {manifest_path(model_path).name}")
         check_writable(manifest_path(model_path))
         samples = find_samples(good, manifest, options.product, held_out=options.held_out, on_listed=on_listed)
+        if options.ignore_mask is not None and len(samples) > 1:
+            raise ConfigError(f"--ignore-mask {options.ignore_mask} is for one product; name it with --product, {len(samples)} were found")
         options = dataclasses.replace(options, accept_outliers=find_accepted(samples, options.accept_outliers))
         samples[0].warnings.extend(scorer.bundle.notes)
         bad_parts = {sample.product: _bad_parts(sample, options, on_listed, is_only=len(samples) == 1) for sample in samples}
@@ -108,10 +117,7 @@ def calibrate(
             for sample in samples
         ]
     before_writing(fits)
-    append_decisions(
-        model_path,
-        [(fit.decision, None if fit.normalization is None else fit.normalization.normalization) for fit in fits if fit.decision is not None],
-    )
+    append_decisions(model_path, [(fit.decision, _map_files(model_path, fit)) for fit in fits if fit.decision is not None])
     return fits
 
 
@@ -125,9 +131,16 @@ class _Record:
     maps: list[AnomalyMap] = field(default_factory=list)
     looks: list[FrameLook] = field(default_factory=list)
     normalization: NormalizationFit | None = None
+    ignore_mask: IgnoreMask | None = None
+    tiles: TileGrid | None = None
     outliers: dict[str, float] = field(default_factory=dict)
     fit: ThresholdFit | None = None
     detection: Detection | None = None
+
+    @property
+    def factors(self) -> MapFactors | None:
+        """What the line multiplies the product's map with."""
+        return self.ignore_mask if self.normalization is None else self.normalization.factors
 
     def result(self, *, decision: Decision | None = None, refusal: str | None = None) -> ProductFit:
         return ProductFit(
@@ -139,6 +152,7 @@ class _Record:
             hardest={} if self.detection is None else self.detection.hardest,
             scores=self.scores,
             normalization=self.normalization,
+            ignore_mask=self.ignore_mask,
             outliers=self.outliers,
             paths={part.name: part.path for part in self.sample.parts},
             sample_count=len(self.sample.parts),
@@ -173,6 +187,10 @@ def _decide(scorer: Scorer, manifest: Manifest, record: _Record, bad_parts: list
     check_sample_size(len(sample.parts), options.max_frr, options.confidence)
     if options.fixed_pose:
         check_normalization_sample(len(sample.parts))
+    record.tiles = fit_tiles(options, sizes, manifest)
+    if options.ignore_mask is not None:
+        map_hw = scorer.size_hw if record.tiles is None else record.tiles.map_hw
+        record.ignore_mask = fit_ignore_mask(options.ignore_mask, sizes, options.roi_xyxy, map_hw, max_ignored=options.max_ignored)
     statistics = _score_good_parts(scorer, record, options)
     accepted = _require_no_unknown_outlier(record, options.accept_outliers)
     if options.fixed_pose:
@@ -199,7 +217,7 @@ def _decide(scorer: Scorer, manifest: Manifest, record: _Record, bad_parts: list
         bound=fit.bound,
         evidence=detection.evidence,
         accepted_outliers=accepted,
-        backend=_scored_by(scorer),
+        backend=_scored_by(scorer, record.tiles),
         fitted_at=fitted_at.isoformat(),
         expires_at=None if options.valid_days is None else (fitted_at + timedelta(days=options.valid_days)).isoformat(),
         reference=fit_reference(list(record.scores.values()), record.looks),
@@ -207,12 +225,15 @@ def _decide(scorer: Scorer, manifest: Manifest, record: _Record, bad_parts: list
         normalization=None
         if record.normalization is None
         else encode_normalization(scorer.bundle.path, sample.product, record.normalization.normalization)[0],
+        ignore_mask=None if record.ignore_mask is None else encode_ignore_mask(scorer.bundle.path, sample.product, record.ignore_mask)[0],
+        tiles=record.tiles,
+        mm_per_px=options.mm_per_px,
     )
 
 
 def _fit_normalization(record: _Record, accepted: list[str], options: CalibrationOptions) -> list[str]:
     """Fit the normalization map, put the normalized scores in place of the raw ones and return the outliers of either kind that a person accepted."""
-    record.normalization = fit_product_normalization(record.scores, record.maps, options.max_frr, options.confidence)
+    record.normalization = fit_product_normalization(record.scores, record.maps, record.ignore_mask, options.max_frr, options.confidence)
     record.maps.clear()
     record.scores = record.normalization.scores
     raw_outliers = record.outliers
@@ -242,11 +263,11 @@ def _detect(  # everything a decision rests on
     out_of_range: list[str] = []
 
     def score(image: Image, path: Path) -> float:
-        scored = _score(scorer, image, path, options)
+        scored = _score(scorer, image, path, record, options)
         if not sizes.fits((image.shape[0], image.shape[1])) or check_frame(scored.statistics, frame_range) is not None:
             out_of_range.append(path.name)
         if record.normalization is not None:
-            record.normalization.raw_peaks.append(_peak(scored))
+            record.normalization.raw_peaks.append(_peak(scored, record.ignore_mask))
         return _judged_score(scored, record)
 
     if bad_parts is not None:
@@ -268,7 +289,7 @@ def _detect(  # everything a decision rests on
 
 def _passes(scorer: Scorer, record: _Record, decision: Decision, options: CalibrationOptions) -> Callable[[Image, Path], bool]:
     def passes(image: Image, path: Path) -> bool:
-        scored = _score(scorer, image, path, options)
+        scored = _score(scorer, image, path, record, options)
         size_hw = (image.shape[0], image.shape[1])
         is_judged = decision.frame_sizes.fits(size_hw) and check_frame(scored.statistics, decision.frame_range) is None
         return is_judged and decision.floor <= _judged_score(scored, record) <= decision.pass_threshold
@@ -278,7 +299,7 @@ def _passes(scorer: Scorer, record: _Record, decision: Decision, options: Calibr
 
 def _judged_score(scored: Scored, record: _Record) -> float:
     """Return what the line compares with the thresholds of the product."""
-    return _peak(scored) if record.normalization is None else record.normalization.normalization.peak(scored.anomaly_map)
+    return _peak(scored, record.factors)
 
 
 def _score_good_parts(scorer: Scorer, record: _Record, options: CalibrationOptions) -> list[FrameStatistics]:
@@ -287,9 +308,9 @@ def _score_good_parts(scorer: Scorer, record: _Record, options: CalibrationOptio
     with record.progress(len(record.sample.parts), unit="images", label=f"{record.sample.product}: score good parts") as steps:
         for part in record.sample.parts:
             image = read_image(part.path, record.sample.bit_depth)
-            scored = _score(scorer, image, part.path, options)
+            scored = _score(scorer, image, part.path, record, options)
             record.looks.append(measure_look(image, "rgb", options.roi_xyxy))
-            record.scores[part.name] = _peak(scored)
+            record.scores[part.name] = _peak(scored, record.ignore_mask)
             if options.fixed_pose:
                 record.maps.append(scored.anomaly_map)
             statistics.append(scored.statistics)
@@ -303,20 +324,21 @@ def _score_good_parts(scorer: Scorer, record: _Record, options: CalibrationOptio
     return statistics
 
 
-def _score(scorer: Scorer, image: Image, path: Path, options: CalibrationOptions) -> Scored:
+def _score(scorer: Scorer, image: Image, path: Path, record: _Record, options: CalibrationOptions) -> Scored:
     try:
-        return scorer.score(image, "rgb", options.roi_xyxy)
+        return scorer.score(image, "rgb", options.roi_xyxy, None if record.tiles is None else record.tiles.views(scorer.size_hw))
     except FrameError as error:
         raise DataError(f"{path}: {error}") from error
 
 
-def _scored_by(scorer: Scorer) -> str:
-    return f"{scorer.backend.name} on {scorer.backend.device}, frames prepared there" if scorer.is_on_device else scorer.backend.name
+def _scored_by(scorer: Scorer, tiles: TileGrid | None) -> str:
+    is_prepared_there = scorer.is_on_device and tiles is None
+    return f"{scorer.backend.name} on {scorer.backend.device}, frames prepared there" if is_prepared_there else scorer.backend.name
 
 
-def _peak(scored: Scored) -> float:
-    """Return what the line compares with the threshold: score and map may differ in the last bit."""
-    return max(scored.score, float(scored.anomaly_map.max()))
+def _peak(scored: Scored, factors: MapFactors | None) -> float:
+    """Return what the line compares with the threshold: without factors score and map may differ in the last bit."""
+    return max(scored.score, float(scored.anomaly_map.max())) if factors is None else factors.peak(scored.anomaly_map)
 
 
 def _require_no_unknown_outlier(record: _Record, accept: tuple[str, ...]) -> list[str]:
@@ -343,8 +365,21 @@ def _bad_parts(sample: ProductSample, options: CalibrationOptions, on_listed: Ca
     return find_bad_parts(options.bad, sample.product, on_listed)
 
 
-def append_decisions(model_path: Path, fitted: Sequence[tuple[Decision, NormalizationMap | None]]) -> None:
-    """Add decisions to the model's manifest, all or none, their normalization maps beside it first; what others added since it was opened is kept.
+def _map_files(model_path: Path, fit: ProductFit) -> list[tuple[MapFile, bytes]]:
+    files: list[tuple[MapFile, bytes]] = []
+    if fit.normalization is not None:
+        files.append(encode_normalization(model_path, fit.product, fit.normalization.normalization))
+    if fit.ignore_mask is not None:
+        files.append(encode_ignore_mask(model_path, fit.product, fit.ignore_mask))
+    return files
+
+
+def append_decisions(model_path: Path, fitted: Sequence[tuple[Decision, Sequence[tuple[MapFile, bytes]]]]) -> None:
+    """Add decisions to the model's manifest, all or none, the files that they name beside it first; what others added since it was opened is kept.
+
+    Args:
+        model_path: ``x.onnx`` or ``x.trt``.
+        fitted: Each decision with its normalization map and ignore mask, as they are encoded.
 
     Raises:
         ManifestError: If the manifest was altered meanwhile.
@@ -352,21 +387,13 @@ def append_decisions(model_path: Path, fitted: Sequence[tuple[Decision, Normaliz
     """
     if not fitted:
         return
-    normalizations = [
-        encode_normalization(model_path, decision.product, normalization) for decision, normalization in fitted if normalization is not None
-    ]
-    new = [path for path in (model_path.with_name(file.file) for file, _ in normalizations) if not path.exists()]
+    files = [each for _, own in fitted for each in own]
+    new = [path for path in (model_path.with_name(file.file) for file, _ in files) if not path.exists()]
     try:
-        for file, data in normalizations:
-            write_normalization(model_path, file, data)
-        update_manifest(manifest_path(model_path), lambda manifest: _with_decisions(manifest, [decision for decision, _ in fitted]))
+        for file, data in files:
+            write_map_file(model_path, file, data)
+        update_manifest(manifest_path(model_path), lambda manifest: functools.reduce(Manifest.with_decision, [one for one, _ in fitted], manifest))
     except BaseException:  # Ctrl-C included
         for path in new:
             path.unlink(missing_ok=True)
         raise
-
-
-def _with_decisions(manifest: Manifest, decisions: Sequence[Decision]) -> Manifest:
-    for decision in decisions:
-        manifest = manifest.with_decision(decision)
-    return manifest

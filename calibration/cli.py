@@ -72,6 +72,17 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument("--roi", type=_parse_roi, metavar="X0,Y0,X1,Y1", help="part of the frame to inspect, frame pixels (default: all of it)")
     parser.add_argument(
+        "--ignore-mask", type=Path, metavar="FILE", help="black and white image of the frames' size; what is white is not judged (one product)"
+    )
+    parser.add_argument(
+        "--max-ignored", type=float, default=0.25, metavar="P", help="share of the inspected part that --ignore-mask may hide, 0 to 1 (default: 0.25)"
+    )
+    parser.add_argument(
+        "--tile", type=int, metavar="N", help="inspect frames in tiles of N x N frame pixels, 0 for whole frames (default: as the model was trained)"
+    )
+    parser.add_argument("--overlap", type=int, metavar="N", help="frame pixels by which tiles overlap at least (default: as trained, else 32)")
+    parser.add_argument("--mm-per-px", type=float, metavar="X", help="millimeters per pixel of the frame: regions then have an area in mm2 too")
+    parser.add_argument(
         "--any-size",
         action="store_true",
         help="allow frames of every height, width and aspect between those of the good images (default: only the sizes that they have)",
@@ -143,6 +154,11 @@ def _run(arguments: argparse.Namespace) -> int:
         accept_outliers=tuple(arguments.accept_outlier),
         fixed_pose=arguments.fixed_pose,
         roi_xyxy=arguments.roi,
+        ignore_mask=arguments.ignore_mask,
+        max_ignored=arguments.max_ignored,
+        tile_px=arguments.tile,
+        overlap_px=arguments.overlap,
+        mm_per_px=arguments.mm_per_px,
         any_size=arguments.any_size,
         bit_depth=arguments.bit_depth,
         backend=arguments.backend,
@@ -217,8 +233,15 @@ def describe(fit: "ProductFit") -> str:
     if fit.normalization is not None:
         values, raw = fit.normalization.normalization.values, fit.normalization.raw_fit.pass_threshold
         lines.append(f"  normalization map {values.min():.3g} to {values.max():.3g}   (pass threshold without it {raw:.6g})")
+    if fit.ignore_mask is not None:
+        lines.append(f"  NOT JUDGED        {100 * fit.ignore_mask.ignored_share:.3g} % of the inspected part (ignore mask): a defect there passes")
     if fit.decision is not None:
         lines.append(f"  frames            {fit.decision.frame_sizes} pixels, {fit.decision.bit_depth} bits; others are ERROR on the line")
+        if fit.decision.tiles is not None:
+            tiles = fit.decision.tiles
+            lines.append(
+                f"  tiles             {tiles.count} of {tiles.tile_px} px, overlap {tiles.overlap_px} px or more: {tiles.count} runs of the network"
+            )
         lines.append(f"  reject threshold  {fit.decision.reject_threshold:.6g}")
         lines.append(f"  valid             {fit.decision.fitted_at} to {fit.decision.expires_at or 'no end'}")
     if fit.evidence is not None:
@@ -259,6 +282,7 @@ def _plain(fit: "ProductFit") -> dict[str, Any]:
         "threshold": None if fit.fit is None else dataclasses.asdict(fit.fit),
         "evidence": None if fit.evidence is None else dataclasses.asdict(fit.evidence),
         "normalization": None if fit.normalization is None else _plain_normalization(fit.normalization),
+        "ignored_share": 0.0 if fit.ignore_mask is None else fit.ignore_mask.ignored_share,
         "outliers": fit.outliers,
         "scores": fit.scores,
         "warnings": fit.warnings,

@@ -8,6 +8,7 @@ from typing import Any
 from snl_runtime.errors import CalibrationRefusedError, ConfigError, ManifestError
 from snl_runtime.files import sha256_file
 from snl_runtime.model.manifest import Decision, DecisionChange, Manifest, manifest_path, read_manifest, update_manifest
+from snl_runtime.model.normalization_files import kind_of
 from snl_runtime.verdict.decision import parse_time
 
 from .leniency import require_not_lenient
@@ -85,7 +86,7 @@ def revert(model_path: Path, options: CalibrationOptions, number: int | None = N
     Raises:
         ConfigError: If there is no such decision, or the product cannot be told.
         CalibrationRefusedError: If it has expired, or is more lenient than the current one and nobody accepts that.
-        ManifestError: If its normalization map is missing or another one.
+        ManifestError: If its normalization map or ignore mask is missing or another one.
         SinkError: If the manifest cannot be written; then all is as it was.
     """
     sha256 = _hash_of(model_path)
@@ -107,10 +108,10 @@ def _renewed(chosen: HistoryEntry, current: Decision | None, model_path: Path, o
     decision = chosen.decision
     if decision.expires_at is not None and parse_time(decision.expires_at) <= datetime.now(timezone.utc):
         raise CalibrationRefusedError(f"decision {chosen.number} expired on {decision.expires_at}; calibrate again")
-    if decision.normalization is not None:
-        path = model_path.with_name(decision.normalization.file)
-        if not path.is_file() or sha256_file(path) != decision.normalization.sha256:
-            raise ManifestError(f"{path} is missing or is not the normalization map of decision {chosen.number}; copy it back beside the model")
+    for file in decision.map_files:
+        path = model_path.with_name(file.file)
+        if not path.is_file() or sha256_file(path) != file.sha256:
+            raise ManifestError(f"{path} is missing or is not the {kind_of(file)} of decision {chosen.number}; copy it back beside the model")
     renewed = require_not_lenient(decision, current, [], options)
     change = renewed.change or DecisionChange(written_at="", written_by="")
     return dataclasses.replace(renewed, change=dataclasses.replace(change, reverted_to=chosen.number))
@@ -166,12 +167,14 @@ def _row(entry: HistoryEntry) -> tuple[str, ...]:
 
 
 def _what(entry: HistoryEntry) -> str:
-    change = entry.decision.change
+    change, mask = entry.decision.change, entry.decision.ignore_mask
     parts = ["fitted" if change is None or change.reverted_to is None else f"back to {change.reverted_to}"]
     if not entry.belongs:
         parts.append("on another file")
     if change is not None and change.kept_from is not None:
         parts.append(f"kept from file {change.kept_from[:12]}")
+    if mask is not None:
+        parts.append(f"{100 * mask.ignored_share:.3g} % not judged")
     if change is not None and change.accepted_lenient is not None:
         parts.append(f"more lenient: {change.accepted_lenient}")
     if change is not None and change.accepted_passes:

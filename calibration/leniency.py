@@ -96,9 +96,26 @@ def default_author() -> str:
 def _objections(decision: Decision, current: Decision | None, max_loosening: float) -> list[str]:
     if current is None:
         return []
-    if decision.roi_xyxy != current.roi_xyxy or (decision.normalization is None) is not (current.normalization is None):
-        what = "another part of the frame" if decision.roi_xyxy != current.roi_xyxy else "scores on another scale (--fixed-pose)"
+    differences = {
+        "another part of the frame": decision.roi_xyxy != current.roi_xyxy,
+        "frames in other tiles": decision.tiles != current.tiles,
+        "scores on another scale (--fixed-pose)": (decision.normalization is None) is not (current.normalization is None),
+    }
+    if any(differences.values()):
+        what = next(name for name, differs in differences.items() if differs)
         return [f"the decision of {current.fitted_at} judges {what}, so the new threshold cannot be compared with it"]
+    return [*_objections_to_mask(decision, current), *_objections_to_threshold(decision, current, max_loosening)]
+
+
+def _objections_to_mask(decision: Decision, current: Decision) -> list[str]:
+    new, old = decision.ignore_mask, current.ignore_mask
+    if new is None or (old is not None and old.sha256 == new.sha256):
+        return []
+    before = "judges all of it" if old is None else f"has another mask, of {100 * old.ignored_share:.3g} %"
+    return [f"the ignore mask hides {100 * new.ignored_share:.3g} % of the inspected part, and the decision of {current.fitted_at} {before}"]
+
+
+def _objections_to_threshold(decision: Decision, current: Decision, max_loosening: float) -> list[str]:
     limit = current.pass_threshold * (1 + max_loosening)
     if decision.pass_threshold <= limit:
         return []

@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 
 from snl_runtime.errors import CalibrationRefusedError, NormalizationError
+from snl_runtime.model.ignore_mask import IgnoreMask
+from snl_runtime.model.map_factors import MapFactors, multiply_factors
 from snl_runtime.model.normalization import NormalizationMap, fit_normalization, leave_one_out_normalizations
 from snl_runtime.types import AnomalyMap, Image
 
@@ -28,6 +30,7 @@ class NormalizationFit:
 
     Attributes:
         normalization: Fitted on all good parts.
+        factors: The same under the ignore mask: what the line multiplies a map with.
         scores: Image name to score under the normalization map of all other parts.
         raw_fit: The threshold on raw scores, for comparison.
         raw_scores: The raw scores.
@@ -35,6 +38,7 @@ class NormalizationFit:
     """
 
     normalization: NormalizationMap
+    factors: MapFactors
     scores: dict[str, float]
     raw_fit: ThresholdFit
     raw_scores: dict[str, float]
@@ -65,12 +69,15 @@ def check_normalization_sample(count: int) -> None:
         )
 
 
-def fit_product_normalization(raw_scores: Mapping[str, float], maps: Sequence[AnomalyMap], max_frr: float, confidence: float) -> NormalizationFit:
+def fit_product_normalization(
+    raw_scores: Mapping[str, float], maps: Sequence[AnomalyMap], mask: IgnoreMask | None, max_frr: float, confidence: float
+) -> NormalizationFit:
     """Return the normalization map of a product with the score of each good part under the normalization map of all others.
 
     Args:
-        raw_scores: Image name to raw score of the good parts.
+        raw_scores: Image name to raw score of the good parts, under the mask.
         maps: Their raw maps, in the same order.
+        mask: What is not judged; None for nothing.
         max_frr: As for :func:`snl_calibration.thresholds.fit_threshold`.
         confidence: Likewise.
 
@@ -81,8 +88,10 @@ def fit_product_normalization(raw_scores: Mapping[str, float], maps: Sequence[An
     stack = np.stack(maps)
     try:
         normalizations = leave_one_out_normalizations(stack)
-        scores = {name: normalization.peak(anomaly_map) for name, normalization, anomaly_map in zip(raw_scores, normalizations, stack)}
-        return NormalizationFit(normalization=fit_normalization(stack), scores=scores, raw_fit=raw_fit, raw_scores=dict(raw_scores))
+        scores = {name: _masked(each, mask).peak(anomaly_map) for name, each, anomaly_map in zip(raw_scores, normalizations, stack)}
+        normalization = fit_normalization(stack)
+        factors = _masked(normalization, mask)
+        return NormalizationFit(normalization=normalization, factors=factors, scores=scores, raw_fit=raw_fit, raw_scores=dict(raw_scores))
     except NormalizationError as error:
         raise CalibrationRefusedError(f"no normalization map can be fitted: {error}") from error
 
@@ -114,6 +123,10 @@ def render_normalization(normalization: NormalizationMap) -> Image:
     times = max(1, IMAGE_PX // max(gray.shape))
     colored = cv2.applyColorMap(gray.repeat(times, 0).repeat(times, 1), cv2.COLORMAP_VIRIDIS)
     return np.ascontiguousarray(colored[..., ::-1])
+
+
+def _masked(normalization: NormalizationMap, mask: IgnoreMask | None) -> MapFactors:
+    return multiply_factors(normalization, mask) or normalization
 
 
 def _spread(fit: ThresholdFit, scores: Mapping[str, float]) -> float:

@@ -7,6 +7,9 @@ from pathlib import Path
 from snl_runtime.errors import ConfigError
 from snl_runtime.types import BIT_DEPTHS
 
+_FLAGS = {"roi_xyxy": "roi", "tile_px": "tile", "overlap_px": "overlap"}
+"""Fields whose option has another name."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationOptions:
@@ -34,6 +37,16 @@ class CalibrationOptions:
     """The part always lies in the same pose: fit a normalization map, which lowers the anomaly map where good parts score high."""
     roi_xyxy: tuple[int, int, int, int] | None = None
     """Part of the frame that is inspected: left, top, right, bottom in pixels, right and bottom exclusive."""
+    ignore_mask: Path | None = None
+    """Image of the size of the frames, white where nothing is judged; for one product. None judges all of the inspected part."""
+    max_ignored: float = 0.25
+    """Largest share of the inspected part that the ignore mask may hide, from 0 to below 1."""
+    tile_px: int | None = None
+    """Side in frame pixels of the tiles in which frames are inspected; 0 to inspect them as a whole, None as the model was trained."""
+    overlap_px: int | None = None
+    """Least overlap of neighboring tiles in frame pixels; None as the model was trained, 32 if that was on whole frames."""
+    mm_per_px: float | None = None
+    """Millimeters per pixel of the frame, for areas in mm2; None for areas in pixels only."""
     any_size: bool = False
     """Allow every frame whose height, width and aspect each lie within what the good images have; else only their very sizes."""
     bit_depth: int | None = None
@@ -67,11 +80,15 @@ class CalibrationOptions:
             ("max_loosening", 0 <= self.max_loosening < math.inf, "at least 0"),
             ("accept_lenient", self.accept_lenient is None or self.accept_lenient.strip() != "", "a reason in words"),
             ("bit_depth", self.bit_depth in (None, *BIT_DEPTHS), f"one of {', '.join(map(str, BIT_DEPTHS))}"),
+            ("max_ignored", 0 <= self.max_ignored < 1, "from 0 to below 1"),
+            ("tile_px", self.tile_px in (None, 0) or self.tile_px >= 16, "at least 16, or 0 for whole frames"),
+            ("overlap_px", self.overlap_px is None or self.overlap_px >= 0, "at least 0"),
+            ("mm_per_px", self.mm_per_px is None or 0 < self.mm_per_px < math.inf, "above 0"),
             ("roi_xyxy", _is_box(self.roi_xyxy), "left,top,right,bottom with 0 <= left < right and 0 <= top < bottom"),
         ):
             if not is_valid:
-                flag = "roi" if name == "roi_xyxy" else name.replace("_", "-")
-                raise ConfigError(f"--{flag} must be {expected}, got {getattr(self, name)}")
+                flag, value = _FLAGS.get(name, name), getattr(self, name)
+                raise ConfigError(f"--{flag.replace('_', '-')} must be {expected}, got {value}")
 
 
 def _is_box(roi_xyxy: tuple[int, int, int, int] | None) -> bool:

@@ -12,6 +12,7 @@ from snl_runtime.types import Image
 
 from .calibrate import ProductFit
 from .evidence import thumbnail
+from .ignore_mask import render_mask
 from .normalization import NormalizationFit, render_normalization
 
 BINS = 40
@@ -41,6 +42,9 @@ def _product(fit: ProductFit) -> str:
     parts += [f'<p class="refused">{html.escape(text)}</p>' for text in (fit.refusal, *fit.warnings) if text]
     if fit.fit is not None:
         parts.append(f"<p>Pass threshold <b>{fit.fit.pass_threshold:.6g}</b>, floor {fit.fit.floor:.6g}: {html.escape(fit.fit.bound)}.</p>")
+    if fit.ignore_mask is not None:
+        share = f"{100 * fit.ignore_mask.ignored_share:.3g} % of the inspected part is not judged: a defect there passes"
+        parts += ["<h3>Ignore mask</h3>", _figure(render_mask(fit.ignore_mask), share)]
     if fit.normalization is not None:
         parts += _normalization(fit, fit.normalization)
     if fit.scores:

@@ -33,6 +33,8 @@ MANIFEST_PARTS = (
     frame_range.FrameRange,
     manifest_records.Evidence,
     manifest_records.NormalizationFile,
+    manifest_records.IgnoreMaskFile,
+    manifest_records.TileGrid,
     manifest_records.ReferenceSample,
     manifest_records.DecisionChange,
     manifest_records.ParityReport,

@@ -85,7 +85,7 @@ class SignatureError(ManifestError):
 
 
 class NormalizationError(SnlError):
-    """A normalization map cannot be fitted or used."""
+    """A normalization map or an ignore mask cannot be fitted or used."""
 
 
 class BackendError(SnlError):

@@ -5,7 +5,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,9 +18,10 @@ from snl_runtime.backends.base import Backend
 from snl_runtime.errors import BackendError, BackendTimeoutError, FrameError, GoldenSampleError, InferenceError, ManifestError
 from snl_runtime.gpu.path import ChooseVisualizations, DevicePath, map_of, offers_context, open_device_path
 from snl_runtime.images.preprocess import InputSpec, prepare
+from snl_runtime.images.views import Views, score_frames, whole_view
 from snl_runtime.model.bundle import ModelBundle, open_bundle
-from snl_runtime.model.golden import GoldenSamples, check_golden, golden_path
-from snl_runtime.model.normalization import NormalizationMap
+from snl_runtime.model.golden import GoldenSamples, check_golden, golden_path, side_by_side
+from snl_runtime.model.map_factors import MapFactors
 from snl_runtime.model.signing import PublicKey
 from snl_runtime.types import AnomalyMap, ColorOrder, DetectorState, Image, StageTimings
 from snl_runtime.verdict.decision import check_output
@@ -170,29 +171,33 @@ class Scorer:
         if not self.check_golden_samples():
             self._state = DetectorState.UNCHECKED
 
-    def score(self, image: object, color: ColorOrder = "bgr", roi_xyxy: tuple[int, int, int, int] | None = None) -> Scored:
-        """Score one frame, prepared where the detector prepares it: on the GPU if there is a device path, on the host otherwise.
+    def score(
+        self, image: object, color: ColorOrder = "bgr", roi_xyxy: tuple[int, int, int, int] | None = None, tiles: Views | None = None
+    ) -> Scored:
+        """Score one frame, prepared where the detector prepares it: on the GPU if there is a device path and no tiles, on the host otherwise.
 
         Args:
             image: Frame as captured, see :class:`snl_runtime.types.Frame`.
             color: Meaning of its last axis.
             roi_xyxy: Part of the frame to look at; None for all of it.
+            tiles: How that part is cut into tiles; None where it is seen as a whole.
 
         Raises:
             FrameError: If the frame cannot be used.
             InferenceError: If the output is not finite or the score is not the maximum of the map.
         """
         started_s = prepared_s = time.perf_counter()
-        if self.is_on_device:
+        if self.is_on_device and tiles is None:
             seen = self.inspect(image, color, roi_xyxy, threshold=math.nan, keep_map=True)
             score, anomaly_map, statistics = seen.map.score, map_of(seen), seen.statistics
             self._require_usable(score, anomaly_map, "the frame")
         else:
-            network_input = self.prepare(image, color, roi_xyxy)
-            statistics = frame_statistics(network_input)
+            views = tiles or whole_view(self.size_hw)
+            part = prepare(image, color, InputSpec(size_hw=views.map_hw, roi_xyxy=roi_xyxy))
+            statistics = frame_statistics(part)
             prepared_s = time.perf_counter()
-            scores, maps = self.score_inputs(network_input[None])
-            score, anomaly_map = float(scores[0]), maps[0]
+            ((score, anomaly_map),) = self.infer_frames([(part, views)])
+            self._require_usable(score, anomaly_map, "the frame")
         scored_s = time.perf_counter()
         timings = StageTimings(
             preprocess_ms=(prepared_s - started_s) * 1e3, infer_ms=(scored_s - prepared_s) * 1e3, total_ms=(scored_s - started_s) * 1e3
@@ -207,7 +212,7 @@ class Scorer:
         *,
         threshold: float,
         keep_map: bool,
-        normalization: NormalizationMap | None = None,
+        normalization: MapFactors | None = None,
         choose: ChooseVisualizations | None = None,
     ) -> ScoredFrame:
         """Prepare, score and measure one frame on the GPU, unchecked; only where :attr:`is_on_device`.
@@ -258,6 +263,14 @@ class Scorer:
         for index, (score, anomaly_map) in enumerate(zip(scores, maps)):
             self._require_usable(float(score), anomaly_map, f"image {index}")
         return scores, maps
+
+    def infer_frames(self, seen: Sequence[tuple[Image, Views]]) -> list[tuple[float, AnomalyMap]]:
+        """Return raw score and map of each frame seen in views, unchecked, in the batches that the backend takes; see ``score_frames``.
+
+        Raises:
+            InferenceError: If the backend fails.
+        """
+        return score_frames(seen, self.infer, batch_size=self.batch_size)
 
     def infer(self, images: npt.NDArray[np.uint8]) -> tuple[Scores, Maps]:
         """Return raw outputs, unchecked: what the backend did not write is NaN.
@@ -326,9 +339,16 @@ class Scorer:
     def _compare(self, golden: GoldenSamples) -> None:
         try:
             self._golden_difference = check_golden(golden, self.score_inputs, self.bundle.golden_tolerance)
+            if self.bundle.has_tiles:
+                check_golden(side_by_side(golden), self._score_side_by_side, self.bundle.golden_tolerance)
         except GoldenSampleError as mismatch:
             self._golden_difference = mismatch.difference
             raise
+
+    def _score_side_by_side(self, images: npt.NDArray[np.uint8]) -> tuple[Scores, Maps]:
+        """Score frames of several golden samples side by side on the way that tiles take: cut, in batches, merged."""
+        answers = self.infer_frames([(image, Views(map_hw=(image.shape[0], image.shape[1]), view_hw=self.size_hw)) for image in images])
+        return np.array([score for score, _ in answers], np.float32), np.stack([anomaly_map for _, anomaly_map in answers])
 
     def _require_usable(self, score: float, anomaly_map: AnomalyMap, what: str) -> None:
         fault = check_output(score, anomaly_map)

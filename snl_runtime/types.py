@@ -100,11 +100,13 @@ class AnomalyRegion:
         box_xyxy: Left, top, right, bottom in frame pixels; right and bottom are exclusive.
         score: Highest anomaly map value inside the area.
         area_px: Area in frame pixels (cells of the map times frame pixels per cell), rounded.
+        area_mm2: The same in square millimeters, ``area_px`` times the square of the decision's ``mm_per_px``; None if it does not say.
     """
 
     box_xyxy: tuple[int, int, int, int]
     score: float
     area_px: int
+    area_mm2: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,16 +200,14 @@ class AnomalyResult:
         verdict: PASS, REVIEW, REJECT or ERROR.
         reason_code: One word per cause, stable across releases, e.g. ``below_threshold`` or ``frame_out_of_range``.
         reason: The same for a person, one sentence.
-        score: Image-level anomaly score, the largest value of ``anomaly_map``: raw, or normalized where the product has a normalization map (fitted
-            by
-            ``snl-calibrate --fixed-pose``); NaN if there is none.
+        score: Image-level anomaly score, the largest value of ``anomaly_map``: raw, or of the normalized map where the product has a normalization
+            map (``snl-calibrate --fixed-pose``), over the judged cells where it has an ignore mask (``--ignore-mask``); NaN if there is none.
         threshold: Highest score that passes; NaN if no decision applies.
         reject_threshold: Highest score that is reviewed rather than rejected; NaN if no decision applies.
         product: Product that was named or, with a single calibrated product, that one; None where the strictest of several decisions was used.
         anomaly_map: (H, W) float32 scores at the network's input size, read-only, multiplied by the product's normalization map where it has one;
-            None if
-            there is none. Where the strictest of several decisions was used and one has a normalization map, each product's map is scaled from its
-            own pass threshold to the lowest, and the largest counts in each cell; score and regions likewise.
+            None if there is none. Where the strictest of several decisions was used and one has a normalization map, each product's map is scaled
+            from its own pass threshold to the lowest, and the largest counts in each cell; score and regions likewise.
         roi_xyxy: Left, top, right, bottom of the inspected part in frame pixels, which all arrays here cover; None if there is none of them.
         regions: Areas of the map above ``threshold``, highest score first.
         timings: Stage times.
@@ -218,6 +218,9 @@ class AnomalyResult:
             interpolation can stay below the peak of the cells that the verdict and the regions go by.
         overlay: (H, W, 3) uint8 RGB, the inspected part with the heat map blended over it, no outlines, read-only; None likewise.
         bit_depth: Bits of a value that the frame was read with; None if it could not be read, or lay on a GPU.
+        ignored: (h, w) bool, the cells of the map over ``roi_xyxy`` that were not judged, by the ignore mask of the decision, read-only; None if all
+            were. ``anomaly_map`` is 0 there.
+        ignored_share: Share of the inspected part that the decision does not judge, 0 to below 1.
     """
 
     verdict: Verdict
@@ -236,9 +239,11 @@ class AnomalyResult:
     mask: Mask | None = None
     overlay: Image | None = None
     bit_depth: int | None = None
+    ignored: Mask | None = None
+    ignored_share: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("anomaly_map", "frame_map", "mask", "overlay"):
+        for name in ("anomaly_map", "frame_map", "mask", "overlay", "ignored"):
             array = getattr(self, name)
             if array is not None:
                 object.__setattr__(self, name, _read_only(array))

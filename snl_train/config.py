@@ -226,6 +226,10 @@ class DataConfig:
     """Leave out and list files that cannot be read, instead of stopping at the first."""
     cache_mib: int = 2048
     """Memory for resized training images; larger sets are read from disk every epoch."""
+    tile_px: int | None = None
+    """Side of the tiles that are trained on, in image pixels; None for whole images. One of the network's size is seen at native resolution."""
+    tile_overlap_px: int = 32
+    """Least overlap of neighboring tiles in image pixels; of no effect without tiles."""
     bit_depth: int | None = None
     """Bits that a value of the image files uses: 8, or of 16-bit files 10, 12, 14 or 16; None for 8 or 16, whichever the files have."""
 
@@ -233,6 +237,8 @@ class DataConfig:
         _check("data.hold_out", self.hold_out, "in [0, 1)", 0 <= self.hold_out < 1)
         _check("data.max_per_class", self.max_per_class, "1 or more, or nothing", self.max_per_class is None or self.max_per_class >= 1)
         _check("data.cache_mib", self.cache_mib, "0 or more", self.cache_mib >= 0)
+        _check("data.tile_px", self.tile_px, "16 or more, or nothing", self.tile_px is None or self.tile_px >= 16)
+        _check("data.tile_overlap_px", self.tile_overlap_px, "in [0, data.tile_px)", 0 <= self.tile_overlap_px < (self.tile_px or math.inf))
         _check("data.bit_depth", self.bit_depth, "8, 10, 12, 14 or 16, or nothing", self.bit_depth in (None, 8, 10, 12, 14, 16))
 
 
@@ -301,8 +307,7 @@ class TrainConfig:
     mixed_precision: bool = True
     """Half-precision backbones and affinity products on CUDA; of no effect on a CPU."""
     mixed_precision_cpu: bool = False
-    """The same in bfloat16 on a CPU; of no effect on one that has no instructions for it (AVX512-BF16 or AMX). Off, because there float32 repeats
-    across processors better."""
+    """The same in bfloat16 on a CPU that has instructions for it (AVX512-BF16 or AMX). Off: float32 repeats across processors better."""
     golden_samples: int = 16
     """Most training images kept in the checkpoint to prove later that an exported file scores the same; two of each class."""
 
@@ -319,6 +324,7 @@ class TrainConfig:
         multiple = self.model.size_multiple_px
         fits = all(side >= multiple and side % multiple == 0 for side in self.image_size)
         _check("image_size", self.image_size, f"height and width in positive multiples of {multiple} for method {self.model.method}", fits)
+        _check("image_size", self.image_size, "square to train on tiles", self.data.tile_px is None or len(set(self.image_size)) == 1)
         if self.model.is_plain:
             object.__setattr__(self, "loss", dataclasses.replace(self.loss, spatial_weight=0.0, intra_weight=0.0, inter_weight=0.0))
             object.__setattr__(self, "score", dataclasses.replace(self.score, affinity_weight=0.0))

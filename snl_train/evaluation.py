@@ -17,8 +17,11 @@ import numpy.typing as npt
 
 from snl_runtime.errors import BackendUnavailableError, DataError, InferenceError
 from snl_runtime.images.preprocess import InputSpec, prepare, resize_mask
+from snl_runtime.images.upsampling import upsample_map
+from snl_runtime.images.views import score_views, tile_views
 from snl_runtime.scorer import Scorer
 from snl_runtime.types import AnomalyMap, Image
+from snl_train.config import DataConfig
 from snl_train.data.samples import Sample
 from snl_train.measures import Bootstrap, GroupMeasures, Measure, ScoredImage, measure_groups
 
@@ -40,6 +43,24 @@ class InputScorer(Protocol):
 
     def score_inputs(self, images: npt.NDArray[np.uint8], /) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Return scores (N,) and maps (N, H, W) of images (N, H, W, 3) uint8 RGB."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tiles:
+    """In which tiles images are seen.
+
+    Attributes:
+        tile_px: Side of a tile in image pixels.
+        overlap_px: Least overlap of neighboring tiles in image pixels.
+    """
+
+    tile_px: int
+    overlap_px: int
+
+
+def trained_tiles(config: DataConfig) -> Tiles | None:
+    """Return the tiles that a model was trained on, None for whole images."""
+    return None if config.tile_px is None else Tiles(tile_px=config.tile_px, overlap_px=config.tile_overlap_px)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -117,10 +138,21 @@ def score_samples(
     samples: Sequence[Sample],
     *,
     batch_size: int = 8,
+    tiles: Tiles | None = None,
     skip_unreadable: bool = False,
     on_images: Callable[[int], None] = lambda _: None,
 ) -> tuple[list[ScoredImage], list[tuple[Path, str]]]:
     """Return the scored images and the unreadable files with the reason, the first half of `evaluate`.
+
+    Seen in tiles, an image has the largest score of its tiles, and its merged map is reduced to the network's size, at which everything is measured.
+
+    Args:
+        scorer: Model to evaluate.
+        samples: Labeled images.
+        batch_size: Images, or tiles of one, per call of the scorer.
+        tiles: In which tiles images are seen; None to see them as a whole.
+        skip_unreadable: List unreadable files instead of raising.
+        on_images: Called with the number of images after each batch.
 
     Raises:
         DataError: If there is no sample, or one cannot be read.
@@ -131,8 +163,8 @@ def score_samples(
     left_out: list[tuple[Path, str]] = []
     images: list[ScoredImage] = []
     on_device = isinstance(scorer, Scorer) and scorer.is_on_device
-    for batch in _read_batches(samples, scorer.size_hw, batch_size, is_prepared=not on_device):
-        images += _score_batch(scorer, _readable(batch, left_out, skip_unreadable=skip_unreadable))
+    for batch in _read_batches(samples, scorer.size_hw, batch_size, is_prepared=not on_device and tiles is None):
+        images += _score_batch(scorer, _readable(batch, left_out, skip_unreadable=skip_unreadable), tiles, batch_size)
         on_images(len(batch))
     if not images:
         raise DataError(f"none of the {len(samples)} test images can be read; the first one: {left_out[0][1]}")
@@ -254,11 +286,11 @@ def _readable(batch: Sequence[_Read], left_out: list[tuple[Path, str]], *, skip_
     return [read for read in batch if read.error is None]
 
 
-def _score_batch(scorer: InputScorer, batch: Sequence[_Read]) -> list[ScoredImage]:
+def _score_batch(scorer: InputScorer, batch: Sequence[_Read], tiles: Tiles | None, batch_size: int) -> list[ScoredImage]:
     images = [read.image for read in batch if read.image is not None]
     if not images:
         return []
-    scores, maps = _answers(scorer, images)
+    scores, maps = _answers(scorer, images) if tiles is None else _tiled_answers(scorer, images, tiles, batch_size)
     for read, score, one in zip(batch, scores, maps):
         if not (np.isfinite(score) and np.isfinite(one).all()):
             raise InferenceError(f"the model gives no finite anomaly map for {read.sample.path}; its weights are damaged or its training diverged")
@@ -274,6 +306,17 @@ def _answers(scorer: InputScorer, images: Sequence[Image]) -> tuple[Sequence[flo
         return [one.score for one in scored], [one.anomaly_map for one in scored]
     scores, maps = scorer.score_inputs(np.stack(images))
     return scores, list(maps)
+
+
+def _tiled_answers(scorer: InputScorer, images: Sequence[Image], tiles: Tiles, batch_size: int) -> tuple[list[float], list[AnomalyMap]]:
+    scores, maps = [], []
+    for image in images:
+        views = tile_views((image.shape[0], image.shape[1]), scorer.size_hw, tile_px=tiles.tile_px, overlap_px=tiles.overlap_px)
+        part = prepare(image, "rgb", InputSpec(size_hw=views.map_hw))
+        score, merged = score_views(part, views, scorer.score_inputs, batch_size=batch_size)
+        scores.append(score)
+        maps.append(upsample_map(merged, scorer.size_hw))
+    return scores, maps
 
 
 def _plain_group(group: GroupMeasures) -> dict[str, Any]:

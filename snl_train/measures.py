@@ -35,7 +35,7 @@ class ScoredImage:
 
     Attributes:
         sample: Where it came from and whether it is anomalous.
-        score: Image-level anomaly score, the maximum of the map.
+        score: Image-level anomaly score, the maximum of the map; of an image seen in tiles, of the map before it was reduced.
         anomaly_map: (H, W) float32 at network resolution.
         mask: (H, W) bool at network resolution, all False for a good image; None for an anomalous image without a mask: its pixels are unknown.
     """

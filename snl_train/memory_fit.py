@@ -161,7 +161,8 @@ def _gather(model: TeacherStudent, memory: FeatureMemory, data: TrainingData, co
                         for number, of_image in zip(numbers, cells, strict=True)
                     ]
             steps.advance(len(numbers))
-    return [_candidates(kept, labels[order], order) for kept in features]
+    images = np.unique([data.samples[number].pixel_sha256 for number in order], return_inverse=True)[1]  # tiles of one image are one image
+    return [_candidates(kept, labels[order], images.astype(np.int64)) for kept in features]
 
 
 def _candidates(features: list[Floats], products: Indices, images: Indices) -> Candidates:

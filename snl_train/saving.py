@@ -90,7 +90,7 @@ class Saver:
             provenance={
                 "versions": package_versions(),
                 "data_root": str(data.root),
-                "image_counts": {name: sum(sample.class_name == name for sample in data.samples) for name in data.classes},
+                "image_counts": {name: len({sample.path for sample in data.samples if sample.class_name == name}) for name in data.classes},
                 "frame_sizes": sizes_of(data.samples),
                 "left_out": [{"path": str(path), "reason": reason} for path, reason in data.left_out],
                 "steps_done": steps_done,

@@ -8,7 +8,7 @@ from pathlib import Path
 from snl_runtime.types import Image
 from snl_train.config import TrainConfig
 from snl_train.data.checks import check_dataset
-from snl_train.data.dataset import NetworkInputs, TrainingData
+from snl_train.data.dataset import NetworkInputs, TrainingData, views_of_images
 from snl_train.data.layouts import list_dataset
 from snl_train.data.samples import DatasetIndex, Sample
 from snl_train.data.sampling import hold_out, limit_per_class
@@ -25,13 +25,16 @@ class Dataset:
         """Return the training images of some classes as a configuration asks for them, as ``load_training_data`` does for a whole folder."""
         ours = [sample for sample in self.index.train if sample.class_name in classes]
         samples, kept_back = hold_out(ours, config.data.hold_out, seed=config.seed)
+        inputs = self.inputs[config.image_size[0]]
+        if (views_of := views_of_images(config.image_size, config.data)) is not None:
+            inputs = NetworkInputs(config.image_size, views_of=views_of, budget_bytes=0)  # read again from disk, one image at a time
         return TrainingData(
             root=self.index.root,
             classes=sorted(classes),
-            samples=limit_per_class(samples, config.data.max_per_class, seed=config.seed),
+            samples=inputs.seen(limit_per_class(samples, config.data.max_per_class, seed=config.seed)),
             held_out=[{"path": self.index.relative(one), "sha256": one.pixel_sha256, "class_name": one.class_name} for one in kept_back],
             left_out=(),
-            inputs=self.inputs[config.image_size[0]],
+            inputs=inputs,
         )
 
     def test_samples(self, classes: Sequence[str]) -> list[Sample]:

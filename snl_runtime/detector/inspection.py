@@ -13,12 +13,14 @@ import numpy.typing as npt
 from snl_runtime.cuda.arrays import DeviceFrameReader, is_device_array
 from snl_runtime.errors import FrameError
 from snl_runtime.images.frame_outputs import Visualizations, draw_visualizations
+from snl_runtime.images.overlay import hatch_ignored
 from snl_runtime.images.preprocess import CroppedFrame, crop_frame, prepare_part, to_8_bit
+from snl_runtime.images.views import Views, whole_view
 from snl_runtime.scorer import Scorer
 from snl_runtime.types import AnomalyResult, ColorOrder, Image, OutputRequest, StageTimings, Verdict
 from snl_runtime.verdict.decision import check_output, summarize_map
 from snl_runtime.verdict.frame_checks import FrameStatistics, frame_statistics
-from snl_runtime.verdict.regions import find_regions
+from snl_runtime.verdict.regions import find_regions, with_mm2
 from snl_runtime.verdict.ruling import Ruling, error
 from snl_runtime.verdict.scored_frame import ScoredFrame, ScoredMap
 from snl_runtime.verdict.selection import Selection
@@ -30,13 +32,15 @@ class Prepared:
 
     Attributes:
         cropped: The frame with the inspected part, as :meth:`Request.read` gives it.
-        network_input: (H, W, 3) uint8 RGB.
+        network_input: (H, W, 3) uint8 RGB: what the network sees, or is cut into the tiles that it sees.
         statistics: Of the network input.
+        views: How it is cut.
     """
 
     cropped: CroppedFrame
     network_input: Image
     statistics: FrameStatistics
+    views: Views
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -73,7 +77,7 @@ class Request:
         """
         if self.cropped is not None:
             return self
-        if is_device_array(self.image) and scorer.is_on_device:
+        if is_device_array(self.image) and self.is_left_to_device(scorer):
             return self._left_on_device()
         if is_device_array(self.image) and not scorer.takes_device_arrays:
             raise FrameError(
@@ -96,8 +100,13 @@ class Request:
         cropped = self.read(scorer).cropped
         if cropped is None:
             raise FrameError("the frame stayed on the GPU though the host was to prepare it")
-        network_input = prepare_part(cropped.part, self.color, scorer.size_hw)
-        return Prepared(cropped=cropped, network_input=network_input, statistics=frame_statistics(network_input))
+        views = self.selection.tiles or whole_view(scorer.size_hw)
+        network_input = prepare_part(cropped.part, self.color, views.map_hw)
+        return Prepared(cropped=cropped, network_input=network_input, statistics=frame_statistics(network_input), views=views)
+
+    def is_left_to_device(self, scorer: Scorer) -> bool:
+        """Return whether a GPU prepares the frame; tiles are cut on the host."""
+        return scorer.is_on_device and self.selection.tiles is None
 
     def declared_bit_depth(self) -> int | None:
         """Return the bit depth that the caller says, or else the product was calibrated on; None if there is neither.
@@ -170,17 +179,16 @@ def answer(scorer: Scorer, asked: Sequence[Asked]) -> list[Output]:
         BackendError: If the backend fails.
     """
     scorer.recover()
-    if scorer.is_on_device and all(each.prepared is None for each in asked):
+    if all(each.prepared is None and each.request.is_left_to_device(scorer) for each in asked):
         return [_answer_on_device(scorer, each.request, time.perf_counter()) for each in asked]
     prepared = [each.prepared or each.request.prepare(scorer) for each in asked]
     started_s = time.perf_counter()
-    scores, maps = scorer.infer(np.stack([each.network_input for each in prepared]))
+    answers = scorer.infer_frames([(made.network_input, made.views) for made in prepared])
     infer_ms = (time.perf_counter() - started_s) * 1e3
     outputs = []
-    for each, made, score, anomaly_map in zip(asked, prepared, scores, maps, strict=True):
-        own_map = anomaly_map if len(maps) == 1 else anomaly_map.copy()  # one kept result must not keep the maps of a whole batch
+    for each, made, (score, anomaly_map) in zip(asked, prepared, answers, strict=True):
         scored = ScoredFrame(
-            map=ScoredMap(score=float(score), anomaly_map=own_map, summary=summarize_map(own_map, each.request.selection.normalization)),
+            map=ScoredMap(score=score, anomaly_map=anomaly_map, summary=summarize_map(anomaly_map, each.request.selection.normalization)),
             statistics=made.statistics,
             roi_xyxy=made.cropped.roi_xyxy,
             frame=made.cropped.format,
@@ -244,7 +252,7 @@ class Inspection:
             self.draw(output.crop, asked.request)
 
     def keep(self, scored: ScoredFrame) -> None:
-        """Keep a checked frame, its map and score under the normalization map if there is one, with its regions."""
+        """Keep a checked frame, its map and score as they are judged, with its regions."""
         seen, normalization = scored.map, self.selection.normalization
         score = seen.score if normalization is None else seen.summary.normalized_peak
         if score is None or not math.isfinite(score):
@@ -257,6 +265,7 @@ class Inspection:
                 peak = seen.summary.peak if normalization is None else score
                 threshold = min(threshold, float(np.nextafter(np.float32(peak), np.float32(-np.inf))))
             regions = find_regions(judged_map, threshold, scored.roi_xyxy)
+        regions = None if regions is None else with_mm2(regions, self.selection.mm_per_px)
         self.scored = replace(scored, map=replace(seen, score=score, anomaly_map=judged_map, regions=regions))
 
     def draw(self, crop: npt.NDArray[Any] | None, request: Request) -> None:
@@ -275,7 +284,10 @@ class Inspection:
         anomaly_map = seen.anomaly_map if seen is not None and self.keep_map else None
         drawn = None if self.scored is None or self.ruling.verdict is Verdict.ERROR else self.scored.visualizations
         images = drawn or Visualizations()
-        has_arrays = any(array is not None for array in (anomaly_map, images.frame_map, images.mask, images.overlay))
+        factors = self.selection.normalization
+        ignored = None if factors is None or seen is None else factors.ignored
+        overlay = images.overlay if images.overlay is None or ignored is None else hatch_ignored(images.overlay, ignored)
+        has_arrays = any(array is not None for array in (anomaly_map, images.frame_map, images.mask, overlay, ignored))
         return AnomalyResult(
             verdict=self.ruling.verdict,
             reason_code=self.ruling.reason_code,
@@ -296,6 +308,8 @@ class Inspection:
             model_sha256=model_sha256,
             frame_map=images.frame_map,
             mask=images.mask,
-            overlay=images.overlay,
+            overlay=overlay,
             bit_depth=self.bit_depth,
+            ignored=ignored,
+            ignored_share=0.0 if factors is None else factors.ignored_share,
         )

@@ -268,16 +268,17 @@ def read_results(out: Path, columns: Sequence[str], *, row_ids: Sequence[int] | 
     return table if row_ids is None else table.filter(load_package("pyarrow.compute").is_in(table["row_id"], pyarrow.array(row_ids, pyarrow.int64())))
 
 
-_RECORDED = ("verdict", "reason_code", "reason", "score", "threshold", "reject_threshold", "regions", "model_sha256")
+_RECORDED = ("verdict", "reason_code", "reason", "score", "threshold", "reject_threshold", "ignored_share", "regions", "model_sha256")
 """Fields of a record that a row keeps as they are."""
 
 
 def _result_schema(*, maps: bool) -> Any:
     pyarrow = load_package("pyarrow")
     text, number = pyarrow.string(), pyarrow.float64()
-    region = pyarrow.struct([("box_xyxy", pyarrow.list_(pyarrow.int32())), ("score", number), ("area_px", pyarrow.int64())])
+    region = pyarrow.struct([("box_xyxy", pyarrow.list_(pyarrow.int32())), ("score", number), ("area_px", pyarrow.int64()), ("area_mm2", number)])
     fields = [("row_id", pyarrow.int64()), ("file", text), ("row", pyarrow.int64()), ("verdict", text), ("reason_code", text), ("reason", text)]
-    fields += [("score", number), ("threshold", number), ("reject_threshold", number), ("regions", pyarrow.list_(region)), ("model_sha256", text)]
+    fields += [(name, number) for name in ("score", "threshold", "reject_threshold", "ignored_share")]
+    fields += [("regions", pyarrow.list_(region)), ("model_sha256", text)]
     if maps:
         count = pyarrow.int32()
         stored = [("height", count), ("width", count), ("roi_xyxy", pyarrow.list_(count)), ("cells", pyarrow.binary())]

@@ -16,7 +16,7 @@ from snl_runtime.gpu.kernels.launches import DeviceFrame
 from snl_runtime.gpu.pipeline import DevicePostprocess, DevicePreprocess, Roi, Wanted
 from snl_runtime.images.frame_outputs import draw_visualizations
 from snl_runtime.images.preprocess import InputSpec, crop_frame, prepare
-from snl_runtime.model.normalization import NormalizationMap
+from snl_runtime.model.map_factors import MapFactors
 from snl_runtime.types import AnomalyMap, ColorOrder, OutputRequest
 from snl_runtime.verdict.frame_checks import frame_statistics
 from snl_runtime.verdict.regions import find_regions
@@ -97,7 +97,7 @@ class _Checks:
             if not abs(value - value_here) <= _STATISTICS_TOLERANCE:
                 raise BackendError(f"its {name} of a frame is {value:.6g}, the host's {value_here:.6g}")
 
-    def check_map(self, normalization: NormalizationMap | None, *, spoiled: bool) -> None:
+    def check_map(self, normalization: MapFactors | None, *, spoiled: bool) -> None:
         height, width = self.size_hw
         anomaly_map = _cells(self.size_hw)
         judged_map = anomaly_map if normalization is None else normalization.apply(anomaly_map)
@@ -170,5 +170,8 @@ def _cells(size_hw: tuple[int, int]) -> AnomalyMap:
     return blocks[np.ix_(rows, columns)]
 
 
-def _normalization(size_hw: tuple[int, int]) -> NormalizationMap:
-    return NormalizationMap(np.random.default_rng(2).uniform(0.5, 2, size_hw).astype(np.float32))
+def _normalization(size_hw: tuple[int, int]) -> MapFactors:
+    """Return factors as of a normalization map under an ignore mask, which hides a corner with some of the highest cells."""
+    values = np.random.default_rng(2).uniform(0.5, 2, size_hw).astype(np.float32)
+    values[: max(1, size_hw[0] // 3), : max(1, size_hw[1] // 3)] = 0
+    return MapFactors(values)

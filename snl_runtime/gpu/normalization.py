@@ -1,5 +1,5 @@
-"""A product's normalization map on the GPU: uploaded once, applied to every map where it lies, while the checks of the raw output stay on the raw
-map.
+"""A product's normalization map and ignore mask on the GPU, as one factor per cell: uploaded once, applied to every map where it lies, while the
+checks of the raw output stay on the raw map.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from snl_runtime.cuda.buffers import drain, upload
 from snl_runtime.cuda.resources import CudaModule, CudaStream, DeviceBuffer, PinnedBuffer
 from snl_runtime.errors import InferenceError
 from snl_runtime.gpu.kernels.launches import STATISTICS_WORDS, launch_map_statistics, launch_normalization, read_map_statistics
-from snl_runtime.model.normalization import NormalizationMap
+from snl_runtime.model.map_factors import MapFactors
 from snl_runtime.verdict.decision import MapSummary
 
 _NAN_BYTE = 0xFF
@@ -32,7 +32,7 @@ class DeviceNormalization:
 
     def __init__(self, api: CudaApi, kernels: CudaModule, stream: CudaStream, map_hw: tuple[int, int]) -> None:
         self._api, self._kernels, self._stream, self._map_hw = api, kernels, stream, map_hw
-        self._uploaded: dict[NormalizationMap, DeviceBuffer] = {}
+        self._uploaded: dict[MapFactors, DeviceBuffer] = {}
         with contextlib.ExitStack() as opened:
             self._statistics = opened.enter_context(DeviceBuffer(api, 4 * STATISTICS_WORDS))
             self._host_statistics = opened.enter_context(PinnedBuffer(api, 4 * STATISTICS_WORDS))
@@ -47,7 +47,7 @@ class DeviceNormalization:
         """Device address of a NaN: the graph's score belongs to the raw map, the normalized one is judged by its peak alone."""
         return self._no_score.handle
 
-    def enqueue(self, anomaly_map: int, normalization: NormalizationMap) -> int:
+    def enqueue(self, anomaly_map: int, normalization: MapFactors) -> int:
         """Queue the checks of a raw map and its normalized map; the first frame of a product uploads its normalization map and waits for that.
 
         Args:
@@ -96,11 +96,11 @@ class DeviceNormalization:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _upload(self, normalization: NormalizationMap) -> DeviceBuffer:
+    def _upload(self, normalization: MapFactors) -> DeviceBuffer:
         if normalization.size_hw != self._map_hw:
             raise InferenceError(
-                f"the normalization map has {normalization.size_hw} cells, the engine's map {self._map_hw}; calibrate this model again"
+                f"the normalization map or ignore mask has {normalization.size_hw} cells, the engine's map {self._map_hw}; calibrate this model again"
             )
-        buffer = upload(normalization.values, "a normalization map", self._stream, self._resources)
+        buffer = upload(normalization.values, "a normalization map or ignore mask", self._stream, self._resources)
         self._uploaded[normalization] = buffer
         return buffer

@@ -24,7 +24,7 @@ from snl_runtime.gpu.kernels import load_kernels
 from snl_runtime.gpu.kernels.launches import DeviceFrame
 from snl_runtime.gpu.pipeline import DevicePostprocess, DevicePreprocess, Roi, Wanted, inspect_on_device, score_on_device
 from snl_runtime.images.preprocess import FrameFormat, crop_frame
-from snl_runtime.model.normalization import NormalizationMap
+from snl_runtime.model.map_factors import MapFactors
 from snl_runtime.types import AnomalyMap, ColorOrder, OutputRequest
 from snl_runtime.verdict.scored_frame import ScoredFrame
 
@@ -118,7 +118,7 @@ class DevicePath:
         roi_xyxy: Roi | None,
         threshold: float,
         keep_map: bool,
-        normalization: NormalizationMap | None = None,
+        normalization: MapFactors | None = None,
         choose: ChooseVisualizations | None = None,
     ) -> ScoredFrame:
         """Inspect one frame, from host or device memory, with one wait at the end, and a second one for images.

@@ -37,7 +37,7 @@ from snl_runtime.gpu.normalization import DeviceNormalization
 from snl_runtime.gpu.render import DeviceRenderer
 from snl_runtime.images.frame_outputs import Visualizations
 from snl_runtime.images.preprocess import CroppedFrame, FrameFormat, crop_frame
-from snl_runtime.model.normalization import NormalizationMap
+from snl_runtime.model.map_factors import MapFactors
 from snl_runtime.types import AnomalyMap, AnomalyRegion, ColorOrder, OutputRequest
 from snl_runtime.verdict.decision import MapSummary, summarize_map
 from snl_runtime.verdict.frame_checks import FrameStatistics
@@ -53,7 +53,7 @@ class Wanted:
 
     anomaly_map: bool = False
     """The map at network resolution, 4 bytes a cell."""
-    normalization: NormalizationMap | None = None
+    normalization: MapFactors | None = None
     """What the map is multiplied with before regions and images are made of it; checks and ``anomaly_map`` stay raw."""
 
 
@@ -352,7 +352,7 @@ class DevicePostprocess:
         return find_regions(self._host_map.array(self._map_hw, np.float32), threshold, pending.roi_xyxy)
 
 
-def _checked_summary(summary: MapSummary, anomaly_map: AnomalyMap, normalization: NormalizationMap | None) -> MapSummary:
+def _checked_summary(summary: MapSummary, anomaly_map: AnomalyMap, normalization: MapFactors | None) -> MapSummary:
     """Return what is known of a map that came back, which the device must have said of it."""
     fetched = summarize_map(anomaly_map, normalization)
     is_true = fetched.is_finite is summary.is_finite and (not fetched.is_finite or fetched.peak == summary.peak)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from snl_runtime.images.opencv import load_opencv
 from snl_runtime.images.upsampling import upsample_map
-from snl_runtime.types import AnomalyMap, AnomalyResult, Image, Verdict
+from snl_runtime.types import AnomalyMap, AnomalyResult, Image, Mask, Verdict
 
 MAX_OPACITY = 0.6
 """Share of the color in the blend at twice the threshold and above."""
@@ -24,6 +24,7 @@ HEAT_STEPS = 512
 """Steps of the color table between 0 and the threshold; a step moves a color by less than one gray level."""
 _OUTLINE = (255, 0, 0)
 _TEXT = (255, 255, 255)
+_HATCH = (150, 150, 150)
 
 
 def render_overlay(image_rgb: Image, result: AnomalyResult) -> Image:
@@ -32,7 +33,8 @@ def render_overlay(image_rgb: Image, result: AnomalyResult) -> Image:
     Colors are absolute: a map value of 0 leaves the image as it is, the pass threshold is yellow, twice the threshold and more is red. Two parts
     can be compared, and a good part never glows. Without a threshold there is no heat map.
 
-    A result that carries an overlay, as a GPU made it, is only outlined and titled; else the heat map is blended here.
+    A result that carries an overlay, as a GPU made it, is only outlined and titled; else the heat map is blended here. What an ignore mask hides is
+    darkened and hatched, and the banner says its share.
 
     Args:
         image_rgb: (H, W, 3) uint8, the whole frame; what ``result.overlay`` covers is not looked at.
@@ -49,11 +51,31 @@ def render_overlay(image_rgb: Image, result: AnomalyResult) -> Image:
             image[top:bottom, left:right] = result.overlay
         elif result.anomaly_map is not None:
             image[top:bottom, left:right] = blend_heat(image[top:bottom, left:right], result.anomaly_map, result.threshold)
+        if result.overlay is None and result.ignored is not None:
+            image[top:bottom, left:right] = hatch_ignored(image[top:bottom, left:right], result.ignored)
     thickness = max(1, round(min(image.shape[:2]) / 300))
     for region in result.regions:
         left, top, right, bottom = region.box_xyxy
         cv2.rectangle(image, (left, top), (right - 1, bottom - 1), _OUTLINE, thickness)
     return np.concatenate([_banner(result, image.shape[1], banner_height(image.shape[:2])), image])
+
+
+def hatch_ignored(image_rgb: Image, ignored: Mask) -> Image:
+    """Return an image in which what is not judged is darkened and hatched, so that nobody takes it for judged.
+
+    Args:
+        image_rgb: (H, W, 3) uint8, the part of the frame that the map covers.
+        ignored: (h, w) bool, the cells of the map that are not judged.
+    """
+    height, width = image_rgb.shape[:2]
+    cell_rows, cell_columns = (np.arange(side) * cells // side for side, cells in zip((height, width), ignored.shape))
+    hidden = ignored[np.ix_(cell_rows, cell_columns)]
+    spacing = max(6, round(min(height, width) / 40))
+    line = (np.arange(height)[:, None] + np.arange(width)) % spacing < max(1, spacing // 6)
+    hatched = image_rgb.copy()
+    hatched[hidden] = image_rgb[hidden] // 3
+    hatched[hidden & line] = _HATCH
+    return hatched
 
 
 def blend_heat(image_rgb: Image, anomaly_map: AnomalyMap, threshold: float) -> Image:
@@ -113,7 +135,8 @@ def banner_text(result: AnomalyResult) -> str:
     product = "" if result.product is None else f"  {result.product}"
     if result.verdict is Verdict.ERROR:
         return f"ERROR  {result.reason_code}{product}"
-    return f"{result.verdict.value}  {result.score:.4g} / {result.threshold:.4g}{product}"
+    ignored = f"  {100 * result.ignored_share:.3g} % not judged" if result.ignored_share else ""
+    return f"{result.verdict.value}  {result.score:.4g} / {result.threshold:.4g}{product}{ignored}"
 
 
 def _banner(result: AnomalyResult, width: int, height: int) -> Image:

@@ -100,11 +100,17 @@ def _result_fields(result: AnomalyResult) -> dict[str, Any]:
         "score": _number(result.score),
         "threshold": _number(result.threshold),
         "reject_threshold": _number(result.reject_threshold),
+        "ignored_share": _number(result.ignored_share),
         "verdict": result.verdict.value,
         "reason_code": result.reason_code,
         "reason": result.reason,
         "regions": [
-            {"box_xyxy": [int(edge) for edge in region.box_xyxy], "score": _number(region.score), "area_px": int(region.area_px)}
+            {
+                "box_xyxy": [int(edge) for edge in region.box_xyxy],
+                "score": _number(region.score),
+                "area_px": int(region.area_px),
+                "area_mm2": None if region.area_mm2 is None else _number(region.area_mm2),
+            }
             for region in result.regions
         ],
         "stage_ms": {

@@ -44,6 +44,11 @@ class ModelBundle:
         return None if self.manifest is None else self.manifest.engine_for(self.sha256)
 
     @property
+    def has_tiles(self) -> bool:
+        """Whether a product is inspected in tiles on this very file."""
+        return self.manifest is not None and any(decision.tiles is not None for decision in self.manifest.decisions_for(self.sha256).values())
+
+    @property
     def golden_tolerance(self) -> float:
         """Allowed difference from the golden samples relative to their largest map value."""
         graph = {} if self.manifest is None else self.manifest.graph
@@ -90,8 +95,8 @@ class CheckedFiles:
 
     Attributes:
         matching: Names of those that lie beside the model and have the recorded hash.
-        missing: Names of those that do not lie there, which is allowed: engines and normalization maps of other stations, files that were left at
-            home.
+        missing: Names of those that do not lie there, which is allowed: engines, normalization maps and ignore masks of other stations, files that
+            were left at home.
     """
 
     matching: tuple[str, ...]
@@ -99,7 +104,7 @@ class CheckedFiles:
 
 
 def check_listed_files(model_path: str | os.PathLike[str], manifest: Manifest) -> CheckedFiles:
-    """Compare every file that the manifest names with its hash: model, golden samples, engines and normalization maps, of earlier decisions too.
+    """Compare every file that the manifest names with its hash: model, golden samples, engines, and what decisions name, earlier ones too.
 
     Raises:
         ManifestError: If one that lies beside the model has another hash.
@@ -107,7 +112,7 @@ def check_listed_files(model_path: str | os.PathLike[str], manifest: Manifest) -
     path = Path(model_path)
     listed = {manifest.model_file: manifest.model_sha256, **manifest.files}
     listed |= {engine.file: engine.sha256 for engine in manifest.engines}
-    listed |= {decision.normalization.file: decision.normalization.sha256 for decision in manifest.decisions if decision.normalization is not None}
+    listed |= {file.file: file.sha256 for decision in manifest.decisions for file in decision.map_files}
     matching, missing = [], []
     for name, expected in listed.items():
         other = _beside(path, name, manifest)

@@ -127,6 +127,12 @@ def check_golden(golden: GoldenSamples, infer: Infer, tolerance: float) -> float
     return largest
 
 
+def side_by_side(golden: GoldenSamples) -> GoldenSamples:
+    """Return one sample, (1, H, n W, 3), of all images side by side, as a frame whose tiles they are."""
+    maps = np.concatenate(list(golden.maps), axis=1)
+    return GoldenSamples(images=np.concatenate(list(golden.images), axis=1)[None], scores=golden.scores.max()[None], maps=maps[None])
+
+
 def _checked_difference(index: int, what: str, expected: float, actual: float, *, tolerance: float, scale: float) -> float:
     allowed = tolerance * scale
     if not abs(actual - expected) <= allowed:  # written so that NaN fails

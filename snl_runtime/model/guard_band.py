@@ -19,8 +19,8 @@ _NORMALIZATION_ROUNDING = 2.0**-22
 def tightened(decision: "Decision", *, guard_band: float, map_max_abs: float) -> "Decision | None":
     """Return a decision on a model as it holds for an engine of it; None if its thresholds leave no room for the difference.
 
-    Without a normalization map the score may differ by ``guard_band``. A normalized score is the largest value of map x normalization, so it differs
-    by no more than the largest normalization times ``map_max_abs``, whatever the normalization map and whenever it was fitted.
+    Without a normalization map or ignore mask the score may differ by ``guard_band``. With one, the score is the largest value of map x factors, so
+    it differs by no more than the largest factor times ``map_max_abs``, whatever the factors and whenever they were fitted; a mask's is 1.
 
     Args:
         decision: Fitted on the model.
@@ -28,8 +28,8 @@ def tightened(decision: "Decision", *, guard_band: float, map_max_abs: float) ->
         map_max_abs: Largest difference of a map value.
     """
     band = guard_band
-    if decision.normalization is not None:
-        band = decision.normalization.highest * map_max_abs
+    if decision.map_files:
+        band = (1.0 if decision.normalization is None else decision.normalization.highest) * map_max_abs
         band += _NORMALIZATION_ROUNDING * decision.reject_threshold if band else 0.0
     is_usable = decision.floor > 0 and decision.reject_threshold < math.inf
     if band == 0 or not is_usable:  # to raise a floor of 0 would make a decision valid that is not

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,9 +19,11 @@ from snl_runtime.model.manifest_records import (
     DecisionChange,
     EngineEntry,
     Evidence,
+    IgnoreMaskFile,
     NormalizationFile,
     ParityReport,
     ReferenceSample,
+    TileGrid,
     check_input,
     check_listed_file,
 )
@@ -38,10 +41,12 @@ __all__ = [
     "Evidence",
     "FrameRange",
     "FrameSizes",
+    "IgnoreMaskFile",
     "Manifest",
     "NormalizationFile",
     "ParityReport",
     "ReferenceSample",
+    "TileGrid",
     "canonical_text",
     "manifest_path",
     "read_manifest",
@@ -82,6 +87,9 @@ class Decision:
         tool_version: snl-edge version that fitted.
         normalization: Where the normalization map is that raw maps are multiplied with before they are judged; None for a product that is judged by
             its raw maps.
+        ignore_mask: Where the mask is of what is not judged; None for a product whose whole map is judged.
+        tiles: Grid of tiles in which a frame is inspected; None where it is seen as a whole, at the network's size.
+        mm_per_px: Millimeters per pixel of the frame, for areas in mm2; None if nobody said.
         reference: What the good parts measured, for the detection of drift; None in a decision from before that was kept: calibrate again.
         change: Who put the decision into force; None in a decision from before that was kept.
     """
@@ -107,6 +115,9 @@ class Decision:
     expires_at: str | None
     tool_version: str
     normalization: NormalizationFile | None = field(default=None, metadata=ADDED_LATER)
+    ignore_mask: IgnoreMaskFile | None = field(default=None, metadata=ADDED_LATER)
+    tiles: TileGrid | None = field(default=None, metadata=ADDED_LATER)
+    mm_per_px: float | None = field(default=None, metadata=ADDED_LATER)
     reference: ReferenceSample | None = field(default=None, metadata=ADDED_LATER)
     change: DecisionChange | None = field(default=None, metadata=ADDED_LATER)
 
@@ -118,6 +129,13 @@ class Decision:
             )
         if self.bit_depth not in BIT_DEPTHS:
             raise ManifestError(f"the bit depth of '{self.product}' must be one of {', '.join(map(str, BIT_DEPTHS))}, got {self.bit_depth}")
+        if self.mm_per_px is not None and not 0 < self.mm_per_px < math.inf:
+            raise ManifestError(f"the millimeters per pixel of '{self.product}' must be positive, got {self.mm_per_px}")
+
+    @property
+    def map_files(self) -> tuple[NormalizationFile | IgnoreMaskFile, ...]:
+        """Files that its map is multiplied with before it is judged: the score is then the peak of that product, not the graph's."""
+        return tuple(file for file in (self.normalization, self.ignore_mask) if file is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +196,13 @@ class Manifest:
         return height, width
 
     @property
+    def training_tiles(self) -> tuple[int, int] | None:
+        """Side and least overlap, in frame pixels, of the tiles that were trained on; None for whole frames."""
+        data = self.training.get("config", {}).get("data", {})
+        tile_px, overlap_px = data.get("tile_px"), data.get("tile_overlap_px")
+        return (tile_px, overlap_px) if isinstance(tile_px, int) and isinstance(overlap_px, int) else None
+
+    @property
     def training_bit_depth(self) -> int | None:
         """Bits that a value of the training images' files used; None for 8 or 16, whichever they had."""
         depth = self.training.get("config", {}).get("data", {}).get("bit_depth")
@@ -187,7 +212,8 @@ class Manifest:
         """Return product -> newest decision that applies to the file with this hash, as it holds there.
 
         A decision applies to the file it was fitted on. An engine whose parity report passed inherits those of its ONNX file, tightened by the guard
-        band (:func:`snl_runtime.model.guard_band.tightened`) and with its own hash in place of the ONNX file's.
+        band (:func:`snl_runtime.model.guard_band.tightened`) and with its own hash in place of the ONNX file's; but none on tiles, which no parity
+        report looks at.
         """
         return {product: decision for product, decision in self._applying(sha256).items() if decision is not None}
 
@@ -236,6 +262,9 @@ class Manifest:
             if decision.model_sha256 == sha256:
                 applying[decision.product] = decision
             elif decision.model_sha256 == self.model_sha256 and report is not None and report.guard_band is not None:
+                if decision.tiles is not None:
+                    applying.pop(decision.product, None)  # the one before it is no longer what the product is judged by
+                    continue
                 inherited = tightened(decision, guard_band=report.guard_band, map_max_abs=report.map_max_abs)
                 applying[decision.product] = None if inherited is None else dataclasses.replace(inherited, model_sha256=sha256)
         return applying

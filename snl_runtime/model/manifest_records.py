@@ -1,11 +1,12 @@
-"""What a manifest is made of: normalization maps, evidence, reference samples, engines, and comparisons of a file with what it must score like."""
+"""What a manifest is made of: files of decisions, evidence, reference samples, engines, and comparisons of a file with what it must score like."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from snl_runtime.config import ADDED_LATER
-from snl_runtime.errors import ManifestError
+from snl_runtime.errors import ConfigError, ManifestError
+from snl_runtime.images.views import Views, tile_views
 from snl_runtime.text import printable
 
 NOT_VERIFIED = "not verified on a device"
@@ -50,6 +51,62 @@ class NormalizationFile:
         check_listed_file(self.file, self.sha256)
         if not self.highest > 0:
             raise ManifestError(f"must give the largest normalization of '{self.file}', above 0, got {self.highest}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IgnoreMaskFile:
+    """The ignore mask of a product, in a file beside the manifest.
+
+    Attributes:
+        file: Its name; it holds part of the hash, as that of a normalization map does.
+        sha256: Its hash.
+        ignored_share: Share of the cells of the map that are not judged, above 0 and below 1.
+    """
+
+    file: str
+    sha256: str
+    ignored_share: float
+
+    def __post_init__(self) -> None:
+        check_listed_file(self.file, self.sha256)
+        if not 0 < self.ignored_share < 1:
+            raise ManifestError(f"must give the share of the map that '{self.file}' ignores, above 0 and below 1, got {self.ignored_share}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TileGrid:
+    """The grid of tiles in which a product is inspected, over the inspected part of its frames.
+
+    Attributes:
+        tile_px: Side of a tile in frame pixels.
+        overlap_px: Least overlap of neighboring tiles in frame pixels.
+        map_hw: Height and width that the part is resized to before it is cut, and of the merged map.
+        count: How many tiles a frame has: how often the network runs for it.
+    """
+
+    tile_px: int
+    overlap_px: int
+    map_hw: tuple[int, int]
+    count: int
+
+    def views(self, network_hw: tuple[int, int]) -> Views:
+        """Return the views that it stands for.
+
+        Args:
+            network_hw: Height and width of the network's input.
+
+        Raises:
+            ManifestError: If the grid is none for this network.
+        """
+        try:
+            # The part that fills the map exactly: resizing it again changes nothing.
+            part_hw = [length * self.tile_px / network_hw[0] for length in self.map_hw]
+            views = tile_views((part_hw[0], part_hw[1]), network_hw, tile_px=self.tile_px, overlap_px=self.overlap_px)
+        except ConfigError as error:
+            raise ManifestError(f"lists a grid of tiles that the network cannot have: {error}") from error
+        if (views.map_hw, views.count) != (tuple(self.map_hw), self.count):
+            raise ManifestError(f"lists {self.count} tiles over {tuple(self.map_hw)} pixels, expected {views.count} over {views.map_hw}")
+        return views
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from snl_runtime.errors import NormalizationError
 from snl_runtime.images.opencv import load_opencv
+from snl_runtime.model.map_factors import MapFactors
 from snl_runtime.types import AnomalyMap
 
 OFFSET = 1.0
@@ -27,7 +28,7 @@ MeanMap: TypeAlias = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class NormalizationMap:
+class NormalizationMap(MapFactors):
     """A normalization per cell of the map.
 
     Attributes:
@@ -37,41 +38,12 @@ class NormalizationMap:
         NormalizationError: If ``values`` is anything else.
     """
 
-    values: AnomalyMap
-
     def __post_init__(self) -> None:
-        if self.values.dtype != np.float32 or self.values.ndim != 2 or self.values.size == 0:
-            raise NormalizationError(f"a normalization map must be float32 of shape (H, W), got {self.values.dtype} of {self.values.shape}")
-        if not (np.isfinite(self.values).all() and self.values.min() > 0):
+        MapFactors.__post_init__(self)  # super() without arguments does not know a class with slots
+        if self.values.min() <= 0:
             raise NormalizationError(
                 "a normalization map must be finite and above 0 everywhere: a normalization of 0 would hide every defect below it"
             )
-        own = np.ascontiguousarray(self.values).copy()
-        own.flags.writeable = False
-        object.__setattr__(self, "values", own)
-
-    @property
-    def size_hw(self) -> tuple[int, int]:
-        """Height and width of the maps it is for."""
-        return self.values.shape[0], self.values.shape[1]
-
-    def apply(self, anomaly_map: AnomalyMap) -> AnomalyMap:
-        """Return the normalized map: one product in float32 per cell, as the CUDA kernel rounds it.
-
-        Raises:
-            NormalizationError: If the map has another shape.
-        """
-        if anomaly_map.shape != self.values.shape:
-            raise NormalizationError(
-                f"the normalization map is for maps of shape {self.values.shape}, got one of {anomaly_map.shape}; calibrate this model again"
-            )
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found by whoever judges
-            normalized: AnomalyMap = np.multiply(anomaly_map.astype(np.float32, copy=False), self.values)
-        return normalized
-
-    def peak(self, anomaly_map: AnomalyMap) -> float:
-        """Return the normalized score: the largest value of the normalized map; NaN if there is one in it."""
-        return float(self.apply(anomaly_map).max())
 
 
 def fit_normalization(maps: npt.NDArray[np.float32] | Sequence[AnomalyMap]) -> NormalizationMap:

@@ -32,7 +32,7 @@ class VerdictPairs:
     """Verdicts of reference and subject, frame by frame, under each of some decisions.
 
     Args:
-        decisions: Thresholds of the reference.
+        decisions: Thresholds of the reference; those on tiles are left out, because frames are compared as a whole and no engine inherits them.
         normalizations: Their normalization maps, by hash: a frame is judged under each decision's own, as on the line.
 
     Raises:
@@ -40,8 +40,8 @@ class VerdictPairs:
     """
 
     def __init__(self, decisions: Sequence[Decision], normalizations: Normalizations) -> None:
-        self._decisions = [(decision, normalization_of(decision, normalizations)) for decision in decisions]
-        self._judged: list[list[tuple[_Scores, _Scores]]] = [[] for _ in decisions]
+        self._decisions = [(decision, normalization_of(decision, normalizations)) for decision in decisions if decision.tiles is None]
+        self._judged: list[list[tuple[_Scores, _Scores]]] = [[] for _ in self._decisions]
         self._guard_band = 0.0
 
     def add(self, scores: tuple[float, float], maps: tuple[AnomalyMap, AnomalyMap]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from snl_runtime.images.preprocess import FrameFormat
 from snl_runtime.model.manifest import Decision
-from snl_runtime.model.normalization import NormalizationMap
+from snl_runtime.model.map_factors import MapFactors
 from snl_runtime.types import AnomalyMap, Verdict
 from snl_runtime.verdict.frame_checks import FrameStatistics, check_format, check_frame
 from snl_runtime.verdict.ruling import NAME_THE_PRODUCT, Ruling, error
@@ -28,7 +28,7 @@ class MapSummary:
     Attributes:
         peak: Largest value; NaN if there is none.
         is_finite: Whether the map has cells and every one of them is finite.
-        normalized_peak: Largest value under the product's normalization map; None if none was applied.
+        normalized_peak: Largest value of the map as it is judged, under the product's normalization map and ignore mask; None if there is neither.
     """
 
     peak: float
@@ -55,8 +55,8 @@ def decide(  # noqa: PLR0913  # all evidence on one frame
 
     Args:
         score: The graph's ``anomaly_score``.
-        anomaly_map: (H, W) float32 raw map or its summary, None if there is none. For a decision with a normalization map the summary that
-            :func:`summarize_map` makes with it: floor and thresholds are compared with the normalized peak.
+        anomaly_map: (H, W) float32 raw map or its summary, None if there is none. For a decision with a normalization map or
+            an ignore mask the summary that :func:`summarize_map` makes with it: floor and thresholds are compared with that peak.
         decision: None if the file has none.
         frame: Size and bit depth of the whole frame, before the ROI.
         statistics: Of the network input, from :func:`snl_runtime.verdict.frame_checks.frame_statistics`.
@@ -78,23 +78,19 @@ def decide(  # noqa: PLR0913  # all evidence on one frame
     )
     if fault is not None:
         return fault
-    if decision.normalization is None:
+    if not decision.map_files:
         return compare_with_thresholds(score, summary.peak, decision)
-    normalized = summary.normalized_peak
-    if normalized is None:
-        return error(
-            "no_normalization_map",
-            f"the normalization map {decision.normalization.file} of product {decision.product!r} was not applied; open the model again",
-        )
-    if not math.isfinite(normalized):
-        return error("output_not_finite", f"the anomaly map is {normalized} under the normalization map of product {decision.product!r}")
-    return compare_with_thresholds(normalized, normalized, decision)
+    judged = summary.normalized_peak
+    if judged is None:
+        files = " and ".join(file.file for file in decision.map_files)
+        return error("no_normalization_map", f"{files} of product {decision.product!r} was not applied; open the model again")
+    if not math.isfinite(judged):
+        return error("output_not_finite", f"the anomaly map is {judged} under the normalization map of product {decision.product!r}")
+    return compare_with_thresholds(judged, judged, decision)
 
 
-def summarize_map(anomaly_map: AnomalyMap | MapSummary | None, normalization: NormalizationMap | None = None) -> MapSummary:
-    """Return what a verdict needs to know of a map, with its peak under a normalization map if one is given; no map, or an empty one, is not
-    finite.
-    """
+def summarize_map(anomaly_map: AnomalyMap | MapSummary | None, normalization: MapFactors | None = None) -> MapSummary:
+    """Return what a verdict needs to know of a map, with its peak under factors if some are given; no map, or an empty one, is not finite."""
     if isinstance(anomaly_map, MapSummary):
         return anomaly_map
     if anomaly_map is None or anomaly_map.size == 0:

@@ -1,5 +1,7 @@
 """Connected areas of an anomaly map, in frame pixels."""
 
+import dataclasses
+
 import numpy as np
 import numpy.typing as npt
 
@@ -47,6 +49,13 @@ def rank_regions(
     """
     order = np.lexsort((boxes[:, 0], boxes[:, 1], -peaks))[:MAX_REGIONS]
     return tuple(_region(boxes[index], float(peaks[index]), map_hw, roi_xyxy) for index in order)
+
+
+def with_mm2(regions: tuple[AnomalyRegion, ...], mm_per_px: float | None) -> tuple[AnomalyRegion, ...]:
+    """Return regions with their areas in square millimeters too, as they are where the scale of the frame is not known."""
+    if mm_per_px is None:
+        return regions
+    return tuple(dataclasses.replace(region, area_mm2=region.area_px * mm_per_px**2) for region in regions)
 
 
 def _region(stats: npt.NDArray[np.int32], peak: float, map_hw: tuple[int, ...], roi_xyxy: tuple[int, int, int, int]) -> AnomalyRegion:

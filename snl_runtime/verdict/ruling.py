@@ -30,7 +30,7 @@ REASON_CODES: Mapping[str, str] = MappingProxyType(
         "clock_before_fit": "the clock is earlier than the calibration",
         "output_not_finite": "the score or the map is missing, NaN or infinite",
         "output_inconsistent": "the score is not the maximum of the map",
-        "no_normalization_map": "the decision needs a normalization map that was not applied",
+        "no_normalization_map": "the decision needs a normalization map or an ignore mask that was not applied",
         "below_floor": "the score is lower than any good part can give",
         "backend_error": "the backend failed",
         "timeout": "the backend did not answer in time",

@@ -8,8 +8,9 @@ from datetime import datetime
 
 import numpy as np
 
+from snl_runtime.images.views import Views
 from snl_runtime.model.manifest import Decision, Manifest
-from snl_runtime.model.normalization import NormalizationMap
+from snl_runtime.model.map_factors import MapFactors
 from snl_runtime.model.normalization_files import Normalizations, normalization_of
 from snl_runtime.verdict.decision import MapSummary, decide, strictest
 from snl_runtime.verdict.ruling import NAME_THE_PRODUCT, Ruling, error
@@ -25,20 +26,21 @@ class Selection:
         accepted_sha256: Hash of the file that scores, for which each decision must be made.
         product: What the record names; None where several decisions apply.
         roi_xyxy: Part of the frame to look at; None for all of it.
+        tiles: How that part is cut into tiles; None where it is seen as a whole.
         fault: Why there is no usable decision, None if there is one.
-        normalizations: The normalization maps of the decisions, by hash.
-        normalization: What makes the result's map of the raw one, so that ``threshold`` holds for it: the decision's normalization map, or that of
-            :func:`merge_normalizations`
-            where several decisions apply; None where no decision has one.
+        factors: What the raw map is multiplied with under each decision, by product; None where it is judged as it is.
+        normalization: What makes the result's map of the raw one, so that ``threshold`` holds for it: the decision's normalization map and ignore
+            mask, or those of :func:`merge_normalizations` where several decisions apply; None where no decision has any.
     """
 
     decisions: Mapping[str, Decision] = field(default_factory=dict)
     accepted_sha256: frozenset[str] = frozenset()
     product: str | None = None
     roi_xyxy: tuple[int, int, int, int] | None = None
+    tiles: Views | None = None
     fault: Ruling | None = None
-    normalizations: Normalizations = field(default_factory=dict)
-    normalization: NormalizationMap | None = None
+    factors: Mapping[str, MapFactors | None] = field(default_factory=dict)
+    normalization: MapFactors | None = None
 
     @property
     def threshold(self) -> float:
@@ -56,6 +58,12 @@ class Selection:
     def bit_depth(self) -> int | None:
         """Bits that a value of a frame must use; None without a decision."""
         return next((d.bit_depth for d in self.decisions.values()), None)
+
+    @property
+    def mm_per_px(self) -> float | None:
+        """Millimeters per pixel of the frame; None if a decision does not say, or two say different ones."""
+        scales = {d.mm_per_px for d in self.decisions.values()}
+        return next(iter(scales)) if len(scales) == 1 else None
 
     @property
     def needs_map(self) -> bool:
@@ -91,8 +99,8 @@ class Selection:
     def _summary_under(self, decision: Decision, scored: ScoredFrame) -> MapSummary:
         if len(self.decisions) == 1:
             return scored.map.summary
-        normalization, anomaly_map = normalization_of(decision, self.normalizations), scored.map.anomaly_map
-        peak = None if normalization is None or anomaly_map is None else normalization.peak(anomaly_map)
+        factors, anomaly_map = self.factors[decision.product], scored.map.anomaly_map
+        peak = None if factors is None or anomaly_map is None else factors.peak(anomaly_map)
         return dataclasses.replace(scored.map.summary, normalized_peak=peak)  # that of a merged normalization was fitted with no decision
 
 
@@ -102,10 +110,10 @@ class DecisionBook:
     Args:
         manifest: None for a lone ``.onnx``.
         sha256: Hash of the opened file.
-        normalizations: The normalization maps that its decisions name, by hash.
+        normalizations: The normalization maps and ignore masks that its decisions name, by hash.
 
     Raises:
-        ManifestError: If the normalization map of a decision that holds for this file is not among them.
+        ManifestError: If a file of a decision that holds for this file is not among them, or its grid of tiles is none for this network.
     """
 
     def __init__(self, manifest: Manifest | None, sha256: str, normalizations: Normalizations | None = None) -> None:
@@ -114,9 +122,21 @@ class DecisionBook:
         self._without_room = [] if manifest is None else manifest.products_without_room(sha256)
         self.decisions: dict[str, Decision] = {} if manifest is None else dict(manifest.decisions_for(sha256))
         """Newest decision per product that holds for this file."""
-        self._normalizations = normalizations or {}
-        self._normalization_of_product = {product: normalization_of(decision, self._normalizations) for product, decision in self.decisions.items()}
-        self._merged_normalization = merge_normalizations(self.decisions, self._normalization_of_product)
+        self._factors = {product: normalization_of(decision, normalizations or {}) for product, decision in self.decisions.items()}
+        self._tiles = {product: decision.tiles.views(manifest.size_hw) for product, decision in self.decisions.items() if manifest and decision.tiles}
+        self._merged_factors = merge_normalizations(self.decisions, self._factors)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What an operator must know of the decisions, one sentence each."""
+        notes = []
+        for product, decision in sorted(self.decisions.items()):
+            if (mask := decision.ignore_mask) is not None:
+                share = f"{100 * mask.ignored_share:.3g} % of the inspected part is not judged (ignore mask {mask.file})"
+                notes.append(f"product {product!r}: {share}; a defect there passes")
+            if (tiles := decision.tiles) is not None:
+                notes.append(f"product {product!r}: a frame is seen in {tiles.count} tiles of {tiles.tile_px} px, cut on the host")
+        return tuple(notes)
 
     @property
     def products(self) -> tuple[str, ...]:
@@ -133,6 +153,8 @@ class DecisionBook:
         names = ", ".join(sorted(chosen))
         if len({None if d.roi_xyxy is None else tuple(d.roi_xyxy) for d in chosen.values()}) > 1:
             return Selection(fault=error("ambiguous_product", f"products {names} look at different parts of the frame; {NAME_THE_PRODUCT}"))
+        if len({self._tiles.get(name) for name in chosen}) > 1:
+            return Selection(fault=error("ambiguous_product", f"products {names} are seen in different tiles; {NAME_THE_PRODUCT}"))
         if len({d.bit_depth for d in chosen.values()}) > 1:
             return Selection(fault=error("ambiguous_product", f"products {names} take frames of different bit depths; {NAME_THE_PRODUCT}"))
         return Selection(
@@ -140,8 +162,9 @@ class DecisionBook:
             accepted_sha256=self._accepted,
             product=next(iter(chosen)) if len(chosen) == 1 else None,
             roi_xyxy=next(iter(chosen.values())).roi_xyxy,
-            normalizations=self._normalizations,
-            normalization=self._merged_normalization if len(chosen) > 1 else self._normalization_of_product[next(iter(chosen))],
+            tiles=self._tiles.get(next(iter(chosen))),
+            factors=self._factors,
+            normalization=self._merged_factors if len(chosen) > 1 else self._factors[next(iter(chosen))],
         )
 
     def _fault(self, product: object) -> Ruling | None:
@@ -168,18 +191,19 @@ class DecisionBook:
         return error("unknown_product", f"no decision for product {product!r}; calibrated: {known}")
 
 
-def merge_normalizations(decisions: Mapping[str, Decision], normalizations: Mapping[str, NormalizationMap | None]) -> NormalizationMap | None:
-    """Return one normalization map under which a part is above the lowest pass threshold where any of the decisions finds it above its own.
+def merge_normalizations(decisions: Mapping[str, Decision], normalizations: Mapping[str, MapFactors | None]) -> MapFactors | None:
+    """Return the factors under which a part is above the lowest pass threshold where any of the decisions finds it above its own.
 
-    Each normalization is scaled by lowest threshold / own threshold, and the largest counts in each cell. It serves regions, maps and images;
+    Each product's factors are scaled by lowest threshold / own threshold, and the largest counts in each cell: only what every product ignores is
+    ignored. They serve regions, maps and images;
     verdicts come from each decision's own normalization, so that no rounding of the scale decides one.
 
     Args:
         decisions: By product.
-        normalizations: The normalization map of each; None for a decision on raw maps.
+        normalizations: What the map of each is multiplied with; None for a decision on raw maps.
 
     Returns:
-        None if no decision has a normalization map, or a threshold is not positive, which :func:`snl_runtime.verdict.decision.decide` refuses.
+        None if no decision has any, or a threshold is not positive, which :func:`snl_runtime.verdict.decision.decide` refuses.
     """
     thresholds = {product: decision.pass_threshold for product, decision in decisions.items()}
     if not any(normalizations.values()) or not all(0 < threshold < math.inf for threshold in thresholds.values()):
@@ -190,4 +214,4 @@ def merge_normalizations(decisions: Mapping[str, Decision], normalizations: Mapp
     for product, normalization in normalizations.items():
         own = np.float32(1) if normalization is None else normalization.values
         merged = np.maximum(merged, np.float32(lowest / thresholds[product]) * own)
-    return NormalizationMap(merged)
+    return MapFactors(merged)

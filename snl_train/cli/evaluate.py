@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 from snl_runtime.cli.command import EXIT_OK, CommandParser, add_listing_flag, need_packages, report_listing, run_command
 from snl_runtime.errors import ConfigError, DataError
 from snl_runtime.files import atomic_write_text, check_writable, sha256_file
+from snl_runtime.images.views import DEFAULT_OVERLAP_PX
 from snl_runtime.progress import Progress
 from snl_runtime.text import to_json
 
 if TYPE_CHECKING:
     from snl_train.data.samples import DatasetIndex, Sample
-    from snl_train.evaluation import Evaluation, InputScorer
+    from snl_train.evaluation import Evaluation, InputScorer, Tiles
 
 _PACKAGES = ("snl-edge", "numpy", "opencv-python-headless", "opencv-python", "torch", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
 
@@ -45,6 +46,8 @@ def _parser() -> CommandParser:
     parser.add_argument("--backend", metavar="NAME", help="runtime for --engine: onnxruntime, openvino, tensorrt (default: by suffix)")
     parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N for --ckpt; the backend's own name for --engine (default: auto)")
     parser.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="images per call of the model (default: 8)")
+    parser.add_argument("--tile", type=_not_negative, metavar="N", help="tiles of N x N image pixels, 0 for whole images (default: as trained)")
+    parser.add_argument("--overlap", type=_not_negative, metavar="N", help="least overlap of tiles in pixels (default: as trained, else 32)")
     parser.add_argument("--bootstrap", type=_not_negative, default=1000, metavar="N", help="resamples for the intervals, 0 for none (default: 1000)")
     parser.add_argument("--seed", type=_not_negative, default=0, metavar="N", help="start of the resampling (default: 0)")
     parser.add_argument("--skip-unreadable", action="store_true", help="list unreadable files and go on, instead of stopping at the first")
@@ -73,6 +76,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
                 model.scorer,
                 index.test,
                 batch_size=options.batch_size,
+                tiles=_tiles(options, model),
                 skip_unreadable=options.skip_unreadable,
                 on_images=progress.advance,
             )
@@ -101,6 +105,15 @@ class _Model:
     trained_sizes: Mapping[str, Sequence[Sequence[int]]]
     config: Mapping[str, Any]
     bit_depth: int | None
+    tiles: tuple[int, int] | None
+
+
+def _tiles(options: argparse.Namespace, model: _Model) -> "Tiles | None":
+    from snl_train.evaluation import Tiles
+
+    trained_px, trained_overlap_px = model.tiles or (0, DEFAULT_OVERLAP_PX)
+    tile_px = trained_px if options.tile is None else options.tile
+    return Tiles(tile_px=tile_px, overlap_px=trained_overlap_px if options.overlap is None else options.overlap) if tile_px else None
 
 
 def _open_model(options: argparse.Namespace, opened: contextlib.ExitStack) -> _Model:
@@ -118,7 +131,7 @@ def _open_checkpoint(options: argparse.Namespace) -> _Model:
     checkpoint = load_checkpoint(options.ckpt)
     if checkpoint.unfinished:
         print(f"{options.ckpt}: {checkpoint.unfinished}", file=sys.stderr)
-    scorer = CheckpointScorer(checkpoint, options.device or "auto")
+    scorer, data = CheckpointScorer(checkpoint, options.device or "auto"), checkpoint.config.data
     return _Model(
         path=options.ckpt,
         sha256=sha256_file(options.ckpt),
@@ -132,6 +145,7 @@ def _open_checkpoint(options: argparse.Namespace) -> _Model:
             **{name: checkpoint.provenance.get(name) for name in ("steps_done", "total_steps", "stopped_early")},
         },
         bit_depth=checkpoint.config.data.bit_depth,
+        tiles=None if data.tile_px is None else (data.tile_px, data.tile_overlap_px),
     )
 
 
@@ -150,6 +164,7 @@ def _open_engine(options: argparse.Namespace, opened: contextlib.ExitStack) -> _
         trained_sizes={} if manifest is None else manifest.training.get("provenance", {}).get("frame_sizes", {}),
         config={"graph": dict(manifest.graph), "training": dict(manifest.training)} if manifest is not None else {},
         bit_depth=None if manifest is None else manifest.training_bit_depth,
+        tiles=None if manifest is None else manifest.training_tiles,
     )
 
 

@@ -49,6 +49,8 @@ _DOTTED = {
     "teacher_weights": "model.teacher_weights",
     "image_size": "image_size",
     "steps": "steps",
+    "tile": "data.tile_px",
+    "overlap": "data.tile_overlap_px",
     "epochs": "epochs",
     "batch_size": "batch_size",
     "lr": "optim.learning_rate",
@@ -98,6 +100,8 @@ def build_parser() -> CommandParser:
     )
     what.add_argument("--teacher-weights", metavar="FILE|imagenet|random", help="where the teacher's weights come from (default: imagenet)")
     what.add_argument("--image-size", type=_image_size, metavar="N|HxW", help="network input in pixels (default: 256)")
+    what.add_argument("--tile", type=int, metavar="N", help="train on tiles of N x N image pixels instead of whole images (default: whole images)")
+    what.add_argument("--overlap", type=int, metavar="N", help="image pixels by which tiles overlap at least (default: 32)")
     what.add_argument("--preset", choices=("paper", "best"), help="settings to start from (default: paper; best for memory)")
     what.add_argument("--config", type=Path, metavar="FILE", help="YAML file with any of the settings; flags win over it")
     what.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting by its dotted name, e.g. optim.schedule=cosine")
@@ -294,6 +298,7 @@ def _load_data(arguments: argparse.Namespace, root: Path, config: TrainConfig, r
 
 
 def _report(result: "TrainingResult", data: "TrainingData", *, as_json: bool) -> None:
+    image_count = len({sample.path for sample in data.samples})
     facts: dict[str, Any] = {
         "checkpoint": str(result.checkpoint_path),
         "metrics": str(result.metrics_path) if result.metrics_path.exists() else None,
@@ -301,7 +306,8 @@ def _report(result: "TrainingResult", data: "TrainingData", *, as_json: bool) ->
         "steps_done": result.steps_done,
         "stopped_early": None if result.stopped_early is None else dict(result.stopped_early),
         "classes": list(data.classes),
-        "training_images": len(data.samples),
+        "training_images": image_count,
+        "training_views": len(data.samples),
         "held_out_images": len(data.held_out),
         "left_out": [{"path": str(path), "reason": reason} for path, reason in data.left_out],
         "loss": {name: value if math.isfinite(value) else None for name, value in result.losses.items()},
@@ -315,7 +321,7 @@ def _report(result: "TrainingResult", data: "TrainingData", *, as_json: bool) ->
             f", {result.total_steps} were allowed: the loss of held-out good images had not improved since step {result.stopped_early['best_step']},"
         )
     text = (
-        f"{result.checkpoint_path}: {made} on {len(data.samples)} images of {', '.join(data.classes)}\n"
+        f"{result.checkpoint_path}: {made} on {image_count} images of {', '.join(data.classes)}\n"
         f"held out for calibration: {len(data.held_out)} images; left out as unreadable: {len(data.left_out)}\n"
         + (f"last losses: {losses or 'none, it was complete already'}\n" if result.total_steps else "")
         + f"{result.images_per_s:.3g} images/s, {format_duration(result.seconds)}"

@@ -1,17 +1,20 @@
 """Training images in memory: every file is decoded, hashed and resized once."""
 
 import dataclasses
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from snl_runtime.images.preprocess import resize
+from snl_runtime.images.views import Views, tile_views, whole_view
 from snl_runtime.text import printable
 from snl_runtime.types import Image
 from snl_train.config import DataConfig
@@ -22,31 +25,50 @@ from snl_train.data.sampling import hold_out, limit_per_class
 
 DEFAULT_CACHE_BYTES = 2 << 30
 
+ViewsOf: TypeAlias = Callable[[tuple[int, int]], Views]
+"""Height and width of an image -> how it is seen."""
+
+
+def views_of_images(size_hw: tuple[int, int], config: DataConfig) -> ViewsOf | None:
+    """Return how images are seen as a configuration says, None for a configuration that sees each as a whole."""
+    if config.tile_px is None:
+        return None
+    return functools.partial(tile_views, network_hw=size_hw, tile_px=config.tile_px, overlap_px=config.tile_overlap_px)
+
 
 class NetworkInputs:
     """Network inputs of the training images, kept in memory as far as the budget reaches and read again from disk beyond it.
 
     Args:
         size_hw: Height and width of the network's input.
-        budget_bytes: Memory for the resized images; 256x256 px takes 192 KiB per image.
+        views_of: The views of an image of some height and width; None to see each image as a whole.
+        budget_bytes: Memory for the resized images; a view of 256x256 px takes 192 KiB.
         threads: Images decoded at once where they are not in memory; None takes one per processor.
     """
 
-    def __init__(self, size_hw: tuple[int, int], *, budget_bytes: int = DEFAULT_CACHE_BYTES, threads: int | None = None) -> None:
-        self._size_hw = size_hw
+    def __init__(
+        self, size_hw: tuple[int, int], *, views_of: ViewsOf | None = None, budget_bytes: int = DEFAULT_CACHE_BYTES, threads: int | None = None
+    ) -> None:
+        self.views_of: ViewsOf = views_of or (lambda _: whole_view(size_hw))
         self._room = budget_bytes // (size_hw[0] * size_hw[1] * 3)
         self._threads = threads or os.cpu_count() or 1
-        self._kept: dict[Path, Image] = {}
+        self._kept: dict[tuple[Path, int], Image] = {}
 
     def add(self, sample: Sample, image: Image) -> None:
         """Resize and keep a training image; does nothing for test images and when the budget is used up. Any thread may call it."""
         if sample.split == "train" and len(self._kept) < self._room:
-            self._kept[sample.path] = resize(image, self._size_hw)
+            views = self.views_of((image.shape[0], image.shape[1]))
+            self._kept |= {(sample.path, number): view for number, view in enumerate(views.cut(resize(image, views.map_hw)))}
 
     def keep_only(self, samples: Sequence[Sample]) -> None:
         """Forget all images but these."""
         wanted = {sample.path for sample in samples}
-        self._kept = {path: image for path, image in self._kept.items() if path in wanted}
+        self._kept = {key: image for key, image in self._kept.items() if key[0] in wanted}
+
+    def seen(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Return a sample for each view of some images whose sizes are known."""
+        counts = [1 if sample.size_hw is None else self.views_of(sample.size_hw).count for sample in samples]
+        return [replace(sample, view=view) for sample, count in zip(samples, counts) for view in range(count)]
 
     def read(self, samples: Sequence[Sample]) -> npt.NDArray[np.uint8]:
         """Return (len(samples), H, W, 3) uint8 RGB.
@@ -54,15 +76,24 @@ class NetworkInputs:
         Raises:
             DataError: If an image that is not in memory can no longer be read.
         """
-        missing = [sample for sample in samples if sample.path not in self._kept]
-        loaded: dict[Path, Image] = {}
+        keys = [(sample.path, sample.view) for sample in samples]
+        missing: dict[Path, list[Sample]] = {}
+        for sample, key in zip(samples, keys):
+            if key not in self._kept:
+                missing.setdefault(sample.path, []).append(sample)
+        loaded: dict[tuple[Path, int], Image] = {}
         if missing:
             with ThreadPoolExecutor(self._threads) as pool:
-                loaded = dict(zip((sample.path for sample in missing), pool.map(self._load, missing), strict=True))
-        return np.stack([self._kept[path] if path in self._kept else loaded[path] for path in (sample.path for sample in samples)])
+                for views in pool.map(self._load, missing.values()):
+                    loaded |= views
+        return np.stack([self._kept[key] if key in self._kept else loaded[key] for key in keys])
 
-    def _load(self, sample: Sample) -> Image:
-        return resize(sample.read_image(), self._size_hw)
+    def _load(self, samples: Sequence[Sample]) -> dict[tuple[Path, int], Image]:
+        """Return the views of one image that are asked for, which is decoded once."""
+        image = samples[0].read_image()
+        views = self.views_of((image.shape[0], image.shape[1]))
+        cut = views.cut(resize(image, views.map_hw), [views.grid[sample.view] for sample in samples])
+        return {(sample.path, sample.view): view for sample, view in zip(samples, cut, strict=True)}
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -72,7 +103,7 @@ class TrainingData:
     Attributes:
         root: The data folder.
         classes: Names of the products, sorted.
-        samples: Images to train on.
+        samples: Images to train on; one for each view where they are seen in tiles.
         held_out: Good images kept for calibration, as the checkpoint lists them.
         left_out: Unreadable files and why.
         inputs: The pixels of ``samples``.
@@ -143,7 +174,7 @@ def load_training_data(
         ConfigError: If the hold-out leaves a class without images.
     """
     index = list_dataset(root)
-    inputs = NetworkInputs(size_hw, budget_bytes=config.cache_mib << 20, threads=threads)
+    inputs = NetworkInputs(size_hw, views_of=views_of_images(size_hw, config), budget_bytes=config.cache_mib << 20, threads=threads)
     report = on_listed(index) if on_listed is not None else None
 
     def on_image(sample: Sample, image: Image) -> None:
@@ -158,7 +189,7 @@ def load_training_data(
     return TrainingData(
         root=index.root,
         classes=index.classes,
-        samples=samples,
+        samples=inputs.seen(samples),
         held_out=[{"path": index.relative(sample), "sha256": sample.pixel_sha256, "class_name": sample.class_name} for sample in kept_back],
         left_out=index.left_out,
         inputs=inputs,

@@ -111,7 +111,7 @@ def limit_per_class(samples: Sequence[Sample], count: int | None, *, seed: int) 
         return list(samples)
     chosen: set[Sample] = set()
     for name in {sample.class_name for sample in samples}:
-        members = sorted((sample for sample in samples if sample.class_name == name), key=lambda sample: _random_rank(seed, sample.pixel_sha256))
+        members = sorted((sample for sample in samples if sample.class_name == name), key=lambda sample: _random_rank(seed, _view_name(sample)))
         chosen.update(members[:count])
     return [sample for sample in samples if sample in chosen]
 
@@ -121,10 +121,14 @@ def choose_golden(samples: Sequence[Sample], *, per_class: int = 2, at_most: int
     rounds: list[list[int]] = [[] for _ in range(per_class)]
     for name in sorted({sample.class_name for sample in samples}):
         numbers = [number for number, sample in enumerate(samples) if sample.class_name == name]
-        numbers.sort(key=lambda number: _random_rank(seed, samples[number].pixel_sha256))
+        numbers.sort(key=lambda number: _random_rank(seed, _view_name(samples[number])))
         for turn, number in enumerate(numbers[:per_class]):
             rounds[turn].append(number)
     return [number for turn in rounds for number in turn][:at_most]
+
+
+def _view_name(sample: Sample) -> str:
+    return f"{sample.pixel_sha256}:{sample.view}" if sample.view else sample.pixel_sha256
 
 
 def _random_rank(seed: int, sha256: str) -> str:

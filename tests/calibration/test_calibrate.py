@@ -95,7 +95,7 @@ def test_decisions_of_runs_at_the_same_time_are_all_kept(station):
     station.write_good(count=30)
     decision = station.fit_one().decision
     threads = [
-        threading.Thread(target=append_decisions, args=(station.model, [(dataclasses.replace(decision, product=f"p{i}"), None)])) for i in range(8)
+        threading.Thread(target=append_decisions, args=(station.model, [(dataclasses.replace(decision, product=f"p{i}"), ())])) for i in range(8)
     ]
     for thread in threads:
         thread.start()

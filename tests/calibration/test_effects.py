@@ -11,6 +11,7 @@ from snl_calibration.cli import main
 from snl_calibration.options import CalibrationOptions
 from snl_runtime.errors import SinkError
 from snl_runtime.model.normalization import NormalizationMap
+from snl_runtime.model.normalization_files import encode_normalization
 
 PROBED_BYTES = 5000
 """More than what is probed, less than any page."""
@@ -99,12 +100,12 @@ def test_manifest_that_cannot_be_written_is_refused_before_an_image_is_read(two_
 def test_normalization_map_and_decision_appear_together_or_not_at_all(station, tools, file_size_limit, earlier, limit_bytes, named):
     station.write_good(count=30)
     decision = station.fit_one().decision
-    append_decisions(station.model, [(dataclasses.replace(decision, product=f"p{index}"), None) for index in range(earlier)])
+    append_decisions(station.model, [(dataclasses.replace(decision, product=f"p{index}"), ()) for index in range(earlier)])
     assert (len((station.root / "line.json").read_bytes()) > limit_bytes) == bool(earlier)
     normalization = NormalizationMap(tools.noise_map())
     before = contents(station.root)
     with file_size_limit(limit_bytes), pytest.raises(SinkError, match="File too large") as caught:
-        append_decisions(station.model, [(decision, normalization)])
+        append_decisions(station.model, [(decision, [encode_normalization(station.model, "disk", normalization)])])
     assert named in str(caught.value)
     assert contents(station.root) == before
 

@@ -116,7 +116,7 @@ def test_no_manifest_names_a_normalization_map_that_could_not_be_written(station
     def fail(*_):
         raise SinkError("disk full")
 
-    monkeypatch.setattr("snl_calibration.calibrate.write_normalization", fail)
+    monkeypatch.setattr("snl_calibration.calibrate.write_map_file", fail)
     with pytest.raises(SinkError):
         station.fit_one(fixed_pose=True)
     assert station.manifest().decisions == []
@@ -173,7 +173,12 @@ def normalization_fit(raw_scores, raw_peaks):
     scores = {f"{index:02d}": score for index, score in enumerate(raw_scores)}
     normalization = NormalizationMap(np.ones((2, 2), np.float32))
     return NormalizationFit(
-        normalization=normalization, scores=scores, raw_fit=fit_threshold(raw_scores, 0.1, 0.95), raw_scores=scores, raw_peaks=raw_peaks
+        normalization=normalization,
+        factors=normalization,
+        scores=scores,
+        raw_fit=fit_threshold(raw_scores, 0.1, 0.95),
+        raw_scores=scores,
+        raw_peaks=raw_peaks,
     )
 
 
@@ -206,7 +211,7 @@ def test_parts_in_any_pose_get_the_note(station, tools):
 
 def test_appended_decision_without_a_normalization_map_writes_none(station, parts):
     decision = station.fit_one().decision
-    append_decisions(station.model, [(decision, None)])
+    append_decisions(station.model, [(decision, ())])
     assert list(station.root.glob("*.normalization.*")) == []
 
 

@@ -23,7 +23,7 @@ def fitted(station):
     station.write_good(count=40)
     first = station.fit_one(written_by="Ada").decision
     second = dataclasses.replace(first, pass_threshold=first.pass_threshold * 0.9, reject_threshold=first.reject_threshold * 0.9)
-    append_decisions(station.model, [(second, None)])
+    append_decisions(station.model, [(second, ())])
     return station
 
 
@@ -93,20 +93,20 @@ def test_the_current_decision_cannot_be_reverted_to(fitted):
 
 def test_a_decision_of_another_file_is_refused(fitted):
     other = dataclasses.replace(fitted.manifest().decisions[0], model_sha256="c" * 64)
-    append_decisions(fitted.model, [(other, None)])
+    append_decisions(fitted.model, [(other, ())])
     with pytest.raises(ConfigError, match="another file than line.onnx"):
         revert(fitted.model, CalibrationOptions(), 3)
 
 
 def test_an_expired_decision_is_refused(fitted):
     expired = dataclasses.replace(fitted.manifest().decisions[1], expires_at="2025-01-01T00:00:00+00:00")
-    append_decisions(fitted.model, [(expired, None), (fitted.manifest().decisions[1], None)])
+    append_decisions(fitted.model, [(expired, ()), (fitted.manifest().decisions[1], ())])
     with pytest.raises(CalibrationRefusedError, match="expired"):
         revert(fitted.model, CalibrationOptions(), 3)
 
 
 def test_several_products_need_a_name(fitted):
-    append_decisions(fitted.model, [(dataclasses.replace(fitted.manifest().decisions[1], product="ring"), None)] * 2)
+    append_decisions(fitted.model, [(dataclasses.replace(fitted.manifest().decisions[1], product="ring"), ())] * 2)
     with pytest.raises(ConfigError, match="disk, ring.*--product"):
         revert(fitted.model, CalibrationOptions())
     assert revert(fitted.model, CalibrationOptions(product="ring")).decision.product == "ring"
@@ -115,7 +115,7 @@ def test_several_products_need_a_name(fitted):
 def test_a_decision_whose_normalization_map_is_gone_is_refused(station):
     station.write_good(count=40)
     decision = station.fit_one(fixed_pose=True).decision
-    append_decisions(station.model, [(decision, None)])
+    append_decisions(station.model, [(decision, ())])
     station.model.with_name(decision.normalization.file).unlink()
     with pytest.raises(ManifestError, match="normalization map"):
         revert(station.model, CalibrationOptions())

@@ -16,7 +16,7 @@ def stricter(station):
         station.write_good(count=40)
         fitted = station.fit_one().decision
         changed = dataclasses.replace(fitted, pass_threshold=fitted.pass_threshold * factor, reject_threshold=fitted.reject_threshold)
-        append_decisions(station.model, [(changed, None)])
+        append_decisions(station.model, [(changed, ())])
         return station
 
     return make

@@ -16,7 +16,7 @@ from snl_runtime.images.files import read_image, write_image
 from snl_runtime.images.listing import list_images
 from snl_runtime.model.manifest import Decision, manifest_path, read_manifest, write_manifest
 from snl_runtime.model.normalization import NormalizationMap
-from snl_runtime.model.normalization_files import encode_normalization, write_normalization
+from snl_runtime.model.normalization_files import encode_normalization, write_map_file
 from snl_runtime.scorer import Scorer
 
 DEVIATION = 5e-5
@@ -51,7 +51,7 @@ def add_decision(make_decision: Callable[..., Decision]) -> Callable[..., None]:
         file = None
         if normalization is not None:
             file, data = encode_normalization(model, "bolt", NormalizationMap(np.full(manifest.size_hw, normalization, np.float32)))
-            write_normalization(model, file, data)
+            write_map_file(model, file, data)
         thresholds = {"pass_threshold": pass_threshold, "reject_threshold": pass_threshold * (1 + band), "floor": 0.0}
         decision = make_decision(product="bolt", model_sha256=manifest.model_sha256, normalization=file, **thresholds)
         write_manifest(manifest_path(model), dataclasses.replace(manifest, decisions=[decision]))

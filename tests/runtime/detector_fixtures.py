@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from snl_runtime.files import sha256_file
 from snl_runtime.model.frame_range import FrameRange, FrameSizes
 from snl_runtime.model.golden import GoldenSamples, golden_path, write_golden
+from snl_runtime.model.ignore_mask import ignore_mask_of
 from snl_runtime.model.manifest import (
     Decision,
     EngineEntry,
@@ -24,7 +25,7 @@ from snl_runtime.model.manifest import (
     write_manifest,
 )
 from snl_runtime.model.normalization import NormalizationMap
-from snl_runtime.model.normalization_files import encode_normalization, write_normalization
+from snl_runtime.model.normalization_files import encode_ignore_mask, encode_normalization, write_map_file
 from snl_runtime.verdict.frame_checks import FrameFormat, FrameStatistics, fit_frame_range, frame_statistics
 
 SIZE = 32
@@ -263,10 +264,18 @@ class ModelFolder:
 
     def give_normalization(self, values, product="bottle"):
         """Give the newest decision of a product a normalization map and return its file."""
-        manifest = read_manifest(self.manifest)
         file, data = encode_normalization(self.model, product, NormalizationMap(values))
-        write_normalization(self.model, file, data)
-        decisions = [dataclasses.replace(each, normalization=file) if each.product == product else each for each in manifest.decisions]
+        return self._give_file(product, "normalization", file, data)
+
+    def give_ignore_mask(self, ignored, product="bottle"):
+        """Give the newest decision of a product an ignore mask, (SIZE, SIZE) bool, and return its file."""
+        file, data = encode_ignore_mask(self.model, product, ignore_mask_of(ignored))
+        return self._give_file(product, "ignore_mask", file, data)
+
+    def _give_file(self, product, kind, file, data):
+        write_map_file(self.model, file, data)
+        manifest = read_manifest(self.manifest)
+        decisions = [dataclasses.replace(each, **{kind: file}) if each.product == product else each for each in manifest.decisions]
         write_manifest(self.manifest, dataclasses.replace(manifest, decisions=decisions))
         return self.model.with_name(file.file)
 

@@ -1,5 +1,7 @@
 """Training images are decoded, hashed and resized once; what does not fit into memory is read again and gives the same pixels."""
 
+import dataclasses
+
 import cv2
 import numpy as np
 import pytest
@@ -39,6 +41,28 @@ def test_images_beyond_the_memory_budget_give_the_same_pixels(plain_root):
     data.samples[2].path.unlink()
     with pytest.raises(DataError, match=data.samples[2].path.name):
         data.inputs.read(data.samples)
+
+
+def test_tiles_are_the_pixels_of_the_image_and_each_is_a_sample(plain_root):
+    whole = load(plain_root)
+    image = cv2.imread(str(whole.samples[0].path))[:, :, ::-1]
+    config = DataConfig(tile_px=16, tile_overlap_px=4)
+    data = load_training_data(plain_root, (16, 16), config=config, threads=2)
+    views = data.inputs.views_of((image.shape[0], image.shape[1]))
+    assert [sample.view for sample in data.samples[: views.count]] == list(range(views.count))
+    assert len(data.samples) == views.count * len(whole.samples)
+    expected = [image[top : top + 16, left : left + 16] for top, left, *_ in views.grid]
+    assert np.array_equal(data.inputs.read(data.samples[: views.count]), np.stack(expected))
+    from_disk = load_training_data(plain_root, (16, 16), config=dataclasses.replace(config, cache_mib=0), threads=2)
+    chosen = [3, 0, len(data.samples) - 1, 1]
+    assert np.array_equal(from_disk.inputs.read([data.samples[number] for number in chosen]), data.inputs.read([data.samples[n] for n in chosen]))
+
+
+def test_tiles_of_one_image_stay_on_one_side_of_the_hold_out(plain_root):
+    data = load_training_data(plain_root, (16, 16), config=DataConfig(tile_px=16, tile_overlap_px=0, hold_out=0.4), threads=2)
+    held = {entry["sha256"] for entry in data.held_out}
+    assert held
+    assert not held & {sample.pixel_sha256 for sample in data.samples}
 
 
 def test_labels_number_the_sorted_classes(plain_root):

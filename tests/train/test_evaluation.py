@@ -11,17 +11,19 @@ from sklearn.metrics import roc_auc_score
 from snl_runtime.errors import BackendUnavailableError, DataError, InferenceError
 from snl_runtime.images.files import read_image
 from snl_runtime.images.preprocess import InputSpec, prepare
+from snl_runtime.images.upsampling import upsample_map
 from snl_runtime.types import AnomalyMap
 from snl_train import metrics
 from snl_train.checkpoint import Checkpoint
 from snl_train.config import ModelConfig, TrainConfig
 from snl_train.data.layouts import read_dataset
 from snl_train.data.samples import Sample
-from snl_train.evaluation import CheckpointScorer, evaluate
+from snl_train.evaluation import CheckpointScorer, Tiles, evaluate, score_samples
 from snl_train.evaluation_table import format_measure, format_tables
 from snl_train.measures import METRICS, Bootstrap, Measure, ScoredImage, measure_groups
 from snl_train.models import build_model
 from snl_train.scoring import anomaly_map
+from tolerances import FLOAT32_ABS
 
 NO_BOOTSTRAP = Bootstrap(resamples=0)
 
@@ -47,6 +49,21 @@ def test_images_reach_the_model_as_on_the_line(mvtec_root):
     assert [image.sample.path for image in evaluation.images] == [sample.path for sample in index.test]
     for sample, seen in zip(index.test, scorer.seen):
         np.testing.assert_array_equal(seen, prepare(read_image(sample.path), "rgb", InputSpec(size_hw=(20, 24))))
+
+
+def test_image_seen_in_tiles_has_the_largest_score_of_any_and_its_map_at_the_networks_size(mvtec_root):
+    class Square(BrightnessScorer):
+        size_hw = (20, 20)
+
+    scorer = Square()
+    samples = read_dataset(mvtec_root).test[:3]
+    images, _ = score_samples(scorer, samples, batch_size=4, tiles=Tiles(tile_px=20, overlap_px=4))
+    for sample, scored in zip(samples, images):
+        frame = read_image(sample.path)
+        assert scored.score == pytest.approx(frame[..., 0].max() / 255)
+        assert scored.mask is None or scored.mask.shape == (20, 20)
+        np.testing.assert_allclose(scored.anomaly_map, upsample_map(frame[..., 0] / np.float32(255), (20, 20)), atol=FLOAT32_ABS)
+    assert all(seen.shape == (20, 20, 3) for seen in scorer.seen)
 
 
 def test_image_score_is_what_the_model_says_and_auroc_is_scikit_learns(mvtec_root):

@@ -12,7 +12,7 @@ import numpy as np
 
 from snl_runtime.errors import FrameError
 from snl_runtime.images.opencv import load_opencv
-from snl_runtime.images.overlay import blend_heat
+from snl_runtime.images.overlay import blend_heat, hatch_ignored
 from snl_runtime.images.preprocess import to_rgb
 from snl_runtime.station.web.feed import Shot
 from snl_runtime.types import Image
@@ -149,6 +149,8 @@ def _with_overlay(image: Image, shot: Shot, scale: float) -> Image:
     if result.roi_xyxy is not None and result.anomaly_map is not None:
         left, top, right, bottom = _scaled(result.roi_xyxy, scale, (height, width))
         image[top:bottom, left:right] = blend_heat(image[top:bottom, left:right], result.anomaly_map, result.threshold)
+        if result.ignored is not None:
+            image[top:bottom, left:right] = hatch_ignored(image[top:bottom, left:right], result.ignored)
     thickness = max(1, round(min(height, width) / 240))
     for region in result.regions:
         left, top, right, bottom = _scaled(region.box_xyxy, scale, (height, width))

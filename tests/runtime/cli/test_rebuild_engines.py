@@ -140,7 +140,7 @@ def test_decision_appended_while_an_engine_is_built_or_compared_survives(write_e
     def appending(product, real):
         def run(*arguments, **options):
             result = real(*arguments, **options)
-            append_decisions(path.with_name("line.onnx"), [(dataclasses.replace(read_manifest(manifest).decisions[0], product=product), None)])
+            append_decisions(path.with_name("line.onnx"), [(dataclasses.replace(read_manifest(manifest).decisions[0], product=product), ())])
             sign_manifest(manifest, pem)
             return result
 

@@ -104,10 +104,10 @@ def fake(kernels, make_gpu, monkeypatch, model_fixtures, gpu, device_detector):
 @pytest.fixture
 def open_on(fake, tmp_path, model_fixtures, write_engine, monkeypatch):
     """Open the detector of the tiny model on ``host``, ``onnxruntime`` or ``tensorrt``; ``changes``: of its decisions, ``normalizations``: by
-    product."""
+    product; ``ignored``: cells that an ignore mask hides."""
     with contextlib.ExitStack() as opened:
 
-        def open_detector(where, *, changes=None, normalizations=None, **options):
+        def open_detector(where, *, changes=None, normalizations=None, ignored=None, **options):
             folder = tmp_path / f"model{len(list(tmp_path.iterdir()))}"
             folder.mkdir()
             write = model_fixtures.ModelFolder.write
@@ -116,6 +116,8 @@ def open_on(fake, tmp_path, model_fixtures, write_engine, monkeypatch):
             monkeypatch.setattr(model_fixtures.ModelFolder, "write", write)
             for product, values in (normalizations or {}).items():
                 model_fixtures.ModelFolder(folder).give_normalization(values, product)
+            if ignored is not None:
+                model_fixtures.ModelFolder(folder).give_ignore_mask(ignored)
             if where == "tensorrt":
                 return opened.enter_context(SnlDetector(path, **options))
             if where == "onnxruntime":

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from snl_runtime.gpu.kernels import launches
 from snl_runtime.gpu.kernels.launches import STATISTICS_WORDS, launch_map_statistics, launch_normalization, read_map_statistics
+from snl_runtime.images.overlay import hatch_ignored
 from snl_runtime.images.upsampling import upsample_map
 from snl_runtime.model.normalization import NormalizationMap
 from snl_runtime.types import OutputRequest, Verdict
 from snl_runtime.verdict.regions import find_regions
-from tolerances import GRAY_LEVEL_ABS, TINY_MODEL_REL, UPSAMPLED_REL
+from tolerances import GRAY_LEVEL_ABS, TINY_MODEL_ABS, TINY_MODEL_REL, UPSAMPLED_REL
 
 ENGINES = ("onnxruntime", "tensorrt")
 SIZE = 32
@@ -98,6 +99,25 @@ def test_frame_of_the_networks_size_has_the_raw_map_times_the_normalization(open
         assert result.regions == find_regions(expected, result.threshold, result.roi_xyxy)
         np.testing.assert_allclose(result.frame_map, upsample_map(expected, (SIZE, SIZE)), rtol=UPSAMPLED_REL)
         assert np.array_equal(result.mask, result.frame_map > np.float32(result.threshold))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("with_normalization", [False, True])
+@plain_kernels
+def test_what_an_ignore_mask_hides_is_hidden_on_the_gpu_as_on_the_host(open_on, frames, engine, with_normalization):
+    ignored = np.zeros((SIZE, SIZE), bool)
+    ignored[SIZE // 3 - 4 : SIZE // 3 + 6, SIZE // 4 - 4 : SIZE // 2 + 4] = True  # the scratch of the bad frame
+    given = {"ignored": ignored, "normalizations": {"bottle": normalization_values(low=0.9, high=1.0)} if with_normalization else None}
+    host, device = open_on("host", **given), open_on(engine, **given)
+    for name in ("good", "bad"):
+        expected, result = host.detect(frames[name][0]), device.detect(frames[name][0], outputs=OutputRequest(overlay=True))
+        assert (result.verdict, result.ignored_share) == (Verdict.PASS, ignored.mean())
+        assert result.score == result.anomaly_map.max() == pytest.approx(expected.score, abs=TINY_MODEL_ABS)
+        assert not result.anomaly_map[ignored].any()
+        assert np.array_equal(result.ignored, ignored)
+        assert np.array_equal(result.overlay, hatch_ignored(result.overlay, np.zeros_like(ignored)))
+    assert device.is_on_device
+    assert open_on(engine).detect(frames["bad"][0]).verdict is Verdict.REJECT
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -200,7 +220,7 @@ def test_normalization_map_that_does_not_arrive_is_an_error(open_on, fake, frame
     monkeypatch.setattr(fake, "copy_async", lossy)
     result = detector.detect(frames["odd good"][0])
     assert (result.verdict, result.reason_code) == (Verdict.ERROR, "backend_error")
-    assert "normalization map did not arrive" in result.reason
+    assert "normalization map or ignore mask did not arrive" in result.reason
 
 
 @plain_kernels

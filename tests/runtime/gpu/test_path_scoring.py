@@ -18,9 +18,11 @@ from snl_runtime.errors import InferenceError
 from snl_runtime.gpu.kernels import KERNEL_NAMES
 from snl_runtime.images.files import write_image
 from snl_runtime.images.preprocess import resize
-from snl_runtime.model.manifest import manifest_path, read_manifest, write_manifest
+from snl_runtime.images.views import score_views, tile_views
+from snl_runtime.model.manifest import TileGrid, manifest_path, read_manifest, write_manifest
 from snl_runtime.scorer import Scorer
 from snl_runtime.types import Verdict
+from tolerances import GRAY_LEVEL_ABS
 
 pytestmark = pytest.mark.parametrize("kernels", ["separate"], indirect=True)
 
@@ -52,6 +54,26 @@ def parts(model_fixtures):
     """RGB frames of good and of bad parts, larger than the network's input."""
     make = {"good": model_fixtures.good_frame, "bad": model_fixtures.bad_frame}
     return {kind: [resize(frame(seed), FRAME_HW)[:, :, ::-1].copy() for seed in range(200, 230)] for kind, frame in make.items()}
+
+
+def test_tiles_are_cut_on_the_host_and_scored_on_the_gpu(fake, on_gpu, write_engine, model_fixtures):
+    """No kernel cuts tiles: the frame is prepared on the host, also one that lies on the GPU, and nothing is resized twice."""
+    views = tile_views((64, 96), (model_fixtures.SIZE, model_fixtures.SIZE), tile_px=model_fixtures.SIZE, overlap_px=8)
+    grid = TileGrid(tile_px=model_fixtures.SIZE, overlap_px=8, map_hw=(64, 96), count=views.count)
+    frame = np.ascontiguousarray(model_fixtures.good_frame(3, 96)[:64])
+    path = write_engine()
+    manifest = read_manifest(manifest_path(path))
+    changes = {"tiles": grid, "pass_threshold": 99.0, "reject_threshold": 99.0, "frame_range": model_fixtures.ANY_FRAME}
+    own = dataclasses.replace(manifest.decisions[0], model_sha256=manifest.engines[0].sha256, **changes)
+    write_manifest(manifest_path(path), manifest.with_decision(own))
+    maps = model_fixtures.reference_maps(views.cut(frame[:, :, ::-1]).tobytes())
+    expected, _ = score_views(frame[:, :, ::-1], views, lambda _: (maps.max(axis=(1, 2)), maps), batch_size=views.count)
+    with SnlDetector(path) as detector:
+        assert detector.is_on_device
+        for image in (frame, on_gpu(frame)):
+            result = detector.detect(image, color="bgr")
+            assert (result.verdict, result.score) == (Verdict.PASS, pytest.approx(expected, abs=GRAY_LEVEL_ABS))
+            assert result.anomaly_map.shape == (64, 96)
 
 
 @pytest.mark.parametrize("roi", [None, ROI])

@@ -1,5 +1,6 @@
 """Overlays use one absolute color scale: what is far below the threshold stays visible, the threshold is yellow, twice the threshold is red."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -59,6 +60,18 @@ def test_one_hot_spot_does_not_change_the_color_of_the_rest():
 @pytest.mark.parametrize("threshold", [math.nan, 0.0, -1.0, math.inf])
 def test_without_a_usable_threshold_there_is_no_heat(threshold):
     assert np.array_equal(blend_heat(GRAY, flat_map(3), threshold), GRAY)
+
+
+def test_what_is_not_judged_is_dark_and_hatched_and_the_banner_says_its_share():
+    ignored = np.zeros((6, 8), bool)
+    ignored[:3] = True  # the upper half: cells of 4 x 4 pixels
+    result = dataclasses.replace(result_of(Verdict.PASS, flat_map(0.0)), ignored=ignored, ignored_share=0.5)
+    picture = render_overlay(GRAY, result)[-24:]
+    assert np.array_equal(picture[12:], GRAY[12:])
+    values, counts = np.unique(picture[:12, :, 0], return_counts=True)
+    assert values.tolist() == [42, 150]  # 128 // 3, and the lines over it
+    assert counts[0] > counts[1] > 12
+    assert banner_text(result) == "PASS  0 / 1  bottle  50 % not judged"
 
 
 def test_the_frame_keeps_its_pixels_below_the_banner():

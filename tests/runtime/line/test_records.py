@@ -24,6 +24,7 @@ RECORD_KEYS = [
     "score",
     "threshold",
     "reject_threshold",
+    "ignored_share",
     "verdict",
     "reason_code",
     "reason",
@@ -52,7 +53,7 @@ def test_record_holds_what_the_readme_promises(fakes):
     assert record["device_frame_id"] == 70
     assert record["captured_at"] == "2023-11-14T22:13:27.000Z"  # 1 700 000 007 s after the epoch
     assert record["verdict"] == "REJECT"
-    assert record["regions"] == [{"box_xyxy": [1, 2, 3, 4], "score": 0.75, "area_px": 9}]
+    assert record["regions"] == [{"box_xyxy": [1, 2, 3, 4], "score": 0.75, "area_px": 9, "area_mm2": None}]
     assert record["stage_ms"] == {"preprocess": 1.0, "infer": 2.0, "decide": 0.5, "total": 3.5}
     assert record["latency_ms"] >= 0
 

@@ -10,7 +10,7 @@ from snl_runtime.errors import ManifestError
 from snl_runtime.files import sha256_file
 from snl_runtime.model.manifest import NormalizationFile, canonical_text, read_manifest, write_manifest
 from snl_runtime.model.normalization import NormalizationMap
-from snl_runtime.model.normalization_files import encode_normalization, normalization_of, open_normalizations, write_normalization
+from snl_runtime.model.normalization_files import encode_normalization, normalization_of, open_normalizations, write_map_file
 
 SHAPE = (64, 48)
 
@@ -28,7 +28,7 @@ def written(tmp_path):
     """Model path, what a decision says, and the normalization map."""
     normalization, model = random_normalization(), tmp_path / "line.onnx"
     file, data = encode_normalization(model, "bottle", normalization)
-    write_normalization(model, file, data)
+    write_map_file(model, file, data)
     return model, file, normalization
 
 
