@@ -18,7 +18,7 @@ from snl_train.config import DataConfig, LossConfig, MemoryConfig, ModelConfig, 
 from snl_train.data.dataset import load_training_data
 from snl_train.launch import launch_of
 from snl_train.models.whitening import ResidualWhitening, fit_own_whitening
-from snl_train.ranks import ALONE, join_ranks
+from snl_train.ranks import ALONE, ProcessGroup, join_ranks
 from snl_train.resume import resume_path
 from snl_train.training import train
 
@@ -105,6 +105,18 @@ def job_resume(ranks, root, folder):
     assert resume_path(folder / "x.pt").exists()
     torch.rand(100)
     train(RANDOM, data, folder / "x.pt", ranks=ranks, resume=True)
+
+
+def job_group_on_cpu(ranks, root, folder, device="cpu"):
+    """Train alone, and in a process group of one, which does all that several processes do."""
+    config = dataclasses.replace(SAME, device=device, mixed_precision=False)
+    train(config, load(root), folder / "alone.pt", ranks=ranks)
+    train(config, load(root), folder / "group.pt", ranks=ProcessGroup(launch_of(), timeout_s=DEADLINE_S))
+
+
+def job_group_on_cuda(ranks, root, folder):
+    """Do the same over NCCL with PyTorch's SyncBatchNorm."""
+    job_group_on_cpu(ranks, root, folder, device="cuda")
 
 
 def check_together(ranks):

@@ -97,6 +97,18 @@ def test_one_process_alone_writes(two_processes):
     assert {path.name for path in two_processes.iterdir()} == {f"{name}.{end}" for name in trained for end in ("pt", "metrics.jsonl")}
 
 
+@pytest.mark.parametrize(
+    "device",
+    [
+        pytest.param("cpu", marks=pytest.mark.slow),
+        pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]),
+    ],
+)
+def test_process_group_of_one_trains_what_a_process_alone_trains(picture_root, tmp_path, device):
+    run_job(f"group_on_{device}", picture_root, tmp_path, count=1)
+    assert last_losses(tmp_path / "group.pt") == pytest.approx(last_losses(tmp_path / "alone.pt"), rel=1e-3)  # float32, three steps of Adam
+
+
 # Resuming
 
 
