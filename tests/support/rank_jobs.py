@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from snl_runtime.errors import ConfigError
+from snl_train import training
 from snl_train.batch_norm import synchronize_batch_norm
 from snl_train.config import DataConfig, LossConfig, MemoryConfig, ModelConfig, OptimConfig, SyntheticAnomalyConfig, TrainConfig
 from snl_train.data.dataset import load_training_data
@@ -32,8 +33,10 @@ SAME = TrainConfig(
     **COMMON,
 )
 """Settings under which several processes compute what one computes."""
-REMEMBERING = dataclasses.replace(SAME, memory=MemoryConfig(centers=4))
-"""The same with a memory, which is float32 whatever the training is."""
+REMEMBERING = TrainConfig(model=ModelConfig(method="fd", teacher="resnet18", teacher_weights="random"), memory=MemoryConfig(centers=4), **COMMON)
+"""A student with a memory, which is float32 whatever the training is."""
+STATISTICS_BATCHES = 6
+"""Instead of 64, which are most of the time of a training of three steps."""
 GROUPED = TrainConfig(
     model=ModelConfig(method="snl-fd", teacher="resnet18", teacher_weights="random", centers=4),
     loss=LossConfig(inter_pairing="roll", channel_focus=1.0),
@@ -89,6 +92,7 @@ def load(root):
 def job_train(ranks, root, folder):
     """Check what processes do together, train with a memory, and train in float64, where only rounding could hide a difference."""
     check_together(ranks)
+    training.STATISTICS_BATCHES = STATISTICS_BATCHES
     train(REMEMBERING, load(root), folder / "memory.pt", ranks=ranks)
     torch.set_default_dtype(torch.float64)
     for name, config in (("same", SAME), ("grouped", GROUPED)):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rank_jobs import GROUPED, RANDOM, REMEMBERING, SAME, load, run_job
+from rank_jobs import GROUPED, RANDOM, REMEMBERING, SAME, STATISTICS_BATCHES, load, run_job
 from snl_runtime.errors import ConfigError, RankLostError
 from snl_train.checkpoint import load_checkpoint
 from snl_train.config import LossConfig, ModelConfig, TrainConfig
@@ -53,7 +53,8 @@ def assert_close(found, expected):
 # What is equal
 
 
-def test_losses_and_final_weights_are_those_of_one_process_with_the_same_total_batch(two_processes, picture_root, tmp_path, in_float64):
+def test_losses_and_final_weights_are_those_of_one_process_with_the_same_total_batch(two_processes, picture_root, tmp_path, in_float64, monkeypatch):
+    monkeypatch.setattr("snl_train.training.STATISTICS_BATCHES", STATISTICS_BATCHES)
     train(SAME, load(picture_root), tmp_path / "one.pt")
     assert last_losses(two_processes / "same.pt") == pytest.approx(last_losses(tmp_path / "one.pt"), rel=RELATIVE)
     found, expected = load_checkpoint(two_processes / "same.pt"), load_checkpoint(tmp_path / "one.pt")
