@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from snl_runtime.errors import ConfigError
+from snl_train import training
 from snl_train.batch_norm import synchronize_batch_norm
 from snl_train.config import DataConfig, LossConfig, MemoryConfig, ModelConfig, OptimConfig, SyntheticAnomalyConfig, TrainConfig
 from snl_train.data.dataset import load_training_data
 from snl_train.launch import launch_of
 from snl_train.models.whitening import ResidualWhitening, fit_own_whitening
-from snl_train.ranks import ALONE, join_ranks
+from snl_train.ranks import ALONE, ProcessGroup, join_ranks
 from snl_train.resume import resume_path
 from snl_train.training import train
 
@@ -32,8 +33,10 @@ SAME = TrainConfig(
     **COMMON,
 )
 """Settings under which several processes compute what one computes."""
-REMEMBERING = dataclasses.replace(SAME, memory=MemoryConfig(centers=4))
-"""The same with a memory, which is float32 whatever the training is."""
+REMEMBERING = TrainConfig(model=ModelConfig(method="fd", teacher="resnet18", teacher_weights="random"), memory=MemoryConfig(centers=4), **COMMON)
+"""A student with a memory, which is float32 whatever the training is."""
+STATISTICS_BATCHES = 6
+"""Instead of 64, which are most of the time of a training of three steps."""
 GROUPED = TrainConfig(
     model=ModelConfig(method="snl-fd", teacher="resnet18", teacher_weights="random", centers=4),
     loss=LossConfig(inter_pairing="roll", channel_focus=1.0),
@@ -89,6 +92,7 @@ def load(root):
 def job_train(ranks, root, folder):
     """Check what processes do together, train with a memory, and train in float64, where only rounding could hide a difference."""
     check_together(ranks)
+    training.STATISTICS_BATCHES = STATISTICS_BATCHES
     train(REMEMBERING, load(root), folder / "memory.pt", ranks=ranks)
     torch.set_default_dtype(torch.float64)
     for name, config in (("same", SAME), ("grouped", GROUPED)):
@@ -105,6 +109,18 @@ def job_resume(ranks, root, folder):
     assert resume_path(folder / "x.pt").exists()
     torch.rand(100)
     train(RANDOM, data, folder / "x.pt", ranks=ranks, resume=True)
+
+
+def job_group_on_cpu(ranks, root, folder, device="cpu"):
+    """Train alone, and in a process group of one, which does all that several processes do."""
+    config = dataclasses.replace(SAME, device=device, mixed_precision=False)
+    train(config, load(root), folder / "alone.pt", ranks=ranks)
+    train(config, load(root), folder / "group.pt", ranks=ProcessGroup(launch_of(), timeout_s=DEADLINE_S))
+
+
+def job_group_on_cuda(ranks, root, folder):
+    """Do the same over NCCL with PyTorch's SyncBatchNorm."""
+    job_group_on_cpu(ranks, root, folder, device="cuda")
 
 
 def check_together(ranks):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rank_jobs import GROUPED, RANDOM, REMEMBERING, SAME, load, run_job
+from rank_jobs import GROUPED, RANDOM, REMEMBERING, SAME, STATISTICS_BATCHES, load, run_job
 from snl_runtime.errors import ConfigError, RankLostError
 from snl_train.checkpoint import load_checkpoint
 from snl_train.config import LossConfig, ModelConfig, TrainConfig
@@ -53,7 +53,8 @@ def assert_close(found, expected):
 # What is equal
 
 
-def test_losses_and_final_weights_are_those_of_one_process_with_the_same_total_batch(two_processes, picture_root, tmp_path, in_float64):
+def test_losses_and_final_weights_are_those_of_one_process_with_the_same_total_batch(two_processes, picture_root, tmp_path, in_float64, monkeypatch):
+    monkeypatch.setattr("snl_train.training.STATISTICS_BATCHES", STATISTICS_BATCHES)
     train(SAME, load(picture_root), tmp_path / "one.pt")
     assert last_losses(two_processes / "same.pt") == pytest.approx(last_losses(tmp_path / "one.pt"), rel=RELATIVE)
     found, expected = load_checkpoint(two_processes / "same.pt"), load_checkpoint(tmp_path / "one.pt")
@@ -95,6 +96,18 @@ def test_losses_between_images_are_the_mean_over_the_processes_own_images(two_pr
 def test_one_process_alone_writes(two_processes):
     trained = ("same", "grouped", "memory")
     assert {path.name for path in two_processes.iterdir()} == {f"{name}.{end}" for name in trained for end in ("pt", "metrics.jsonl")}
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        pytest.param("cpu", marks=pytest.mark.slow),
+        pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]),
+    ],
+)
+def test_process_group_of_one_trains_what_a_process_alone_trains(picture_root, tmp_path, device):
+    run_job(f"group_on_{device}", picture_root, tmp_path, count=1)
+    assert last_losses(tmp_path / "group.pt") == pytest.approx(last_losses(tmp_path / "alone.pt"), rel=1e-3)  # float32, three steps of Adam
 
 
 # Resuming
