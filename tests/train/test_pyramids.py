@@ -76,9 +76,7 @@ def test_first_scales_are_the_same_alone(timm):
 def test_images_are_normalized_as_the_teacher_was_trained(timm):
     model = build_model(ModelConfig(method="memory", teacher=LITE, teacher_weights="random"))
     picture = torch.tensor([0, 128, 255], dtype=torch.uint8).reshape(1, 1, 1, 3)
-    assert model.normalize(picture).flatten().tolist() == pytest.approx(
-        [-1, 2 * 128 / 255 - 1, 1], abs=1e-6
-    )  # mean and deviation 0.5
+    assert model.normalize(picture).flatten().tolist() == pytest.approx([-1, 2 * 128 / 255 - 1, 1], abs=1e-6)  # mean and deviation 0.5
 
 
 def test_teacher_of_another_package_is_frozen_and_follows_its_seed(timm):
