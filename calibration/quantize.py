@@ -39,7 +39,7 @@ LARGEST = 127
 DEFAULT_IMAGES = 64
 """Good images that ranges are collected on, spread evenly over the folder."""
 _EARLY = re.compile(r"^model\.(?:teacher|student\.backbone)\.(?:conv1|layer1)\.")
-_STAGE = re.compile(r"^model\.student\.(?P<stage>(?:backbone\.layer|stage)\d+)\.(?P<block>\d+)\.")
+_STAGE = re.compile(r"^model\.student\.(?P<stage>(?:backbone\.layer|stages\.)\d+)\.(?P<block>\d+)\.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

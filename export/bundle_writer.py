@@ -197,6 +197,8 @@ def _prepare(checkpoint: Checkpoint, checkpoint_path: Path, options: ExportOptio
             f"{checkpoint_path} holds golden samples of {checkpoint.golden_images.shape[1:3]} pixels for a network of "
             f"{tuple(checkpoint.config.image_size)}; train again"
         )
+    if options.int8 is not None and checkpoint.config.model.package_of_teacher is not None:
+        raise ConfigError(f"--int8 knows which convolutions of a ResNet it may quantize, and not of {checkpoint.config.model.teacher}; leave it out")
     sha256 = sha256_file(checkpoint_path)
     reference = CheckpointScorer(checkpoint, options.device)
     portable = portable_part(

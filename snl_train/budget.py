@@ -8,9 +8,12 @@ from snl_runtime.errors import ConfigError
 from snl_train.config_checks import check
 
 DEFAULT_STEPS = 1000
-"""Optimizer steps of a training that was given no budget, however few its images."""
-DEFAULT_EPOCHS = 2
+"""Optimizer steps of a training that was given no budget."""
+FEWEST_EPOCHS = 2
 """Fewest passes over the images of such a training, however many they are: from 4,000 images on (batches of 8) these are more steps."""
+MOST_EPOCHS = 40
+"""Most passes of such a training, however few its images are: below 200 images these are fewer steps. A student that has seen 20 images 200 times
+knows them by heart, and is less accurate than after 40."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,18 +39,18 @@ class EarlyStopConfig:
 
 
 def total_steps(*, steps: int | None, epochs: int | None, batches_per_epoch: int) -> int:
-    """Return the optimizer steps of a training; without a budget, ``DEFAULT_STEPS`` or ``DEFAULT_EPOCHS`` epochs, whichever is more.
+    """Return the optimizer steps of a training; without a budget ``DEFAULT_STEPS``, but ``FEWEST_EPOCHS`` to ``MOST_EPOCHS`` epochs.
 
     >>> total_steps(steps=None, epochs=8, batches_per_epoch=23)
     184
     >>> [total_steps(steps=None, epochs=None, batches_per_epoch=-(-images // 8)) for images in (20, 1200, 20_000)]
-    [1000, 1000, 5000]
+    [120, 1000, 5000]
     """
     if steps is not None:
         return steps
     if epochs is not None:
         return epochs * batches_per_epoch
-    return max(DEFAULT_STEPS, DEFAULT_EPOCHS * batches_per_epoch)
+    return min(max(DEFAULT_STEPS, FEWEST_EPOCHS * batches_per_epoch), MOST_EPOCHS * batches_per_epoch)
 
 
 def with_one_budget(overrides: Mapping[str, object]) -> dict[str, object]:

@@ -293,7 +293,7 @@ class TrainConfig:
     seed: int = 0
     """Seed of weights, sampling and hold-out."""
     steps: int | None = None
-    """Optimizer steps; None with ``epochs`` None too for 1,000 steps or two passes over the images, whichever is more."""
+    """Optimizer steps; None with ``epochs`` None too for 1,000 steps, but at least 2 and at most 40 passes over the images."""
     epochs: int | None = None
     """The same as passes over the training images; None where steps are given."""
     early_stop: EarlyStopConfig = field(default_factory=EarlyStopConfig)

@@ -107,7 +107,7 @@ def build_parser() -> CommandParser:
     what.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting by its dotted name, e.g. optim.schedule=cosine")
     how = parser.add_argument_group("training")
     budget = how.add_mutually_exclusive_group()
-    budget.add_argument("--steps", type=int, metavar="N", help="optimizer steps (default: 1000 or 2 epochs, whichever is more)")
+    budget.add_argument("--steps", type=int, metavar="N", help="optimizer steps (default: 1000, but 2 to 40 epochs)")
     budget.add_argument("--epochs", type=int, metavar="N", help="passes over the training images, instead of --steps")
     how.add_argument("--batch-size", type=int, metavar="N", help="images per step of all processes, drawn evenly over the classes (default: 8)")
     how.add_argument("--lr", type=float, metavar="X", help="peak learning rate of Adam (default: 0.005)")

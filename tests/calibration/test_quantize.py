@@ -28,8 +28,8 @@ WEIGHTS = {
     "model.teacher.layer1.0.conv1": (4, 4),
     "model.teacher.layer2.0.conv1": (4, 4),
     "model.bottleneck.embed.0.conv1": (4, 4),
-    "model.student.stage1.0.body.3": (4, 4),
-    "model.student.stage1.1.body.3": (4, 4),
+    "model.student.stages.0.0.body.3": (4, 4),
+    "model.student.stages.0.1.body.3": (4, 4),
     "unsqueeze_1": (4, 4),  # CRAM's centers carry no network's name
 }
 
@@ -78,7 +78,7 @@ def test_importing_needs_neither_torch_nor_onnx() -> None:
 
 def test_head_cram_and_last_student_block_are_never_chosen() -> None:
     chosen = {convolution.weight.removesuffix(".weight") for convolution in find_convolutions(make_graph(), PARTS)}
-    assert chosen == set(WEIGHTS) - {"model.student.stage1.1.body.3", "unsqueeze_1"}
+    assert chosen == set(WEIGHTS) - {"model.student.stages.0.1.body.3", "unsqueeze_1"}
 
 
 def test_stem_and_layer1_are_chosen_on_request_only() -> None:

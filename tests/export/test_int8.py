@@ -1,5 +1,6 @@
 """``snl-export --int8`` writes a file whose maps, ranking and verdicts are the checkpoint's, or nothing."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -13,13 +14,16 @@ import torch
 
 from snl_calibration import quantize
 from snl_calibration.quantize import PARTS, find_convolutions
-from snl_export.bundle_writer import ExportedBundle
+from snl_export.bundle_writer import ExportedBundle, ExportOptions, export_bundle
 from snl_export.cli import main
 from snl_export.graph import SnlGraph
+from snl_export.int8 import Int8Options
 from snl_export.onnx_export import BatchSize, export_onnx
+from snl_runtime.errors import ConfigError
 from snl_runtime.files import sha256_file
 from snl_runtime.model.manifest import read_manifest
 from snl_runtime.scorer import Scorer
+from snl_train.checkpoint import load_checkpoint, save_checkpoint
 from snl_train.config import ModelConfig, TrainConfig
 from snl_train.models import build_model
 
@@ -156,3 +160,11 @@ def test_quantizing_does_not_import_torch(good: Path, exported: ExportedBundle) 
     )
     finished = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
+
+
+def test_int8_is_refused_for_a_teacher_whose_convolutions_it_does_not_know(checkpoint_path: Path, good: Path, tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(checkpoint_path)
+    model = dataclasses.replace(checkpoint.config.model, teacher="torchvision:resnet18")
+    save_checkpoint(tmp_path / "x.pt", dataclasses.replace(checkpoint, config=dataclasses.replace(checkpoint.config, model=model)))
+    with pytest.raises(ConfigError, match="and not of torchvision:resnet18; leave it out"):
+        export_bundle(tmp_path / "x.pt", tmp_path / "x.onnx", ExportOptions(precision="int8", int8=Int8Options(calib_data=good)))

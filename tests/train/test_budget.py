@@ -43,9 +43,9 @@ def logged(out):
 
 @pytest.mark.parametrize(
     ("images", "steps"),
-    [(20, 1000), (1200, 1000), (4000, 1000), (4001, 1002), (20_000, 5000)],  # batches of 8: two epochs are ceil(n / 8) * 2 steps
+    [(20, 120), (192, 960), (200, 1000), (1200, 1000), (4000, 1000), (4001, 1002), (20_000, 5000)],  # an epoch is ceil(n / 8) steps
 )
-def test_default_budget_is_a_thousand_steps_or_two_passes(images, steps):
+def test_default_budget_is_a_thousand_steps_but_2_to_40_passes(images, steps):
     assert TrainConfig().total_steps(math.ceil(images / 8)) == steps
 
 
