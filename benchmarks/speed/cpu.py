@@ -4,9 +4,9 @@
     python -m benchmarks.speed.cpu --graphs rd best --backend onnxruntime --batch 1 8 --folder graphs/
     python -m benchmarks.speed.cpu --graphs snl --profile
 
-Prints the median processor time of each graph, backend and batch, per image, and its ratio to the first graph and batch on the same backend. With one
-thread on an idle machine that is the time that passes. The networks are exported without training (needs the extra export): times do not depend on the
-weights. ``--profile`` prints instead where ONNX Runtime spends the time, per kind of node.
+Prints the median processor time of each graph, backend and batch, per image, and its ratio to the first graph and batch on the same backend.
+With one thread on an idle machine that is the time that passes. The networks are exported without training (needs the extra export): times do not
+depend on the weights. ``--profile`` prints instead where ONNX Runtime spends the time, per kind of node.
 """
 
 import argparse
