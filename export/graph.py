@@ -27,13 +27,13 @@ from snl_train.models import Cram, TeacherStudent
 from snl_train.models.whitening import ResidualWhitening
 from snl_train.scoring import upsampling_weights
 
+from .channels import InferenceCram, channel_length, channel_sum
+
 Precision: TypeAlias = Literal["fp32", "fp16"]
 AffinityLayout: TypeAlias = Literal["rows", "triangle"]
 
 DEFAULT_TILE_ROWS = 256
 """Rows of the affinity matrix that exist at a time; 16 tiles at 256 px keep a half-precision slab at 2 MB, which fits the L2 cache of Jetson Orin."""
-NORM_FLOOR = 1e-12
-"""Shortest length that a feature is divided by."""
 
 
 class SnlGraph(nn.Module):
@@ -64,7 +64,8 @@ class SnlGraph(nn.Module):
             size_hw: Height and width of the network input in pixels.
             precision: fp16 halves the convolutions and the operands of the affinity products, nothing else.
             tile_rows: Rows of the affinity matrix that exist at a time.
-            layout: ``triangle`` computes the upper half of the symmetric matrix: 20 % faster on a CPU, four times the memory on a GPU.
+            layout: ``triangle`` computes the upper half of the symmetric matrix: the error in about 60 % of the time on a CPU, four times the
+                memory on a GPU.
 
         Raises:
             ConfigError: If the score is not the maximum of the map, ``tile_rows`` is below 1, or the networks cannot be halved.
@@ -78,7 +79,7 @@ class SnlGraph(nn.Module):
         self.score = score
         self.tile_rows = tile_rows
         self.layout = layout
-        self.model = _fold_batch_norms(copy.deepcopy(model).cpu().float().eval(), size_hw)
+        self.model = _rewrite_crams(_fold_batch_norms(copy.deepcopy(model).cpu().float().eval(), size_hw))
         self.work_dtype = torch.float32
         if precision == "fp16":
             _require_batch_norms(self.model)
@@ -125,29 +126,30 @@ class SnlGraph(nn.Module):
         return functools.reduce(torch.add, maps)
 
     def _cell_scores(self, teacher: Tensor, student: Tensor, whitening: nn.Module | None) -> Tensor:
-        height, width = teacher.shape[-2:]
-        t = _unit_vectors(teacher.float().flatten(2))  # (N, C, P)
-        s = _unit_vectors(student.float().flatten(2))
+        t, s = teacher.float(), student.float()  # (N, C, H_k, W_k)
+        t, s = t / channel_length(t), s / channel_length(s)
         if isinstance(whitening, ResidualWhitening):
             # A convolution, because TensorRT-RTX has no fp32 matrix product on Turing.
-            weighted = F.conv2d((t - s)[:, :, None], whitening.weight[:, :, None, None])  # (N, C, 1, P)
-            scores = (weighted * weighted).sum(dim=1).flatten(1)  # (N, P)
+            weighted = F.conv2d(t - s, whitening.weight[:, :, None, None])  # (N, C, H_k, W_k)
+            scores = channel_sum(weighted * weighted)  # (N, 1, H_k, W_k)
             if whitening.expectation:
                 scores = scores * _inverse_expectation(s, whitening)
         else:
-            scores = (1.0 - (t * s).sum(dim=1)).clamp_min(0.0)  # (N, P); rounding gives cosines just above 1
+            scores = (1.0 - channel_sum(t * s)).clamp_min(0.0)  # rounding gives cosines just above 1
         if self.score.affinity_weight:
-            scores = scores + self.score.affinity_weight * self._affinity_error(t, s)
-        return scores.reshape(-1, 1, height, width)
+            height, width = teacher.shape[-2:]
+            error = self._affinity_error(t.flatten(2), s.flatten(2))  # (N, P)
+            scores = scores + self.score.affinity_weight * error.reshape(-1, 1, height, width)
+        return scores
 
     def _affinity_error(self, t: Tensor, s: Tensor) -> Tensor:
         """Return mean over i of |A_s(i, j) - A_t(i, j)|, (N, P) fp32; one product gives both matrices (Eq. 11, 12)."""
         t, s = t.to(self.work_dtype), s.to(self.work_dtype)
-        rows = torch.split(torch.cat([s, t], dim=1), self.tile_rows, dim=2)
+        rows = torch.split(torch.cat([s, t], dim=1).transpose(1, 2), self.tile_rows, dim=1)  # (N, rows of a tile, 2C) each
         columns = torch.cat([s, -t], dim=1)  # (N, 2C, P)
         if self.layout == "triangle":
             return _triangle_means(rows, columns)
-        return torch.cat([(r.transpose(1, 2) @ columns).float().abs().mean(dim=2) for r in rows], dim=1)
+        return torch.cat([(r @ columns).float().abs().mean(dim=2) for r in rows], dim=1)
 
     def _resize(self, cells: Tensor) -> Tensor:
         """Return (N, 1, H, W) for (N, 1, H_k, W_k), placed as ``score.alignment`` says and smoothed."""
@@ -175,31 +177,32 @@ class SnlGraph(nn.Module):
 
 
 def _inverse_expectation(s: Tensor, whitening: ResidualWhitening) -> Tensor:
-    """Return what whitened residuals (N, P) are multiplied by, for the student's unit vectors (N, C, P)."""
-    log_expected = F.conv2d(s[:, :, None], whitening.expected[None, :, None, None], whitening.offset[None])  # (N, 1, 1, P)
+    """Return what whitened residuals (N, 1, H, W) are multiplied by, for the student's unit vectors (N, C, H, W)."""
+    log_expected = F.conv2d(s, whitening.expected[None, :, None, None], whitening.offset[None])  # (N, 1, H, W)
     bounded = torch.minimum(torch.maximum(log_expected, whitening.lowest), whitening.highest)  # tensors: numbers cannot be traced
-    return torch.exp(-bounded).flatten(1)
+    return torch.exp(-bounded)
 
 
 def _triangle_means(rows: Sequence[Tensor], columns: Tensor) -> Tensor:
-    """Return row means of the symmetric |rows^T columns| from its upper block triangle: column sums stand in for the mirrored blocks."""
-    sizes = [r.shape[2] for r in rows]
+    """Return row means of the symmetric |rows columns| from its upper block triangle: column sums stand in for the mirrored blocks.
+
+    Args:
+        rows: (N, rows of a tile, 2C) each.
+        columns: (N, 2C, P).
+    """
+    sizes = [r.shape[1] for r in rows]
     parts: list[list[Tensor]] = [[] for _ in rows]
     start = 0
     for i, r in enumerate(rows):
-        block = (r.transpose(1, 2) @ columns[:, :, start:]).float().abs()  # (N, rows of i, P - start)
+        block = (r @ columns[:, :, start:]).float().abs()  # (N, rows of i, P - start)
         parts[i].append(block.sum(dim=2))
         if i + 1 < len(rows):
-            mirrored = torch.split(block[:, :, sizes[i] :].sum(dim=1), sizes[i + 1 :], dim=1)
-            for later, part in zip(parts[i + 1 :], mirrored, strict=True):
+            # A product, because ONNX Runtime sums over the middle of a tensor four times as slowly.
+            sums = (torch.ones(1, 1, sizes[i]) @ block)[:, 0, sizes[i] :]  # (N, P - start - rows of i)
+            for later, part in zip(parts[i + 1 :], torch.split(sums, sizes[i + 1 :], dim=1), strict=True):
                 later.append(part)
         start += sizes[i]
     return torch.cat([sum(own[1:], own[0]) for own in parts], dim=1) / start
-
-
-def _unit_vectors(features: Tensor) -> Tensor:
-    length = (features * features).sum(dim=1, keepdim=True).sqrt()
-    return features / length.clamp_min(NORM_FLOOR)
 
 
 class _FullPrecision(nn.Module):
@@ -220,14 +223,23 @@ def _require_batch_norms(model: TeacherStudent) -> None:
 
 
 def _halve_convolutions(model: TeacherStudent) -> TeacherStudent:
-    crams = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children() if isinstance(child, Cram)]
-    weights = {cram: {name: value.clone() for name, value in cram.state_dict().items()} for _, _, cram in crams}
+    kept = {id(cram) for cram in model.modules() if isinstance(cram, InferenceCram)}
     whitening, memory = copy.deepcopy(model.whitening), copy.deepcopy(model.memory)  # parts of the head, not of the backbone
     model = model.half()
     model.whitening, model.memory = whitening, memory
-    for parent, name, cram in crams:
-        cram.float().load_state_dict(weights[cram])  # half and back would have rounded the centers
-        setattr(parent, name, _FullPrecision(cram))
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if id(child) in kept:
+                setattr(parent, name, _FullPrecision(child))
+    return model
+
+
+def _rewrite_crams(model: TeacherStudent) -> TeacherStudent:
+    """Put the form for inference in the place of each CRAM."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Cram):
+                setattr(parent, name, InferenceCram(child))
     return model
 
 

@@ -1,12 +1,12 @@
-"""What the graphs that ship cost on a CPU, beside each other: in one process and in turn, so that other work on the machine falls on all of them.
+"""What the graphs that ship cost on a CPU, beside each other: in one process and in turn, in processor time, which other work hardly changes.
 
     python -m benchmarks.speed.cpu
     python -m benchmarks.speed.cpu --graphs rd best --backend onnxruntime --batch 1 8 --folder graphs/
     python -m benchmarks.speed.cpu --graphs snl --profile
 
-Prints the median time of each graph, backend and batch, per image, and its ratio to the first graph and batch on the same backend. Ratios compare on
-a loaded machine, milliseconds do not. The networks are exported without training (needs the extra export): times do not depend on the weights.
-``--profile`` prints instead where ONNX Runtime spends the time, per kind of node.
+Prints the median processor time of each graph, backend and batch, per image, and its ratio to the first graph and batch on the same backend.
+With one thread on an idle machine that is the time that passes. The networks are exported without training (needs the extra export): times do not
+depend on the weights. ``--profile`` prints instead where ONNX Runtime spends the time, per kind of node.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def _measure(options: argparse.Namespace) -> int:
 
 
 def _times(paths: dict[str, Path], options: argparse.Namespace) -> dict[Timed, list[float]]:
-    """Return milliseconds per image of each call, the calls in turn."""
+    """Return milliseconds of processor time per image of each call, the calls in turn."""
     calls: dict[Timed, Callable[[], None]] = {}
     for backend in options.backend:
         for name, path in paths.items():
@@ -86,10 +86,10 @@ def _times(paths: dict[str, Path], options: argparse.Namespace) -> dict[Timed, l
     times_ms: dict[Timed, list[float]] = {key: [] for key in calls}
     for round_ in range(-WARM_UP_RUNS, options.rounds):
         for key, call in calls.items():
-            started_s = time.perf_counter()
+            started_s = time.process_time()
             call()
             if round_ >= 0:
-                times_ms[key].append((time.perf_counter() - started_s) * 1e3 / key[2])
+                times_ms[key].append((time.process_time() - started_s) * 1e3 / key[2])
     return times_ms
 
 
