@@ -25,11 +25,11 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.speed import machine
 from snl_runtime.cli.command import EXIT_OK, run_command
 from snl_train.config import Architecture, Device, Method, TrainConfig, preset_config
-from snl_train.training import Trainer
+from snl_train.trainer import Trainer
 
 PROGRAM = "benchmarks.speed.training_step"
 PARTS = ("synthetic anomalies", "teacher", "student", "losses", "backward", "optimizer")
-"""Labels that a training step carries, see ``snl_train.training``."""
+"""Labels that a training step carries, see ``snl_train.trainer``."""
 _PROFILED_STEPS = 2
 _CLASSES = 3
 

@@ -3,7 +3,7 @@
 import time
 
 from benchmarks.speed.training_step import PARTS, _batch, _parts, _Step, rows
-from snl_train.training import Trainer
+from snl_train.trainer import Trainer
 
 
 def test_every_part_of_a_step_is_found_and_the_shares_are_a_whole():

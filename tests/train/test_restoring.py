@@ -10,7 +10,8 @@ from snl_train.checkpoint import load_checkpoint
 from snl_train.config import ModelConfig, OptimConfig, SyntheticAnomalyConfig, TrainConfig
 from snl_train.data.dataset import load_training_data
 from snl_train.losses import structural_loss
-from snl_train.training import Trainer, train
+from snl_train.trainer import Trainer
+from snl_train.training import train
 
 
 def make_config(method: str, **changes) -> TrainConfig:

@@ -22,7 +22,8 @@ from snl_train.metrics_log import metrics_path
 from snl_train.models import build_model
 from snl_train.resume import read_resume_point, resume_path, write_resume_point
 from snl_train.schedule import learning_rate
-from snl_train.training import Trainer, train
+from snl_train.trainer import Trainer
+from snl_train.training import train
 
 EPOCHS, STEPS_PER_EPOCH = 4, 3  # 12 images in batches of 4
 
@@ -253,7 +254,7 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_files(data, tmp_p
         kept.extend([out.read_bytes(), resume_path(out).read_bytes()])
         return {**losses, "total": losses["total"] * math.nan}
 
-    monkeypatch.setattr("snl_train.training.structural_loss", poisoned)
+    monkeypatch.setattr("snl_train.trainer.structural_loss", poisoned)
     with pytest.raises(TrainingDivergedError, match=r"no longer finite at step 11 of 12.*keeps the last good weights"):
         train(make_config("fd"), data, out, save_every_s=0.0)
     assert [out.read_bytes(), resume_path(out).read_bytes()] == kept

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from snl_train.config import LossConfig, ModelConfig, OptimConfig, SyntheticAnomalyConfig, TrainConfig, preset_config
-from snl_train.training import Trainer
+from snl_train.trainer import Trainer
 
 _WAITING = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2", "unique_dim", "bincount", "item"}
 """Operators whose result, or its shape, the host needs to go on."""
