@@ -4,6 +4,7 @@ The GPU is one in NumPy; its kernels are the real ones, compiled for the CPU; th
 a TensorRT in NumPy.
 """
 
+import collections
 import dataclasses
 from types import SimpleNamespace
 
@@ -68,6 +69,20 @@ def test_a_batch_is_judged_frame_by_frame_on_the_device(open_on, frames, engine,
     for result, each in zip(results, expected, strict=True):
         assert device_detector.cause(result) == device_detector.cause(each)
         assert result.score == pytest.approx(each.score, abs=0, nan_ok=True)
+
+
+@plain_kernels
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ["odd good", "odd bad", "large"])
+def test_work_per_frame_is_a_fixed_number_of_calls(open_on, fake, frames, engine, name):
+    detector = open_on(engine)
+    for _ in range(3):  # buffers have their size and the engine's graph is captured then
+        detector.detect(frames[name][0])
+    fake.calls.clear()
+    detector.detect(frames[name][0])
+    # Kernels: two of the resize, one of the frame statistics, five of the map's checks and regions.
+    expected = {"launch_kernel": 3 + 5, "copy_async": 5, "fill_async": 4, "synchronize_stream": 1, "launch_graph": int(engine == "tensorrt")}
+    assert collections.Counter(fake.calls) == collections.Counter(expected)
 
 
 DECISIONS = {
