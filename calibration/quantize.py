@@ -39,6 +39,7 @@ LARGEST = 127
 DEFAULT_IMAGES = 64
 """Good images that ranges are collected on, spread evenly over the folder."""
 _EARLY = re.compile(r"^model\.(?:teacher|student\.backbone)\.(?:conv1|layer1)\.")
+_CRAM = re.compile(r"^model\.student\.crams\.")
 _STAGE = re.compile(r"^model\.student\.(?P<stage>(?:backbone\.layer|stages\.)\d+)\.(?P<block>\d+)\.")
 
 
@@ -268,6 +269,8 @@ def _quantize_weights(onnx: Any, tensor: Any, made: list[Any]) -> Any:
 
 
 def _part_of(weight: str) -> BackbonePart | None:
+    if _CRAM.match(weight):
+        return None
     if _EARLY.match(weight):
         return "early"
     return next((part for part in PARTS if weight.startswith(f"model.{part}.")), None)

@@ -39,7 +39,7 @@ class InferenceCram(nn.Module):
         alpha = alpha.abs() if cram.positive_alpha else alpha
         centers = cram.centers.detach().float()  # (N, D)
         self.normalize_input = cram.normalize_input
-        # NumPy arrays and no buffers: the INT8 step tells by the name of a weight which network a convolution belongs to, and CRAM stays in float.
+        # NumPy arrays and no buffers: halving the networks around must not round them.
         self._weight: npt.NDArray[np.float32] = (2 * alpha * centers)[:, :, None, None].cpu().numpy()
         self._bias: npt.NDArray[np.float32] = (-alpha * centers.square().sum(1)).cpu().numpy()
         self._centers: npt.NDArray[np.float32] = centers.t()[:, :, None, None].contiguous().cpu().numpy()

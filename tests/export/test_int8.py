@@ -53,7 +53,7 @@ def contents(folder: Path) -> dict[str, str]:
     ],
 )
 def test_convolutions_of_a_real_graph(method: str, teacher: str, expected: dict[str, int], tmp_path: Path) -> None:
-    config = TrainConfig(model=ModelConfig(method=method, teacher=teacher, teacher_weights="random", centers=4), image_size=(32, 32))
+    config = TrainConfig(model=ModelConfig(method=method, teacher=teacher, teacher_weights="random"), image_size=(32, 32))
     torch.manual_seed(0)
     graph = SnlGraph(build_model(config.model), config.score, size_hw=(32, 32))
     export_onnx(graph, tmp_path / "x.onnx", size_hw=(32, 32), batch=BatchSize(fixed=1), metadata="{}")
