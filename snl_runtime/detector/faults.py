@@ -11,7 +11,7 @@ from snl_runtime.verdict.ruling import Ruling, error
 logger = logging.getLogger(__name__)
 
 
-class BusyError(BackendError):
+class BusyError(Exception):
     """The backend is taken; becomes a verdict, never leaves the detector."""
 
 
