@@ -7,6 +7,7 @@ samples; where it computes something else than was evaluated, nothing passes.
 """
 
 import contextlib
+import hashlib
 import sys
 import time
 from collections.abc import Iterator
@@ -20,7 +21,6 @@ import numpy.typing as npt
 import tritonclient.grpc as triton
 
 from snl_runtime import InferenceError, SnlDetector, Verdict
-from snl_runtime.files import sha256_file
 
 
 class TritonBackend:
@@ -41,7 +41,7 @@ class TritonBackend:
         self._client = triton.InferenceServerClient(address)
         with _as_inference_errors():
             config = self._client.get_model_config(self._model, client_timeout=10.0).config
-        self._version = _version_of(config, sha256_file(model_path))
+        self._version = _version_of(config, hashlib.sha256(Path(model_path).read_bytes()).hexdigest())
         batched = [None] if config.max_batch_size else []
         count, height, width, channels = [*batched, *config.input[0].dims]
         self.input_shape = (count, height, width, channels)

@@ -223,8 +223,8 @@ class SnlDetector:
 
         Example:
             >>> with SnlDetector("line.onnx") as detector:  # doctest: +SKIP
-            ...     [result.verdict.value for result in detector.detect_batch([left, right], products=["lid", "bottom"])]
-            ['PASS', 'REJECT']
+            ...     print(*(result.verdict.value for result in detector.detect_batch([left, right], products=["lid", "bottom"])))
+            PASS REJECT
         """
         frames = checked_frames(images)
         named = checked_products(products, len(frames))

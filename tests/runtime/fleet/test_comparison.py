@@ -72,6 +72,7 @@ def write_results(tmp_path, parts):
             "score": score,
             "threshold": 10.0,
             "reject_threshold": 12.0,
+            "ignored_share": None,
             "regions": [] if verdict == "PASS" else [region],
             "model_sha256": "a" * 64,
         }
