@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -101,12 +102,14 @@ def _run(folder: Path, seconds: float, opened: contextlib.ExitStack) -> list[Sam
     station = opened.enter_context(support.StationProcess(folder, config))
     plc = support.Plc(station, ports["modbus"]).connect()
     opened.callback(plc.close)
+    support.until(lambda: _metrics(ports["metrics"]), "the metrics to be served")
     samples, began_s, pause = list[Sample](), time.monotonic(), threading.Event()
     while (at_s := time.monotonic() - began_s) < seconds:
         view = plc.look()
         if view.fault:  # a loaded machine may miss a deadline; an operator resets
             plc.reset()
-        urllib.request.urlopen(f"http://127.0.0.1:{ports['metrics']}/metrics", timeout=60).read()
+        if not _metrics(ports["metrics"]):
+            raise RuntimeError(f"the metrics are no longer served: {station.text[-2000:]}")
         cameras[len(samples) % len(cameras)].tell("bad" if len(samples) % 4 < 2 else "good")
         samples.append(_look(station, at_s))
         pause.wait(seconds / SAMPLES)
@@ -114,6 +117,14 @@ def _run(folder: Path, seconds: float, opened: contextlib.ExitStack) -> list[Sam
     if status != 0:
         raise RuntimeError(f"the station ended with status {status}: {station.text[-2000:]}")
     return samples
+
+
+def _metrics(port: int) -> bytes:
+    """Return what Prometheus would read; nothing where nobody listens."""
+    try:
+        return bytes(urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60).read())
+    except urllib.error.URLError:
+        return b""
 
 
 def _look(station: Any, at_s: float) -> Sample:

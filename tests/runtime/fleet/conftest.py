@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import urllib.request
 from typing import Any
 
 import pytest
@@ -39,6 +40,7 @@ def store(monkeypatch):
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
         host = ":".join(map(str, server.get_host_and_port()))
+        urllib.request.urlopen(f"http://{host}/moto-api/reset", data=b"")  # all servers of a process share what is stored
         client = boto3.client("s3", endpoint_url=f"http://{host}", region_name="us-east-1")
         client.create_bucket(Bucket="plant")
         yield Store(client, host)
