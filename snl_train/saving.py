@@ -29,6 +29,7 @@ class Saver:
         data: Images.
         out: Where the checkpoint goes.
         fingerprint: Of the images in their order.
+        batches_per_epoch: Batches that together hold as many images as are learned from; 0 where nothing is trained.
         total_steps: Optimizer steps of the whole training; 0 where nothing is trained.
         plateau: Loss on a plateau of which the training ended early, with its steps: plain values; None if it did not.
         started_at: When the training first began, ISO 8601, UTC.
@@ -42,7 +43,7 @@ class Saver:
         self.total_steps = config.total_steps(batches_per_epoch)
         self.plateau: dict[str, float] | None = None
         self.started_at = now()
-        self._batches_per_epoch = batches_per_epoch
+        self.batches_per_epoch = batches_per_epoch
         self._processes = processes
 
     def is_complete(self, steps_done: int) -> bool:
@@ -82,7 +83,7 @@ class Saver:
             state_dict=weights,
             classes=data.classes,
             seed=config.seed,
-            epochs_done=steps_done // max(1, self._batches_per_epoch),
+            epochs_done=steps_done // max(1, self.batches_per_epoch),
             training_image_sha256=image_hashes(data),
             held_out=data.held_out,
             golden_images=data.inputs.read(golden),

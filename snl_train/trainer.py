@@ -91,8 +91,18 @@ class Trainer:
         self._ranks.copy_from_writer(self._model)
 
     def held_out_loss(self, data: TrainingData) -> float:
-        """Return the loss of good images with the last weights, averaged or not, see :func:`snl_train.early_stopping.held_out_loss`."""
-        return held_out_loss(self._model, data, self._config)
+        """Return the loss of good images with the last weights, averaged or not, see :func:`snl_train.early_stopping.held_out_loss`.
+
+        All processes measure it and get the mean, so that they agree to the bit.
+
+        Raises:
+            TrainingDivergedError: If it is not finite.
+            DataError: If an image can no longer be read.
+        """
+        loss = self._ranks.average(held_out_loss(self._model, data, self._config))
+        if not math.isfinite(loss):
+            raise TrainingDivergedError(self._diverged("the loss of images that are kept back"))
+        return loss
 
     def step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Train on one batch and return its losses by name, detached, on the device and averaged over the processes.

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from snl_runtime.errors import ConfigError, DataError
+from snl_runtime.errors import ConfigError, DataError, TrainingDivergedError
 from snl_train.budget import EarlyStopConfig, Plateau
 from snl_train.checkpoint import load_checkpoint
 from snl_train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig, load_config
@@ -17,7 +17,8 @@ from snl_train.memory_config import MemoryConfig
 from snl_train.memory_fit import split_for_normalization
 from snl_train.metrics_log import metrics_path
 from snl_train.models import build_model
-from snl_train.resume import resume_path
+from snl_train.resume import read_resume_point, resume_path, write_resume_point
+from snl_train.trainer import Trainer
 from snl_train.training import train
 
 CONSTANT = OptimConfig(schedule="constant", learning_rate=1e-3)
@@ -148,6 +149,23 @@ def test_plateau_is_found_at_the_same_step_after_a_resume(data, tmp_path):
     assert resumed.stopped_early == load_checkpoint(tmp_path / "straight.pt").provenance["stopped_early"]
     first, second = (load_checkpoint(tmp_path / name).state_dict for name in ("straight.pt", "x.pt"))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_state_of_a_version_without_early_stopping_is_continued(data, tmp_path):
+    out = tmp_path / "x.pt"
+    train(make_config(steps=2), data, out, should_stop=lambda: True)
+    point = read_resume_point(resume_path(out))
+    state = {name: value for name, value in point.state.items() if name != "plateau"}
+    write_resume_point(resume_path(out), dataclasses.replace(point, state=state))
+    assert train(make_config(steps=2), data, out, resume=True).steps_done == 2
+
+
+def test_a_held_out_loss_that_is_not_finite_ends_the_training_as_diverged(data):
+    trainer = Trainer(make_config(), total_steps=5)
+    with torch.no_grad():
+        next(iter(trainer._model.student.parameters())).fill_(math.nan)
+    with pytest.raises(TrainingDivergedError, match="the loss of images that are kept back is no longer finite"):
+        trainer.held_out_loss(data)
 
 
 def test_measuring_the_loss_changes_no_weight(data, tmp_path):
