@@ -62,13 +62,17 @@ def test_losses_and_final_weights_are_those_of_one_process_with_the_same_total_b
     assert (found.provenance["processes"], expected.provenance["processes"]) == (2, 1)
 
 
-def test_memory_is_to_the_bit_that_of_one_process(two_processes, picture_root, tmp_path):
+def test_memory_is_to_the_bit_that_of_one_process_and_the_plateau_is_found_at_its_step(two_processes, picture_root, tmp_path):
     train(REMEMBERING, load(picture_root), tmp_path / "one.pt")
-    found, expected = (load_checkpoint(out).state_dict for out in (two_processes / "memory.pt", tmp_path / "one.pt"))
+    stored = [load_checkpoint(out) for out in (two_processes / "memory.pt", tmp_path / "one.pt")]
+    found, expected = (checkpoint.state_dict for checkpoint in stored)
     of_memory = [name for name in expected if name.startswith("memory.codebooks")]
     assert len(of_memory) >= 6
     assert all(torch.equal(found[name], expected[name]) for name in of_memory)
     assert float(found["memory.student_weight"]) == pytest.approx(float(expected["memory.student_weight"]), rel=0.01)  # after float32 steps
+    facts, facts_of_one = (checkpoint.provenance["stopped_early"] for checkpoint in stored)
+    assert (facts["step"], facts["best_step"]) == (2, 1)
+    assert facts == pytest.approx(facts_of_one, rel=0.01)
 
 
 def test_losses_between_images_are_the_mean_over_the_processes_own_images(two_processes, picture_root, in_float64):
