@@ -1,7 +1,7 @@
 """Adding products to a model that is a memory: its centers stay as they are, and centers of the new products are appended.
 
 A distance is that to the nearest center, so with more of them no score can rise. Scores of the products that were there before can fall, of good
-parts and of defects that look like a normal feature of a new product; whether thresholds still hold is for ``snl-export --keep-decisions`` to prove.
+parts and of defects that look like a normal feature of a new product; ``snl-export --keep-decisions`` looks for evidence that thresholds still hold.
 """
 
 import dataclasses

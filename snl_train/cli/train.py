@@ -217,7 +217,8 @@ def _add_products(arguments: argparse.Namespace, ranks: "Ranks") -> int:
     _report(result, data, as_json=arguments.json)
     _say(
         f"scores of {', '.join(base.classes)} may have fallen: decisions of {arguments.base.name} do not hold for {arguments.out.name}; snl-export "
-        "--keep-decisions keeps those whose scores are proven to be the same, and snl-calibrate fits the others again"
+        "--keep-decisions keeps those whose anomaly maps are the same on golden samples and synthetic defects, and snl-calibrate fits the others "
+        "again"
     )
     return 0
 
