@@ -16,13 +16,14 @@ from snl_runtime.errors import ConfigError
 from snl_train import training
 from snl_train.batch_norm import synchronize_batch_norm
 from snl_train.budget import EarlyStopConfig
-from snl_train.config import DataConfig, LossConfig, ModelConfig, OptimConfig, SyntheticAnomalyConfig, TrainConfig
+from snl_train.config import DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from snl_train.data.dataset import load_training_data
 from snl_train.launch import launch_of
 from snl_train.memory_config import MemoryConfig
 from snl_train.models.whitening import ResidualWhitening, fit_own_whitening
 from snl_train.ranks import ALONE, ProcessGroup, join_ranks
 from snl_train.resume import resume_path
+from snl_train.synthetic_anomaly_config import SyntheticAnomalyConfig
 from snl_train.training import train
 
 DEADLINE_S = 240.0
