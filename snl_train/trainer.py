@@ -18,7 +18,7 @@ from snl_train.config import TrainConfig
 from snl_train.continuing import take_memory
 from snl_train.data.dataset import TrainingData
 from snl_train.device import half_precision, resolve_device
-from snl_train.early_stopping import held_out_loss
+from snl_train.early_stopping import validation_loss
 from snl_train.losses import structural_loss
 from snl_train.memory_fit import fit_memory, weigh_student
 from snl_train.models import build_model
@@ -90,8 +90,8 @@ class Trainer:
             take_memory(self._model, memory, peaks, self._config)
         self._ranks.copy_from_writer(self._model)
 
-    def held_out_loss(self, data: TrainingData) -> float:
-        """Return the loss of good images with the last weights, averaged or not, see :func:`snl_train.early_stopping.held_out_loss`.
+    def validation_loss(self, data: TrainingData) -> float:
+        """Return the loss of good images with the last weights, averaged or not, see :func:`snl_train.early_stopping.validation_loss`.
 
         All processes measure it and get the mean, so that they agree to the bit.
 
@@ -99,9 +99,9 @@ class Trainer:
             TrainingDivergedError: If it is not finite.
             DataError: If an image can no longer be read.
         """
-        loss = self._ranks.average(held_out_loss(self._model, data, self._config))
+        loss = self._ranks.average(validation_loss(self._model, data, self._config))
         if not math.isfinite(loss):
-            raise TrainingDivergedError(self._diverged("the loss of images that are kept back"))
+            raise TrainingDivergedError(self._diverged("the validation loss"))
         return loss
 
     def step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:

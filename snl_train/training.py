@@ -122,12 +122,12 @@ def train(  # noqa: PLR0913  # what a caller may ask or be told while it runs
                 rate = trainer.learning_rate
                 log.add(trainer.step(images, torch.from_numpy(batches.labels[numbers])), config.batch_size)
                 step = trainer.steps_done
-                loss = trainer.held_out_loss(kept) if kept is not None and plateau.is_due(step) else None
+                loss = trainer.validation_loss(kept) if kept is not None and plateau.is_due(step) else None
                 if loss is not None and plateau.add(step, loss):
                     saver.plateau = plateau.facts(step)
                 is_stopping = ranks.any(should_stop() or saver.is_complete(step))
                 if step % LOG_EVERY_STEPS == 0 or loss is not None or is_stopping:
-                    log.write(step, rate, held_out_loss=loss)
+                    log.write(step, rate, validation_loss=loss)
                 notes = {"loss": log.last_losses["total"]} if log.last_losses else {}
                 counter.advance(config.batch_size, step=f"{step}/{saver.total_steps}", **notes)
                 if is_stopping:

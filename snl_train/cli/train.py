@@ -318,9 +318,7 @@ def _report(result: "TrainingResult", data: "TrainingData", *, as_json: bool) ->
     made = f"{result.steps_done} steps ({result.epochs_done} epochs)" if result.total_steps else "memory of the teacher's features"
     losses = ", ".join(f"{name} {value:.4g}" for name, value in result.losses.items())
     if result.stopped_early is not None:
-        made += (
-            f", {result.total_steps} were allowed: the loss of held-out good images had not improved since step {result.stopped_early['best_step']},"
-        )
+        made += f", {result.total_steps} were allowed: the validation loss had not improved since step {result.stopped_early['best_step']},"
     text = (
         f"{result.checkpoint_path}: {made} on {image_count} images of {', '.join(data.classes)}\n"
         f"held out for calibration: {len(data.held_out)} images; left out as unreadable: {len(data.left_out)}\n"
