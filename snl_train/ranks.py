@@ -22,10 +22,8 @@ from torch.distributed.rendezvous import rendezvous
 from snl_runtime.errors import ConfigError, RankLostError, SnlError
 from snl_train.batch_norm import synchronize_batch_norm
 from snl_train.config import TrainConfig, to_plain
-from snl_train.launch import Launch
+from snl_train.launch import DEFAULT_TIMEOUT_S, Launch
 
-DEFAULT_TIMEOUT_S = 1800.0
-"""How long processes wait for one that is late, reading images from a slow disk or writing the checkpoint."""
 _LONGEST_TIMEOUT_S = 86400.0
 _FAREWELL_S = 10.0
 """How long a process that failed waits for the answer whether it is the first one."""
