@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -56,6 +57,7 @@ class Trainer:
         ranks: Ranks = ALONE,
     ) -> None:
         self._config = config
+        self._own_config = dataclasses.replace(config, batch_size=config.batch_size // ranks.world_size)  # a device has room for its part of a batch
         self._ranks = ranks
         self._total_steps = total_steps
         self._augment = augment
@@ -99,7 +101,7 @@ class Trainer:
             TrainingDivergedError: If it is not finite.
             DataError: If an image can no longer be read.
         """
-        loss = self._ranks.average(validation_loss(self._model, data, self._config))
+        loss = self._ranks.average(validation_loss(self._model, data, self._own_config))
         if not math.isfinite(loss):
             raise TrainingDivergedError(self._diverged("the validation loss"))
         return loss
@@ -224,7 +226,7 @@ class Trainer:
             if reference.whitening is not None:
                 fit_own_whitening(reference, inputs, self._config.model.whitening_normalization, self._ranks)
             if peaks is not None:
-                weigh_student(reference, peaks, self._config)
+                weigh_student(reference, peaks, self._own_config)
         except ValueError as error:
             raise TrainingDivergedError(f"{error} (step {self.steps_done} of {self._total_steps})") from error
         measured: dict[str, Tensor] = reference.state_dict()
