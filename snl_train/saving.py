@@ -90,10 +90,7 @@ class Saver:
             golden_classes=[sample.class_name for sample in golden],
             provenance={
                 "versions": package_versions(),
-                "data_root": str(data.root),
-                "image_counts": {name: len({sample.path for sample in data.samples if sample.class_name == name}) for name in data.classes},
-                "frame_sizes": sizes_of(data.samples),
-                "left_out": [{"path": str(path), "reason": reason} for path, reason in data.left_out],
+                **image_facts(data),
                 "steps_done": steps_done,
                 "total_steps": self.total_steps,
                 "is_complete": self.is_complete(steps_done),
@@ -110,6 +107,16 @@ class Saver:
 def image_hashes(data: TrainingData) -> list[str]:
     """Return the pixel hashes of the training images, sorted."""
     return sorted({sample.pixel_sha256 for sample in data.samples})
+
+
+def image_facts(data: TrainingData) -> dict[str, Any]:
+    """Return what a checkpoint states of its training images: where they lay, how many of each class, their sizes, and which were left out."""
+    return {
+        "data_root": str(data.root),
+        "image_counts": {name: len({sample.path for sample in data.samples if sample.class_name == name}) for name in data.classes},
+        "frame_sizes": sizes_of(data.samples),
+        "left_out": [{"path": str(path), "reason": reason} for path, reason in data.left_out],
+    }
 
 
 def package_versions() -> dict[str, str]:
