@@ -17,7 +17,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
 from snl_runtime.errors import ConfigError, RankLostError, SnlError
 from snl_train.batch_norm import synchronize_batch_norm
@@ -174,9 +173,16 @@ class ProcessGroup(Ranks):
     Args:
         launch: Which of them this one is.
         timeout_s: How long to wait for each other.
+
+    Raises:
+        ConfigError: If this PyTorch cannot join processes.
     """
 
     def __init__(self, launch: Launch, *, timeout_s: float) -> None:
+        if not dist.is_available():
+            raise ConfigError("this PyTorch was built without torch.distributed and trains on one process only; start it as one: snl-train")
+        from torch.distributed.rendezvous import rendezvous  # not there without it
+
         super().__init__(launch)
         self._timeout_s = timeout_s
         timeout = datetime.timedelta(seconds=timeout_s)
@@ -291,7 +297,7 @@ def join_ranks(launch: Launch, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Itera
         timeout_s: How long to wait for a process that is late.
 
     Raises:
-        ConfigError: If ``timeout_s`` is not above 0 and at most a day.
+        ConfigError: If ``timeout_s`` is not above 0 and at most a day, or this PyTorch cannot join processes.
         RankLostError: If another process ended without a word, or is late.
     """
     if not 0 < timeout_s <= _LONGEST_TIMEOUT_S:

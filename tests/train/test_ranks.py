@@ -183,6 +183,14 @@ def test_process_that_does_not_come_is_named_as_late(monkeypatch):
         pass
 
 
+def test_pytorch_without_distributed_trains_on_one_process_only(monkeypatch):
+    monkeypatch.setattr("torch.distributed.is_available", lambda: False)
+    with join_ranks(Launch()) as ranks:
+        assert ranks.world_size == 1
+    with pytest.raises(ConfigError, match="was built without torch.distributed"), join_ranks(Launch(world_size=2)):
+        pass
+
+
 @pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf"), 86401])
 def test_waiting_for_no_time_or_more_than_a_day_is_refused(timeout_s):
     with pytest.raises(ConfigError, match="must be above 0 and at most 86400 s"), join_ranks(Launch(), timeout_s=timeout_s):
