@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from snl_runtime.errors import ConfigError, TrainingDivergedError
+from snl_runtime.errors import TrainingDivergedError
 from snl_runtime.progress import ProgressReporter
 from snl_train.averaging import WeightAverage, check_batch_statistics, estimate_statistics
 from snl_train.checkpoint import Checkpoint
@@ -118,20 +118,16 @@ class Trainer:
 
         Raises:
             TrainingDivergedError: If the loss is not finite.
-            ConfigError: If the GPU has too little memory.
         """
         for group in self._groups():
             group["lr"] = self.learning_rate
         if self._augment is not None:
             images = self._augment(images)
-        try:
-            losses = self._compute_losses(images, labels)
-            means = self._ranks.mean(losses)
-            if self.device.type == "cpu" and not math.isfinite(means["total"].item()):
-                raise TrainingDivergedError(self._diverged("the loss"))
-            self._update(losses["total"])
-        except torch.OutOfMemoryError as error:
-            raise ConfigError(f"the GPU has too little memory for batches of {len(images)}; lower --batch-size or --image-size") from error
+        losses = self._compute_losses(images, labels)
+        means = self._ranks.mean(losses)
+        if self.device.type == "cpu" and not math.isfinite(means["total"].item()):
+            raise TrainingDivergedError(self._diverged("the loss"))
+        self._update(losses["total"])
         self._average.update(self.steps_done)
         self.steps_done += 1
         return means

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from snl_runtime.errors import TrainingDivergedError
+from snl_runtime.errors import ConfigError, TrainingDivergedError
 from snl_runtime.progress import ProgressReporter, no_progress
 from snl_train.budget import Plateau
 from snl_train.checkpoint import Checkpoint
@@ -76,7 +76,7 @@ def train(  # noqa: PLR0913  # what a caller may ask or be told while it runs
             writes, and a stop that one of them asks for stops all.
 
     Raises:
-        ConfigError: If the device or the teacher's weights cannot be had, or a resumed training has other settings.
+        ConfigError: If the device or the teacher's weights cannot be had, a GPU has too little memory, or a resumed training has other settings.
         CheckpointError: If there is nothing to resume.
         DataError: If a resumed training has other images, or an image can no longer be read.
         SinkError: If a file cannot be written.
@@ -89,7 +89,7 @@ def train(  # noqa: PLR0913  # what a caller may ask or be told while it runs
         return complete_already(config, data, out)
     if memory is not None:
         check_same_images(memory, data)
-    with contextlib.nullcontext() if resume or not ranks.is_writer else replacing(out), _naming_last_good(out):
+    with contextlib.nullcontext() if resume or not ranks.is_writer else replacing(out), _explaining(out, config.batch_size // ranks.world_size):
         learned, kept = _split(data, config)
         batches = BalancedBatches(learned.labels, config.batch_size, seed=config.seed)
         saver = Saver(config, data, out, batches_per_epoch=batches.batches_per_epoch, processes=ranks.world_size)
@@ -102,6 +102,7 @@ def train(  # noqa: PLR0913  # what a caller may ask or be told while it runs
         if state is not None:
             trainer.load_state_dict(state)
             plateau.load_state_dict(state.get("plateau", plateau.state_dict()))  # versions without early stopping stored none
+            ranks.require_same("stored step to go on from", str(trainer.steps_done))  # a shared drive may show an older file to one of them
         elif peaks is not None:
             trainer.fit_memory(learned, peaks, progress, memory)
 
@@ -177,10 +178,12 @@ def _result(saver: Saver, trainer: Trainer, log: MetricsLog, *, seconds: float, 
 
 
 @contextlib.contextmanager
-def _naming_last_good(out: Path) -> Iterator[None]:
-    """Say what is left if a training diverges."""
+def _explaining(out: Path, images_at_once: int) -> Iterator[None]:
+    """Say what is left if a training diverges, and what to do if a GPU is full."""
     try:
         yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(f"the GPU has too little memory for batches of {images_at_once}; lower --batch-size or --image-size") from error
     except TrainingDivergedError as error:
         kept = f"{out} keeps the last good weights" if resume_path(out).exists() else "nothing was saved yet"
         raise TrainingDivergedError(f"{error}; {kept}") from error
