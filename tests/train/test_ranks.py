@@ -25,6 +25,15 @@ RELATIVE = 1e-6
 """Of float64 results: 4e-10 was measured; a float32 slip anywhere shows as 1e-4 or more after three Adam steps."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As the processes of the jobs have: with more, sums are taken in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def in_float64():
     torch.set_default_dtype(torch.float64)
