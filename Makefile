@@ -50,7 +50,7 @@ test-station: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	MYPYPATH=.venv/links:. $(BIN)/mypy -p snl_runtime -p snl_train -p snl_export -p snl_calibration -p benchmarks.accuracy -p benchmarks.speed -p docs -m benchmarks.int8_gate -m benchmarks.realmix_line -m benchmarks.soak -m benchmarks.fleet_scaling -m benchmarks.fleet_coordination -m benchmarks.batching_cpu -m benchmarks.drift
+	MYPYPATH=.venv/links:. $(BIN)/mypy -p snl_runtime -p snl_train -p snl_export -p snl_calibration -p benchmarks.accuracy -p benchmarks.speed -p docs -m benchmarks.int8_gate -m benchmarks.realmix_line -m benchmarks.soak -m benchmarks.fleet_scaling -m benchmarks.fleet_coordination -m benchmarks.drift
 	PYTHONPATH=.venv/links:. $(BIN)/lint-imports
 
 # Installs the extra once; the build itself fetches nothing.

@@ -1,7 +1,6 @@
 """Fit decisions on the file that ships and append them to its manifest."""
 
 import dataclasses
-import functools
 import importlib.metadata
 import shlex
 from collections.abc import Callable, Sequence
@@ -16,14 +15,15 @@ from snl_runtime.images.frame_look import FrameLook, measure_look
 from snl_runtime.images.listing import Listing
 from snl_runtime.model.frame_range import FrameRange
 from snl_runtime.model.ignore_mask import IgnoreMask
-from snl_runtime.model.manifest import Decision, Evidence, Manifest, TileGrid, manifest_path, update_manifest
+from snl_runtime.model.manifest import Decision, Evidence, Manifest, TileGrid, manifest_path
 from snl_runtime.model.map_factors import MapFactors
-from snl_runtime.model.normalization_files import MapFile, encode_ignore_mask, encode_normalization, write_map_file
+from snl_runtime.model.normalization_files import MapFile, encode_ignore_mask, encode_normalization
 from snl_runtime.progress import ProgressReporter, no_progress
 from snl_runtime.scorer import Scored, Scorer
 from snl_runtime.types import AnomalyMap, Image
 from snl_runtime.verdict.frame_checks import MIN_DEVIATION, FrameStatistics, check_frame, fit_frame_range
 
+from .appending import append_decisions
 from .evidence import BadPart, Detection, Hardest, collect_from_bad_images, collect_from_synthetic_defects, find_bad_parts, require_detection
 from .ignore_mask import fit_ignore_mask
 from .leniency import find_must_reject, find_passing, require_not_lenient
@@ -372,28 +372,3 @@ def _map_files(model_path: Path, fit: ProductFit) -> list[tuple[MapFile, bytes]]
     if fit.ignore_mask is not None:
         files.append(encode_ignore_mask(model_path, fit.product, fit.ignore_mask))
     return files
-
-
-def append_decisions(model_path: Path, fitted: Sequence[tuple[Decision, Sequence[tuple[MapFile, bytes]]]]) -> None:
-    """Add decisions to the model's manifest, all or none, the files that they name beside it first; what others added since it was opened is kept.
-
-    Args:
-        model_path: ``x.onnx`` or ``x.trt``.
-        fitted: Each decision with its normalization map and ignore mask, as they are encoded.
-
-    Raises:
-        ManifestError: If the manifest was altered meanwhile.
-        SinkError: If a file cannot be written; then all are as they were.
-    """
-    if not fitted:
-        return
-    files = [each for _, own in fitted for each in own]
-    new = [path for path in (model_path.with_name(file.file) for file, _ in files) if not path.exists()]
-    try:
-        for file, data in files:
-            write_map_file(model_path, file, data)
-        update_manifest(manifest_path(model_path), lambda manifest: functools.reduce(Manifest.with_decision, [one for one, _ in fitted], manifest))
-    except BaseException:  # Ctrl-C included
-        for path in new:
-            path.unlink(missing_ok=True)
-        raise

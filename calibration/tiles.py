@@ -1,7 +1,7 @@
 """The grid of tiles in which a product will be inspected."""
 
 from snl_runtime.errors import CalibrationRefusedError
-from snl_runtime.images.views import DEFAULT_OVERLAP_PX, tile_views
+from snl_runtime.images.views import choose_tiles, tile_views
 from snl_runtime.model.frame_range import FrameSizes
 from snl_runtime.model.manifest import Manifest, TileGrid
 
@@ -20,10 +20,8 @@ def fit_tiles(options: CalibrationOptions, sizes: FrameSizes, manifest: Manifest
         CalibrationRefusedError: If the inspected parts differ in size: then their grids would, too.
         ConfigError: If the network has no square input, or the overlap is not smaller than a tile.
     """
-    trained_px, trained_overlap_px = manifest.training_tiles or (0, DEFAULT_OVERLAP_PX)
-    tile_px = trained_px if options.tile_px is None else options.tile_px
-    overlap_px = trained_overlap_px if options.overlap_px is None else options.overlap_px
-    if not tile_px:
+    tiles = choose_tiles(manifest.training_tiles, tile_px=options.tile_px, overlap_px=options.overlap_px)
+    if tiles is None:
         return None
     if options.roi_xyxy is not None:
         left, top, right, bottom = options.roi_xyxy
@@ -32,5 +30,5 @@ def fit_tiles(options: CalibrationOptions, sizes: FrameSizes, manifest: Manifest
         raise CalibrationRefusedError(f"tiles need inspected parts of one size; the frames have {sizes}: give those of one, a --roi, or --tile 0")
     else:
         part_hw = sizes.seen_hw[0]
-    views = tile_views(part_hw, manifest.size_hw, tile_px=tile_px, overlap_px=overlap_px)
-    return TileGrid(tile_px=tile_px, overlap_px=overlap_px, map_hw=views.map_hw, count=views.count)
+    views = tile_views(part_hw, manifest.size_hw, **tiles._asdict())
+    return TileGrid(**tiles._asdict(), map_hw=views.map_hw, count=views.count)

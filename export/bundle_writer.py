@@ -49,7 +49,7 @@ class ExportOptions:
         frames: Folder of images for the parity gate; None derives them from the golden samples.
         device: Where the checkpoint runs for reference: cpu, cuda, cuda:N or auto.
         int8: What int8 means here; needed for that precision only.
-        keep_decisions: Keep the decisions of the file that is replaced for products whose scores are the same, see
+        keep_decisions: Keep the decisions of the file that is replaced for products whose anomaly maps are the same, see
             :func:`snl_export.kept_decisions.keep_decisions`.
     """
 

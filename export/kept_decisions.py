@@ -1,4 +1,4 @@
-"""Decisions of a model that products were added to: kept for the products whose scores are found to be the same, refused by name for the others."""
+"""Decisions of a model that products were added to: kept for products whose anomaly maps are found to be the same, refused by name for others."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -35,7 +35,10 @@ class KeptDecisions:
     @property
     def notes(self) -> list[str]:
         """One sentence for each product."""
-        kept = [f"{decision.product}: the decision holds, its scores are the same" for decision in self.decisions]
+        kept = [
+            f"{decision.product}: the decision holds, its anomaly maps of golden samples and synthetic defects are the same"
+            for decision in self.decisions
+        ]
         return [*kept, *(f"{product}: the decision does not hold, {why}: calibrate again" for product, why in sorted(self.refused.items()))]
 
 
@@ -66,6 +69,8 @@ def keep_decisions(
             difference = max((_difference(before, after, image) for golden in images for image in _probes(golden)), default=None)
             if decision.roi_xyxy is not None:
                 kept.refused[product] = "it looks at a region of interest, and the golden samples show whole frames"
+            elif (None if decision.tiles is None else decision.tiles.tile_px) != checkpoint.config.data.tile_px:
+                kept.refused[product] = "its frames are seen in other tiles than those of the training, which the golden samples show"
             elif difference is None:
                 kept.refused[product] = "there is no golden sample of it to compare"
             elif not difference <= tolerance:

@@ -1,7 +1,7 @@
 """Adding products to a model that is a memory: its centers stay as they are, and centers of the new products are appended.
 
 A distance is that to the nearest center, so with more of them no score can rise. Scores of the products that were there before can fall, of good
-parts and of defects that look like a normal feature of a new product; whether thresholds still hold is for ``snl-export --keep-decisions`` to prove.
+parts and of defects that look like a normal feature of a new product; ``snl-export --keep-decisions`` looks for evidence that thresholds still hold.
 """
 
 import dataclasses
@@ -16,14 +16,13 @@ from snl_runtime.errors import ConfigError, DataError
 from snl_runtime.progress import ProgressReporter, no_progress
 from snl_train.checkpoint import Checkpoint, save_checkpoint
 from snl_train.config import TrainConfig
-from snl_train.data.checks import sizes_of
 from snl_train.data.dataset import TrainingData
 from snl_train.data.sampling import choose_golden
 from snl_train.device import resolve_device
 from snl_train.memory_fit import new_centers
 from snl_train.models import FeatureMemory, TeacherStudent, build_model
 from snl_train.output import drop_replaced, replacing
-from snl_train.saving import now, package_versions
+from snl_train.saving import image_facts, image_hashes, now, package_versions
 from snl_train.training_result import TrainingResult, finished_result
 
 _GOLDEN_PER_PRODUCT = 2
@@ -96,29 +95,27 @@ def _with_centers(config: TrainConfig, centers: int) -> TrainConfig:
 def _extended(base: Checkpoint, base_sha256: str, data: TrainingData, config: TrainConfig, model: TeacherStudent) -> Checkpoint:
     numbers = choose_golden(data.samples, per_class=_GOLDEN_PER_PRODUCT, at_most=_GOLDEN_PER_PRODUCT * len(data.classes), seed=config.seed)
     golden = [data.samples[number] for number in numbers]
-    before = base.provenance
-    counts = {name: sum(sample.class_name == name for sample in data.samples) for name in data.classes}
-    left_out = [{"path": str(path), "reason": reason} for path, reason in data.left_out]
+    before, facts = base.provenance, image_facts(data)
     return Checkpoint(
         config=config,
         state_dict={name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
         classes=sorted([*base.classes, *data.classes]),
         seed=base.seed,
         epochs_done=base.epochs_done,
-        training_image_sha256=sorted({*base.training_image_sha256, *(sample.pixel_sha256 for sample in data.samples)}),
+        training_image_sha256=sorted({*base.training_image_sha256, *image_hashes(data)}),
         held_out=[*base.held_out, *data.held_out],
         golden_images=np.concatenate([base.golden_images, data.inputs.read(golden)]),
         golden_classes=[*base.golden_classes, *(sample.class_name for sample in golden)],
         provenance={
             **before,
             "versions": package_versions(),
-            "image_counts": {**before["image_counts"], **counts},
-            "frame_sizes": {**before["frame_sizes"], **sizes_of(data.samples)},
-            "left_out": [*before["left_out"], *left_out],
+            "image_counts": {**before["image_counts"], **facts["image_counts"]},
+            "frame_sizes": {**before["frame_sizes"], **facts["frame_sizes"]},
+            "left_out": [*before["left_out"], *facts["left_out"]],
             "saved_at": now(),
             "added": [
                 *before.get("added", []),
-                {"products": list(data.classes), "to_sha256": base_sha256, "data_root": str(data.root), "saved_at": now()},
+                {"products": list(data.classes), "to_sha256": base_sha256, "data_root": facts["data_root"], "saved_at": now()},
             ],
         },
     )

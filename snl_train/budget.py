@@ -18,7 +18,7 @@ knows them by heart, and is less accurate than after 40."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EarlyStopConfig:
-    """When a training ends before its budget: on a plateau of the loss of good images that it does not learn from, never of test images."""
+    """When a training ends before its budget: on a plateau of the validation loss, that of good images which it does not learn from."""
 
     patience: int = 0
     """Measurements in a row without an improvement that end the training; 0 never ends one early. Needs ``optim.schedule=constant`` and no

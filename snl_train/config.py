@@ -13,6 +13,7 @@ from snl_train.budget import EarlyStopConfig, check_budget, total_steps, with_on
 from snl_train.config_checks import check as _check
 from snl_train.config_checks import is_positive as _is_positive
 from snl_train.memory_config import DEFAULT_MEMORY_CENTERS, MemoryConfig
+from snl_train.synthetic_anomaly_config import SyntheticAnomalyConfig
 
 Method: TypeAlias = Literal["snl-rd", "snl-fd", "rd", "fd", "memory"]
 Architecture: TypeAlias = Literal["resnet18", "resnet34", "resnet50", "wide_resnet50_2"]
@@ -240,30 +241,6 @@ class DataConfig:
         _check("data.tile_px", self.tile_px, "16 or more, or nothing", self.tile_px is None or self.tile_px >= 16)
         _check("data.tile_overlap_px", self.tile_overlap_px, "in [0, data.tile_px)", 0 <= self.tile_overlap_px < (self.tile_px or math.inf))
         _check("data.bit_depth", self.bit_depth, "8, 10, 12, 14 or 16, or nothing", self.bit_depth in (None, 8, 10, 12, 14, 16))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SyntheticAnomalyConfig:
-    """Synthetic anomalies in the student's input, see ``snl_train.synthetic_anomalies``; the paper has none."""
-
-    share: float = 0.0
-    """Share of the training images that get a synthetic anomaly; 0 trains as the paper does."""
-    opacity_min: float = 0.3
-    """Faintest synthetic anomaly; opacities are drawn evenly from here to 1."""
-    area_min: float = 0.01
-    """Smallest share of the image that a synthetic anomaly covers, before it is cut to a disc half of the time."""
-    area_max: float = 0.15
-    """Largest share of the image that a synthetic anomaly covers."""
-    foreign_share: float = 0.5
-    """Share of the synthetic anomalies filled from another image of the batch, of whatever product; the rest is the image itself, moved, or flat
-    color."""
-
-    def __post_init__(self) -> None:
-        _check("synthetic_anomalies.share", self.share, "in [0, 1]", 0 <= self.share <= 1)
-        _check("synthetic_anomalies.opacity_min", self.opacity_min, "in (0, 1]", 0 < self.opacity_min <= 1)
-        _check("synthetic_anomalies.area_min", self.area_min, "in (0, 1)", 0 < self.area_min < 1)
-        _check("synthetic_anomalies.area_max", self.area_max, "in [area_min, 1)", self.area_min <= self.area_max < 1)
-        _check("synthetic_anomalies.foreign_share", self.foreign_share, "in [0, 1]", 0 <= self.foreign_share <= 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

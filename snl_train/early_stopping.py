@@ -1,4 +1,4 @@
-"""Early stopping: the loss of good images that a student does not learn from, and which images those are."""
+"""Early stopping: the validation loss, which is that of good images that a student does not learn from, and which images those are."""
 
 import torch
 
@@ -28,7 +28,7 @@ def split_for_early_stop(data: TrainingData, config: TrainConfig) -> tuple[Train
 
 
 @torch.no_grad()
-def held_out_loss(model: TeacherStudent, data: TrainingData, config: TrainConfig) -> float:
+def validation_loss(model: TeacherStudent, data: TrainingData, config: TrainConfig) -> float:
     """Return the mean loss over good images as they are, without synthetic anomalies, in eval mode and float32.
 
     Whatever is drawn at random is the same at every call, and torch's global generators are left as they were. The model is in eval mode afterwards

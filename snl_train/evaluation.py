@@ -18,7 +18,7 @@ import numpy.typing as npt
 from snl_runtime.errors import BackendUnavailableError, DataError, InferenceError
 from snl_runtime.images.preprocess import InputSpec, prepare, resize_mask
 from snl_runtime.images.upsampling import upsample_map
-from snl_runtime.images.views import score_views, tile_views
+from snl_runtime.images.views import Tiles, score_views, tile_views
 from snl_runtime.scorer import Scorer
 from snl_runtime.types import AnomalyMap, Image
 from snl_train.config import DataConfig
@@ -43,19 +43,6 @@ class InputScorer(Protocol):
 
     def score_inputs(self, images: npt.NDArray[np.uint8], /) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Return scores (N,) and maps (N, H, W) of images (N, H, W, 3) uint8 RGB."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tiles:
-    """In which tiles images are seen.
-
-    Attributes:
-        tile_px: Side of a tile in image pixels.
-        overlap_px: Least overlap of neighboring tiles in image pixels.
-    """
-
-    tile_px: int
-    overlap_px: int
 
 
 def trained_tiles(config: DataConfig) -> Tiles | None:
@@ -311,7 +298,7 @@ def _answers(scorer: InputScorer, images: Sequence[Image]) -> tuple[Sequence[flo
 def _tiled_answers(scorer: InputScorer, images: Sequence[Image], tiles: Tiles, batch_size: int) -> tuple[list[float], list[AnomalyMap]]:
     scores, maps = [], []
     for image in images:
-        views = tile_views((image.shape[0], image.shape[1]), scorer.size_hw, tile_px=tiles.tile_px, overlap_px=tiles.overlap_px)
+        views = tile_views((image.shape[0], image.shape[1]), scorer.size_hw, **tiles._asdict())
         part = prepare(image, "rgb", InputSpec(size_hw=views.map_hw))
         score, merged = score_views(part, views, scorer.score_inputs, batch_size=batch_size)
         scores.append(score)

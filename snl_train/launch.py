@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from snl_runtime.errors import ConfigError
 
+DEFAULT_TIMEOUT_S = 1800.0
+"""How long processes wait for one that is late, reading images from a slow disk or writing the checkpoint."""
 _ADDRESS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What PyTorch's ``env://`` needs. Some batch systems set a part of it for every program; only all of it starts a training on several processes."""
 

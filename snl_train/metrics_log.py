@@ -23,8 +23,8 @@ class MetricsLog:
     """Averages losses over a few steps and appends them as a line.
 
     A line holds ``step`` and ``epoch`` (both count what is done), ``learning_rate``, ``images_per_s`` since the line before, ``seconds`` since this
-    process began to train, and ``loss``: the mean of each term since the line before. Where early stopping has measured it, ``held_out_loss`` is the
-    loss of good images that are not learned from.
+    process began to train, and ``loss``: the mean of each term since the line before. ``validation_loss`` is there where early
+    stopping measured it: the loss of good images that are not learned from.
 
     Args:
         path: Lines of later steps than ``steps_done`` are removed from an existing file: a resumed training writes them again. None writes nothing,
@@ -59,7 +59,7 @@ class MetricsLog:
         self._steps += 1
         self._images += images
 
-    def write(self, step: int, learning_rate: float, *, held_out_loss: float | None = None) -> None:
+    def write(self, step: int, learning_rate: float, *, validation_loss: float | None = None) -> None:
         """Append a line about the steps since the last one; does nothing if there were none.
 
         Raises:
@@ -77,8 +77,8 @@ class MetricsLog:
             "seconds": round(now_s - self._started_s, 2),
             "loss": {name: value if math.isfinite(value) else None for name, value in self.last_losses.items()},
         }
-        if held_out_loss is not None:
-            line["held_out_loss"] = held_out_loss
+        if validation_loss is not None:
+            line["validation_loss"] = validation_loss
         try:
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()

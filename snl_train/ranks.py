@@ -17,15 +17,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
 from snl_runtime.errors import ConfigError, RankLostError, SnlError
 from snl_train.batch_norm import synchronize_batch_norm
 from snl_train.config import TrainConfig, to_plain
-from snl_train.launch import Launch
+from snl_train.launch import DEFAULT_TIMEOUT_S, Launch
 
-DEFAULT_TIMEOUT_S = 1800.0
-"""How long processes wait for one that is late, reading images from a slow disk or writing the checkpoint."""
 _LONGEST_TIMEOUT_S = 86400.0
 _FAREWELL_S = 10.0
 """How long a process that failed waits for the answer whether it is the first one."""
@@ -176,9 +173,16 @@ class ProcessGroup(Ranks):
     Args:
         launch: Which of them this one is.
         timeout_s: How long to wait for each other.
+
+    Raises:
+        ConfigError: If this PyTorch cannot join processes.
     """
 
     def __init__(self, launch: Launch, *, timeout_s: float) -> None:
+        if not dist.is_available():
+            raise ConfigError("this PyTorch was built without torch.distributed and trains on one process only; start it as one: snl-train")
+        from torch.distributed.rendezvous import rendezvous  # not there without it
+
         super().__init__(launch)
         self._timeout_s = timeout_s
         timeout = datetime.timedelta(seconds=timeout_s)
@@ -293,7 +297,7 @@ def join_ranks(launch: Launch, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Itera
         timeout_s: How long to wait for a process that is late.
 
     Raises:
-        ConfigError: If ``timeout_s`` is not above 0 and at most a day.
+        ConfigError: If ``timeout_s`` is not above 0 and at most a day, or this PyTorch cannot join processes.
         RankLostError: If another process ended without a word, or is late.
     """
     if not 0 < timeout_s <= _LONGEST_TIMEOUT_S:

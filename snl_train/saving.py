@@ -29,6 +29,7 @@ class Saver:
         data: Images.
         out: Where the checkpoint goes.
         fingerprint: Of the images in their order.
+        batches_per_epoch: Batches that together hold as many images as are learned from; 0 where nothing is trained.
         total_steps: Optimizer steps of the whole training; 0 where nothing is trained.
         plateau: Loss on a plateau of which the training ended early, with its steps: plain values; None if it did not.
         started_at: When the training first began, ISO 8601, UTC.
@@ -42,7 +43,7 @@ class Saver:
         self.total_steps = config.total_steps(batches_per_epoch)
         self.plateau: dict[str, float] | None = None
         self.started_at = now()
-        self._batches_per_epoch = batches_per_epoch
+        self.batches_per_epoch = batches_per_epoch
         self._processes = processes
 
     def is_complete(self, steps_done: int) -> bool:
@@ -82,17 +83,14 @@ class Saver:
             state_dict=weights,
             classes=data.classes,
             seed=config.seed,
-            epochs_done=steps_done // max(1, self._batches_per_epoch),
+            epochs_done=steps_done // max(1, self.batches_per_epoch),
             training_image_sha256=image_hashes(data),
             held_out=data.held_out,
             golden_images=data.inputs.read(golden),
             golden_classes=[sample.class_name for sample in golden],
             provenance={
                 "versions": package_versions(),
-                "data_root": str(data.root),
-                "image_counts": {name: len({sample.path for sample in data.samples if sample.class_name == name}) for name in data.classes},
-                "frame_sizes": sizes_of(data.samples),
-                "left_out": [{"path": str(path), "reason": reason} for path, reason in data.left_out],
+                **image_facts(data),
                 "steps_done": steps_done,
                 "total_steps": self.total_steps,
                 "is_complete": self.is_complete(steps_done),
@@ -109,6 +107,16 @@ class Saver:
 def image_hashes(data: TrainingData) -> list[str]:
     """Return the pixel hashes of the training images, sorted."""
     return sorted({sample.pixel_sha256 for sample in data.samples})
+
+
+def image_facts(data: TrainingData) -> dict[str, Any]:
+    """Return what a checkpoint states of its training images: where they lay, how many of each class, their sizes, and which were left out."""
+    return {
+        "data_root": str(data.root),
+        "image_counts": {name: len({sample.path for sample in data.samples if sample.class_name == name}) for name in data.classes},
+        "frame_sizes": sizes_of(data.samples),
+        "left_out": [{"path": str(path), "reason": reason} for path, reason in data.left_out],
+    }
 
 
 def package_versions() -> dict[str, str]:

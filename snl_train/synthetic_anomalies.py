@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from snl_train.config import SyntheticAnomalyConfig
+from snl_train.synthetic_anomaly_config import SyntheticAnomalyConfig
 
 _GRIDS = (3, 4, 6, 8, 12, 16)
 """Cells of the noise whose highest part is the synthetic anomaly's shape: few make one blob, many make specks."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from snl_runtime.errors import ConfigError, TrainingDivergedError
+from snl_runtime.errors import TrainingDivergedError
 from snl_runtime.progress import ProgressReporter
 from snl_train.averaging import WeightAverage, check_batch_statistics, estimate_statistics
 from snl_train.checkpoint import Checkpoint
@@ -18,7 +19,7 @@ from snl_train.config import TrainConfig
 from snl_train.continuing import take_memory
 from snl_train.data.dataset import TrainingData
 from snl_train.device import half_precision, resolve_device
-from snl_train.early_stopping import held_out_loss
+from snl_train.early_stopping import validation_loss
 from snl_train.losses import structural_loss
 from snl_train.memory_fit import fit_memory, weigh_student
 from snl_train.models import build_model
@@ -56,6 +57,7 @@ class Trainer:
         ranks: Ranks = ALONE,
     ) -> None:
         self._config = config
+        self._own_config = dataclasses.replace(config, batch_size=config.batch_size // ranks.world_size)  # a device has room for its part of a batch
         self._ranks = ranks
         self._total_steps = total_steps
         self._augment = augment
@@ -90,9 +92,19 @@ class Trainer:
             take_memory(self._model, memory, peaks, self._config)
         self._ranks.copy_from_writer(self._model)
 
-    def held_out_loss(self, data: TrainingData) -> float:
-        """Return the loss of good images with the last weights, averaged or not, see :func:`snl_train.early_stopping.held_out_loss`."""
-        return held_out_loss(self._model, data, self._config)
+    def validation_loss(self, data: TrainingData) -> float:
+        """Return the loss of good images with the last weights, averaged or not, see :func:`snl_train.early_stopping.validation_loss`.
+
+        All processes measure it and get the mean, so that they agree to the bit.
+
+        Raises:
+            TrainingDivergedError: If it is not finite.
+            DataError: If an image can no longer be read.
+        """
+        loss = self._ranks.average(validation_loss(self._model, data, self._own_config))
+        if not math.isfinite(loss):
+            raise TrainingDivergedError(self._diverged("the validation loss"))
+        return loss
 
     def step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Train on one batch and return its losses by name, detached, on the device and averaged over the processes.
@@ -106,20 +118,16 @@ class Trainer:
 
         Raises:
             TrainingDivergedError: If the loss is not finite.
-            ConfigError: If the GPU has too little memory.
         """
         for group in self._groups():
             group["lr"] = self.learning_rate
         if self._augment is not None:
             images = self._augment(images)
-        try:
-            losses = self._compute_losses(images, labels)
-            means = self._ranks.mean(losses)
-            if self.device.type == "cpu" and not math.isfinite(means["total"].item()):
-                raise TrainingDivergedError(self._diverged("the loss"))
-            self._update(losses["total"])
-        except torch.OutOfMemoryError as error:
-            raise ConfigError(f"the GPU has too little memory for batches of {len(images)}; lower --batch-size or --image-size") from error
+        losses = self._compute_losses(images, labels)
+        means = self._ranks.mean(losses)
+        if self.device.type == "cpu" and not math.isfinite(means["total"].item()):
+            raise TrainingDivergedError(self._diverged("the loss"))
+        self._update(losses["total"])
         self._average.update(self.steps_done)
         self.steps_done += 1
         return means
@@ -214,7 +222,7 @@ class Trainer:
             if reference.whitening is not None:
                 fit_own_whitening(reference, inputs, self._config.model.whitening_normalization, self._ranks)
             if peaks is not None:
-                weigh_student(reference, peaks, self._config)
+                weigh_student(reference, peaks, self._own_config)
         except ValueError as error:
             raise TrainingDivergedError(f"{error} (step {self.steps_done} of {self._total_steps})") from error
         measured: dict[str, Tensor] = reference.state_dict()

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from snl_runtime.errors import TrainingDivergedError
+from snl_runtime.errors import ConfigError, TrainingDivergedError
 from snl_runtime.progress import ProgressReporter, no_progress
 from snl_train.budget import Plateau
 from snl_train.checkpoint import Checkpoint
@@ -76,7 +76,7 @@ def train(  # noqa: PLR0913  # what a caller may ask or be told while it runs
             writes, and a stop that one of them asks for stops all.
 
     Raises:
-        ConfigError: If the device or the teacher's weights cannot be had, or a resumed training has other settings.
+        ConfigError: If the device or the teacher's weights cannot be had, a GPU has too little memory, or a resumed training has other settings.
         CheckpointError: If there is nothing to resume.
         DataError: If a resumed training has other images, or an image can no longer be read.
         SinkError: If a file cannot be written.
@@ -89,20 +89,20 @@ def train(  # noqa: PLR0913  # what a caller may ask or be told while it runs
         return complete_already(config, data, out)
     if memory is not None:
         check_same_images(memory, data)
-    with contextlib.nullcontext() if resume or not ranks.is_writer else replacing(out), _naming_last_good(out):
+    with contextlib.nullcontext() if resume or not ranks.is_writer else replacing(out), _explaining(out, config.batch_size // ranks.world_size):
         learned, kept = _split(data, config)
-        peaks = kept if config.memory.centers else None
         batches = BalancedBatches(learned.labels, config.batch_size, seed=config.seed)
-        per_epoch = batches.batches_per_epoch
-        saver = Saver(config, data, out, batches_per_epoch=per_epoch, processes=ranks.world_size)
+        saver = Saver(config, data, out, batches_per_epoch=batches.batches_per_epoch, processes=ranks.world_size)
         ranks.require_same("training images", saver.fingerprint)
-        state = _read_state(saver, per_epoch) if resume else None
-        plateau = Plateau(config.early_stop)
+        state = _read_state(saver) if resume else None
         is_taught = state is None and memory is None
         trainer = Trainer(config, total_steps=saver.total_steps, augment=augment, load_teacher_weights=is_taught, ranks=ranks)
+        plateau = Plateau(config.early_stop)
+        peaks = kept if config.memory.centers else None
         if state is not None:
             trainer.load_state_dict(state)
-            plateau.load_state_dict(state["plateau"])
+            plateau.load_state_dict(state.get("plateau", plateau.state_dict()))  # versions without early stopping stored none
+            ranks.require_same("stored step to go on from", str(trainer.steps_done))  # a shared drive may show an older file to one of them
         elif peaks is not None:
             trainer.fit_memory(learned, peaks, progress, memory)
 
@@ -114,45 +114,63 @@ def train(  # noqa: PLR0913  # what a caller may ask or be told while it runs
                 saver.save(weights, state, steps_done=trainer.steps_done, device=trainer.device)
             ranks.barrier()
 
-        first_step, saved_step = trainer.steps_done, -1
-        started_s = saved_s = time.monotonic()
-        pause_s = save_every_s
+        first_step, started_s, clock = trainer.steps_done, time.monotonic(), _SaveClock(save_every_s)
         with (
-            MetricsLog(metrics_path(out) if ranks.is_writer else None, steps_done=first_step, steps_per_epoch=per_epoch) as log,
+            MetricsLog(metrics_path(out) if ranks.is_writer else None, steps_done=first_step, steps_per_epoch=batches.batches_per_epoch) as log,
             progress(saver.total_steps * config.batch_size, unit="images", label="train", done=first_step * config.batch_size) as counter,
         ):
             for numbers, images in _read_ahead(learned, map(ranks.share, islice(batches, first_step, saver.total_steps))):
                 rate = trainer.learning_rate
                 log.add(trainer.step(images, torch.from_numpy(batches.labels[numbers])), config.batch_size)
                 step = trainer.steps_done
-                loss = ranks.average(trainer.held_out_loss(kept)) if kept is not None and plateau.is_due(step) else None
+                loss = trainer.validation_loss(kept) if kept is not None and plateau.is_due(step) else None
                 if loss is not None and plateau.add(step, loss):
                     saver.plateau = plateau.facts(step)
                 is_stopping = ranks.any(should_stop() or saver.is_complete(step))
                 if step % LOG_EVERY_STEPS == 0 or loss is not None or is_stopping:
-                    log.write(step, rate, held_out_loss=loss)
+                    log.write(step, rate, validation_loss=loss)
                 notes = {"loss": log.last_losses["total"]} if log.last_losses else {}
                 counter.advance(config.batch_size, step=f"{step}/{saver.total_steps}", **notes)
                 if is_stopping:
                     break
-                if step % LOG_EVERY_STEPS == 0 and ranks.any(time.monotonic() - saved_s >= pause_s):
-                    began_s = time.monotonic()
-                    save()
-                    saved_s, saved_step = time.monotonic(), step
-                    pause_s = max(save_every_s, (saved_s - began_s) / MAX_SAVE_SHARE)
+                if step % LOG_EVERY_STEPS == 0 and ranks.any(clock.is_due()):
+                    clock.time(save)
         seconds = time.monotonic() - started_s
-        if trainer.steps_done != saved_step:
-            save()
-    steps = trainer.steps_done - first_step
+        save()
+    return _result(saver, trainer, log, seconds=seconds, steps=trainer.steps_done - first_step)
+
+
+class _SaveClock:
+    """Says when the next save is due.
+
+    Args:
+        every_s: Shortest time between two saves; it is longer where a save takes more than ``MAX_SAVE_SHARE`` of that.
+    """
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s = self._pause_s = every_s
+        self._saved_s = time.monotonic()
+
+    def is_due(self) -> bool:
+        return time.monotonic() - self._saved_s >= self._pause_s
+
+    def time(self, save: Callable[[], None]) -> None:
+        began_s = time.monotonic()
+        save()
+        self._saved_s = time.monotonic()
+        self._pause_s = max(self._every_s, (self._saved_s - began_s) / MAX_SAVE_SHARE)
+
+
+def _result(saver: Saver, trainer: Trainer, log: MetricsLog, *, seconds: float, steps: int) -> TrainingResult:
     return TrainingResult(
-        checkpoint_path=out,
-        metrics_path=metrics_path(out),
-        resume_path=resume_path(out),
+        checkpoint_path=saver.out,
+        metrics_path=metrics_path(saver.out),
+        resume_path=resume_path(saver.out),
         steps_done=trainer.steps_done,
         total_steps=saver.total_steps,
-        epochs_done=trainer.steps_done // per_epoch,
+        epochs_done=trainer.steps_done // saver.batches_per_epoch,
         losses=log.last_losses,
-        images_per_s=steps * config.batch_size / seconds if steps else 0.0,
+        images_per_s=steps * saver.config.batch_size / seconds if steps else 0.0,
         seconds=seconds,
         is_complete=saver.is_complete(trainer.steps_done),
         stopped_early=saver.plateau,
@@ -160,10 +178,12 @@ def train(  # noqa: PLR0913  # what a caller may ask or be told while it runs
 
 
 @contextlib.contextmanager
-def _naming_last_good(out: Path) -> Iterator[None]:
-    """Say what is left if a training diverges."""
+def _explaining(out: Path, images_at_once: int) -> Iterator[None]:
+    """Say what is left if a training diverges, and what to do if a GPU is full."""
     try:
         yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(f"the GPU has too little memory for batches of {images_at_once}; lower --batch-size or --image-size") from error
     except TrainingDivergedError as error:
         kept = f"{out} keeps the last good weights" if resume_path(out).exists() else "nothing was saved yet"
         raise TrainingDivergedError(f"{error}; {kept}") from error
@@ -176,11 +196,11 @@ def _split(data: TrainingData, config: TrainConfig) -> tuple[TrainingData, Train
     return split_for_early_stop(data, config) if config.early_stop.patience else (data, None)
 
 
-def _read_state(saver: Saver, batches_per_epoch: int) -> Mapping[str, Any]:
+def _read_state(saver: Saver) -> Mapping[str, Any]:
     """Return the state that a training continues from; its files go on saying when it first began."""
     point = read_resume_point(resume_path(saver.out))
     check_same_config(point.config, saver.config)
-    check_same_budget(point.config, saver.config, batches_per_epoch=batches_per_epoch)
+    check_same_budget(point.config, saver.config, batches_per_epoch=saver.batches_per_epoch)
     check_same_data(point, fingerprint=saver.fingerprint, image_count=len(saver.data.samples), root=saver.data.root)
     saver.started_at = point.started_at
     return point.state

@@ -58,7 +58,7 @@ def finished_result(stored: Checkpoint, out: Path, *, seconds: float = 0.0, imag
         images_per_s=images_per_s,
         seconds=seconds,
         is_complete=True,
-        stopped_early=stored.provenance["stopped_early"],
+        stopped_early=stored.provenance.get("stopped_early"),
     )
 
 

@@ -19,6 +19,15 @@ Infer: TypeAlias = Callable[[npt.NDArray[np.uint8]], tuple[npt.NDArray[np.float3
 """(N, H, W, 3) uint8 RGB -> scores (N,), maps (N, H, W)."""
 
 
+class Tiles(NamedTuple):
+    """In which tiles images are seen."""
+
+    tile_px: int
+    """Side of a tile in image pixels."""
+    overlap_px: int
+    """Least overlap of neighboring tiles in image pixels."""
+
+
 class View(NamedTuple):
     """One view of the resized part: where it lies, and which cells of the merged map it gives."""
 
@@ -138,6 +147,19 @@ def tile_views(part_hw: tuple[float, float], network_hw: tuple[int, int], *, til
     side = network_hw[0]
     height, width = (max(side, round(length * side / tile_px)) for length in part_hw)
     return Views(map_hw=(height, width), view_hw=network_hw, overlap_px=min(side - 1, math.ceil(overlap_px * side / tile_px)))
+
+
+def choose_tiles(trained: Tiles | None, *, tile_px: int | None, overlap_px: int | None) -> Tiles | None:
+    """Return the tiles that are asked for, by default those of the training; None for whole images.
+
+    Args:
+        trained: Those of the training, None if it was on whole images.
+        tile_px: Side that is asked for, 0 for whole images; None for that of the training.
+        overlap_px: Overlap that is asked for; None for that of the training, or ``DEFAULT_OVERLAP_PX``.
+    """
+    default = trained or Tiles(0, DEFAULT_OVERLAP_PX)
+    side = default.tile_px if tile_px is None else tile_px
+    return Tiles(side, default.overlap_px if overlap_px is None else overlap_px) if side else None
 
 
 def _spread(whole: int, view: int, overlap: int) -> list[tuple[int, tuple[int, int]]]:

@@ -12,6 +12,7 @@ from typing import Any
 from snl_runtime.config import ADDED_LATER, canonical_json, from_plain, parse_json, to_plain
 from snl_runtime.errors import ManifestError
 from snl_runtime.files import atomic_write_text, exclusive_lock, sha256_bytes
+from snl_runtime.images.views import Tiles
 from snl_runtime.model.frame_range import FrameRange, FrameSizes
 from snl_runtime.model.guard_band import tightened
 from snl_runtime.model.manifest_records import (
@@ -196,11 +197,11 @@ class Manifest:
         return height, width
 
     @property
-    def training_tiles(self) -> tuple[int, int] | None:
-        """Side and least overlap, in frame pixels, of the tiles that were trained on; None for whole frames."""
+    def training_tiles(self) -> Tiles | None:
+        """The tiles that were trained on; None for whole frames."""
         data = self.training.get("config", {}).get("data", {})
         tile_px, overlap_px = data.get("tile_px"), data.get("tile_overlap_px")
-        return (tile_px, overlap_px) if isinstance(tile_px, int) and isinstance(overlap_px, int) else None
+        return Tiles(tile_px, overlap_px) if isinstance(tile_px, int) and isinstance(overlap_px, int) else None
 
     @property
     def training_bit_depth(self) -> int | None:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from snl_runtime.cli.command import EXIT_OK, CommandParser, add_listing_flag, need_packages, report_listing, run_command
 from snl_runtime.errors import ConfigError, DataError
 from snl_runtime.files import atomic_write_text, check_writable, sha256_file
-from snl_runtime.images.views import DEFAULT_OVERLAP_PX
+from snl_runtime.images.views import Tiles, choose_tiles
 from snl_runtime.progress import Progress
 from snl_runtime.text import to_json
 
 if TYPE_CHECKING:
     from snl_train.data.samples import DatasetIndex, Sample
-    from snl_train.evaluation import Evaluation, InputScorer, Tiles
+    from snl_train.evaluation import Evaluation, InputScorer
 
 _PACKAGES = ("snl-edge", "numpy", "opencv-python-headless", "opencv-python", "torch", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
 
@@ -76,7 +76,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
                 model.scorer,
                 index.test,
                 batch_size=options.batch_size,
-                tiles=_tiles(options, model),
+                tiles=choose_tiles(model.tiles, tile_px=options.tile, overlap_px=options.overlap),
                 skip_unreadable=options.skip_unreadable,
                 on_images=progress.advance,
             )
@@ -105,15 +105,7 @@ class _Model:
     trained_sizes: Mapping[str, Sequence[Sequence[int]]]
     config: Mapping[str, Any]
     bit_depth: int | None
-    tiles: tuple[int, int] | None
-
-
-def _tiles(options: argparse.Namespace, model: _Model) -> "Tiles | None":
-    from snl_train.evaluation import Tiles
-
-    trained_px, trained_overlap_px = model.tiles or (0, DEFAULT_OVERLAP_PX)
-    tile_px = trained_px if options.tile is None else options.tile
-    return Tiles(tile_px=tile_px, overlap_px=trained_overlap_px if options.overlap is None else options.overlap) if tile_px else None
+    tiles: Tiles | None
 
 
 def _open_model(options: argparse.Namespace, opened: contextlib.ExitStack) -> _Model:
@@ -126,12 +118,12 @@ def _open_checkpoint(options: argparse.Namespace) -> _Model:
     need_packages(("torch", "torchvision"), what="--ckpt", extra="train")
     from snl_train.checkpoint import load_checkpoint
     from snl_train.config import to_plain
-    from snl_train.evaluation import CheckpointScorer
+    from snl_train.evaluation import CheckpointScorer, trained_tiles
 
     checkpoint = load_checkpoint(options.ckpt)
     if checkpoint.unfinished:
         print(f"{options.ckpt}: {checkpoint.unfinished}", file=sys.stderr)
-    scorer, data = CheckpointScorer(checkpoint, options.device or "auto"), checkpoint.config.data
+    scorer = CheckpointScorer(checkpoint, options.device or "auto")
     return _Model(
         path=options.ckpt,
         sha256=sha256_file(options.ckpt),
@@ -145,7 +137,7 @@ def _open_checkpoint(options: argparse.Namespace) -> _Model:
             **{name: checkpoint.provenance.get(name) for name in ("steps_done", "total_steps", "stopped_early")},
         },
         bit_depth=checkpoint.config.data.bit_depth,
-        tiles=None if data.tile_px is None else (data.tile_px, data.tile_overlap_px),
+        tiles=trained_tiles(checkpoint.config.data),
     )
 
 

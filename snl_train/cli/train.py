@@ -19,7 +19,7 @@ from snl_runtime.progress import Progress, ProgressReporter, format_duration, no
 from snl_runtime.text import to_json
 from snl_train.budget import with_one_budget
 from snl_train.config import TrainConfig, load_config
-from snl_train.launch import launch_of
+from snl_train.launch import DEFAULT_TIMEOUT_S, launch_of
 from snl_train.stopping import StoppedBySignalError, StopRequest, stop_on_signals
 
 if TYPE_CHECKING:
@@ -115,7 +115,11 @@ def build_parser() -> CommandParser:
     how.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where to train; auto takes CUDA if there is a GPU (default: auto)")
     how.add_argument("--threads", type=int, metavar="N", help="processor threads for reading and training (default: as many as PyTorch takes)")
     how.add_argument(
-        "--rank-timeout", type=float, metavar="S", help="seconds that the processes of one training wait for one that is late (default: 1800)"
+        "--rank-timeout",
+        type=float,
+        default=DEFAULT_TIMEOUT_S,
+        metavar="S",
+        help=f"seconds that the processes of one training wait for one that is late (default: {DEFAULT_TIMEOUT_S:g})",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     return parser
@@ -147,9 +151,9 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--out {arguments.out} is no name for a checkpoint, which ends in .pt and not in .resume.pt; name it e.g. {named}")
     with stop_on_signals(PROGRAM, is_silent=not launch.is_writer) as stop:
         try:
-            from snl_train.ranks import DEFAULT_TIMEOUT_S, join_ranks
+            from snl_train.ranks import join_ranks
 
-            with join_ranks(launch, timeout_s=DEFAULT_TIMEOUT_S if arguments.rank_timeout is None else arguments.rank_timeout) as ranks:
+            with join_ranks(launch, timeout_s=arguments.rank_timeout) as ranks:
                 return _train(arguments, stop, ranks)
         except StoppedBySignalError:
             _say(f"stopped by {stop.signal_name} before the first step; nothing was saved")
@@ -217,7 +221,8 @@ def _add_products(arguments: argparse.Namespace, ranks: "Ranks") -> int:
     _report(result, data, as_json=arguments.json)
     _say(
         f"scores of {', '.join(base.classes)} may have fallen: decisions of {arguments.base.name} do not hold for {arguments.out.name}; snl-export "
-        "--keep-decisions keeps those whose scores are proven to be the same, and snl-calibrate fits the others again"
+        "--keep-decisions keeps those whose anomaly maps are the same on golden samples and synthetic defects, and snl-calibrate fits the others "
+        "again"
     )
     return 0
 
@@ -317,9 +322,7 @@ def _report(result: "TrainingResult", data: "TrainingData", *, as_json: bool) ->
     made = f"{result.steps_done} steps ({result.epochs_done} epochs)" if result.total_steps else "memory of the teacher's features"
     losses = ", ".join(f"{name} {value:.4g}" for name, value in result.losses.items())
     if result.stopped_early is not None:
-        made += (
-            f", {result.total_steps} were allowed: the loss of held-out good images had not improved since step {result.stopped_early['best_step']},"
-        )
+        made += f", {result.total_steps} were allowed: the validation loss had not improved since step {result.stopped_early['best_step']},"
     text = (
         f"{result.checkpoint_path}: {made} on {image_count} images of {', '.join(data.classes)}\n"
         f"held out for calibration: {len(data.held_out)} images; left out as unreadable: {len(data.left_out)}\n"

@@ -1,6 +1,5 @@
 """Training images in memory: every file is decoded, hashed and resized once."""
 
-import dataclasses
 import functools
 import hashlib
 import os
@@ -147,7 +146,7 @@ def keep_back(data: TrainingData, share: float, *, seed: int, at_most: int) -> t
     """
     learned, kept_back = hold_out(data.samples, share, seed=seed)
     chosen = limit_per_class(kept_back, max(1, at_most // len(data.classes)), seed=seed)
-    return dataclasses.replace(data, samples=learned), dataclasses.replace(data, samples=chosen)
+    return replace(data, samples=learned), replace(data, samples=chosen)
 
 
 def load_training_data(

@@ -10,7 +10,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from snl_calibration.calibrate import append_decisions, calibrate
+from snl_calibration.appending import append_decisions
+from snl_calibration.calibrate import calibrate
 from snl_calibration.options import CalibrationOptions
 from snl_runtime import scorer as scorer_module
 from snl_runtime.backends import open_backend

@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
-from snl_calibration.calibrate import append_decisions, calibrate
+from snl_calibration import appending
+from snl_calibration.appending import append_decisions
+from snl_calibration.calibrate import calibrate
 from snl_calibration.cli import main
 from snl_calibration.options import CalibrationOptions
 from snl_runtime.errors import SinkError
@@ -42,8 +44,8 @@ def test_unreadable_image_of_a_later_product_leaves_the_manifest_alone(two_produ
 
 def test_decisions_of_all_products_appear_in_one_change(two_products, monkeypatch):
     written = []
-    real = calibrate.__globals__["update_manifest"]
-    monkeypatch.setitem(calibrate.__globals__, "update_manifest", lambda path, change: written.append(real(path, change)))
+    real = appending.update_manifest
+    monkeypatch.setattr(appending, "update_manifest", lambda path, change: written.append(real(path, change)))
     two_products.fit_all()
     assert [[decision.product for decision in manifest.decisions] for manifest in written] == [["disk", "ring"]]
 

@@ -6,7 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from snl_calibration.calibrate import append_decisions, calibrate
+from snl_calibration.appending import append_decisions
+from snl_calibration.calibrate import calibrate
 from snl_calibration.cli import main
 from snl_calibration.normalization import MIN_NORMALIZATION_SAMPLE, NormalizationFit, note_on_normalization
 from snl_calibration.options import CalibrationOptions
@@ -116,7 +117,7 @@ def test_no_manifest_names_a_normalization_map_that_could_not_be_written(station
     def fail(*_):
         raise SinkError("disk full")
 
-    monkeypatch.setattr("snl_calibration.calibrate.write_map_file", fail)
+    monkeypatch.setattr("snl_calibration.appending.write_map_file", fail)
     with pytest.raises(SinkError):
         station.fit_one(fixed_pose=True)
     assert station.manifest().decisions == []
@@ -128,7 +129,7 @@ def test_normalization_map_is_on_disk_before_the_manifest_names_it(station, part
     def write(path, change):
         seen.append([(station.root / each.normalization.file).is_file() for each in change(station.manifest()).decisions])
 
-    monkeypatch.setattr("snl_calibration.calibrate.update_manifest", write)
+    monkeypatch.setattr("snl_calibration.appending.update_manifest", write)
     station.fit_one(fixed_pose=True)
     assert seen == [[True]]
 

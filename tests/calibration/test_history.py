@@ -7,7 +7,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from snl_calibration.calibrate import append_decisions
+from snl_calibration.appending import append_decisions
 from snl_calibration.cli import main
 from snl_calibration.history import describe_history, read_history, revert
 from snl_calibration.options import CalibrationOptions

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from snl_calibration.calibrate import append_decisions
+from snl_calibration.appending import append_decisions
 from snl_runtime.errors import ConfigError, DataError
 
 

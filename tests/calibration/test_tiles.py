@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from snl_calibration.calibrate import append_decisions
+from snl_calibration.appending import append_decisions
 from snl_calibration.cli import main
 from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.errors import ConfigError

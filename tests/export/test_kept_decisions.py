@@ -16,6 +16,7 @@ from snl_export.publishing import keeping_history  # noqa: E402
 from snl_runtime.errors import ConfigError  # noqa: E402
 from snl_runtime.files import sha256_file  # noqa: E402
 from snl_runtime.model.manifest import Manifest, read_manifest, update_manifest  # noqa: E402
+from snl_runtime.model.manifest_records import TileGrid  # noqa: E402
 from snl_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint  # noqa: E402
 from snl_train.config import ModelConfig, ScoreConfig, TrainConfig  # noqa: E402
 from snl_train.memory_config import MemoryConfig  # noqa: E402
@@ -98,7 +99,7 @@ def test_decisions_hold_where_no_map_changes(base: Path, far: Path):
     bolt = kept.decisions[0]
     assert (bolt.model_sha256, bolt.change.kept_from) == (sha256_file(far), before.model_sha256)
     assert dataclasses.replace(bolt, model_sha256=before.model_sha256, change=before.decisions[0].change) == before.decisions[0]
-    assert "bolt: the decision holds, its scores are the same" in kept.notes
+    assert "bolt: the decision holds, its anomaly maps of golden samples and synthetic defects are the same" in kept.notes
 
 
 def test_decisions_of_products_whose_maps_fell_are_refused_by_name(base: Path, golden: np.ndarray, tmp_path: Path):
@@ -123,6 +124,14 @@ def test_kept_decisions_come_behind_the_history(base: Path, far: Path):
     once = keeping_history(new, earlier)
     assert once.decisions == [*earlier.decisions, *kept.decisions]
     assert keeping_history(once, earlier) == once  # the manifest is read once more when it is replaced
+
+
+def test_product_in_tiles_that_the_golden_samples_do_not_show_is_refused(base: Path, far: Path):
+    earlier = read_manifest(base.with_suffix(".json"))
+    tiled = dataclasses.replace(earlier.decisions[0], tiles=TileGrid(tile_px=32, overlap_px=8, map_hw=(128, 128), count=9))
+    kept = compared(base, far, dataclasses.replace(earlier, decisions=[*earlier.decisions, tiled]))
+    assert [decision.product for decision in kept.decisions] == ["nut"]
+    assert kept.refused["bolt"].startswith("its frames are seen in other tiles than those of the training")
 
 
 def test_product_with_a_region_of_interest_or_without_golden_sample_is_refused(base: Path, far: Path):

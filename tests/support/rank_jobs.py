@@ -15,12 +15,15 @@ from torch import nn
 from snl_runtime.errors import ConfigError
 from snl_train import training
 from snl_train.batch_norm import synchronize_batch_norm
-from snl_train.config import DataConfig, LossConfig, MemoryConfig, ModelConfig, OptimConfig, SyntheticAnomalyConfig, TrainConfig
+from snl_train.budget import EarlyStopConfig
+from snl_train.config import DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from snl_train.data.dataset import load_training_data
 from snl_train.launch import launch_of
+from snl_train.memory_config import MemoryConfig
 from snl_train.models.whitening import ResidualWhitening, fit_own_whitening
 from snl_train.ranks import ALONE, ProcessGroup, join_ranks
 from snl_train.resume import resume_path
+from snl_train.synthetic_anomaly_config import SyntheticAnomalyConfig
 from snl_train.training import train
 
 DEADLINE_S = 240.0
@@ -33,8 +36,14 @@ SAME = TrainConfig(
     **COMMON,
 )
 """Settings under which several processes compute what one computes."""
-REMEMBERING = TrainConfig(model=ModelConfig(method="fd", teacher="resnet18", teacher_weights="random"), memory=MemoryConfig(centers=4), **COMMON)
-"""A student with a memory, which is float32 whatever the training is."""
+REMEMBERING = TrainConfig(
+    model=ModelConfig(method="fd", teacher="resnet18", teacher_weights="random"),
+    memory=MemoryConfig(centers=4),
+    optim=OptimConfig(schedule="constant", learning_rate=1e-3),
+    early_stop=EarlyStopConfig(patience=1, every_steps=1, min_improvement=0.99),
+    **COMMON,
+)
+"""A student with a memory, which is float32 whatever the training is; its second step ends it, because no step improves by 99 %."""
 STATISTICS_BATCHES = 6
 """Instead of 64, which are most of the time of a training of three steps."""
 GROUPED = TrainConfig(

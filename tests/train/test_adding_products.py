@@ -14,7 +14,7 @@ from snl_runtime.files import sha256_file  # noqa: E402
 from snl_train.adding_products import add_products  # noqa: E402
 from snl_train.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
 from snl_train.cli.train import main  # noqa: E402
-from snl_train.config import ModelConfig, TrainConfig  # noqa: E402
+from snl_train.config import DataConfig, ModelConfig, TrainConfig  # noqa: E402
 from snl_train.data.dataset import TrainingData, load_training_data  # noqa: E402
 from snl_train.evaluation import CheckpointScorer  # noqa: E402
 from snl_train.memory_config import MemoryConfig  # noqa: E402
@@ -65,6 +65,15 @@ def test_no_score_rises_and_the_new_product_scores_lower(first: Path, cap_root: 
     (_, old), (_, new) = (CheckpointScorer(checkpoint).score_inputs(images) for checkpoint in (before, after))
     assert (new <= old + 1e-5 * old.max()).all()
     assert (new[-len(caps.samples) :].mean((1, 2)) < old[-len(caps.samples) :].mean((1, 2))).all()
+
+
+def test_images_of_a_product_in_tiles_are_counted_once(plain_root: Path, cap_root: Path, tmp_path: Path):
+    config = dataclasses.replace(CONFIG, data=DataConfig(tile_px=24, tile_overlap_px=4))
+    train(config, data_of(plain_root, config), tmp_path / "first.pt")
+    caps = data_of(cap_root, config)
+    add_products(load_checkpoint(tmp_path / "first.pt"), "0" * 64, caps, tmp_path / "second.pt", device="cpu")
+    assert len(caps.samples) > 5
+    assert load_checkpoint(tmp_path / "second.pt").provenance["image_counts"]["cap"] == 5
 
 
 def test_checkpoint_says_what_was_added_to_what(first: Path, cap_root: Path, tmp_path: Path):

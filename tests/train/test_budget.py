@@ -7,17 +7,18 @@ import math
 import pytest
 import torch
 
-from snl_runtime.errors import ConfigError, DataError
+from snl_runtime.errors import ConfigError, DataError, TrainingDivergedError
 from snl_train.budget import EarlyStopConfig, Plateau
 from snl_train.checkpoint import load_checkpoint
 from snl_train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig, load_config
 from snl_train.data.dataset import load_training_data
-from snl_train.early_stopping import held_out_loss, split_for_early_stop
+from snl_train.early_stopping import split_for_early_stop, validation_loss
 from snl_train.memory_config import MemoryConfig
 from snl_train.memory_fit import split_for_normalization
 from snl_train.metrics_log import metrics_path
 from snl_train.models import build_model
-from snl_train.resume import resume_path
+from snl_train.resume import read_resume_point, resume_path, write_resume_point
+from snl_train.trainer import Trainer
 from snl_train.training import train
 
 CONSTANT = OptimConfig(schedule="constant", learning_rate=1e-3)
@@ -130,7 +131,7 @@ def test_training_ends_on_a_plateau_and_says_so(data, tmp_path):
     out = tmp_path / "x.pt"
     result = train(config, data, out)
     assert (result.steps_done, result.total_steps, result.is_complete) == (6, 50, True)  # step 2 is the best; 4 and 6 are not better
-    lines = {line["step"]: line["held_out_loss"] for line in logged(out)}
+    lines = {line["step"]: line["validation_loss"] for line in logged(out)}
     assert set(lines) == {2, 4, 6}
     expected = {"step": 6, "loss": lines[6], "best_step": 2, "best_loss": lines[2]}
     assert load_checkpoint(out).provenance["stopped_early"] == result.stopped_early == expected
@@ -150,6 +151,23 @@ def test_plateau_is_found_at_the_same_step_after_a_resume(data, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_a_state_of_a_version_without_early_stopping_is_continued(data, tmp_path):
+    out = tmp_path / "x.pt"
+    train(make_config(steps=2), data, out, should_stop=lambda: True)
+    point = read_resume_point(resume_path(out))
+    state = {name: value for name, value in point.state.items() if name != "plateau"}
+    write_resume_point(resume_path(out), dataclasses.replace(point, state=state))
+    assert train(make_config(steps=2), data, out, resume=True).steps_done == 2
+
+
+def test_validation_loss_that_is_not_finite_ends_the_training_as_diverged(data):
+    trainer = Trainer(make_config(), total_steps=5)
+    with torch.no_grad():
+        next(iter(trainer._model.student.parameters())).fill_(math.nan)
+    with pytest.raises(TrainingDivergedError, match="the validation loss is no longer finite"):
+        trainer.validation_loss(data)
+
+
 def test_measuring_the_loss_changes_no_weight(data, tmp_path):
     """The same images are learned from; only one of the two is measured."""
     measured = make_config(steps=6, optim=CONSTANT, early_stop=EarlyStopConfig(patience=9, every_steps=2, share=0.25))
@@ -160,10 +178,10 @@ def test_measuring_the_loss_changes_no_weight(data, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_held_out_loss_is_the_mean_cosine_distance_of_images_as_they_are(data):
+def test_validation_loss_is_the_mean_cosine_distance_of_images_as_they_are(data):
     config = make_config(optim=CONSTANT, early_stop=NEVER_BETTER)
     model = build_model(config.model)
-    loss = held_out_loss(model, data, config)
+    loss = validation_loss(model, data, config)
     assert model.training
     model.eval()
     with torch.no_grad():
@@ -187,4 +205,4 @@ def test_with_a_memory_the_plateau_takes_the_images_of_its_normalization(data, t
     _, peaks = split_for_normalization(data, config)
     (line,) = logged(tmp_path / "x.pt")
     model = load_checkpoint(tmp_path / "x.pt").build_model()
-    assert line["held_out_loss"] == pytest.approx(held_out_loss(model, peaks, config), rel=1e-4)
+    assert line["validation_loss"] == pytest.approx(validation_loss(model, peaks, config), rel=1e-4)

@@ -12,13 +12,14 @@ from snl_runtime.errors import BackendUnavailableError, DataError, InferenceErro
 from snl_runtime.images.files import read_image
 from snl_runtime.images.preprocess import InputSpec, prepare
 from snl_runtime.images.upsampling import upsample_map
+from snl_runtime.images.views import Tiles
 from snl_runtime.types import AnomalyMap
 from snl_train import metrics
 from snl_train.checkpoint import Checkpoint
 from snl_train.config import ModelConfig, TrainConfig
 from snl_train.data.layouts import read_dataset
 from snl_train.data.samples import Sample
-from snl_train.evaluation import CheckpointScorer, Tiles, evaluate, score_samples
+from snl_train.evaluation import CheckpointScorer, evaluate, score_samples
 from snl_train.evaluation_table import format_measure, format_tables
 from snl_train.measures import METRICS, Bootstrap, Measure, ScoredImage, measure_groups
 from snl_train.models import build_model

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from snl_train.products import matmul
+from snl_train.products import _if_it_multiplies, matmul
 
 LAYOUTS = {
     "dense": lambda x: x,
@@ -51,6 +51,22 @@ def test_products_are_pytorchs_where_onednn_is_missing(monkeypatch):
     monkeypatch.setattr("snl_train.products._ONEDNN", None)
     x, y = numbers(6, 9, 8), numbers(7, 8, 9)
     assert torch.equal(matmul(x, y), x @ y)
+
+
+def refusing(*arguments):
+    raise RuntimeError("failed to match any schema")
+
+
+@pytest.mark.parametrize("operator", [None, refusing, lambda x, *_: x @ x.mT + 1, lambda x, *_: x])
+def test_an_operator_that_is_missing_refuses_or_computes_something_else_is_not_used(operator):
+    assert _if_it_multiplies(operator) is None
+
+
+def test_gradients_are_those_of_a_product():
+    x, y = numbers(10, 4, 3).requires_grad_(), numbers(11, 3, 2).requires_grad_()
+    matmul(x, y).sum().backward()
+    np.testing.assert_allclose(x.grad, np.tile(y.detach().numpy().sum(1), (4, 1)), atol=1e-6)
+    np.testing.assert_allclose(y.grad, np.tile(x.detach().numpy().sum(0)[:, None], (1, 2)), atol=1e-6)
 
 
 def test_the_same_product_twice_has_the_same_bits():

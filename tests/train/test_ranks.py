@@ -25,6 +25,15 @@ RELATIVE = 1e-6
 """Of float64 results: 4e-10 was measured; a float32 slip anywhere shows as 1e-4 or more after three Adam steps."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As the processes of the jobs have: with more, sums are taken in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def in_float64():
     torch.set_default_dtype(torch.float64)
@@ -62,13 +71,17 @@ def test_losses_and_final_weights_are_those_of_one_process_with_the_same_total_b
     assert (found.provenance["processes"], expected.provenance["processes"]) == (2, 1)
 
 
-def test_memory_is_to_the_bit_that_of_one_process(two_processes, picture_root, tmp_path):
+def test_memory_is_to_the_bit_that_of_one_process_and_the_plateau_is_found_at_its_step(two_processes, picture_root, tmp_path):
     train(REMEMBERING, load(picture_root), tmp_path / "one.pt")
-    found, expected = (load_checkpoint(out).state_dict for out in (two_processes / "memory.pt", tmp_path / "one.pt"))
+    stored = [load_checkpoint(out) for out in (two_processes / "memory.pt", tmp_path / "one.pt")]
+    found, expected = (checkpoint.state_dict for checkpoint in stored)
     of_memory = [name for name in expected if name.startswith("memory.codebooks")]
     assert len(of_memory) >= 6
     assert all(torch.equal(found[name], expected[name]) for name in of_memory)
     assert float(found["memory.student_weight"]) == pytest.approx(float(expected["memory.student_weight"]), rel=0.01)  # after float32 steps
+    facts, facts_of_one = (checkpoint.provenance["stopped_early"] for checkpoint in stored)
+    assert (facts["step"], facts["best_step"]) == (2, 1)
+    assert facts == pytest.approx(facts_of_one, rel=0.01)
 
 
 def test_losses_between_images_are_the_mean_over_the_processes_own_images(two_processes, picture_root, in_float64):
@@ -176,6 +189,14 @@ def test_process_that_does_not_come_is_named_as_late(monkeypatch):
     for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "0"), ("RANK", "0"), ("WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
     with pytest.raises(RankLostError, match="of this training on 2 did not answer for 1 s"), join_ranks(Launch(world_size=2), timeout_s=1):
+        pass
+
+
+def test_pytorch_without_distributed_trains_on_one_process_only(monkeypatch):
+    monkeypatch.setattr("torch.distributed.is_available", lambda: False)
+    with join_ranks(Launch()) as ranks:
+        assert ranks.world_size == 1
+    with pytest.raises(ConfigError, match="was built without torch.distributed"), join_ranks(Launch(world_size=2)):
         pass
 
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from snl_train.checkpoint import load_checkpoint
-from snl_train.config import ModelConfig, OptimConfig, SyntheticAnomalyConfig, TrainConfig
+from snl_train.config import ModelConfig, OptimConfig, TrainConfig
 from snl_train.data.dataset import load_training_data
 from snl_train.losses import structural_loss
+from snl_train.synthetic_anomaly_config import SyntheticAnomalyConfig
 from snl_train.trainer import Trainer
 from snl_train.training import train
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from snl_runtime.errors import ConfigError
-from snl_train.config import SyntheticAnomalyConfig
 from snl_train.synthetic_anomalies import SyntheticAnomalies
+from snl_train.synthetic_anomaly_config import SyntheticAnomalyConfig
 
 
 @pytest.fixture

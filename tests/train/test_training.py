@@ -268,6 +268,14 @@ def test_weights_that_are_not_finite_are_not_saved(data, tmp_path):
         trainer.weights([])
 
 
+def test_full_gpu_is_one_sentence_that_says_what_to_lower(data, tmp_path):
+    def full(images):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(ConfigError, match="the GPU has too little memory for batches of 4; lower --batch-size or --image-size"):
+        train(make_config(batch_size=4), data, tmp_path / "x.pt", augment=full)
+
+
 def test_cuda_without_a_gpu_is_refused():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from snl_train.config import LossConfig, ModelConfig, OptimConfig, SyntheticAnomalyConfig, TrainConfig, preset_config
+from snl_train.config import LossConfig, ModelConfig, OptimConfig, TrainConfig, preset_config
+from snl_train.synthetic_anomaly_config import SyntheticAnomalyConfig
 from snl_train.trainer import Trainer
 
 _WAITING = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2", "unique_dim", "bincount", "item"}

@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from snl_calibration.calibrate import append_decisions
+from snl_calibration.appending import append_decisions
 from snl_runtime.backends.tensorrt import builder as engine_builder
 from snl_runtime.backends.tensorrt.builder import rebuild_engine
 from snl_runtime.backends.tensorrt.library import load_library

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snl_runtime.errors import ConfigError, ManifestError
-from snl_runtime.images.views import Views, score_views, tile_views, whole_view
+from snl_runtime.images.views import Tiles, Views, choose_tiles, score_views, tile_views, whole_view
 from snl_runtime.model.manifest import TileGrid
 
 SIDES = st.integers(1, 70)
@@ -151,3 +151,18 @@ def test_stored_grid_gives_the_same_views_again_and_no_other(height, width, tile
     other = TileGrid(tile_px=tile_px, overlap_px=min(overlap_px, tile_px - 1), map_hw=views.map_hw, count=views.count + 1)
     with pytest.raises(ManifestError, match="tiles"):
         other.views((64, 64))
+
+
+@pytest.mark.parametrize(
+    ("trained", "tile_px", "overlap_px", "chosen"),
+    [
+        (None, None, None, None),
+        (None, 256, None, (256, 32)),
+        ((256, 48), None, None, (256, 48)),
+        ((256, 48), 512, None, (512, 48)),
+        ((256, 48), None, 0, (256, 0)),
+        ((256, 48), 0, 16, None),
+    ],
+)
+def test_tiles_are_those_of_the_training_where_no_others_are_asked_for(trained, tile_px, overlap_px, chosen):
+    assert choose_tiles(None if trained is None else Tiles(*trained), tile_px=tile_px, overlap_px=overlap_px) == chosen
