@@ -175,7 +175,8 @@ def scored_frame(fixtures, summary, anomaly_map=None):
 
 def make_book(decisions, normalizations):
     """A book of decisions as of an opened file, without the file."""
-    manifest = SimpleNamespace(decisions=list(decisions.values()), decisions_for=lambda sha256: decisions, products_without_room=lambda sha256: [])
+    nothing = {"products_without_room": lambda sha256: [], "products_on_tiles": lambda sha256: []}
+    manifest = SimpleNamespace(decisions=list(decisions.values()), decisions_for=lambda sha256: decisions, **nothing)
     return DecisionBook(manifest, "a" * 64, normalizations)
 
 
