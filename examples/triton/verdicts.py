@@ -20,6 +20,7 @@ import numpy.typing as npt
 import tritonclient.grpc as triton
 
 from snl_runtime import InferenceError, SnlDetector, Verdict
+from snl_runtime.backends.base import store_outputs
 from snl_runtime.files import sha256_file
 
 
@@ -52,8 +53,9 @@ class TritonBackend:
         tensor.set_data_from_numpy(image)
         with _as_inference_errors():
             answer = self._client.infer(self._model, [tensor], model_version=self._version, client_timeout=self._deadline_s)
-            anomaly_map[...] = answer.as_numpy("anomaly_map")
-            anomaly_score[...] = answer.as_numpy("anomaly_score").reshape(-1)
+        outputs = {name: np.asarray(answer.as_numpy(name)) for name in ("anomaly_map", "anomaly_score")}
+        outputs["anomaly_score"] = outputs["anomaly_score"].reshape(-1)  # (N, 1) on the wire
+        store_outputs(self.name, outputs, anomaly_map, anomaly_score)  # never one answer for several frames
 
     def close(self) -> None:
         """Close the connection."""
