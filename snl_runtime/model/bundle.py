@@ -54,6 +54,20 @@ class ModelBundle:
         graph = {} if self.manifest is None else self.manifest.graph
         return golden_tolerance(graph, None if self.engine is None else self.engine.precision)
 
+    def network_hw(self, input_shape: tuple[int | None, int, int, int]) -> tuple[int, int]:
+        """Return the size of the network's input, which a backend found in the graph and the manifest must confirm.
+
+        Raises:
+            ManifestError: If it says another one.
+        """
+        size_hw = (input_shape[1], input_shape[2])
+        stated = None if self.manifest is None else self.manifest.size_hw
+        if stated is not None and stated != size_hw:
+            raise ManifestError(
+                f"{self.path.name} takes {size_hw[0]}x{size_hw[1]} images, its manifest says {stated[0]}x{stated[1]}; export it again"
+            )
+        return size_hw
+
 
 def open_bundle(model_path: str | os.PathLike[str], *, public_key: PublicKey | None = None) -> ModelBundle:
     """Return a model with its manifest and golden samples, found beside it by name and checked by hash.
