@@ -113,7 +113,8 @@ def _renewed(chosen: HistoryEntry, current: Decision | None, model_path: Path, o
             raise ManifestError(f"{path} is missing or is not the {kind_of(file)} of decision {chosen.number}; copy it back beside the model")
     renewed = require_not_lenient(decision, current, [], options)
     change = renewed.change or DecisionChange(written_at="", written_by="")
-    return dataclasses.replace(renewed, change=dataclasses.replace(change, reverted_to=chosen.number))
+    kept_from = None if decision.change is None else decision.change.kept_from
+    return dataclasses.replace(renewed, change=dataclasses.replace(change, reverted_to=chosen.number, kept_from=kept_from))
 
 
 def _chosen(entries: list[HistoryEntry], model_path: Path, product: str | None, number: int | None) -> HistoryEntry:

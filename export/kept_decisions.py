@@ -131,5 +131,6 @@ def _scored(scorer: Scorer, image: Image) -> tuple[float, AnomalyMap]:
 
 def _renewed(decision: Decision, sha256: str) -> Decision:
     written_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    change = DecisionChange(written_at=written_at, written_by=default_author(), kept_from=decision.model_sha256)
+    fitted_on = (None if decision.change is None else decision.change.kept_from) or decision.model_sha256
+    change = DecisionChange(written_at=written_at, written_by=default_author(), kept_from=fitted_on)
     return dataclasses.replace(decision, model_sha256=sha256, change=change)

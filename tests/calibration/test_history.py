@@ -15,7 +15,7 @@ from snl_calibration.options import CalibrationOptions
 from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.errors import CalibrationRefusedError, ConfigError, ManifestError, SinkError
 from snl_runtime.files import sha256_file
-from snl_runtime.model.manifest import EngineEntry, ParityReport, TileGrid, read_manifest, update_manifest
+from snl_runtime.model.manifest import DecisionChange, EngineEntry, ParityReport, TileGrid, read_manifest, update_manifest
 from snl_runtime.model.signing import sign_manifest
 from snl_runtime.types import Verdict
 
@@ -82,6 +82,14 @@ def test_a_second_revert_goes_back_to_what_was_before_the_first(fitted):
     for _ in range(2):
         revert(fitted.model, CalibrationOptions(max_loosening=0.2))
     assert [decision.change and decision.change.reverted_to for decision in fitted.manifest().decisions] == [None, None, 1, 2]
+
+
+def test_a_revert_to_a_decision_that_was_kept_still_says_what_it_was_fitted_on(fitted):
+    kept = DecisionChange(written_at="2026-01-01T00:00:00+00:00", written_by="Ada", kept_from="1" * 64)
+    newest = fitted.manifest().decisions[1]
+    append_decisions(fitted.model, [(dataclasses.replace(newest, change=kept), ()), (newest, ())])
+    assert revert(fitted.model, CalibrationOptions()).decision.change.kept_from == "1" * 64
+    assert "kept from file 111111111111" in describe_history(read_history(fitted.model)).splitlines()[-1]
 
 
 def test_a_number_that_does_not_exist_is_refused(fitted):

@@ -15,7 +15,7 @@ from snl_export.kept_decisions import KeptDecisions, keep_decisions  # noqa: E40
 from snl_export.publishing import keeping_history  # noqa: E402
 from snl_runtime.errors import ConfigError  # noqa: E402
 from snl_runtime.files import sha256_file  # noqa: E402
-from snl_runtime.model.manifest import Manifest, NormalizationFile, ReferenceSample, TileGrid, read_manifest, update_manifest  # noqa: E402
+from snl_runtime.model.manifest import DecisionChange, Manifest, NormalizationFile, ReferenceSample, TileGrid, read_manifest, update_manifest  # noqa: E402
 from snl_runtime.scorer import Scorer  # noqa: E402
 from snl_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint  # noqa: E402
 from snl_train.config import ModelConfig, ScoreConfig, TrainConfig  # noqa: E402
@@ -156,6 +156,13 @@ def test_difference_counts_by_the_threshold_whatever_the_precision(
         assert decision.pass_threshold <= threshold - guarded, "what scored above the threshold and fell by that does not pass"
         assert decision.floor >= threshold / 2 + guarded
         assert decision.reference == reference
+
+
+def test_decision_that_is_kept_twice_names_the_file_that_it_was_fitted_on(base: Path, far: Path):
+    earlier = read_manifest(base.with_suffix(".json"))
+    once = DecisionChange(written_at="2026-01-01T00:00:00+00:00", written_by="Ada", kept_from="1" * 64)
+    kept = compared(base, far, dataclasses.replace(earlier, decisions=[dataclasses.replace(earlier.decisions[0], change=once), earlier.decisions[1]]))
+    assert [decision.change.kept_from for decision in kept.decisions] == ["1" * 64, earlier.model_sha256]
 
 
 def test_kept_decisions_come_behind_the_history(base: Path, far: Path):
