@@ -40,10 +40,10 @@ class KeptDecisions:
 
     @property
     def notes(self) -> list[str]:
-        """One sentence for each product, and one on parts whose product nobody names, where some are kept and some are not."""
+        """One sentence for each product, and one on parts whose product nobody names where some are kept and some are not."""
         kept = [f"{decision.product}: the decision holds, its anomaly maps are the same" for decision in self.decisions]
         refused = [f"{product}: the decision does not hold, {why}: calibrate again" for product, why in sorted(self.refused.items())]
-        unnamed = f"until then name the product of each part: one without is judged as if it were no {' and no '.join(sorted(self.refused))}"
+        unnamed = "until then name the product of each part: one without is ERROR"
         return [*kept, *refused, *([unnamed] if kept and refused else [])]
 
 

@@ -121,7 +121,6 @@ class DecisionBook:
         self._manifest = manifest
         self._accepted = frozenset({sha256})
         self._without_room = [] if manifest is None else manifest.products_without_room(sha256)
-        self._on_tiles = [] if manifest is None else manifest.products_on_tiles(sha256)
         self.decisions: dict[str, Decision] = {} if manifest is None else dict(manifest.decisions_for(sha256))
         """Newest decision per product that holds for this file."""
         self._factors = {product: normalization_of(decision, normalizations or {}) for product, decision in self.decisions.items()}
@@ -181,9 +180,10 @@ class DecisionBook:
             reason = f"the thresholds of product {name!r} leave no room for the guard band of this engine; run snl-calibrate on the engine"
             return error("guard_band_too_wide", reason)
         if product is None:
-            if self._on_tiles and self.decisions:  # the strictest of the others is no rule for it
-                reason = f"this engine inherits no decision on tiles, on which product {self._on_tiles[0]!r} is inspected"
-                return error("no_threshold_for_engine", f"{reason}; {NAME_THE_PRODUCT}, or run snl-calibrate on the engine")
+            missing = sorted(fitted - set(self.decisions))
+            if missing and self.decisions:  # the strictest of the others is no rule for it
+                reason = f"product {missing[0]!r} was calibrated on another file and not on this one"
+                return error("no_threshold_for_engine", f"{reason}; {NAME_THE_PRODUCT}, or run snl-calibrate on this file")
             if self.decisions:
                 return None
             if fitted:

@@ -184,7 +184,7 @@ def test_product_that_is_not_inspected_as_its_golden_samples_show_it_is_refused(
     assert [decision.product for decision in kept.decisions] == ["nut"]
     assert kept.refused["bolt"].startswith("it looks at a region of interest")
     assert kept.refused["ring"].startswith("there is no golden sample")
-    assert kept.notes[-1] == "until then name the product of each part: one without is judged as if it were no bolt and no cap and no ring"
+    assert kept.notes[-1] == "until then name the product of each part: one without is ERROR"
     assert kept.refused["cap"] == f"it looks at tiles of {SIZE_PX} px, and the golden samples show whole frames"
 
 

@@ -175,8 +175,7 @@ def scored_frame(fixtures, summary, anomaly_map=None):
 
 def make_book(decisions, normalizations):
     """A book of decisions as of an opened file, without the file."""
-    nothing = {"products_without_room": lambda sha256: [], "products_on_tiles": lambda sha256: []}
-    manifest = SimpleNamespace(decisions=list(decisions.values()), decisions_for=lambda sha256: decisions, **nothing)
+    manifest = SimpleNamespace(decisions=list(decisions.values()), decisions_for=lambda sha256: decisions, products_without_room=lambda sha256: [])
     return DecisionBook(manifest, "a" * 64, normalizations)
 
 
@@ -248,7 +247,7 @@ def test_decisions_of_another_file_need_no_normalization_map(write_model, fixtur
     for path in model.parent.glob("*.normalization.*"):
         path.unlink()
     with SnlDetector(model) as detector:
-        assert detector.detect(fixtures.good_frame(1)).verdict is Verdict.PASS
+        assert detector.detect(fixtures.good_frame(1), product="bottle").verdict is Verdict.PASS
 
 
 def test_normalization_maps_are_opened_for_each_product(write_model):
