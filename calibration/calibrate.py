@@ -26,7 +26,7 @@ from snl_runtime.verdict.frame_checks import MIN_DEVIATION, FrameStatistics, che
 from .appending import append_decisions
 from .evidence import BadPart, Detection, Hardest, collect_from_bad_images, collect_from_synthetic_defects, find_bad_parts, require_detection
 from .ignore_mask import fit_ignore_mask
-from .leniency import find_must_reject, find_passing, require_not_lenient
+from .leniency import decision_before, find_must_reject, find_passing, require_not_lenient
 from .normalization import NormalizationFit, check_normalization_sample, fit_product_normalization, note_on_normalization
 from .options import CalibrationOptions
 from .outliers import find_accepted, find_outliers
@@ -172,8 +172,8 @@ def _fit_product(
     try:
         decision = _decide(scorer, manifest, record, bad_parts, options)
         passing = find_passing(must_reject, record.sample, _passes(scorer, record, decision, options))
-        current = manifest.decisions_for(scorer.bundle.sha256).get(record.sample.product)
-        decision = require_not_lenient(decision, current, passing, options)
+        before = decision_before(manifest, scorer.bundle.sha256, record.sample.product)
+        decision = require_not_lenient(decision, before, passing, options)
     except CalibrationRefusedError as refusal:
         return record.result(refusal=str(refusal))
     return record.result(decision=decision)

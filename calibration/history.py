@@ -11,7 +11,7 @@ from snl_runtime.model.manifest import Decision, DecisionChange, Manifest, manif
 from snl_runtime.model.normalization_files import kind_of
 from snl_runtime.verdict.decision import parse_time
 
-from .leniency import require_not_lenient
+from .leniency import decision_before, require_not_lenient
 from .options import CalibrationOptions
 
 
@@ -23,7 +23,7 @@ class HistoryEntry:
         number: Its place, counted from 1, oldest first; it never changes.
         decision: The decision.
         belongs: Whether it was fitted on the file that was asked about.
-        is_current: Whether it is the one that holds for that file and its product now.
+        is_current: Whether it is the one that holds for that file and its product now; none is where an engine inherits its model's, or lacks one.
     """
 
     number: int
@@ -95,8 +95,7 @@ def revert(model_path: Path, options: CalibrationOptions, number: int | None = N
     def change(manifest: Manifest) -> Manifest:
         entries = _entries(manifest, sha256)
         chosen = _chosen(entries, model_path, options.product, number)
-        current = manifest.decisions_for(sha256).get(chosen.decision.product)
-        renewed = _renewed(chosen, current, model_path, options)
+        renewed = _renewed(chosen, decision_before(manifest, sha256, chosen.decision.product), model_path, options)
         written.append(HistoryEntry(number=len(entries) + 1, decision=renewed, belongs=True, is_current=True))
         return manifest.with_decision(renewed)
 
@@ -114,7 +113,8 @@ def _renewed(chosen: HistoryEntry, current: Decision | None, model_path: Path, o
             raise ManifestError(f"{path} is missing or is not the {kind_of(file)} of decision {chosen.number}; copy it back beside the model")
     renewed = require_not_lenient(decision, current, [], options)
     change = renewed.change or DecisionChange(written_at="", written_by="")
-    return dataclasses.replace(renewed, change=dataclasses.replace(change, reverted_to=chosen.number))
+    kept_from = None if decision.change is None else decision.change.kept_from
+    return dataclasses.replace(renewed, change=dataclasses.replace(change, reverted_to=chosen.number, kept_from=kept_from))
 
 
 def _chosen(entries: list[HistoryEntry], model_path: Path, product: str | None, number: int | None) -> HistoryEntry:
@@ -133,19 +133,20 @@ def _chosen(entries: list[HistoryEntry], model_path: Path, product: str | None, 
     products = sorted({entry.decision.product for entry in own})
     if len(products) > 1:
         raise ConfigError(f"--revert: which product? {model_path.name} has decisions for {', '.join(products)}; say --product NAME")
-    if len(own) < 2:
+    earlier = [entry for entry in own if not entry.is_current]
+    if not earlier:
         raise ConfigError(f"--revert: {model_path.name} has no earlier decision{'' if product is None else f' for {product!r}'}; see --list-history")
-    return own[-2]
+    return earlier[-1]
 
 
 def _entries(manifest: Manifest, sha256: str) -> list[HistoryEntry]:
-    newest = {decision.product: index for index, decision in enumerate(manifest.decisions) if decision.model_sha256 == sha256}
+    holding = manifest.decisions_for(sha256)
     return [
         HistoryEntry(
             number=index + 1,
             decision=decision,
             belongs=decision.model_sha256 == sha256,
-            is_current=newest.get(decision.product) == index,
+            is_current=holding.get(decision.product) is decision,
         )
         for index, decision in enumerate(manifest.decisions)
     ]

@@ -9,7 +9,7 @@ from pathlib import Path
 from snl_runtime.errors import CalibrationRefusedError, DataError
 from snl_runtime.images.files import pixel_sha256, read_image
 from snl_runtime.images.listing import Listing, list_images
-from snl_runtime.model.manifest import Decision, DecisionChange
+from snl_runtime.model.manifest import Decision, DecisionChange, Manifest
 from snl_runtime.types import Image
 
 from .options import CalibrationOptions
@@ -57,12 +57,21 @@ def find_passing(paths: Sequence[Path], sample: ProductSample, passes: Passes) -
     return passing
 
 
+def decision_before(manifest: Manifest, sha256: str, product: str) -> Decision | None:
+    """Return what a new decision is compared with: the one that holds for the file of this hash, else the newest that was fitted on it.
+
+    None holds for an engine where its model is judged by a newer decision that it does not inherit.
+    """
+    own = [decision for decision in manifest.decisions if (decision.model_sha256, decision.product) == (sha256, product)]
+    return manifest.decisions_for(sha256).get(product, own[-1] if own else None)
+
+
 def require_not_lenient(decision: Decision, current: Decision | None, passing: Sequence[str], options: CalibrationOptions) -> Decision:
     """Return the decision with who wrote it, if it is no more lenient than the one before or a person accepts that it is.
 
     Args:
         decision: The new one.
-        current: What holds for the file and product now; None if nothing does, and then only ``passing`` counts.
+        current: As :func:`decision_before` gives it; None for the first one of a file, and then only ``passing`` counts.
         passing: Images that must not pass and do.
         options: Margin and acceptance.
 

@@ -141,8 +141,7 @@ def export_bundle(
         kept = KeptDecisions()
         if options.keep_decisions:
             on_stage("compare the file with the one that it replaces")
-            tolerance = draft.graph["golden_tolerance"]
-            kept = keep_decisions(checkpoint, earlier, model_path, export.path, precision=options.precision, tolerance=tolerance)
+            kept = keep_decisions(checkpoint, earlier, model_path, export.path, precision=options.precision)
             draft = replace(draft, decisions=[*draft.decisions, *kept.decisions])
         on_stage("put the files in place")
         staged = [export.path, golden_path(export.path)]

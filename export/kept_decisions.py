@@ -1,6 +1,7 @@
-"""Decisions of a model that products were added to: kept for products whose anomaly maps are found to be the same, refused by name for others."""
+"""Decisions of a model that products were added to: kept for the products whose scores are found to be the same, refused by name for the others."""
 
 import dataclasses
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -11,6 +12,8 @@ import numpy as np
 from snl_calibration.leniency import default_author
 from snl_calibration.synthetic_defects import DEFECT_KINDS, add_defect
 from snl_runtime.errors import ConfigError
+from snl_runtime.model.golden import TOLERANCES
+from snl_runtime.model.guard_band import tightened
 from snl_runtime.model.manifest import Decision, DecisionChange, Manifest
 from snl_runtime.scorer import Scorer
 from snl_runtime.types import AnomalyMap, Image
@@ -18,6 +21,9 @@ from snl_train.checkpoint import Checkpoint
 
 _SEEDS = 4
 """Synthetic defects of each kind on each golden sample."""
+_SAME = TOLERANCES["fp32"]
+"""Largest difference of judged maps that are the same, as a share of the pass threshold."""
+_TINY = sys.float_info.min
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,21 +40,22 @@ class KeptDecisions:
 
     @property
     def notes(self) -> list[str]:
-        """One sentence for each product."""
-        kept = [
-            f"{decision.product}: the decision holds, its anomaly maps of golden samples and synthetic defects are the same"
-            for decision in self.decisions
-        ]
-        return [*kept, *(f"{product}: the decision does not hold, {why}: calibrate again" for product, why in sorted(self.refused.items()))]
+        """One sentence for each product, and one on parts whose product nobody names where some are kept and some are not."""
+        kept = [f"{decision.product}: the decision holds, its anomaly maps are the same" for decision in self.decisions]
+        refused = [f"{product}: the decision does not hold, {why}: calibrate again" for product, why in sorted(self.refused.items())]
+        unnamed = "until then name the product of each part: one without is ERROR"
+        return [*kept, *refused, *([unnamed] if kept and refused else [])]
 
 
-def keep_decisions(
-    checkpoint: Checkpoint, earlier: Manifest | None, earlier_path: Path, new_path: Path, *, precision: str, tolerance: float
-) -> KeptDecisions:
+def keep_decisions(checkpoint: Checkpoint, earlier: Manifest | None, earlier_path: Path, new_path: Path, *, precision: str) -> KeptDecisions:
     """Compare the anomaly maps of the replaced file and the new one, product by product, and keep the decisions of those whose maps are the same.
 
     Looked at are the golden samples of the product and synthetic defects on them: with more centers a defect may score lower where good parts score
     as before. Evidence, and no proof for every defect: that is why decisions are kept only where a person asks for it.
+
+    Same means: as near as two machines come in fp32, whatever the precision, because one backend here computes both files; in units of the pass
+    threshold, under the largest value of a normalization map. What difference is left is a guard band of the thresholds, as for an engine, so that
+    nothing that was looked at passes and did not.
 
     Args:
         checkpoint: What is exported.
@@ -56,28 +63,38 @@ def keep_decisions(
         earlier_path: That file.
         new_path: The new file with its manifest beside it.
         precision: Of the new file.
-        tolerance: Largest difference of two maps that are the same, as a share of the larger map's highest value.
 
     Raises:
         ConfigError: If there is nothing to keep, or the new file is not the earlier one with products added, in the same precision.
     """
     current = _current_decisions(checkpoint, earlier, earlier_path, precision)
+    trained_px = checkpoint.config.data.tile_px
     kept = KeptDecisions()
     with Scorer(earlier_path) as before, Scorer(new_path) as after:
         for product, decision in current.items():
             images = [image for image, name in zip(checkpoint.golden_images, checkpoint.golden_classes, strict=True) if name == product]
-            difference = max((_difference(before, after, image) for golden in images for image in _probes(golden)), default=None)
-            if decision.roi_xyxy is not None:
-                kept.refused[product] = "it looks at a region of interest, and the golden samples show whole frames"
-            elif (None if decision.tiles is None else decision.tiles.tile_px) != checkpoint.config.data.tile_px:
-                kept.refused[product] = "its frames are seen in other tiles than those of the training, which the golden samples show"
-            elif difference is None:
-                kept.refused[product] = "there is no golden sample of it to compare"
-            elif not difference <= tolerance:
-                kept.refused[product] = f"its anomaly maps differ by up to {100 * difference:.2g} % of their highest value"
-            else:
-                kept.decisions.append(_renewed(decision, after.bundle.sha256))
+            why = _unlike_golden(decision, trained_px) or ("" if images else "there is no golden sample of it to compare")
+            largest = 0.0 if why else max(_difference(before, after, image) for golden in images for image in _probes(golden))
+            judged = largest * (1.0 if decision.normalization is None else decision.normalization.highest)
+            if not why and not judged <= _SAME * decision.pass_threshold:
+                why = f"its anomaly maps differ by up to {100 * judged / max(decision.pass_threshold, _TINY):.2g} % of the pass threshold"
+            own = None if why else tightened(decision, guard_band=largest, map_max_abs=largest)
+            if own is None:
+                kept.refused[product] = why or "its thresholds leave no room for the difference of the anomaly maps"
+            else:  # nearer than the parts of the sample are to each other, so the drift of the line is still measured against them
+                kept.decisions.append(_renewed(dataclasses.replace(own, reference=decision.reference), after.bundle.sha256))
     return kept
+
+
+def _unlike_golden(decision: Decision, trained_px: int | None) -> str:
+    """Return why a product is not inspected as its golden samples show it; empty if it is."""
+    if decision.roi_xyxy is not None:
+        return "it looks at a region of interest, and the golden samples show whole frames"
+    own_px = None if decision.tiles is None else decision.tiles.tile_px
+    if own_px != trained_px:
+        seen, shown = (f"tiles of {side} px" if side else "whole frames" for side in (own_px, trained_px))
+        return f"it looks at {seen}, and the golden samples show {shown}"
+    return ""
 
 
 def _current_decisions(checkpoint: Checkpoint, earlier: Manifest | None, earlier_path: Path, precision: str) -> Mapping[str, Decision]:
@@ -102,17 +119,18 @@ def _probes(golden: Image) -> Iterator[Image]:
 
 
 def _difference(before: Scorer, after: Scorer, image: Image) -> float:
-    first, second = _map(before, image), _map(after, image)
-    return float(np.abs(first - second).max() / max(first.max(), second.max(), np.finfo(np.float32).tiny))
+    """Return the largest difference of score or map."""
+    (score, anomaly_map), (new_score, new_map) = (_scored(scorer, image) for scorer in (before, after))
+    return max(abs(score - new_score), float(np.abs(anomaly_map - new_map).max()))
 
 
-def _map(scorer: Scorer, image: Image) -> AnomalyMap:
-    _, maps = scorer.score_inputs(image[None])
-    one: AnomalyMap = maps[0]
-    return one
+def _scored(scorer: Scorer, image: Image) -> tuple[float, AnomalyMap]:
+    scores, maps = scorer.score_inputs(image[None])  # finite, or it raises
+    return float(scores[0]), maps[0]
 
 
 def _renewed(decision: Decision, sha256: str) -> Decision:
     written_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    change = DecisionChange(written_at=written_at, written_by=default_author(), kept_from=decision.model_sha256)
+    fitted_on = (None if decision.change is None else decision.change.kept_from) or decision.model_sha256
+    change = DecisionChange(written_at=written_at, written_by=default_author(), kept_from=fitted_on)
     return dataclasses.replace(decision, model_sha256=sha256, change=change)

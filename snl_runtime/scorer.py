@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from snl_runtime.backends import open_backend
 from snl_runtime.backends.base import Backend
-from snl_runtime.errors import BackendError, BackendTimeoutError, FrameError, GoldenSampleError, InferenceError, ManifestError
+from snl_runtime.errors import BackendError, BackendTimeoutError, FrameError, GoldenSampleError, InferenceError
 from snl_runtime.gpu.path import ChooseVisualizations, DevicePath, map_of, offers_context, open_device_path
 from snl_runtime.images.preprocess import InputSpec, prepare
 from snl_runtime.images.views import Views, score_frames, whole_view
 from snl_runtime.model.bundle import ModelBundle, open_bundle
-from snl_runtime.model.golden import GoldenSamples, check_golden, golden_path, side_by_side
+from snl_runtime.model.golden import GoldenSamples, check_golden, check_golden_batch, golden_path
 from snl_runtime.model.map_factors import MapFactors
 from snl_runtime.model.signing import PublicKey
 from snl_runtime.types import AnomalyMap, ColorOrder, DetectorState, Image, StageTimings
@@ -87,6 +87,7 @@ class Scorer:
         self._device_path: DevicePath | None = None
         self._device_failures = 0
         self._golden_difference: float | None = None
+        self._batches_agree: bool | None = None
         with contextlib.ExitStack() as opened:
             if backend is not None and not isinstance(backend, str):
                 opened.callback(backend.close)
@@ -97,7 +98,7 @@ class Scorer:
                 backend = self._reopen()
                 opened.callback(backend.close)
             self.backend: Backend = backend
-            self.size_hw: tuple[int, int] = _network_size(self.bundle, backend.input_shape)
+            self.size_hw: tuple[int, int] = self.bundle.network_hw(backend.input_shape)
             opened.callback(self._close_device_path)
             self._device_path = open_device_path(backend, self.size_hw)
             if golden_check:
@@ -190,14 +191,13 @@ class Scorer:
         if self.is_on_device and tiles is None:
             seen = self.inspect(image, color, roi_xyxy, threshold=math.nan, keep_map=True)
             score, anomaly_map, statistics = seen.map.score, map_of(seen), seen.statistics
-            self._require_usable(score, anomaly_map, "the frame")
         else:
             views = tiles or whole_view(self.size_hw)
             part = prepare(image, color, InputSpec(size_hw=views.map_hw, roi_xyxy=roi_xyxy))
             statistics = frame_statistics(part)
             prepared_s = time.perf_counter()
             ((score, anomaly_map),) = self.infer_frames([(part, views)])
-            self._require_usable(score, anomaly_map, "the frame")
+        self._require_usable(score, anomaly_map, "the frame")
         scored_s = time.perf_counter()
         timings = StageTimings(
             preprocess_ms=(prepared_s - started_s) * 1e3, infer_ms=(scored_s - prepared_s) * 1e3, total_ms=(scored_s - started_s) * 1e3
@@ -239,14 +239,6 @@ class Scorer:
         self._device_failures = 0
         return inspection
 
-    def prepare(self, image: object, color: ColorOrder = "bgr", roi_xyxy: tuple[int, int, int, int] | None = None) -> Image:
-        """Return the network input, (H, W, 3) uint8 RGB; safe to call from any thread.
-
-        Raises:
-            FrameError: If the frame cannot be used.
-        """
-        return prepare(image, color, InputSpec(size_hw=self.size_hw, roi_xyxy=roi_xyxy))
-
     def score_inputs(self, images: npt.NDArray[np.uint8]) -> tuple[Scores, Maps]:
         """Score prepared images.
 
@@ -267,10 +259,20 @@ class Scorer:
     def infer_frames(self, seen: Sequence[tuple[Image, Views]]) -> list[tuple[float, AnomalyMap]]:
         """Return raw score and map of each frame seen in views, unchecked, in the batches that the backend takes; see ``score_frames``.
 
+        Before the first batch the golden samples are scored in one; where they differ, or that fails, views are scored one at a time from then on.
+
         Raises:
+            GoldenSampleError: If they differ one at a time, too.
             InferenceError: If the backend fails.
         """
-        return score_frames(seen, self.infer, batch_size=self.batch_size)
+        if self.golden_checked and self.images_due(sum(views.count for _, views in seen)):
+            self._check_first_batch()
+        return score_frames(seen, self.infer, batch_size=self.batch_size if self._batches_agree else 1)
+
+    def images_due(self, count: int) -> int:
+        """Return how many golden samples are scored before this many views are: all after a failure, and those of a batch before the first batch."""
+        is_first_batch = self._batches_agree is None and count > 1 and self.batch_size > 1
+        return (0 if self.golden_checked else self.golden_count) + (max(self.golden_count, self.batch_size) if is_first_batch else 0)
 
     def infer(self, images: npt.NDArray[np.uint8]) -> tuple[Scores, Maps]:
         """Return raw outputs, unchecked: what the backend did not write is NaN.
@@ -307,6 +309,7 @@ class Scorer:
         """
         if self._state is DetectorState.READY:
             self._state = DetectorState.UNCHECKED
+        self._batches_agree = self._batches_agree and None  # what was found to differ is not tried again
         manifest, golden = self.bundle.manifest, self.bundle.golden
         if golden is None:
             path = golden_path(self.bundle.path)
@@ -340,15 +343,25 @@ class Scorer:
         try:
             self._golden_difference = check_golden(golden, self.score_inputs, self.bundle.golden_tolerance)
             if self.bundle.has_tiles:
-                check_golden(side_by_side(golden), self._score_side_by_side, self.bundle.golden_tolerance)
+                self._compare_batch(golden)
         except GoldenSampleError as mismatch:
             self._golden_difference = mismatch.difference
             raise
 
-    def _score_side_by_side(self, images: npt.NDArray[np.uint8]) -> tuple[Scores, Maps]:
-        """Score frames of several golden samples side by side on the way that tiles take: cut, in batches, merged."""
-        answers = self.infer_frames([(image, Views(map_hw=(image.shape[0], image.shape[1]), view_hw=self.size_hw)) for image in images])
-        return np.array([score for score, _ in answers], np.float32), np.stack([anomaly_map for _, anomaly_map in answers])
+    def _compare_batch(self, golden: GoldenSamples) -> None:
+        is_refused = self._batches_agree is False
+        check_golden_batch(golden, self.infer, self.bundle.golden_tolerance, batch_size=1 if is_refused else self.batch_size)
+        self._batches_agree = not is_refused
+
+    def _check_first_batch(self) -> None:
+        try:
+            if self.bundle.golden is not None:
+                self._compare_batch(self.bundle.golden)
+        except (GoldenSampleError, InferenceError) as fault:
+            logger.warning("images are scored one at a time from now on: %s", fault)
+            self._batches_agree = False
+            self.distrust_backend()
+            self.recover()
 
     def _require_usable(self, score: float, anomaly_map: AnomalyMap, what: str) -> None:
         fault = check_output(score, anomaly_map)
@@ -380,11 +393,3 @@ class Scorer:
         path, self._device_path = self._device_path, None
         if path is not None:
             path.close()
-
-
-def _network_size(bundle: ModelBundle, input_shape: tuple[int | None, int, int, int]) -> tuple[int, int]:
-    size_hw = (input_shape[1], input_shape[2])
-    stated = None if bundle.manifest is None else bundle.manifest.size_hw
-    if stated is not None and stated != size_hw:
-        raise ManifestError(f"{bundle.path.name} takes {size_hw[0]}x{size_hw[1]} images, its manifest says {stated[0]}x{stated[1]}; export it again")
-    return size_hw

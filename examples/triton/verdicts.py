@@ -52,8 +52,11 @@ class TritonBackend:
         tensor.set_data_from_numpy(image)
         with _as_inference_errors():
             answer = self._client.infer(self._model, [tensor], model_version=self._version, client_timeout=self._deadline_s)
-            anomaly_map[...] = answer.as_numpy("anomaly_map")
-            anomaly_score[...] = answer.as_numpy("anomaly_score").reshape(-1)
+            for name, target in (("anomaly_map", anomaly_map), ("anomaly_score", anomaly_score)):
+                values = answer.as_numpy(name)
+                if values is None or values.size != target.size:  # NumPy would spread one answer over all frames
+                    raise ValueError(f"{name} is {None if values is None else values.shape}, expected {target.shape}")
+                target[...] = values.reshape(target.shape)  # a score is (N, 1) on the wire
 
     def close(self) -> None:
         """Close the connection."""

@@ -68,6 +68,10 @@ def _print(product: "ProductComparison") -> None:
     print(f"  passed and are refused now: {_allowance(product.refused)}")
     print(f"  were refused and pass now: {_allowance(product.passed)}")
     print(f"  became ERROR: {product.new_errors}; were ERROR and pass now: {product.lost_errors}; not compared: {product.not_compared}")
+    if any(product.ignored):
+        before, now = (f"{100 * share:.3g} %" for share in product.ignored)
+        is_within = product.ignored[1] <= product.ignored[0]
+        print(f"  not judged (ignore mask): {before} of the inspected part before, {now} now: {'within' if is_within else 'BEYOND'}")
     shown = ", ".join(f"{percent} % {value:+.4f}" for percent, value in product.score_changes.items())
     print(f"  change of score / threshold, percentiles: {shown or 'none was scored twice'}")
 

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from snl_runtime.errors import ConfigError
 
 
-def checked_frames(images: object) -> Sequence[object]:
-    """Return the frames of a batch, which are a list or another sequence of arrays.
+def checked_frames(images: object) -> list[object]:
+    """Return the frames of a batch, which are a list or another sequence of arrays, in a list that nobody else changes meanwhile.
 
     Raises:
         ConfigError: If it is one array, which could be one frame as well as several, or no sequence.
     """
     if isinstance(images, Sequence) and not isinstance(images, (str, bytes, bytearray, memoryview)):
-        return images
+        return list(images)
     shape = getattr(images, "shape", None)
     got = type(images).__name__ if shape is None else f"one {type(images).__name__} of shape {tuple(shape)}"
     raise ConfigError(f"images must be a list of frames, got {got}; write detect_batch(list(frames)), or detect(frame) for a single one")

@@ -343,7 +343,7 @@ class SnlDetector:
                 raise DetectorClosedError("the detector was closed while a frame was waiting")
             if self._worker.busy:
                 raise BusyError("an earlier call has not come back from the backend; restart the process if it never does")
-            checks = 0 if self._scorer.golden_checked else self._scorer.golden_count
+            checks = self._scorer.images_due(len(asked))
             return self._worker.call(lambda: answer(self._scorer, asked), self._timeout_s * (len(asked) + checks))
         except BackendTimeoutError:
             self._scorer.distrust_backend()

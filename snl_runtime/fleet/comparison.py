@@ -28,6 +28,8 @@ class Promise:
 
     max_frr: float
     confidence: float
+    ignored_share: float = 0.0
+    """Share of the inspected part that it says nothing about, under an ignore mask."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +64,7 @@ class ProductComparison:
         new_errors: Parts with a verdict before and an ERROR now.
         lost_errors: Parts that were an ERROR of the frame before and pass now.
         not_compared: Parts whose earlier ERROR came from the moment (a timeout), not from the frame.
+        ignored: Share of the inspected part that an ignore mask hid before, and now; without a product the least of all, as no more is hidden to all.
         score_changes: Percentiles of the change of the score in units of the threshold, by percentile; empty if nothing was scored twice.
         histogram: Counts of these changes, and the edges of their bins.
     """
@@ -74,13 +77,15 @@ class ProductComparison:
     new_errors: int
     lost_errors: int
     not_compared: int
+    ignored: tuple[float, float]
     score_changes: Mapping[int, float]
     histogram: tuple[tuple[int, ...], tuple[float, ...]]
 
     @property
     def is_within(self) -> bool:
-        """Whether nothing here is beyond what calibration allows; ERRORs that come or go are beyond it, no promise covers them."""
-        return self.refused.is_within and self.passed.is_within and not self.new_errors and not self.lost_errors
+        """Whether nothing here is beyond what calibration allows; ERRORs that come or go, and more that is not judged, are covered by no promise."""
+        is_promised = self.refused.is_within and self.passed.is_within and self.ignored[1] <= self.ignored[0]
+        return is_promised and not self.new_errors and not self.lost_errors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,11 +225,13 @@ def _promises(folder: Path) -> dict[str | None, Promise]:
     """Return the promise of each product; under None that of the strictest of all rules, which refuses at most as many as all of them together."""
     run = read_run(folder) or {}
     found: dict[str | None, Promise] = {
-        name: Promise(max_frr=float(entry["max_frr"]), confidence=float(entry["confidence"])) for name, entry in run.get("decisions", {}).items()
+        name: Promise(max_frr=float(entry["max_frr"]), confidence=float(entry["confidence"]), ignored_share=float(entry.get("ignored_share", 0.0)))
+        for name, entry in run.get("decisions", {}).items()
     }
     if found:
         shares, doubts = [each.max_frr for each in found.values()], [1 - each.confidence for each in found.values()]
-        found[None] = Promise(max_frr=min(1.0, sum(shares)), confidence=max(0.0, 1 - sum(doubts)))
+        ignored = min(each.ignored_share for each in found.values())
+        found[None] = Promise(max_frr=min(1.0, sum(shares)), confidence=max(0.0, 1 - sum(doubts)), ignored_share=ignored)
     return found
 
 
@@ -279,22 +286,24 @@ def _compare_product(
 ) -> ProductComparison:
     old, new = columns.old[chosen], columns.new[chosen]
     counts = collections.Counter(zip(old.tolist(), new.tolist()))
-    refused = sum(counts["PASS", now] for now in _REFUSED)
-    passed = sum(counts[before, "PASS"] for before in _REFUSED)
+    refused = sum(counts["PASS", verdict] for verdict in _REFUSED)
+    passed = sum(counts[verdict, "PASS"] for verdict in _REFUSED)
     both = refused + counts["PASS", "PASS"]
     change = columns.change[chosen]
     change = change[np.isfinite(change)]
     scored = ("PASS", *_REFUSED)
+    before, now = (promise.get(name) for promise in promises)
     bins, edges = np.histogram(change, 40) if change.size else (np.zeros(0, int), np.zeros(0))
     return ProductComparison(
         product=name,
         rows=int(chosen.sum()),
         verdicts=dict(sorted(counts.items())),
-        refused=allow_refused(refused, both, promises[0].get(name), promises[1].get(name)),
-        passed=allow_passed(passed, both, promises[0].get(name)),
-        new_errors=sum(counts[before, now] for before in scored for now in ("ERROR", _MOMENT)),
+        refused=allow_refused(refused, both, before, now),
+        passed=allow_passed(passed, both, before),
+        new_errors=sum(counts[verdict, fault] for verdict in scored for fault in ("ERROR", _MOMENT)),
         lost_errors=counts["ERROR", "PASS"],
-        not_compared=sum(count for (before, _), count in counts.items() if before == _MOMENT),
+        not_compared=sum(count for (was, _), count in counts.items() if was == _MOMENT),
+        ignored=(0.0 if before is None else before.ignored_share, 0.0 if now is None else now.ignored_share),
         score_changes=dict(zip(PERCENTILES, np.percentile(change, PERCENTILES).tolist())) if change.size else {},
         histogram=(tuple(bins.tolist()), tuple(edges.tolist())),
     )

@@ -70,9 +70,17 @@ def _product_section(product: ProductComparison) -> str:
         f"<li>{_sentence('passed before and are refused now', product.refused)}"
         f"<li>{_sentence('were refused before and pass now', product.passed)}"
         f"<li>{product.new_errors} have become an ERROR, {product.lost_errors} were an ERROR and pass now: no promise covers either."
-        f"<li>{product.not_compared} not compared: their earlier ERROR came from the moment.</ul>"
+        f"<li>{product.not_compared} not compared: their earlier ERROR came from the moment.{_ignored(product)}</ul>"
         f"<h3>Change of the score in units of the threshold</h3>{_histogram(product)}<table>{percentiles}</table>"
     )
+
+
+def _ignored(product: ProductComparison) -> str:
+    before, now = product.ignored
+    if not (before or now):
+        return ""
+    shares = f"{100 * before:.3g} % of the inspected part was not judged before, {100 * now:.3g} % is not now: a defect there passes"
+    return f"<li>{shares}; {_answer(now <= before, 'within', 'beyond, no promise covers it')}."
 
 
 def _sentence(what: str, allowance: Allowance) -> str:

@@ -16,7 +16,7 @@ from snl_runtime.errors import BackendError, ConfigError, DataError, SinkError, 
 from snl_runtime.files import exclusive_lock
 from snl_runtime.fleet.archive import Archive, ArchiveRow, is_address, list_archive
 from snl_runtime.fleet.cluster import ray_cluster
-from snl_runtime.fleet.inspector import PartInspector, WorkerSettings
+from snl_runtime.fleet.inspector import PartInspector, WorkerSettings, describe_decisions
 from snl_runtime.fleet.packages import load_package
 from snl_runtime.fleet.results import (
     RESULT_SCHEMA,
@@ -147,8 +147,6 @@ def inspect_archive(
 def _describe_run(config: InspectionConfig) -> dict[str, Any]:
     """Return what must be the same in every run into one folder."""
     bundle = open_bundle(config.model.file)
-    manifest = bundle.manifest
-    decisions = {} if manifest is None else manifest.decisions_for(bundle.sha256)
     return {
         "schema": RESULT_SCHEMA,
         "data": _absolute(config.data),
@@ -159,16 +157,7 @@ def _describe_run(config: InspectionConfig) -> dict[str, Any]:
         "device": config.model.device,
         "threads": _threads(config.model),
         "maps": config.maps,
-        "decisions": {
-            name: {
-                "pass_threshold": decision.pass_threshold,
-                "reject_threshold": decision.reject_threshold,
-                "max_frr": decision.max_frr,
-                "confidence": decision.confidence,
-                "fitted_at": decision.fitted_at,
-            }
-            for name, decision in sorted(decisions.items())
-        },
+        "decisions": describe_decisions(bundle.manifest, bundle.sha256),
     }
 
 
@@ -192,6 +181,7 @@ class _Inspection:
     def __init__(self, config: InspectionConfig, run: Mapping[str, Any], report: ProgressReporter, is_stopped: Callable[[], bool]) -> None:
         self._config = config
         self._out = config.out
+        self._run = run
         self._sha256 = str(run["model_sha256"])
         self._products = list(run["decisions"])
         self._report = report
@@ -251,7 +241,7 @@ class _Inspection:
         sizes = {part.number: len(part.rows) for part in missing}
         total = sum(sizes.values())
         with self._report(total, unit="images", label="inspect") as progress:
-            for number, counts in _answers(ray, missing, summary.workers, self._config, self._sha256):
+            for number, counts in _answers(ray, missing, summary.workers, self._config, self._run):
                 summary.count(counts)
                 summary.judged += sizes[number]
                 progress.advance(sizes[number], **dict(summary.verdicts))
@@ -283,14 +273,17 @@ def _count_workers(ray: Any, config: InspectionConfig) -> int:
     return config.workers or there
 
 
-def _answers(ray: Any, parts: Sequence[Part], workers: int, config: InspectionConfig, sha256: str) -> Iterator[tuple[int, dict[str, int]]]:
+def _answers(ray: Any, parts: Sequence[Part], workers: int, config: InspectionConfig, run: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, int]]]:
     """Yield number and counts of each part as it is written, in any order.
 
     Raises:
         SnlError: The first that a worker could not go on with.
     """
     model = dataclasses.replace(config.model, threads=_threads(config.model), file=str(Path(config.model.file).absolute()))
-    settings = WorkerSettings(model=model, model_sha256=sha256, out=str(config.out.absolute()), maps=config.maps)
+    decisions = json.dumps(run["decisions"])
+    settings = WorkerSettings(
+        model=model, model_sha256=str(run["model_sha256"]), decisions=decisions, out=str(config.out.absolute()), maps=config.maps
+    )
     share = {"num_cpus": 0, "num_gpus": 1} if needs_gpu(config.model) else {"num_cpus": 1}
     try:
         for row in hand_out(parts, PartInspector, settings, workers=workers, share=share):

@@ -22,6 +22,7 @@ from snl_runtime.images.files import decode_frame
 from snl_runtime.images.listing import display_name
 from snl_runtime.line.pipeline import judge_frame
 from snl_runtime.line.records import record_of
+from snl_runtime.model.manifest import Manifest
 from snl_runtime.station.config import ModelConfig
 from snl_runtime.text import redact_credentials
 from snl_runtime.types import Frame
@@ -34,12 +35,14 @@ class WorkerSettings:
     Attributes:
         model: The model; every machine sees it under this name.
         model_sha256: What the driver found there.
+        decisions: Those that the driver found beside it, :func:`describe_decisions` as JSON.
         out: Folder of the results; every machine sees it under this name.
         maps: Whether every row keeps a small anomaly map.
     """
 
     model: ModelConfig
     model_sha256: str
+    decisions: str
     out: str
     maps: bool = False
 
@@ -65,6 +68,22 @@ def open_model(config: ModelConfig, *, keep_maps: bool = False) -> SnlDetector:
     )
 
 
+def describe_decisions(manifest: Manifest | None, sha256: str) -> dict[str, dict[str, Any]]:
+    """Return what tells the decisions that hold for a file from others, by product, with what a comparison asks of them; plain values."""
+    decisions = {} if manifest is None else manifest.decisions_for(sha256)
+    return {
+        name: {
+            "pass_threshold": decision.pass_threshold,
+            "reject_threshold": decision.reject_threshold,
+            "max_frr": decision.max_frr,
+            "confidence": decision.confidence,
+            "ignored_share": 0.0 if decision.ignore_mask is None else decision.ignore_mask.ignored_share,
+            "fitted_at": decision.fitted_at,
+        }
+        for name, decision in sorted(decisions.items())
+    }
+
+
 class PartInspector:
     """Judges parts; Ray keeps one in each worker process and starts it anew where the process died.
 
@@ -84,6 +103,10 @@ class PartInspector:
             if self._detector.model_sha256 != settings.model_sha256:
                 self._detector.close()
                 raise ManifestError(f"{settings.model.file} is another file on a worker than on the driver; copy the model to every machine")
+            if json.dumps(describe_decisions(self._detector.manifest, settings.model_sha256)) != settings.decisions:
+                self._detector.close()
+                has_other = f"{settings.model.file} has other decisions on a worker than this run began with"
+                raise ManifestError(f"{has_other}; copy the manifest to every machine, or begin again with another --out")
         except SnlError as failure:
             self._failure = failure
 

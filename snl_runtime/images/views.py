@@ -15,6 +15,11 @@ from snl_runtime.types import AnomalyMap, Image
 DEFAULT_OVERLAP_PX = 32
 """Overlap of tiles where nobody says one, in frame pixels."""
 
+MAX_SEEN_PX = 1 << 28
+"""Most pixels in all views of a frame, those that several see counted for each: 4096 views of 256 x 256.
+
+More is a mistyped side or overlap, which would take all memory, or minutes for a frame."""
+
 Infer: TypeAlias = Callable[[npt.NDArray[np.uint8]], tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
 """(N, H, W, 3) uint8 RGB -> scores (N,), maps (N, H, W)."""
 
@@ -61,6 +66,11 @@ class Views:
             raise ConfigError(f"views of {self.view_hw} pixels (height, width) do not fit into a part of {self.map_hw}")
         if not 0 <= self.overlap_px < min(self.view_hw):
             raise ConfigError(f"views of {self.view_hw} pixels (height, width) cannot overlap by {self.overlap_px}")
+        count = math.prod(_count(whole, view, self.overlap_px) for whole, view in zip(self.map_hw, self.view_hw))
+        if count * math.prod(self.view_hw) > MAX_SEEN_PX:
+            most = MAX_SEEN_PX // math.prod(self.view_hw)
+            seen = f"a part of {self.map_hw} pixels would be seen in {count} views of {self.view_hw}"
+            raise ConfigError(f"{seen}, at most {most} are allowed; take larger tiles, less overlap, or a smaller --roi")
 
     @property
     def grid(self) -> tuple[View, ...]:
@@ -164,7 +174,11 @@ def choose_tiles(trained: Tiles | None, *, tile_px: int | None, overlap_px: int 
 
 def _spread(whole: int, view: int, overlap: int) -> list[tuple[int, tuple[int, int]]]:
     """Return where the views of one axis start, with the first cell that each gives and the one behind the last."""
-    count = 1 + math.ceil((whole - view) / (view - overlap))
+    count = _count(whole, view, overlap)
     starts = [round(number * (whole - view) / max(1, count - 1)) for number in range(count)]
     edges = [0, *((first + view + second + 1) // 2 for first, second in itertools.pairwise(starts)), whole]
     return list(zip(starts, itertools.pairwise(edges)))
+
+
+def _count(whole: int, view: int, overlap: int) -> int:
+    return 1 + math.ceil((whole - view) / (view - overlap))

@@ -54,6 +54,20 @@ class ModelBundle:
         graph = {} if self.manifest is None else self.manifest.graph
         return golden_tolerance(graph, None if self.engine is None else self.engine.precision)
 
+    def network_hw(self, input_shape: tuple[int | None, int, int, int]) -> tuple[int, int]:
+        """Return the size of the network's input, which a backend found in the graph and the manifest must confirm.
+
+        Raises:
+            ManifestError: If it says another one.
+        """
+        size_hw = (input_shape[1], input_shape[2])
+        stated = None if self.manifest is None else self.manifest.size_hw
+        if stated is not None and stated != size_hw:
+            raise ManifestError(
+                f"{self.path.name} takes {size_hw[0]}x{size_hw[1]} images, its manifest says {stated[0]}x{stated[1]}; export it again"
+            )
+        return size_hw
+
 
 def open_bundle(model_path: str | os.PathLike[str], *, public_key: PublicKey | None = None) -> ModelBundle:
     """Return a model with its manifest and golden samples, found beside it by name and checked by hash.
@@ -85,7 +99,7 @@ def open_bundle(model_path: str | os.PathLike[str], *, public_key: PublicKey | N
         manifest=manifest,
         golden=golden,
         spec=InputSpec(size_hw=manifest.size_hw),
-        notes=(*notes, *_engine_notes(path, manifest.engine_for(sha256)), *_guard_notes(path, manifest.products_without_room(sha256))),
+        notes=(*notes, *_engine_notes(path, manifest.engine_for(sha256)), *_inheritance_notes(path, manifest, sha256)),
     )
 
 
@@ -148,11 +162,14 @@ def _engine_notes(path: Path, engine: EngineEntry | None) -> tuple[str, ...]:
     return ()
 
 
-def _guard_notes(path: Path, products: list[str]) -> tuple[str, ...]:
-    if not products:
-        return ()
-    names = ", ".join(products)
-    return (f"the thresholds of {names} leave no room for the guard band of {path.name}; calibrate the engine: snl-calibrate --engine {path.name}",)
+def _inheritance_notes(path: Path, manifest: Manifest, sha256: str) -> tuple[str, ...]:
+    remedy = f"calibrate the engine: snl-calibrate --engine {path.name}"
+    notes = []
+    if without_room := ", ".join(manifest.products_without_room(sha256)):
+        notes.append(f"the thresholds of {without_room} leave no room for the guard band of {path.name}; {remedy}")
+    if on_tiles := ", ".join(manifest.products_on_tiles(sha256)):
+        notes.append(f"{on_tiles}: inspected in tiles, on which {path.name} inherits no decision; {remedy}")
+    return tuple(notes)
 
 
 def _open_lone_file(path: Path, sha256: str, public_key: PublicKey | None) -> ModelBundle:

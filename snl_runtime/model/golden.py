@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from snl_runtime.errors import GoldenSampleError
 from snl_runtime.files import atomic_path
+from snl_runtime.images.views import Views, score_views
 from snl_runtime.model.npz import FOREIGN_ERRORS, read_arrays
 
 Scores: TypeAlias = npt.NDArray[np.float32]
@@ -127,10 +128,33 @@ def check_golden(golden: GoldenSamples, infer: Infer, tolerance: float) -> float
     return largest
 
 
-def side_by_side(golden: GoldenSamples) -> GoldenSamples:
-    """Return one sample, (1, H, n W, 3), of all images side by side, as a frame whose tiles they are."""
-    maps = np.concatenate(list(golden.maps), axis=1)
-    return GoldenSamples(images=np.concatenate(list(golden.images), axis=1)[None], scores=golden.scores.max()[None], maps=maps[None])
+def check_golden_batch(golden: GoldenSamples, infer: Infer, tolerance: float, *, batch_size: int) -> None:
+    """Compare the samples scored in batches as large as the backend takes, and on the way that tiles take: cut, in batches, merged.
+
+    A backend may answer right for one image and mix up several, or write the answer for one of them to all.
+
+    Args:
+        golden: Recorded samples; they are repeated where they are fewer than a batch.
+        infer: What to check; called with up to ``batch_size`` samples.
+        tolerance: As for :func:`check_golden`.
+        batch_size: Most images in one call.
+
+    Raises:
+        GoldenSampleError: If a sample scores differently.
+    """
+    chosen = np.arange(max(len(golden.images), batch_size)) % len(golden.images)
+    row = GoldenSamples(
+        images=np.concatenate(list(golden.images[chosen]), axis=1)[None],
+        scores=golden.scores.max()[None],
+        maps=np.concatenate(list(golden.maps[chosen]), axis=1)[None],
+    )
+    views = Views(map_hw=(row.images.shape[1], row.images.shape[2]), view_hw=(golden.images.shape[1], golden.images.shape[2]))
+
+    def score_row(images: npt.NDArray[np.uint8]) -> tuple[Scores, npt.NDArray[np.float32]]:
+        score, anomaly_map = score_views(images[0], views, infer, batch_size=batch_size)
+        return np.array([score], np.float32), anomaly_map[None]
+
+    check_golden(row, score_row, tolerance)
 
 
 def _checked_difference(index: int, what: str, expected: float, actual: float, *, tolerance: float, scale: float) -> float:

@@ -5,6 +5,7 @@ a score of the engine on the one side of a tightened threshold has a score of th
 """
 
 import dataclasses
+import enum
 import math
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,21 @@ if TYPE_CHECKING:
 
 _NORMALIZATION_ROUNDING = 2.0**-22
 """Bound, relative to the score, on what the two products of a normalized score round off: 2^-24 each in float32, doubled to be safe."""
+
+
+class NotInherited(enum.Enum):
+    """Why an engine inherits neither what its model judges a product by, nor any decision from before that."""
+
+    NO_ROOM = enum.auto()
+    ON_TILES = enum.auto()
+
+
+def inherited(decision: "Decision", *, guard_band: float, map_max_abs: float, engine_sha256: str) -> "Decision | NotInherited":
+    """Return a decision on a model as it holds for the engine of this hash, see :func:`tightened`; none on tiles, which no parity report looks at."""
+    if decision.tiles is not None:
+        return NotInherited.ON_TILES
+    own = tightened(decision, guard_band=guard_band, map_max_abs=map_max_abs)
+    return NotInherited.NO_ROOM if own is None else dataclasses.replace(own, model_sha256=engine_sha256)
 
 
 def tightened(decision: "Decision", *, guard_band: float, map_max_abs: float) -> "Decision | None":

@@ -14,7 +14,7 @@ from snl_runtime.errors import ManifestError
 from snl_runtime.files import atomic_write_text, exclusive_lock, sha256_bytes
 from snl_runtime.images.views import Tiles
 from snl_runtime.model.frame_range import FrameRange, FrameSizes
-from snl_runtime.model.guard_band import tightened
+from snl_runtime.model.guard_band import NotInherited, inherited
 from snl_runtime.model.manifest_records import (
     NOT_VERIFIED,
     DecisionChange,
@@ -216,11 +216,15 @@ class Manifest:
         band (:func:`snl_runtime.model.guard_band.tightened`) and with its own hash in place of the ONNX file's; but none on tiles, which no parity
         report looks at.
         """
-        return {product: decision for product, decision in self._applying(sha256).items() if decision is not None}
+        return {product: decision for product, decision in self._applying(sha256).items() if isinstance(decision, Decision)}
 
     def products_without_room(self, sha256: str) -> list[str]:
         """Return the products whose decision an engine would inherit if its thresholds left room for the guard band; such a product never passes."""
-        return [product for product, decision in self._applying(sha256).items() if decision is None]
+        return [product for product, decision in self._applying(sha256).items() if decision is NotInherited.NO_ROOM]
+
+    def products_on_tiles(self, sha256: str) -> list[str]:
+        """Return the products whose decision an engine would inherit if it were not on tiles; such a product never passes."""
+        return [product for product, decision in self._applying(sha256).items() if decision is NotInherited.ON_TILES]
 
     def engine_for(self, sha256: str) -> EngineEntry | None:
         """Return the newest entry of the engine with this hash, None if it is not listed."""
@@ -256,18 +260,14 @@ class Manifest:
     def _changed(self, **changes: Any) -> "Manifest":
         return dataclasses.replace(self, **changes, self_sha256="", signature=None)
 
-    def _applying(self, sha256: str) -> dict[str, Decision | None]:
+    def _applying(self, sha256: str) -> dict[str, Decision | NotInherited]:
         report = self._inherits_by(sha256)
-        applying: dict[str, Decision | None] = {}
+        applying: dict[str, Decision | NotInherited] = {}
         for decision in self.decisions:
             if decision.model_sha256 == sha256:
                 applying[decision.product] = decision
             elif decision.model_sha256 == self.model_sha256 and report is not None and report.guard_band is not None:
-                if decision.tiles is not None:
-                    applying.pop(decision.product, None)  # the one before it is no longer what the product is judged by
-                    continue
-                inherited = tightened(decision, guard_band=report.guard_band, map_max_abs=report.map_max_abs)
-                applying[decision.product] = None if inherited is None else dataclasses.replace(inherited, model_sha256=sha256)
+                applying[decision.product] = inherited(decision, guard_band=report.guard_band, map_max_abs=report.map_max_abs, engine_sha256=sha256)
         return applying
 
     def _inherits_by(self, sha256: str) -> ParityReport | None:

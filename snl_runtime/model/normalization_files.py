@@ -61,9 +61,9 @@ def open_normalizations(model_path: str | os.PathLike[str], decisions: Iterable[
     opened: dict[str, MapFactors] = {}
     for decision in decisions:
         map_hw = size_hw if decision.tiles is None else (decision.tiles.map_hw[0], decision.tiles.map_hw[1])
-        for file in decision.map_files:
-            if file.sha256 not in opened:
-                opened[file.sha256] = _open(Path(model_path), decision.product, file, map_hw)
+        for file in decision.map_files:  # what two decisions share must be what each of them says of it
+            factors = _open(Path(model_path), decision.product, file, map_hw)
+            opened.setdefault(file.sha256, factors)
     return opened
 
 

@@ -1,6 +1,7 @@
 """Which decisions of a manifest apply to a frame."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -124,7 +125,10 @@ class DecisionBook:
         """Newest decision per product that holds for this file."""
         self._factors = {product: normalization_of(decision, normalizations or {}) for product, decision in self.decisions.items()}
         self._tiles = {product: decision.tiles.views(manifest.size_hw) for product, decision in self.decisions.items() if manifest and decision.tiles}
-        self._merged_factors = merge_normalizations(self.decisions, self._factors)
+
+    @functools.cached_property
+    def _merged_factors(self) -> MapFactors | None:  # one object, which a GPU uploads once; of maps of one size, as :meth:`select` has found
+        return merge_normalizations(self.decisions, self._factors)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -176,6 +180,10 @@ class DecisionBook:
             reason = f"the thresholds of product {name!r} leave no room for the guard band of this engine; run snl-calibrate on the engine"
             return error("guard_band_too_wide", reason)
         if product is None:
+            missing = sorted(fitted - set(self.decisions))
+            if missing and self.decisions:  # the strictest of the others is no rule for it
+                reason = f"product {missing[0]!r} was calibrated on another file and not on this one"
+                return error("no_threshold_for_engine", f"{reason}; {NAME_THE_PRODUCT}, or run snl-calibrate on this file")
             if self.decisions:
                 return None
             if fitted:

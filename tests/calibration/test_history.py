@@ -10,9 +10,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from snl_calibration.appending import append_decisions
 from snl_calibration.cli import main
 from snl_calibration.history import describe_history, read_history, revert
+from snl_calibration.leniency import decision_before
 from snl_calibration.options import CalibrationOptions
 from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.errors import CalibrationRefusedError, ConfigError, ManifestError, SinkError
+from snl_runtime.files import sha256_file
+from snl_runtime.model.manifest import DecisionChange, EngineEntry, ParityReport, TileGrid, read_manifest, update_manifest
 from snl_runtime.model.signing import sign_manifest
 from snl_runtime.types import Verdict
 
@@ -81,6 +84,14 @@ def test_a_second_revert_goes_back_to_what_was_before_the_first(fitted):
     assert [decision.change and decision.change.reverted_to for decision in fitted.manifest().decisions] == [None, None, 1, 2]
 
 
+def test_a_revert_to_a_decision_that_was_kept_still_says_what_it_was_fitted_on(fitted):
+    kept = DecisionChange(written_at="2026-01-01T00:00:00+00:00", written_by="Ada", kept_from="1" * 64)
+    newest = fitted.manifest().decisions[1]
+    append_decisions(fitted.model, [(dataclasses.replace(newest, change=kept), ()), (newest, ())])
+    assert revert(fitted.model, CalibrationOptions()).decision.change.kept_from == "1" * 64
+    assert "kept from file 111111111111" in describe_history(read_history(fitted.model)).splitlines()[-1]
+
+
 def test_a_number_that_does_not_exist_is_refused(fitted):
     with pytest.raises(ConfigError, match="numbers 1 to 2"):
         revert(fitted.model, CalibrationOptions(), 7)
@@ -96,6 +107,38 @@ def test_a_decision_of_another_file_is_refused(fitted):
     append_decisions(fitted.model, [(other, ())])
     with pytest.raises(ConfigError, match="another file than line.onnx"):
         revert(fitted.model, CalibrationOptions(), 3)
+
+
+@pytest.fixture
+def engine(fitted):
+    """An engine that inherits, with a decision of its own, after which its model was calibrated on tiles."""
+    path = fitted.model.with_suffix(".trt")
+    path.write_bytes(b"a plan")
+    zeros = dict.fromkeys(("score_max_abs", "score_p99_abs", "map_max_abs", "map_p99_abs", "guard_band", "map_scale", "tolerance"), 0.0)
+    counts = dict.fromkeys(("frame_count", "flips", "more_lenient", "passed_by_reference", "refused_by_guard_band"), 0)
+    names = dict.fromkeys(("reference", "frames_source", "verified_on", "created_at"), "by hand")
+    of = {"subject_file": path.name, "subject_sha256": sha256_file(path), "auroc_drift": None, "passed": True, "failures": []}
+    report = ParityReport(**zeros, **counts, **names, **of)
+    what = {"library": "tensorrt", "library_version": "10.3.0", "compute_capability": ["8.9"], "precision": "fp16", "built_at": "today"}
+    entry = EngineEntry(file=path.name, sha256=sha256_file(path), parity=report, **what)
+    update_manifest(fitted.model.with_suffix(".json"), lambda manifest: manifest.with_engine(entry))
+    first, second = fitted.manifest().decisions
+    own = dataclasses.replace(second, model_sha256=sha256_file(path))
+    tiles = TileGrid(tile_px=64, overlap_px=0, map_hw=(64, 64), count=1)
+    append_decisions(fitted.model, [(own, ()), (dataclasses.replace(first, tiles=tiles), ())])
+    return path
+
+
+def test_what_an_engine_was_judged_by_is_not_forgotten_where_it_inherits_nothing(engine):
+    """Nothing holds for it and the list marks nothing; a new decision is compared with its own all the same, and a revert finds that."""
+    entries = read_history(engine)
+    assert [(entry.belongs, entry.is_current) for entry in entries] == [(False, False)] * 2 + [(True, False), (False, False)]
+    manifest, own = read_manifest(engine.with_suffix(".json")), entries[2].decision
+    assert manifest.decisions_for(own.model_sha256) == {}
+    assert decision_before(manifest, own.model_sha256, "disk") == own
+    assert decision_before(manifest, own.model_sha256, "ring") is None
+    assert revert(engine, CalibrationOptions(written_by="Ada")).decision.change.reverted_to == 3
+    assert read_history(engine)[-1].is_current
 
 
 def test_an_expired_decision_is_refused(fitted):

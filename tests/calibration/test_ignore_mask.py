@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from snl_calibration.cli import main
+from snl_calibration.history import revert
+from snl_calibration.options import CalibrationOptions
 from snl_runtime.detector.detector import SnlDetector
-from snl_runtime.errors import ConfigError, DataError
+from snl_runtime.errors import CalibrationRefusedError, ConfigError, DataError, ManifestError
 from snl_runtime.model.normalization_files import normalization_of, open_normalizations
 from snl_runtime.types import Verdict
 from tolerances import TINY_MODEL_REL
@@ -161,6 +163,20 @@ def test_new_or_other_mask_is_more_lenient_and_needs_a_reason(station, tools, pa
     other = mask_file(station, tools, np.s_[4:16, 16:32], name="other.png")
     assert "has another mask, of 8.33 %" in station.fit_one(ignore_mask=other).refusal
     assert station.fit_one().decision.ignore_mask is None  # judging all of it again is no more lenient
+
+
+def test_revert_to_a_mask_needs_a_reason_and_its_file_and_one_away_from_it_neither(station, tools):
+    station.write_good(count=40)
+    masked = station.fit_one(ignore_mask=mask_file(station, tools)).decision
+    assert station.fit_one().decision.ignore_mask is None
+    with pytest.raises(CalibrationRefusedError, match="the ignore mask hides 8.33 % .* judges all of it"):
+        revert(station.model, CalibrationOptions())
+    reason = CalibrationOptions(accept_lenient="the label is back")
+    assert revert(station.model, reason).decision.ignore_mask == masked.ignore_mask
+    assert revert(station.model, CalibrationOptions(), 2).decision.ignore_mask is None
+    station.model.with_name(masked.ignore_mask.file).unlink()
+    with pytest.raises(ManifestError, match="is not the ignore mask of decision 3"):
+        revert(station.model, reason, 3)
 
 
 def test_command_says_what_is_not_judged(station, tools, parts, capsys):

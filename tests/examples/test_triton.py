@@ -44,6 +44,8 @@ class Repository(service.GRPCInferenceServiceServicer):  # type: ignore[misc]
     def __init__(self, models: Path) -> None:
         self.models = models
         self.offset = 0.0
+        self.most = 8
+        """Images of a batch that are answered, the first ones."""
 
     def ModelConfig(self, request: Any, context: Any) -> Any:
         answer = messages.ModelConfigResponse()
@@ -62,7 +64,7 @@ class Repository(service.GRPCInferenceServiceServicer):  # type: ignore[misc]
         answer = messages.ModelInferResponse(model_name=request.model_name, model_version=request.model_version)
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         for stated, values in zip(config.output, session.run(names, {tensor.name: image}), strict=True):
-            shaped = (values + np.float32(self.offset)).reshape(len(image), *stated.dims)
+            shaped = (values + np.float32(self.offset)).reshape(len(image), *stated.dims)[: self.most]
             answer.outputs.add(name=stated.name, datatype="FP32", shape=shaped.shape)
             answer.raw_output_contents.append(shaped.tobytes())
         return answer
@@ -94,6 +96,16 @@ def test_verdicts_are_those_of_the_model_opened_here(bundle: Path, server: tuple
             assert (there.verdict, there.score, there.reason) == (expected.verdict, expected.score, expected.reason)
             assert np.array_equal(there.anomaly_map, expected.anomaly_map)
     assert {expected.verdict.value} <= {"REJECT", "REVIEW"}
+
+
+def test_answer_for_one_frame_of_a_batch_is_no_answer_for_the_others(bundle: Path, server: tuple[Repository, str, Any]) -> None:
+    frames = [runtime.good_frame(1), runtime.bad_frame(0), runtime.good_frame(2)]
+    with SnlDetector(bundle, backend=example.TritonBackend(server[1], str(bundle))) as remote:
+        alone = [remote.detect(frame, product="bottle") for frame in frames]
+        server[0].most = 1
+        together = remote.detect_batch(frames, products="bottle")
+    assert [result.score for result in together] == [result.score for result in alone]
+    assert [result.verdict.value == "PASS" for result in together] == [True, False, True]
 
 
 def test_server_that_is_gone_gives_errors_and_no_verdicts(bundle: Path, server: tuple[Repository, str, Any]) -> None:

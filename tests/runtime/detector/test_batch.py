@@ -1,5 +1,6 @@
 """Several frames judged in one call get the verdicts of each alone, in their order; what is wrong with one of them is the ERROR of that one."""
 
+import collections
 import threading
 
 import numpy as np
@@ -11,7 +12,7 @@ from snl_runtime.types import OutputRequest, Verdict
 from tolerances import TINY_MODEL_ABS
 
 GOLDEN = 3
-"""Golden samples of the tiny model, each scored in a call of its own at opening."""
+"""Golden samples of the tiny model, each scored in a call of its own at opening, and repeated in one call before the first batch."""
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_a_batch_gets_the_results_of_its_frames_one_by_one(fixtures, model_folde
         results = detector.detect_batch(frames)
     assert_same(results, expected)
     assert {result.verdict for result in results} == {Verdict.PASS, Verdict.REJECT, Verdict.ERROR}
-    assert recorder.counts == [5, 2], "of the first 8 frames 3 cannot be used"
+    assert recorder.counts == [8, 5, 2], "golden samples as one batch before the first; of the first 8 frames 3 cannot be used"
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
@@ -93,7 +94,7 @@ def test_results_follow_the_order_of_the_frames(fixtures, model_folder):
 
 @pytest.mark.parametrize(
     ("fixed", "largest", "counts"),
-    [("N", 8, [8, 3]), ("N", 1, [1] * 11), (1, 1, [1] * 11), (4, 4, [4, 4, 4])],
+    [("N", 8, [8, 8, 3]), ("N", 1, [1] * 11), (1, 1, [1] * 11), (4, 4, [4, 4, 4, 4])],
     ids=["up to 8", "up to 1", "always 1", "always 4, the last one filled up"],
 )
 def test_a_batch_is_cut_into_calls_that_the_model_takes(fixtures, model_folder, recorder, fixed, largest, counts):
@@ -143,9 +144,29 @@ def test_a_missing_value_of_one_frame_is_the_error_of_that_frame(fixtures, model
             anomaly_map[1, 0, 7, 7] = np.nan
 
     frames = [fixtures.good_frame(seed) for seed in range(3)]
-    with SnlDetector(model_folder.write(), backend=fixtures.FakeBackend(fault, healthy_calls=GOLDEN)) as detector:
+    with SnlDetector(model_folder.write(), backend=fixtures.FakeBackend(fault, healthy_calls=GOLDEN + 1)) as detector:
         results = detector.detect_batch(frames)
     assert [result.reason_code for result in results] == ["below_threshold", "output_not_finite", "below_threshold"]
+
+
+@pytest.mark.parametrize(
+    "order",
+    [lambda own: own[::-1], np.zeros_like, lambda own: np.roll(own, 1), lambda own: own // 2 * 2],
+    ids=["backwards", "the first for all", "off by one", "every other one twice"],
+)
+def test_backend_that_mixes_up_a_batch_scores_its_frames_one_at_a_time(fixtures, model_folder, caplog, order):
+    """It answers right for one image, and every value is one that the network gave: only the golden samples can tell."""
+
+    def fault(image, anomaly_map, anomaly_score):
+        fixtures.answer(image[order(np.arange(len(image)))], anomaly_map, anomaly_score)
+
+    frames = [fixtures.good_frame(1), *(fixtures.bad_frame(seed) for seed in range(8)), fixtures.good_frame(2)]
+    with SnlDetector(model_folder.write(), backend=fixtures.FakeBackend(fault)) as detector:
+        results = [*detector.detect_batch(frames), *detector.detect_batch(frames)]
+        alone = [detector.detect(frame) for frame in frames]
+    assert_same(results, alone * 2)
+    assert [result.verdict for result in alone] == [Verdict.PASS, *[Verdict.REJECT] * 8, Verdict.PASS]
+    assert caplog.text.count("images are scored one at a time from now on") == 1
 
 
 def test_nothing_passes_after_a_failed_call_before_the_golden_samples_agree_again(fixtures, model_folder):
@@ -189,6 +210,13 @@ def test_every_result_carries_the_outputs_that_were_asked_for(fixtures, model_fo
         results = detector.detect_batch(frames, outputs=OutputRequest(overlay=True, verdicts={Verdict.REJECT}))
     assert results[0].overlay.shape == (64, 64, 3)
     assert results[1].overlay is None
+
+
+@pytest.mark.parametrize("kind", [tuple, collections.deque, collections.UserList], ids=lambda kind: kind.__name__)
+def test_frames_come_in_any_sequence(fixtures, model_folder, kind):
+    frames = [fixtures.good_frame(seed) for seed in range(9)]
+    with SnlDetector(model_folder.write()) as detector:
+        assert_same(detector.detect_batch(kind(frames)), [detector.detect(frame) for frame in frames], atol=TINY_MODEL_ABS)
 
 
 def test_no_frames_give_no_results(model_folder):

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.errors import GoldenSampleError, ManifestError
 from snl_runtime.images.views import score_views, tile_views
+from snl_runtime.model.bundle import open_bundle
 from snl_runtime.model.manifest import TileGrid, read_manifest
 from snl_runtime.scorer import Scorer
 from snl_runtime.types import Verdict
+from snl_runtime.verdict.selection import DecisionBook
 from tolerances import TINY_MODEL_ABS
 
 SIZE, SIDE = 32, 96
@@ -186,8 +188,35 @@ def test_engine_inherits_no_decision_on_tiles_and_none_from_before(model_folder)
     manifest = read_manifest(model_folder.manifest)
     sha256 = next(entry.sha256 for entry in manifest.engines if entry.file == engine.name)
     assert manifest.decisions_for(sha256) == {}
-    assert manifest.products_without_room(sha256) == []
+    assert (manifest.products_without_room(sha256), manifest.products_on_tiles(sha256)) == ([], ["bottle"])
     assert manifest.decisions_for(manifest.model_sha256)["bottle"].tiles == grid()
+
+
+def test_engine_judges_no_unnamed_part_by_the_products_that_are_left(model_folder):
+    """The file itself says ambiguous_product there; what the engine does not inherit must not make it more lenient."""
+    model_folder.write(decisions=[{}, {"product": "cap", "tiles": grid()}])
+    engine = model_folder.give_engine({})
+    manifest, bundle = read_manifest(model_folder.manifest), open_bundle(engine)
+    book = DecisionBook(manifest, bundle.sha256)
+    assert {product: fault and fault.reason_code for product in (None, "cap", "bottle") for fault in [book.select(product).fault]} == {
+        None: "no_threshold_for_engine",
+        "cap": "no_threshold_for_engine",
+        "bottle": None,
+    }
+    assert any(note.startswith("cap: inspected in tiles") for note in bundle.notes)
+
+
+def test_masks_of_a_whole_and_a_tiled_product_open_together_and_each_judges_its_own(model_folder, fixtures):
+    """Their maps differ in size, so no frame can be judged by both; each is, by name."""
+    model = model_folder.write(decisions=[{}, {"product": "cap", "tiles": grid()}])
+    for product, side in (("bottle", SIZE), ("cap", SIDE)):
+        ignored = np.zeros((side, side), bool)
+        ignored[:4] = True
+        model_folder.give_ignore_mask(ignored, product)
+    with SnlDetector(model) as detector:
+        reasons = {product: detector.detect(fixtures.good_frame(1), product=product).reason_code for product in (None, "bottle", "cap")}
+        assert detector.detect(fixtures.good_frame(1), product="cap").ignored.shape == (SIDE, SIDE)
+    assert (reasons[None], reasons["bottle"]) == ("ambiguous_product", "below_threshold")
 
 
 def test_mask_of_a_tiled_product_lies_on_the_merged_map(model_folder, tiled_model, fixtures):

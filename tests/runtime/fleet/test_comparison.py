@@ -48,10 +48,11 @@ def test_parts_that_pass_now_are_within_only_as_false_rejects_of_the_old_thresho
 def write_results(tmp_path, parts):
     """Write the results of an inspection by hand: one verdict and score per image."""
 
-    def write(name, verdicts, scores=(5.0,) * 9, *, finish=True, archive=parts, heat=None):
+    def write(name, verdicts, scores=(5.0,) * 9, *, finish=True, archive=parts, heat=None, **changes):
         out = tmp_path / name
         out.mkdir()
         decision = {"pass_threshold": 10.0, "reject_threshold": 12.0, "max_frr": 0.01, "confidence": 0.95, "fitted_at": "2026-01-01T00:00:00+00:00"}
+        decision |= changes
         begin_run(out, {"schema": 1, "model_sha256": "a" * 64, "decisions": {"bottle": decision}, "maps": heat is not None})
         plan = plan_parts(list_archive(str(archive), product="bottle").rows, part_rows=4, only_product="bottle")
         extend_plan(out, plan)
@@ -64,7 +65,7 @@ def write_results(tmp_path, parts):
 
     def record(verdict, score):
         verdict, _, reason = verdict.partition(" ")
-        region = {"box_xyxy": [1, 2, 9, 8], "score": score, "area_px": 48}
+        region = {"box_xyxy": [1, 2, 9, 8], "score": score, "area_px": 48, "area_mm2": None}
         return {
             "verdict": verdict,
             "reason_code": reason or REASONS[verdict],
@@ -72,7 +73,7 @@ def write_results(tmp_path, parts):
             "score": score,
             "threshold": 10.0,
             "reject_threshold": 12.0,
-            "ignored_share": None,
+            "ignored_share": 0.0,
             "regions": [] if verdict == "PASS" else [region],
             "model_sha256": "a" * 64,
         }
@@ -108,6 +109,15 @@ def test_change_is_within_where_no_promise_is_contradicted(write_results, before
     assert comparison.is_within is is_within
     (product,) = comparison.products
     assert sum(product.verdicts.values()) == product.rows == 9
+
+
+@pytest.mark.parametrize(("before", "now", "is_within"), [(0.0, 0.0, True), (0.0, 0.1, False), (0.1, 0.2, False), (0.1, 0.0, True)])
+def test_more_that_is_not_judged_is_beyond_what_calibration_allows_whatever_the_verdicts(write_results, capsys, before, now, is_within):
+    old, new = write_results("old", ALL_PASS, ignored_share=before), write_results("new", ALL_PASS, ignored_share=now)
+    assert main([str(old), str(new)]) == (0 if is_within else 4)
+    printed, page = capsys.readouterr().out, (new / "_comparison.html").read_text(encoding="utf-8")
+    assert ("not judged (ignore mask)" in printed) == ("was not judged before" in page) == bool(before or now)
+    assert ("BEYOND" in printed) == (not is_within)
 
 
 def test_parts_that_pass_now_come_first_then_changed_verdicts_then_scores(write_results):

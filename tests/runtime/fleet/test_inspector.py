@@ -5,6 +5,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 
 import cv2
 import numpy as np
@@ -15,7 +16,7 @@ from snl_runtime.errors import ConfigError, DataError
 from snl_runtime.files import sha256_file
 from snl_runtime.fleet.archive import list_archive
 from snl_runtime.fleet.deaths import MOST_DEATHS, DeathWatch
-from snl_runtime.fleet.inspector import PartInspector, WorkerSettings
+from snl_runtime.fleet.inspector import PartInspector, WorkerSettings, describe_decisions
 from snl_runtime.fleet.maps import unpack_map
 from snl_runtime.fleet.results import (
     Part,
@@ -29,6 +30,7 @@ from snl_runtime.fleet.results import (
     require_same_run,
 )
 from snl_runtime.images.files import read_frame
+from snl_runtime.model.manifest import read_manifest, update_manifest
 from snl_runtime.station.config import ModelConfig
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -42,17 +44,24 @@ def out(tmp_path):
     return folder
 
 
+def settings_of(engine, out, **changes):
+    sha256 = sha256_file(engine)
+    decisions = json.dumps(describe_decisions(read_manifest(engine.with_suffix(".json")), sha256))
+    return WorkerSettings(
+        **{"model": ModelConfig(file=str(engine), threads=1), "model_sha256": sha256, "decisions": decisions, "out": str(out), **changes}
+    )
+
+
 @pytest.fixture
 def inspector(engine, out):
-    settings = WorkerSettings(model=ModelConfig(file=str(engine), threads=1), model_sha256=sha256_file(engine), out=str(out))
-    worker = PartInspector(settings)
+    worker = PartInspector(settings_of(engine, out))
     yield worker
     worker._detector.close()
 
 
 @pytest.fixture
 def inspector_with_maps(engine, out):
-    worker = PartInspector(WorkerSettings(model=ModelConfig(file=str(engine), threads=1), model_sha256=sha256_file(engine), out=str(out), maps=True))
+    worker = PartInspector(settings_of(engine, out, maps=True))
     yield worker
     worker._detector.close()
 
@@ -175,13 +184,27 @@ def test_parts_hold_every_row_once_and_one_product_and_day_each(parts):
 
 
 def test_failure_of_the_model_is_answered_and_names_it(tmp_path, out):
-    worker = PartInspector(WorkerSettings(model=ModelConfig(file=str(tmp_path / "none.onnx")), model_sha256="a", out=str(out)))
+    worker = PartInspector(WorkerSettings(model=ModelConfig(file=str(tmp_path / "none.onnx")), model_sha256="a", decisions="{}", out=str(out)))
     part = Part(number=3, product=None, day="2026-01-01", ids=(), rows=())
     answer = worker({"part": [json.dumps(part.to_plain())]})
     assert answer["number"].tolist() == [3]
     name, message = json.loads(answer["failure"][0])
     assert name == "ManifestError"
     assert "none.onnx" in message
+
+
+def test_worker_that_has_other_decisions_than_the_run_judges_nothing(engine, out, parts, tmp_path):
+    """One calibrated while the run was on; the files are the same, and rows of two thresholds in one folder could not be told apart."""
+    for path in engine.parent.glob(f"{engine.stem}.*"):
+        shutil.copy2(path, tmp_path / path.name)
+    copied = tmp_path / engine.name
+    settings = settings_of(copied, out)
+    again = dataclasses.replace(read_manifest(copied.with_suffix(".json")).decisions[0], fitted_at="2024-06-01T12:00:00+00:00")
+    update_manifest(copied.with_suffix(".json"), lambda manifest: manifest.with_decision(again))
+    (part, *_) = planned(parts)
+    answer = PartInspector(settings)({"part": [json.dumps(part.to_plain())]})
+    assert "has other decisions on a worker" in json.loads(answer["failure"][0])[1]
+    assert not is_whole(out, part, settings.model_sha256)
 
 
 def _die_at(out, part, row_id):

@@ -17,7 +17,7 @@ from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.errors import InferenceError
 from snl_runtime.gpu.kernels import KERNEL_NAMES
 from snl_runtime.images.files import write_image
-from snl_runtime.images.preprocess import resize
+from snl_runtime.images.preprocess import InputSpec, prepare, resize
 from snl_runtime.images.views import score_views, tile_views
 from snl_runtime.model.manifest import TileGrid, manifest_path, read_manifest, write_manifest
 from snl_runtime.scorer import Scorer
@@ -91,7 +91,7 @@ def test_scorer_gives_the_score_map_and_statistics_that_the_detector_judges(fake
             assert np.array_equal(scored.anomaly_map, judged.anomaly_map)
             seen = scorer.inspect(frame, "rgb", roi, threshold=1.0, keep_map=False)
             assert scored.statistics == seen.statistics
-            host_scores, _ = scorer.score_inputs(scorer.prepare(frame, "rgb", roi)[None])
+            host_scores, _ = scorer.score_inputs(prepare(frame, "rgb", InputSpec(size_hw=scorer.size_hw, roi_xyxy=roi))[None])
             differing += float(host_scores[0]) != scored.score
     assert differing > 0  # else this test could not tell the two paths apart
     assert fake.leaks == {}

@@ -33,6 +33,21 @@ def test_views_cover_every_pixel_and_neighbors_overlap_by_at_least_what_was_aske
         assert all(first + views.view_hw[axis] - second >= views.overlap_px for first, second in zip(starts, starts[1:]))
 
 
+@pytest.mark.parametrize(
+    ("part_hw", "options", "message"),
+    [
+        ((4000, 5000), {"tile_px": 16, "overlap_px": 0}, "seen in 78250 views"),
+        ((700, 700), {"tile_px": 256, "overlap_px": 255}, "seen in 198025 views"),
+        ((16000, 64), {"tile_px": 64, "overlap_px": 63}, "seen in 15937 views"),
+    ],
+    ids=["tiles that are enlarged", "no step", "a line camera with hardly a step"],
+)
+def test_grid_that_would_take_all_memory_or_minutes_is_refused_before_it_is_made(part_hw, options, message):
+    with pytest.raises(ConfigError, match=message):
+        tile_views(part_hw, (256, 256), **options)
+    assert tile_views((10000, 10000), (256, 256), tile_px=256, overlap_px=32).count == 45**2
+
+
 @given(grids())
 @EXAMPLES
 def test_grid_has_no_more_views_than_are_needed(views):
@@ -145,10 +160,10 @@ def test_grid_that_cannot_be_is_refused(network_hw, tile_px, overlap_px):
 @given(st.integers(32, 900), st.integers(32, 900), st.integers(16, 512), st.integers(0, 200))
 @EXAMPLES
 def test_stored_grid_gives_the_same_views_again_and_no_other(height, width, tile_px, overlap_px):
-    views = tile_views((height, width), (64, 64), tile_px=tile_px, overlap_px=min(overlap_px, tile_px - 1))
-    grid = TileGrid(tile_px=tile_px, overlap_px=min(overlap_px, tile_px - 1), map_hw=views.map_hw, count=views.count)
+    views = tile_views((height, width), (64, 64), tile_px=tile_px, overlap_px=min(overlap_px, tile_px // 2))
+    grid = TileGrid(tile_px=tile_px, overlap_px=min(overlap_px, tile_px // 2), map_hw=views.map_hw, count=views.count)
     assert grid.views((64, 64)) == views
-    other = TileGrid(tile_px=tile_px, overlap_px=min(overlap_px, tile_px - 1), map_hw=views.map_hw, count=views.count + 1)
+    other = TileGrid(tile_px=tile_px, overlap_px=min(overlap_px, tile_px // 2), map_hw=views.map_hw, count=views.count + 1)
     with pytest.raises(ManifestError, match="tiles"):
         other.views((64, 64))
 

@@ -12,10 +12,10 @@ from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.errors import ManifestError, NormalizationError
 from snl_runtime.model.guard_band import tightened
 from snl_runtime.model.ignore_mask import IgnoreMask, ignore_mask_of, ignored_cells
-from snl_runtime.model.manifest import read_manifest
+from snl_runtime.model.manifest import TileGrid, read_manifest
 from snl_runtime.model.map_factors import MapFactors, multiply_factors
 from snl_runtime.model.normalization import NormalizationMap
-from snl_runtime.model.normalization_files import encode_ignore_mask
+from snl_runtime.model.normalization_files import encode_ignore_mask, open_normalizations, write_map_file
 from snl_runtime.types import OutputRequest, Verdict
 from tolerances import TINY_MODEL_REL
 
@@ -124,6 +124,22 @@ def test_share_that_the_file_does_not_have_is_refused(model_folder):
     for share in (0.0, 1.0, float("nan")):
         with pytest.raises(ManifestError, match="share"):
             dataclasses.replace(file, ignored_share=share)
+
+
+def test_every_decision_that_names_a_file_is_held_against_it(fixtures, tmp_path):
+    """The second says another share of the same file, as a record would; or its tiles give a larger map."""
+    model, mask = tmp_path / "line.onnx", ignore_mask_of(ignored_scratch())
+    file, data = encode_ignore_mask(model, "bottle", mask)
+    write_map_file(model, file, data)
+    first = fixtures.make_decision(ignore_mask=file)
+    assert list(open_normalizations(model, [first, first], (SIZE, SIZE))) == [file.sha256]
+    tiles = TileGrid(tile_px=SIZE, overlap_px=0, map_hw=(2 * SIZE, 2 * SIZE), count=4)
+    for changes, message in (
+        ({"ignore_mask": dataclasses.replace(file, ignored_share=0.01)}, "ignored share of 0.15625"),
+        ({"ignore_mask": file, "tiles": tiles}, r"for maps of \(32, 32\) cells"),
+    ):
+        with pytest.raises(ManifestError, match=message):
+            open_normalizations(model, [first, fixtures.make_decision(product="cap", **changes)], (SIZE, SIZE))
 
 
 def test_unnamed_product_ignores_only_what_every_product_ignores(model_folder, fixtures):

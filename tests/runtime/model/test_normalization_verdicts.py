@@ -247,7 +247,7 @@ def test_decisions_of_another_file_need_no_normalization_map(write_model, fixtur
     for path in model.parent.glob("*.normalization.*"):
         path.unlink()
     with SnlDetector(model) as detector:
-        assert detector.detect(fixtures.good_frame(1)).verdict is Verdict.PASS
+        assert detector.detect(fixtures.good_frame(1), product="bottle").verdict is Verdict.PASS
 
 
 def test_normalization_maps_are_opened_for_each_product(write_model):

@@ -91,6 +91,18 @@ def test_product_whose_thresholds_leave_no_room_for_the_guard_band_is_a_fault_al
         assert "'cap'" in fault.reason
 
 
+@pytest.mark.parametrize("of_other_file", [["cap"], ["bottle"], ["bottle", "cap"]])
+def test_a_part_without_a_name_is_judged_only_where_every_product_has_a_decision_for_the_file(manifest, of_other_file):
+    """What was calibrated on the file before says nothing on this one, and the strictest of the others is no rule for such a part."""
+    moved = [dataclasses.replace(one, model_sha256="c" * 64) if one.product in of_other_file else one for one in manifest.decisions]
+    book = DecisionBook(dataclasses.replace(manifest, decisions=moved), manifest.model_sha256)
+    for product in ("bottle", "cap", None):
+        fault = book.select(product).fault
+        assert (fault and fault.reason_code) == ("no_threshold_for_engine" if product is None or product in of_other_file else None)
+    again = dataclasses.replace(manifest, decisions=[*moved, *manifest.decisions])
+    assert DecisionBook(again, manifest.model_sha256).select().fault is None
+
+
 def test_a_decision_fitted_on_the_engine_itself_is_not_tightened(manifest):
     own = dataclasses.replace(manifest.decisions[1], model_sha256=ENGINE_SHA256)
     listed = with_engine(manifest, parity_report(guard_band=4.5)).with_decision(own)
