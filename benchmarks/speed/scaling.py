@@ -101,9 +101,8 @@ def _measure(options: argparse.Namespace) -> int:
             points += _timed(axis, dict(_loads(axis, options, opened)), options.seconds)
         for point in points:
             if point.axis == axis:
-                print(
-                    f"| {axis} | {point.backend} | {point.value} | {point.rounds} | {point.p50_ms:.2f} | {point.p99_ms:.2f} | {point.frame_p50_ms:.2f} |"
-                )
+                times = " | ".join(f"{time_ms:.2f}" for time_ms in (point.p50_ms, point.p99_ms, point.frame_p50_ms))
+                print(f"| {axis} | {point.backend} | {point.value} | {point.rounds} | {times} |")
     atomic_write_text(table, _csv(points))
     atomic_write_text(plots, svg_file([_plot(axis, points) for axis in options.axes]))
     print(f"{PROGRAM}: {table} and {plots} are written", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The command that measures cost against size, batch, cameras, products and threads measures every value it was asked for, in table, file and plot."""
+"""The command that measures cost against size, batch, cameras, products and threads measures every value it was asked for."""
 
 import csv
 import xml.etree.ElementTree as ElementTree
