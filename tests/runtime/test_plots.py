@@ -55,3 +55,10 @@ def test_many_points_are_a_line_without_dots():
     values = np.linspace(0, 1, 200)
     root = ElementTree.fromstring(svg_file([CurvePlot("t", "x", "y", [Curve("a", values, values)])]))
     assert root.findall(f".//{SVG}circle") == []
+
+
+@pytest.mark.parametrize(("x", "ticks"), [([1, 2], ["1", "2"]), ([0.5, 1.0], ["0.5", "0.6", "0.7", "0.8", "0.9", "1"])])
+def test_counts_have_no_ticks_between_whole_numbers(x, ticks):
+    root = ElementTree.fromstring(svg_file([CurvePlot("t", "x", "y", [Curve("a", x, [0.0, 1.0])])]))
+    middle = [element.text for element in root.iter(f"{SVG}text") if element.get("text-anchor") == "middle" and element.text not in ("x", "y")]
+    assert middle == ticks
