@@ -91,7 +91,7 @@ def engine_lines(engine: Mapping[str, Any]) -> Iterator[str]:
         row = _row(f"batch {batch['batch']}", batch["call_ms"])
         yield f"{row}  {batch['frames_per_s']:.4g} frames/s{calls}"
     for cameras in engine["cameras"]:
-        row = _row(f"{cameras['cameras']} cameras", cameras["verdict_ms"])
+        row = _row(f"cameras {cameras['cameras']}", cameras["verdict_ms"])
         yield f"{row}  {cameras['frames_per_s']:.4g} frames/s"
     if engine["device_bytes"] is not None:
         yield f"  {engine['device_bytes'] / 1e6:.0f} MB on the GPU"

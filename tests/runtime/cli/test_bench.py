@@ -99,7 +99,7 @@ def test_table_and_plot_show_what_was_measured(engine, tmp_path, capsys):
     plot = tmp_path / "cost.svg"
     assert run("--engine", engine, "--batch", 4, 1, "--cameras", 2, "--starts", 1, "--runs", 3, "--plot", plot) == 0
     captured = capsys.readouterr()
-    for words in ("batch 4", "2 cameras", "first verdict", "memory of this process"):
+    for words in ("batch 4", "cameras 2", "first verdict", "memory of this process"):
         assert words in captured.out
     assert f"{plot} is written" in captured.err
     root = ElementTree.fromstring(plot.read_text(encoding="utf-8"))
