@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-_WIDTH, _HEIGHT = 440, 264
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 40
+from snl_runtime.plots import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, PlotArea, nice_ticks, svg_element, upright_text
+
 _ROW_PX = 26
 
 
@@ -35,18 +35,18 @@ class IntervalRow(NamedTuple):
 
 def roc_plot(series: Sequence[RocSeries]) -> str:
     """Return ROC curves on the unit square with a legend in the empty corner below the diagonal."""
-    frame = _Frame(0.0, 1.0, 0.0, 1.0)
+    area = PlotArea(0.0, 1.0, 0.0, 1.0)
     ticks = [0.0, 0.25, 0.5, 0.75, 1.0]
-    parts = [frame.grid(ticks, ticks), frame.axis_titles("false-positive rate", "detection rate")]
-    parts.append(f'<line class="chance" x1="{frame.x(0)}" y1="{frame.y(0)}" x2="{frame.x(1)}" y2="{frame.y(1)}"/>')
+    parts = [area.grid(ticks, ticks), area.axis_titles("false-positive rate", "detection rate")]
+    parts.append(f'<line class="chance" x1="{area.x(0)}" y1="{area.y(0)}" x2="{area.x(1)}" y2="{area.y(1)}"/>')
     for one in series:
-        points = _thinned(frame, np.asarray(one.false_positive_rate, dtype=np.float64), np.asarray(one.true_positive_rate, dtype=np.float64))
+        points = _thinned(area, np.asarray(one.false_positive_rate, dtype=np.float64), np.asarray(one.true_positive_rate, dtype=np.float64))
         parts.append(f'<polyline class="curve {one.style}" points="{points}"/>')
     for row, one in enumerate(series):
-        y = frame.y(0) - 12 - 16 * (len(series) - 1 - row)
-        parts.append(f'<line class="curve {one.style}" x1="{_WIDTH - 148}" y1="{y - 4}" x2="{_WIDTH - 128}" y2="{y - 4}"/>')
-        parts.append(f'<text x="{_WIDTH - 122}" y="{y}">{escape(one.label)}</text>')
-    return _svg(_WIDTH, _HEIGHT, "ROC curve", parts)
+        y = area.y(0) - 12 - 16 * (len(series) - 1 - row)
+        parts.append(f'<line class="curve {one.style}" x1="{WIDTH - 148}" y1="{y - 4}" x2="{WIDTH - 128}" y2="{y - 4}"/>')
+        parts.append(f'<text x="{WIDTH - 122}" y="{y}">{escape(one.label)}</text>')
+    return svg_element(WIDTH, HEIGHT, "ROC curve", parts)
 
 
 def histogram_plot(good: npt.ArrayLike, anomalous: npt.ArrayLike, *, reference: float | None = None, reference_label: str = "reference") -> str:
@@ -66,23 +66,25 @@ def histogram_plot(good: npt.ArrayLike, anomalous: npt.ArrayLike, *, reference: 
     edges = np.linspace(ticks[0], ticks[-1], 29)
     up_counts, down_counts = np.histogram(up, edges)[0], np.histogram(down, edges)[0]
     tallest = max(int(up_counts.max()), int(down_counts.max()), 1)
-    frame = _Frame(ticks[0], ticks[-1], -1.08 * tallest if down.size else 0.0, 1.08 * tallest if up.size else 0.0)
-    parts = [frame.grid(ticks, [])]
+    area = PlotArea(ticks[0], ticks[-1], -1.08 * tallest if down.size else 0.0, 1.08 * tallest if up.size else 0.0)
+    parts = [area.grid(ticks, [])]
     for counts, sign, style, kind in ((up_counts, 1, "good", "good"), (down_counts, -1, "anomalous", "anomalous")):
         parts += [
-            frame.bar(edges[index], edges[index + 1], sign * int(count), style, f"{count} {kind}, score {edges[index]:.4g} to {edges[index + 1]:.4g}")
+            _bar(
+                area, edges[index], edges[index + 1], sign * int(count), style, f"{count} {kind}, score {edges[index]:.4g} to {edges[index + 1]:.4g}"
+            )
             for index, count in enumerate(counts)
             if count
         ]
-    parts.append(f'<line class="axis" x1="{_LEFT}" y1="{frame.y(0)}" x2="{_WIDTH - _RIGHT}" y2="{frame.y(0)}"/>')
+    parts.append(f'<line class="axis" x1="{LEFT}" y1="{area.y(0)}" x2="{WIDTH - RIGHT}" y2="{area.y(0)}"/>')
     for size, sign, kind in ((up.size, 1, "good"), (down.size, -1, "anomalous")):
         if size:
-            parts.append(f'<text class="{kind}" x="{_LEFT - 4}" y="{frame.y(sign * tallest) + 4}" text-anchor="end">{tallest}</text>')
-            parts.append(_upright(f"{kind} ({size})", 14, frame.y(sign * tallest / 2), kind))
+            parts.append(f'<text class="{kind}" x="{LEFT - 4}" y="{area.y(sign * tallest) + 4}" text-anchor="end">{tallest}</text>')
+            parts.append(upright_text(f"{kind} ({size})", 14, area.y(sign * tallest / 2), kind))
     if reference is not None:
-        parts.append(_marker(frame, reference, reference_label))
-    parts.append(f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 6}" text-anchor="middle">anomaly score</text>')
-    return _svg(_WIDTH, _HEIGHT, "histogram of anomaly scores", parts)
+        parts.append(_marker(area, reference, reference_label))
+    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">anomaly score</text>')
+    return svg_element(WIDTH, HEIGHT, "histogram of anomaly scores", parts)
 
 
 def interval_plot(rows: Sequence[IntervalRow], *, title: str) -> str:
@@ -110,83 +112,34 @@ def interval_plot(rows: Sequence[IntervalRow], *, title: str) -> str:
             parts.append(f'<line class="whisker" x1="{x(row.interval[0])}" y1="{y}" x2="{x(row.interval[1])}" y2="{y}"/>')
         if row.value is not None:
             parts.append(f'<circle class="dot" cx="{x(row.value)}" cy="{y}" r="4.5"/>')
-    return _svg(width, height, title, parts)
+    return svg_element(width, height, title, parts)
 
 
-def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Return about ``count`` round numbers at equal steps that enclose [low, high].
-
-    >>> nice_ticks(0.13, 0.94)
-    [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    """
-    span = high - low if high > low else max(abs(high), 1.0)
-    rough = span / count
-    magnitude = 10.0 ** math.floor(math.log10(rough))
-    step = magnitude * next(factor for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= rough * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [float(f"{index * step:.12g}") for index in range(first, max(last, first + 1) + 1)]
+def _bar(area: PlotArea, left: float, right: float, height: float, style: str, tooltip: str) -> str:
+    x_0, x_1 = area.x(left) + 0.5, area.x(right) - 0.5
+    y_0, y_1 = sorted((area.y(0), area.y(height)))
+    return (
+        f'<rect class="bar {style}" x="{x_0:.1f}" y="{y_0}" width="{max(x_1 - x_0, 1):.1f}" height="{y_1 - y_0:.1f}">'
+        f"<title>{escape(tooltip)}</title></rect>"
+    )
 
 
-class _Frame:
-    """Maps data to the plot's pixels, one decimal each."""
-
-    def __init__(self, x_low: float, x_high: float, y_low: float, y_high: float) -> None:
-        self._x_low, self._x_high, self._y_low, self._y_high = x_low, x_high, y_low, y_high
-
-    def x(self, value: float) -> float:
-        return round(_LEFT + (value - self._x_low) / (self._x_high - self._x_low) * (_WIDTH - _LEFT - _RIGHT), 1)
-
-    def y(self, value: float) -> float:
-        return round(_HEIGHT - _BOTTOM - (value - self._y_low) / (self._y_high - self._y_low) * (_HEIGHT - _TOP - _BOTTOM), 1)
-
-    def grid(self, x_ticks: Sequence[float], y_ticks: Sequence[float]) -> str:
-        top, bottom = _TOP, _HEIGHT - _BOTTOM
-        parts = []
-        for tick in x_ticks:
-            parts.append(f'<line class="grid" x1="{self.x(tick)}" y1="{top}" x2="{self.x(tick)}" y2="{bottom}"/>')
-            parts.append(f'<text x="{self.x(tick)}" y="{bottom + 15}" text-anchor="middle">{tick:g}</text>')
-        for tick in y_ticks:
-            parts.append(f'<line class="grid" x1="{_LEFT}" y1="{self.y(tick)}" x2="{_WIDTH - _RIGHT}" y2="{self.y(tick)}"/>')
-            parts.append(f'<text x="{_LEFT - 6}" y="{self.y(tick) + 4}" text-anchor="end">{tick:g}</text>')
-        return "".join(parts)
-
-    def axis_titles(self, x_title: str, y_title: str) -> str:
-        across = f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(x_title)}</text>'
-        return across + _upright(y_title, 12, (_TOP + _HEIGHT - _BOTTOM) / 2, "")
-
-    def bar(self, left: float, right: float, height: float, style: str, tooltip: str) -> str:
-        x_0, x_1 = self.x(left) + 0.5, self.x(right) - 0.5
-        y_0, y_1 = sorted((self.y(0), self.y(height)))
-        return (
-            f'<rect class="bar {style}" x="{x_0:.1f}" y="{y_0}" width="{max(x_1 - x_0, 1):.1f}" height="{y_1 - y_0:.1f}">'
-            f"<title>{escape(tooltip)}</title></rect>"
-        )
-
-
-def _thinned(frame: _Frame, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> str:
+def _thinned(area: PlotArea, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> str:
     """Return the points of a polyline, without those that do not move it by half a pixel: millions of pixels become a few hundred points."""
-    placed = np.stack([_LEFT + x * (_WIDTH - _LEFT - _RIGHT), frame.y(0) - y * (_HEIGHT - _TOP - _BOTTOM)], axis=1)
+    placed = np.stack([LEFT + x * (WIDTH - LEFT - RIGHT), area.y(0) - y * (HEIGHT - TOP - BOTTOM)], axis=1)
     halves = np.round(2 * placed) / 2
     kept = np.append(True, (halves[1:] != halves[:-1]).any(axis=1))
     return " ".join(f"{a:g},{b:g}" for a, b in halves[kept])
 
 
-def _marker(frame: _Frame, value: float, label: str) -> str:
-    x = frame.x(value)
-    anchor, shift = ("end", -4) if x > _WIDTH * 0.6 else ("start", 4)
+def _marker(area: PlotArea, value: float, label: str) -> str:
+    x = area.x(value)
+    anchor, shift = ("end", -4) if x > WIDTH * 0.6 else ("start", 4)
     return (
-        f'<line class="marker" x1="{x}" y1="{_TOP}" x2="{x}" y2="{_HEIGHT - _BOTTOM}"/>'
-        f'<text class="strong" x="{x + shift}" y="{_TOP + 9}" text-anchor="{anchor}">{escape(label)} {value:.4g}</text>'
+        f'<line class="marker" x1="{x}" y1="{TOP}" x2="{x}" y2="{HEIGHT - BOTTOM}"/>'
+        f'<text class="strong" x="{x + shift}" y="{TOP + 9}" text-anchor="{anchor}">{escape(label)} {value:.4g}</text>'
     )
-
-
-def _upright(text: str, x: float, y: float, style: str) -> str:
-    return f'<text class="{style}" x="{x}" y="{y}" text-anchor="middle" transform="rotate(-90 {x} {y})">{escape(text)}</text>'
 
 
 def _shortened(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def _svg(width: int, height: int, label: str, parts: Sequence[str]) -> str:
-    return f'<svg class="plot" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from snl_train.plots_svg import nice_ticks
+from snl_runtime.plots import nice_ticks
 
 _ROW_PX, _LETTER_PX, _PLOT_PX, _MARGIN_PX = 24, 6.6, 460, 30
 _STYLE = (

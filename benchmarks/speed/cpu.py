@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.speed import machine
+from benchmarks.speed.models import GRAPHS, untrained_graph
 from snl_runtime.backends import open_backend
 from snl_runtime.backends.base import Backend
 from snl_runtime.backends.onnxruntime.session import load_onnxruntime
@@ -33,14 +34,6 @@ from snl_runtime.model.bundle import open_bundle
 PROGRAM = "benchmarks.speed.cpu"
 BACKENDS = ("onnxruntime", "openvino")
 WARM_UP_RUNS = 3
-GRAPHS: dict[str, dict[str, object]] = {
-    "rd": {"preset": "best", "model.method": "rd", "model.whitening": False},
-    "best": {"preset": "best"},
-    "snl-plain-score": {"score.affinity_weight": 0.0},
-    "snl": {},
-}
-"""Settings of each graph over the preset of the paper: plain reverse distillation with a smoothed map, ``best``, and the paper's networks without and
-with the affinity error in the score."""
 Timed = tuple[str, str, int]
 """Graph, backend, batch."""
 
@@ -65,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _measure(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
-        paths = {name: _graph(folder, name, options) for name in options.graphs}
+        paths = {name: untrained_graph(folder, name, options.size_px, teacher=options.teacher, layout=options.layout) for name in options.graphs}
         print(f"{machine.versions()}; threads {options.threads}, load average {os.getloadavg()[0]:.1f}; {options.teacher}, {options.size_px} px")
         if options.profile:
             for name, path in paths.items():
@@ -133,27 +126,6 @@ def _print_node_times(name: str, events: Sequence[dict[str, Any]], rounds: int) 
     print(f"\n{name}: {total_ms:.1f} ms in nodes\n\n| kind | nodes | ms | share |\n|---|---:|---:|---:|")
     for kind, own_ms in spent_ms.most_common():
         print(f"| {kind} | {runs[kind] // rounds} | {own_ms:.2f} | {own_ms / total_ms:.1%} |")
-
-
-def _graph(folder: Path, name: str, options: argparse.Namespace) -> Path:
-    """Export a graph of untrained networks, unless it is there."""
-    path = folder / f"{name}-{options.teacher}-{options.size_px}-{options.layout}.onnx"
-    if path.exists():
-        return path
-    import torch
-
-    from snl_export.graph import SnlGraph
-    from snl_export.onnx_export import BatchSize, export_onnx
-    from snl_train.config import load_config
-    from snl_train.models.teacher_student import build_model
-
-    config = load_config(None, {**GRAPHS[name], "model.teacher": options.teacher, "model.teacher_weights": "random"})
-    torch.manual_seed(0)
-    size_hw = (options.size_px, options.size_px)
-    graph = SnlGraph(build_model(config.model), config.score, size_hw=size_hw, layout=options.layout)
-    folder.mkdir(parents=True, exist_ok=True)
-    export_onnx(graph, path, size_hw=size_hw, batch=BatchSize(), metadata="{}")
-    return path
 
 
 if __name__ == "__main__":

@@ -1,25 +1,20 @@
 """What a figure must stand beside: versions, GPU, and the peak that the driver states."""
 
-import importlib.metadata
 import platform
 from pathlib import Path
 from typing import Any
 
+from snl_runtime.bench import machine
 from snl_runtime.cuda.api import CudaApi
 from snl_runtime.errors import BackendUnavailableError, InferenceError
 
-PACKAGES = ("snl-edge", "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-bindings", "torch")
+PACKAGES = (*machine.PACKAGES, "cuda-bindings", "torch")
 _JETSON_RELEASE = Path("/etc/nv_tegra_release")
 
 
 def versions() -> str:
     """Return interpreter, system and packages; needs no GPU."""
-    found = []
-    for name in PACKAGES:
-        try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    found = [f"{name} {version}" for name, version in machine.installed_versions(PACKAGES).items()]
     jetson = f", {_JETSON_RELEASE.read_text(encoding='utf-8').splitlines()[0]}" if _JETSON_RELEASE.is_file() else ""
     return f"Python {platform.python_version()}, {platform.system()} {platform.machine()}{jetson}, {', '.join(found)}"
 

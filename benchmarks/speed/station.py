@@ -15,7 +15,6 @@ times do not depend on the weights, and its verdicts are ERROR no_manifest after
 
 import argparse
 import contextlib
-import importlib.util
 import os
 import queue
 import socket
@@ -27,12 +26,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from benchmarks.speed import machine
+from benchmarks.speed.models import tiny_model, untrained_graph
 from snl_runtime.cli.command import EXIT_OK, run_command
 from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.line.handoff import OverflowPolicy
@@ -55,7 +54,6 @@ IMAGES = 16
 SEARCH_STEPS = 6
 OWN_RATE_S = 5.0
 EXIT_DOES_NOT_HOLD = 1
-_FIXTURES = Path(__file__).parents[2] / "tests" / "runtime" / "detector_fixtures.py"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,9 +245,9 @@ def _own_rate(detector: SnlDetector, images: Sequence[npt.NDArray[np.uint8]]) ->
 def _model(options: argparse.Namespace, folder: Path) -> tuple[Path, int]:
     """Return the model and the edge of its frames in pixels."""
     if options.untrained_px is not None:
-        return _untrained(folder / "untrained.onnx", options.untrained_px), options.untrained_px
+        return untrained_graph(folder, "snl", options.untrained_px), options.untrained_px
     if options.model is None:
-        fixtures = _fixtures()
+        fixtures = tiny_model()
         return Path(fixtures.ModelFolder(folder).write()), int(fixtures.SIZE)
     with SnlDetector(options.model, keep_maps=False) as detector:
         if detector.manifest is None:
@@ -257,31 +255,9 @@ def _model(options: argparse.Namespace, folder: Path) -> tuple[Path, int]:
         return options.model, int(detector.manifest.input["size_hw"][0])
 
 
-def _untrained(path: Path, size_px: int) -> Path:
-    from snl_export.graph import SnlGraph
-    from snl_export.onnx_export import BatchSize, export_onnx
-    from snl_train.config import ModelConfig, ScoreConfig
-    from snl_train.models.teacher_student import build_model
-
-    model = build_model(ModelConfig(teacher="resnet18", teacher_weights="random"))
-    size_hw = (size_px, size_px)
-    export_onnx(SnlGraph(model, ScoreConfig(), size_hw=size_hw), path, size_hw=size_hw, batch=BatchSize(), metadata="{}")
-    return path
-
-
 def _images(size_px: int) -> list[npt.NDArray[np.uint8]]:
-    fixtures = _fixtures()
+    fixtures = tiny_model()
     return [fixtures.good_frame(seed, size_px) for seed in range(IMAGES)]
-
-
-def _fixtures() -> Any:
-    """The tiny model of the tests, and its pictures of parts."""
-    spec = importlib.util.spec_from_file_location("snl_benchmark_fixtures", _FIXTURES)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{_FIXTURES} is missing; run this in a checkout")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _free_port() -> int:

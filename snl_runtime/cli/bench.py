@@ -1,40 +1,36 @@
-"""``snl-bench``: how long each stage of a verdict takes on this machine."""
+"""``snl-bench``: what a verdict costs on this machine: time of each stage, batches, cameras, memory, and the start of a process."""
 
 import argparse
 import contextlib
-import importlib.metadata
-import math
 import os
 import platform
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snl_runtime.cli.command import EXIT_OK, CommandParser, run_command
-from snl_runtime.cli.model_flags import add_model_flags, model_values, open_detector, positive
+from snl_runtime.cli.model_flags import add_model_flags, model_values, open_detector, positive, whole_number
 from snl_runtime.errors import ConfigError, DataError
+from snl_runtime.files import atomic_write_text, check_writable
 from snl_runtime.progress import Progress
 from snl_runtime.station.config import ModelConfig
 from snl_runtime.text import to_json
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from snl_runtime.detector.detector import SnlDetector
+    from snl_runtime.bench.report import EngineTimes
+    from snl_runtime.types import Image
 
 
 PROGRAM = "snl-bench"
 EXAMPLE = """
 snl-bench --engine line.onnx --runs 500
 snl-bench --engine line.trt --compare line.onnx --frames parts/ --json
+snl-bench --engine line.onnx --batch 1 4 8 --cameras 1 2 4 --starts 3 --plot cost.svg
 """
-STAGES = ("preprocess", "infer", "decide", "total")
 MOST_FRAMES = 32
 """Frames kept in memory; the runs go round them."""
 WARM_UP_RUNS = 10
-_PACKAGES = ("snl-edge", "numpy", "opencv-python-headless", "opencv-python", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt_rtx")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,60 +41,110 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> CommandParser:
     parser = CommandParser(
         PROGRAM,
-        "Time each stage of a verdict on real or golden frames, one frame at a time, after a warm-up. Two engines are timed in turn, frame by frame.",
+        "Time each stage of a verdict on real or golden frames, one frame at a time, after a warm-up; on request also several frames in one call, "
+        "several cameras, and the start of a process. All kinds of calls, and two engines, take turns.",
         example=EXAMPLE,
     )
     parser.add_argument("--engine", metavar="FILE", required=True, help="model: x.onnx or x.trt")
     parser.add_argument("--compare", metavar="FILE", help="second model, timed in the same process on the same frames")
     parser.add_argument("--frames", metavar="DIR", help=f"images to time, {MOST_FRAMES} at most, evenly chosen (default: the model's golden samples)")
     parser.add_argument("--product", metavar="P", help="product whose decision and region of interest are used (default: as snl-run)")
-    parser.add_argument("--runs", metavar="N", type=positive(int), default=200, help="timed verdicts per engine (default: 200)")
+    parser.add_argument("--runs", metavar="N", type=positive(int), default=200, help="timed calls of each kind and engine (default: 200)")
+    parser.add_argument("--batch", metavar="N", type=positive(int), nargs="+", default=[], help="also time N frames in one call, for each N")
+    parser.add_argument(
+        "--cameras",
+        metavar="N",
+        type=positive(int),
+        nargs="+",
+        default=[],
+        help="also time N cameras that share the model, triggered together, for each N",
+    )
+    parser.add_argument(
+        "--starts", metavar="N", type=whole_number, default=0, help="also start N processes and time their first verdicts (default: 0)"
+    )
+    parser.add_argument("--plot", metavar="FILE", type=Path, help="also write the times as plots, x.svg")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output instead of a table")
     add_model_flags(parser)
     return parser
 
 
-@dataclass
-class _Timed:
-    """One engine and its times in milliseconds."""
-
-    path: str
-    detector: "SnlDetector"
-    stages_ms: dict[str, list[float]] = field(default_factory=lambda: {stage: [] for stage in STAGES})
-
-    def run(self, frame: "npt.NDArray[Any]", product: str | None, *, keep: bool) -> None:
-        """Time one verdict, the call itself included."""
-        started_s = time.perf_counter()
-        result = self.detector.detect(frame, color="rgb", product=product)
-        total_ms = (time.perf_counter() - started_s) * 1e3
-        if not math.isfinite(result.score):
-            raise DataError(f"{self.path} cannot score a frame, so its times mean nothing: {result.reason}")
-        if keep:
-            values = (result.timings.preprocess_ms, result.timings.infer_ms, result.timings.decide_ms, total_ms)
-            for stage, value in zip(STAGES, values, strict=True):
-                self.stages_ms[stage].append(value)
-
-
 def _bench(arguments: argparse.Namespace) -> int:
+    from snl_runtime.bench.memory import process_memory
+    from snl_runtime.bench.report import curve_plots, plain_memory
+    from snl_runtime.plots import svg_file
+
+    if arguments.plot is not None:
+        if arguments.plot.suffix != ".svg":
+            raise ConfigError(f"--plot writes SVG, so its name must end with .svg, got {arguments.plot}")
+        check_writable(arguments.plot)
+    configs = [ModelConfig(file=file, **model_values(arguments)) for file in (arguments.engine, arguments.compare) if file is not None]
     with contextlib.ExitStack() as opened:
-        engines = [arguments.engine] if arguments.compare is None else [arguments.engine, arguments.compare]
-        timed = [_Timed(engine, opened.enter_context(open_detector(ModelConfig(file=engine, **model_values(arguments))))) for engine in engines]
-        frames = _frames(arguments)
-        for index in range(WARM_UP_RUNS):
-            for subject in timed:
-                subject.run(frames[index % len(frames)], arguments.product, keep=False)
-        with Progress(arguments.runs, unit="runs", label="time") as progress:
-            for index in range(arguments.runs):
-                # Whoever goes first finds the frame cold in the cache, so the two take turns.
-                for subject in timed if index % 2 == 0 else timed[::-1]:
-                    subject.run(frames[index % len(frames)], arguments.product, keep=True)
-                progress.advance()
-        report = _report(arguments, timed, frames)
+        frames, engines = _open(arguments, configs, opened)
+        _time(engines, arguments.runs)
+        memory = process_memory()
+        _close(engines)
+    _start(engines, configs, arguments)
+    report = _report(arguments, engines, frames) | {"memory": plain_memory(memory)}
+    if arguments.plot is not None:
+        atomic_write_text(arguments.plot, svg_file(curve_plots(engines)))
+        print(f"{PROGRAM}: {arguments.plot} is written", file=sys.stderr)
     print(to_json(report) if arguments.json else _table(report))
     return EXIT_OK
 
 
-def _frames(arguments: argparse.Namespace) -> "list[npt.NDArray[Any]]":
+def _open(arguments: argparse.Namespace, configs: Sequence[ModelConfig], opened: contextlib.ExitStack) -> "tuple[list[Image], list[EngineTimes]]":
+    from snl_runtime.bench.loads import Batches, Cameras, SingleFrames, Subject
+    from snl_runtime.bench.report import EngineTimes
+
+    detectors = [opened.enter_context(open_detector(config)) for config in configs]
+    frames = _frames(arguments)
+    engines = []
+    for config, detector in zip(configs, detectors, strict=True):
+        subject = Subject(name=config.file, detector=detector, frames=frames, product=arguments.product)
+        engines.append(
+            EngineTimes(
+                single=SingleFrames(subject),
+                batches=[Batches(subject, count) for count in arguments.batch],
+                cameras=[opened.enter_context(Cameras(subject, count)) for count in arguments.cameras],
+            )
+        )
+    return frames, engines
+
+
+def _time(engines: "Sequence[EngineTimes]", runs: int) -> None:
+    loads = [load for kind in zip(*(engine.loads for engine in engines), strict=True) for load in kind]
+    for index in range(WARM_UP_RUNS):
+        for load in loads:
+            load.run(index, keep=False)
+    with Progress(runs, unit="runs", label="time") as progress:
+        for index in range(runs):
+            # Whoever goes first finds the frame cold in the cache, so they take turns.
+            for load in loads if index % 2 == 0 else loads[::-1]:
+                load.run(index)
+            progress.advance()
+
+
+def _close(engines: "Sequence[EngineTimes]") -> None:
+    from snl_runtime.bench.memory import close_and_count_device_bytes
+
+    for engine in engines:
+        engine.device_bytes = close_and_count_device_bytes(engine.single.subject.detector)
+
+
+def _start(engines: "Sequence[EngineTimes]", configs: Sequence[ModelConfig], arguments: argparse.Namespace) -> None:
+    """Time processes of their own after everything here is closed, so that nothing shares the machine with them."""
+    from snl_runtime.bench.start import time_start
+
+    if not arguments.starts:
+        return
+    with Progress(arguments.starts * len(engines), unit="processes", label="start") as progress:
+        for _ in range(arguments.starts):
+            for engine, config in zip(engines, configs, strict=True):
+                engine.starts.append(time_start(config, engine.single.subject.frame(0), product=arguments.product))
+                progress.advance()
+
+
+def _frames(arguments: argparse.Namespace) -> "list[Image]":
     from snl_runtime.images.files import read_frame
     from snl_runtime.images.listing import list_images
     from snl_runtime.model.bundle import open_bundle
@@ -115,7 +161,10 @@ def _frames(arguments: argparse.Namespace) -> "list[npt.NDArray[Any]]":
     return list(golden.images[:MOST_FRAMES])
 
 
-def _report(arguments: argparse.Namespace, timed: Sequence[_Timed], frames: "Sequence[npt.NDArray[Any]]") -> dict[str, Any]:
+def _report(arguments: argparse.Namespace, engines: "Sequence[EngineTimes]", frames: "Sequence[Image]") -> dict[str, Any]:
+    from snl_runtime.bench.loads import STAGES
+    from snl_runtime.bench.machine import installed_versions, processor
+
     report: dict[str, Any] = {
         "frames": {
             "source": arguments.frames or "golden samples",
@@ -125,11 +174,11 @@ def _report(arguments: argparse.Namespace, timed: Sequence[_Timed], frames: "Seq
         "runs": arguments.runs,
         "warm_up_runs": WARM_UP_RUNS,
         "threads": arguments.threads,
-        "engines": [_measured(subject) for subject in timed],
-        "machine": {"system": platform.platform(), "processor": _processor(), "cpus": os.cpu_count()},
-        "versions": {"python": platform.python_version(), **_versions()},
+        "engines": [engine.plain() for engine in engines],
+        "machine": {"system": platform.platform(), "processor": processor(), "cpus": os.cpu_count()},
+        "versions": {"python": platform.python_version(), **installed_versions()},
     }
-    if len(timed) == 2:
+    if len(engines) == 2:
         first, second = (engine["stage_ms"] for engine in report["engines"])
         report["ratio_of_medians"] = {
             stage: round(first[stage]["p50"] / second[stage]["p50"], 4) if second[stage]["p50"] else None for stage in STAGES
@@ -137,55 +186,18 @@ def _report(arguments: argparse.Namespace, timed: Sequence[_Timed], frames: "Seq
     return report
 
 
-def _measured(subject: _Timed) -> dict[str, Any]:
-    import numpy as np
-
-    stage_ms = {}
-    for stage, values in subject.stages_ms.items():
-        p50, p95, p99 = np.percentile(values, [50, 95, 99])
-        stage_ms[stage] = {"p50": round(float(p50), 4), "p95": round(float(p95), 4), "p99": round(float(p99), 4), "max": round(max(values), 4)}
-    return {
-        "engine": subject.path,
-        "model_sha256": subject.detector.model_sha256,
-        "backend": subject.detector.backend_name,
-        "device": subject.detector.device,
-        "stage_ms": stage_ms,
-        "frames_per_s": round(1e3 * len(subject.stages_ms["total"]) / sum(subject.stages_ms["total"]), 3),
-    }
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123 - no file of the user's
-        for line in lines:
-            if line.startswith(("model name", "Model")):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return versions
-
-
 def _table(report: dict[str, Any]) -> str:
-    lines = []
-    for engine in report["engines"]:
-        lines.append(f"{engine['engine']}  {engine['backend']} on {engine['device']}, model {engine['model_sha256'][:12]}")
-        lines.append(f"  {'stage':<12}{'p50 ms':>10}{'p95 ms':>10}{'p99 ms':>10}{'max ms':>10}")
-        for stage, values in engine["stage_ms"].items():
-            lines.append(f"  {stage:<12}" + "".join(f"{values[name]:>10.3f}" for name in ("p50", "p95", "p99", "max")))
-        lines.append(f"  {engine['frames_per_s']:.4g} frames/s, one at a time")
-    frames = report["frames"]
+    from snl_runtime.bench.report import engine_lines
+
+    lines = [line for engine in report["engines"] for line in engine_lines(engine)]
+    frames, memory, machine = report["frames"], report["memory"], report["machine"]
     threads = report["threads"] or "the backend's default"
     lines.append(
         f"{report['runs']} runs after {report['warm_up_runs']} to warm up, {frames['count']} frames from {frames['source']}, threads: {threads}"
     )
-    lines.append(
-        f"{report['machine']['processor']}, {report['machine']['cpus']} CPUs; " + ", ".join(f"{k} {v}" for k, v in report["versions"].items())
-    )
+    if memory is not None:
+        lines.append(f"memory of this process: {memory['resident_bytes'] / 1e6:.0f} MB after the runs, peak {memory['peak_bytes'] / 1e6:.0f} MB")
+    lines.append(f"{machine['processor']}, {machine['cpus']} CPUs; " + ", ".join(f"{k} {v}" for k, v in report["versions"].items()))
     if "ratio_of_medians" in report:
         first, second = (engine["engine"] for engine in report["engines"])
         ratios = ", ".join(f"{stage} {ratio if ratio is not None else '-'}" for stage, ratio in report["ratio_of_medians"].items())

@@ -90,6 +90,10 @@ class CudaApi:
         """Make a device the calling thread's; use :func:`device_scope`, which puts the caller's back."""
         self._call("cudaSetDevice", device)
 
+    def free_bytes(self) -> int:
+        """Return the free memory of the current device, of all processes together."""
+        return int(self._call("cudaMemGetInfo")[0])
+
     def create_stream(self) -> int:
         """Return a new stream that does not wait for the default stream."""
         return int(self._call("cudaStreamCreateWithFlags", self._runtime.cudaStreamNonBlocking)[0])

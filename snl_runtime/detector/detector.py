@@ -223,8 +223,10 @@ class SnlDetector:
 
         Example:
             >>> with SnlDetector("line.onnx") as detector:  # doctest: +SKIP
-            ...     print(*(result.verdict.value for result in detector.detect_batch([left, right], products=["lid", "bottom"])))
-            PASS REJECT
+            ...     for result in detector.detect_batch([left, right], products=("lid", "bottom")):
+            ...         print(result.verdict.value)
+            PASS
+            REJECT
         """
         frames = checked_frames(images)
         named = checked_products(products, len(frames))

@@ -56,14 +56,7 @@ def api():
 @pytest.fixture(scope="session")
 def free_bytes(api):
     """Return the free memory of the first GPU, of all processes together."""
-    from cuda.bindings import runtime
-
-    def ask():
-        status, free, _ = runtime.cudaMemGetInfo()
-        assert int(status) == 0, status
-        return int(free)
-
-    return ask
+    return api.free_bytes
 
 
 @pytest.fixture(scope="session")

@@ -75,6 +75,11 @@ class FakeCuda:
         assert 0 <= device < len(self.devices)
         self._current.device = device
 
+    def free_bytes(self):
+        self._called("free_bytes")
+        mine = [handle for handle, device in self.live["device"].items() if device == self.current_device()]
+        return (8 << 30) - sum(self._memory[handle].nbytes for handle in mine)
+
     # handles
 
     def _make(self, kind, handle=None):

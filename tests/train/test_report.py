@@ -199,16 +199,6 @@ def test_interval_plot_has_a_row_for_every_class_also_without_a_value():
     assert "–" in [element.text for element in root.iter("text")]
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.13, 0.94), (1e-6, 3e-6), (-5, 1234), (2.0, 2.0), (0.0, 0.0), (1e6, 1e6 + 1)])
-def test_ticks_enclose_the_values_at_equal_round_steps(low, high):
-    ticks = plots_svg.nice_ticks(low, high)
-    assert ticks[0] <= low
-    assert ticks[-1] >= high
-    assert 2 <= len(ticks) <= 9
-    steps = np.diff(ticks)
-    np.testing.assert_allclose(steps, steps[0], rtol=1e-6)
-
-
 def test_table_sets_totals_off_and_escapes_cells():
     text = report_html.table(["class", "AUROC"], [["<nut>", report_html.Cell("0.9", "0.8 – 1.0")], ["mean", "0.9"]], total_rows=1)
     assert "&lt;nut&gt;" in text

@@ -20,7 +20,7 @@ NEED_TRAINING = {
 NEED_SIGNATURES = ["snl-sign --make-key key.pem", "snl-sign --engine line.onnx --key key.pem"]
 WORK_ON_A_STATION = [
     "snl-run --engine line.onnx --images parts/bottle/test/good --product bottle --save-rejects r --overlay o",
-    "snl-bench --engine line.onnx --runs 3",
+    "snl-bench --engine line.onnx --runs 3 --batch 2 --cameras 2 --starts 1 --plot cost.svg",
     "snl-eval --engine line.onnx --data parts --bootstrap 0 --report eval.html",
     "snl-calibrate --engine line.onnx --good parts/bottle/test/good --product bottle --max-frr 0.1 --confidence 0.9 --report calibration.html",
 ]

@@ -1,11 +1,15 @@
 """snl-bench times what a line does, on frames that are really scored, and compares two engines in turn."""
 
 import json
+import threading
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from snl_runtime.bench.loads import Cameras
 from snl_runtime.cli.bench import main
 from snl_runtime.files import sha256_file
 
@@ -63,3 +67,66 @@ def test_missing_frames_are_a_user_error(engine, tmp_path, capsys, flags):
     (tmp_path / "empty").mkdir()
     assert run("--engine", engine, *(flag.format(empty=tmp_path / "empty") for flag in flags)) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_batches_cameras_and_starts_are_measured_for_every_engine(engine, capsys):
+    flags = ["--batch", 1, 9, "--cameras", 1, 3, "--starts", 1, "--runs", 4, "--threads", 1, "--json"]
+    assert run("--engine", engine, "--compare", engine, *flags) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert len(report["engines"]) == 2
+    for measured in report["engines"]:
+        assert [(batch["batch"], batch["backend_calls"]) for batch in measured["batches"]] == [(1, 1), (9, 2)]
+        assert [cameras["cameras"] for cameras in measured["cameras"]] == [1, 3]
+        for load in (*measured["batches"], *measured["cameras"]):
+            assert load["frames_per_s"] > 0
+        for values in (*(batch["call_ms"] for batch in measured["batches"]), *(cameras["verdict_ms"] for cameras in measured["cameras"])):
+            assert 0 < values["p50"] <= values["p95"] <= values["p99"] <= values["max"]
+        assert measured["model_bytes"] == Path(engine).stat().st_size
+        assert measured["device_bytes"] is None
+        assert measured["start"]["processes"] == 1
+        assert measured["start"]["first_verdict_s"]["p50"] > 0
+    if report["memory"] is not None:
+        assert 0 < report["memory"]["resident_bytes"] <= report["memory"]["peak_bytes"]
+
+
+def test_what_is_not_asked_for_is_empty(engine, capsys):
+    assert run("--engine", engine, "--runs", 1, "--json") == 0
+    (measured,) = json.loads(capsys.readouterr().out)["engines"]
+    assert (measured["batches"], measured["cameras"], measured["start"]) == ([], [], None)
+
+
+def test_table_and_plot_show_what_was_measured(engine, tmp_path, capsys):
+    plot = tmp_path / "cost.svg"
+    assert run("--engine", engine, "--batch", 4, 1, "--cameras", 2, "--starts", 1, "--runs", 3, "--plot", plot) == 0
+    captured = capsys.readouterr()
+    for words in ("batch 4", "cameras 2", "first verdict", "memory of this process"):
+        assert words in captured.out
+    assert f"{plot} is written" in captured.err
+    root = ElementTree.fromstring(plot.read_text(encoding="utf-8"))
+    assert len([group for group in root if group.get("class") == "plot"]) == 3
+    titles = [element.text.split(":")[0] for element in root.iter("{http://www.w3.org/2000/svg}title")]
+    assert titles[-4:] == ["1", "4", "2", "2"]  # batches in the order of their size, then p50 and p99 of the cameras
+
+
+@pytest.mark.parametrize("flags", [["--plot", "x.onnx"], ["--plot", "no/folder/x.svg"], ["--batch", "0"], ["--cameras", "0"], ["--starts", "-1"]])
+def test_wrong_flags_are_one_line_and_nothing_is_written(engine, tmp_path, monkeypatch, capsys, flags):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    try:
+        status = run("--engine", engine, "--runs", 1, *flags)
+    except SystemExit as ended:
+        status = ended.code
+    assert status == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_ctrl_c_ends_the_threads_of_the_cameras(engine, monkeypatch, capsys):
+    def interrupt(self, index, *, keep=True):
+        self._call(range(self.frames_per_call))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Cameras, "run", interrupt)
+    assert run("--engine", engine, "--cameras", 3, "--runs", 2) == 130
+    assert capsys.readouterr().out == ""
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("snl-bench-camera")]

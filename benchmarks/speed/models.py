@@ -1,0 +1,79 @@
+"""The models that are timed: networks exported without training, whose times do not depend on their weights, and the tiny model of the tests."""
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from snl_runtime.files import sha256_file
+from snl_runtime.model.manifest import Manifest, manifest_path, write_manifest
+
+if TYPE_CHECKING:
+    from snl_export.graph import AffinityLayout
+
+GRAPHS: dict[str, dict[str, object]] = {
+    "rd": {"preset": "best", "model.method": "rd", "model.whitening": False},
+    "best": {"preset": "best"},
+    "snl-plain-score": {"score.affinity_weight": 0.0},
+    "snl": {},
+}
+"""Settings of each graph over the preset of the paper: plain reverse distillation with a smoothed map, ``best``, and the paper's networks without and
+with the affinity error in the score."""
+_FIXTURES = Path(__file__).parents[2] / "tests" / "runtime" / "detector_fixtures.py"
+
+
+def untrained_graph(folder: Path, name: str, size_px: int, *, teacher: str = "resnet18", layout: "AffinityLayout" = "rows") -> Path:
+    """Return a graph of :data:`GRAPHS`, exported into ``folder`` unless it is there; needs the extra export."""
+    path = folder / f"{name}-{teacher}-{size_px}-{layout}.onnx"
+    if path.exists():
+        return path
+    import torch
+
+    from snl_export.graph import SnlGraph
+    from snl_export.onnx_export import BatchSize, export_onnx
+    from snl_train.config import load_config
+    from snl_train.models.teacher_student import build_model
+
+    config = load_config(None, {**GRAPHS[name], "model.teacher": teacher, "model.teacher_weights": "random"})
+    torch.manual_seed(0)
+    size_hw = (size_px, size_px)
+    graph = SnlGraph(build_model(config.model), config.score, size_hw=size_hw, layout=layout)
+    folder.mkdir(parents=True, exist_ok=True)
+    export_onnx(graph, path, size_hw=size_hw, batch=BatchSize(), metadata="{}")
+    return path
+
+
+def add_manifest(model: Path, size_px: int, *, max_batch: int) -> None:
+    """Say beside an exported graph how many images it takes at once; without a decision in it, verdicts are ERROR with a score."""
+    shape = ["N", 1, size_px, size_px]
+    manifest = Manifest(
+        model_file=model.name,
+        model_sha256=sha256_file(model),
+        files={},
+        input={
+            "name": "image",
+            "dtype": "uint8",
+            "layout": "NHWC",
+            "color": "rgb",
+            "size_hw": [size_px, size_px],
+            "batch": "dynamic",
+            "max_batch": max_batch,
+        },
+        outputs={"anomaly_map": {"dtype": "float32", "shape": shape}, "anomaly_score": {"dtype": "float32", "shape": ["N"]}},
+        graph={"precision": "fp32"},
+        classes=[],
+        training={},
+        training_image_sha256=[],
+        held_out=[],
+        created_at="2026-01-01T00:00:00+00:00",
+    )
+    write_manifest(manifest_path(model), manifest)
+
+
+def tiny_model() -> Any:
+    """Return the module of the tests that makes the tiny model, and pictures of its parts."""
+    spec = importlib.util.spec_from_file_location("snl_benchmark_fixtures", _FIXTURES)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{_FIXTURES} is missing; run this in a checkout")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
