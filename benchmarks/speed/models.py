@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snl_runtime.files import sha256_file
-from snl_runtime.model.manifest import Manifest, manifest_path, write_manifest
+from snl_runtime.model.manifest import Manifest, manifest_path, replace_manifest
 
 if TYPE_CHECKING:
     from snl_export.graph import AffinityLayout
@@ -66,7 +66,7 @@ def add_manifest(model: Path, size_px: int, *, max_batch: int) -> None:
         held_out=[],
         created_at="2026-01-01T00:00:00+00:00",
     )
-    write_manifest(manifest_path(model), manifest)
+    replace_manifest(manifest_path(model), lambda _: manifest)
 
 
 def tiny_model() -> Any:
