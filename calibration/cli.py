@@ -70,6 +70,20 @@ def build_parser() -> CommandParser:
         action="store_true",
         help="the part always lies in the same pose: fit a normalization map, which lowers the anomaly map where good parts score high",
     )
+    _add_frame_flags(parser)
+    _add_history_flags(parser)
+    parser.add_argument("--backend", metavar="NAME", help="onnxruntime, openvino or tensorrt (default: by the file's suffix)")
+    parser.add_argument("--device", metavar="NAME", help="device as the backend names it, the one of the line: cpu, cuda, cuda:N (default: its own)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="fixes the synthetic defects (default: 0)")
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="page with score histograms, the highest-scoring good parts and the hardest defects"
+    )
+    add_listing_flag(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    return parser
+
+
+def _add_frame_flags(parser: CommandParser) -> None:
     parser.add_argument("--roi", type=_parse_roi, metavar="X0,Y0,X1,Y1", help="part of the frame to inspect, frame pixels (default: all of it)")
     parser.add_argument(
         "--ignore-mask", type=Path, metavar="FILE", help="black and white image of the frames' size; what is white is not judged (one product)"
@@ -94,16 +108,6 @@ def build_parser() -> CommandParser:
         metavar="N",
         help="bits that the camera uses of 16-bit images: 10, 12, 14 or 16 (default: 8 or 16, as the files are stored)",
     )
-    _add_history_flags(parser)
-    parser.add_argument("--backend", metavar="NAME", help="onnxruntime, openvino or tensorrt (default: by the file's suffix)")
-    parser.add_argument("--device", metavar="NAME", help="device as the backend names it, the one of the line: cpu, cuda, cuda:N (default: its own)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="fixes the synthetic defects (default: 0)")
-    parser.add_argument(
-        "--report", type=Path, metavar="FILE", help="page with score histograms, the highest-scoring good parts and the hardest defects"
-    )
-    add_listing_flag(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
-    return parser
 
 
 def _add_history_flags(parser: CommandParser) -> None:
