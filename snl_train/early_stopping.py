@@ -2,7 +2,6 @@
 
 import torch
 
-from snl_runtime.errors import DataError
 from snl_train.config import TrainConfig
 from snl_train.data.dataset import TrainingData, keep_back
 from snl_train.losses import structural_loss
@@ -18,13 +17,8 @@ def split_for_early_stop(data: TrainingData, config: TrainConfig) -> tuple[Train
     Raises:
         DataError: If no product has enough images for both.
     """
-    learned, kept = keep_back(data, config.early_stop.share, seed=config.seed, at_most=_MOST_IMAGES)
-    if not kept.samples:
-        raise DataError(
-            f"early_stop.patience needs good images that are not learned from, and {config.early_stop.share} of {len(data.samples)} training images "
-            "of each product is none; add images, or raise early_stop.share"
-        )
-    return learned, kept
+    share = config.early_stop.share
+    return keep_back(data, share, seed=config.seed, at_most=_MOST_IMAGES, setting="early_stop.share")
 
 
 @torch.no_grad()

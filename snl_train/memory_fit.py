@@ -29,13 +29,8 @@ def split_for_normalization(data: TrainingData, config: TrainConfig) -> tuple[Tr
     Raises:
         DataError: If no product has enough images for both.
     """
-    learned, peaks = keep_back(data, config.memory.normalization_share, seed=config.seed, at_most=_MOST_PEAKS)
-    if not peaks.samples:
-        raise DataError(
-            f"a memory needs good images that it does not learn from, and {config.memory.normalization_share} of {len(data.samples)} training images "
-            "of each product is none; add images, or raise memory.normalization_share"
-        )
-    return learned, peaks
+    share = config.memory.normalization_share
+    return keep_back(data, share, seed=config.seed, at_most=_MOST_PEAKS, setting="memory.normalization_share")
 
 
 def fit_memory(

@@ -12,6 +12,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from snl_runtime.errors import DataError
 from snl_runtime.images.preprocess import resize
 from snl_runtime.images.views import Views, tile_views, whole_view
 from snl_runtime.text import printable
@@ -129,23 +130,29 @@ class TrainingData:
         return digest.hexdigest()
 
 
-def keep_back(data: TrainingData, share: float, *, seed: int, at_most: int) -> tuple[TrainingData, TrainingData]:
+def keep_back(data: TrainingData, share: float, *, seed: int, at_most: int, setting: str) -> tuple[TrainingData, TrainingData]:
     """Return the training images that are learned from, and at most ``at_most`` of those that are not, as many of each product.
 
-    The second has no images where ``share`` of a product's is none. Unlike ``data.held_out`` they are part of the training: what is measured on them
-    decides about the model.
+    Unlike ``data.held_out`` the second are part of the training: what is measured on them decides about the model.
 
     Args:
         data: All training images.
         share: Share of each product's images that are not learned from, in (0, 1).
         seed: Chooses them.
         at_most: Most of them that are returned.
+        setting: Name of ``share`` in the configuration, for the error.
 
     Raises:
         ConfigError: If a product would keep no image to learn from.
+        DataError: If ``share`` of every product's images is none.
     """
     learned, kept_back = hold_out(data.samples, share, seed=seed)
     chosen = limit_per_class(kept_back, max(1, at_most // len(data.classes)), seed=seed)
+    if not chosen:
+        raise DataError(
+            f"{setting} is {share}, which of {len(data.samples)} training images keeps none of any product back, and some are needed that are not "
+            f"learned from; add images, or raise {setting}"
+        )
     return replace(data, samples=learned), replace(data, samples=chosen)
 
 

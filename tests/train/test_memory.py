@@ -204,7 +204,7 @@ def test_checkpoint_scores_without_a_student(plain_root: Path, tmp_path: Path):
 
 def test_too_few_images_for_a_normalization_say_so(tmp_path: Path, picture):
     picture(tmp_path / "data" / "bolt" / "0.png", 0)
-    with pytest.raises(DataError, match=r"a memory needs good images that it does not learn from.*add images"):
+    with pytest.raises(DataError, match=r"memory.normalization_share is .* keeps none of any product back.*add images"):
         train(CONFIG, data_of(tmp_path / "data"), tmp_path / "x.pt")
     assert not (tmp_path / "x.pt").exists()
 
