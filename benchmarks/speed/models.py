@@ -15,9 +15,12 @@ GRAPHS: dict[str, dict[str, object]] = {
     "best": {"preset": "best"},
     "snl-plain-score": {"score.affinity_weight": 0.0},
     "snl": {},
+    "best-memory-512": {"preset": "best", "memory.centers": 512},
+    "best-memory-2048": {"preset": "best", "memory.centers": 2048},
+    "memory-512": {"preset": "best", "model.method": "memory", "memory.centers": 512},
 }
-"""Settings of each graph over the preset of the paper: plain reverse distillation with a smoothed map, ``best``, and the paper's networks without and
-with the affinity error in the score."""
+"""Settings of each graph over the preset of the paper: plain reverse distillation with a smoothed map, ``best``, the paper's networks without and
+with the affinity error in the score, ``best`` with a memory, and a memory alone."""
 _FIXTURES = Path(__file__).parents[2] / "tests" / "runtime" / "detector_fixtures.py"
 
 
@@ -36,7 +39,7 @@ def untrained_graph(folder: Path, name: str, size_px: int, *, teacher: str = "re
     config = load_config(None, {**GRAPHS[name], "model.teacher": teacher, "model.teacher_weights": "random"})
     torch.manual_seed(0)
     size_hw = (size_px, size_px)
-    graph = SnlGraph(build_model(config.model), config.score, size_hw=size_hw, layout=layout)
+    graph = SnlGraph(build_model(config.model, config.memory, size_hw=size_hw), config.score, size_hw=size_hw, layout=layout)
     folder.mkdir(parents=True, exist_ok=True)
     export_onnx(graph, path, size_hw=size_hw, batch=BatchSize(), metadata="{}")
     return path
