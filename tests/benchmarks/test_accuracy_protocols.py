@@ -44,7 +44,7 @@ def loaded(name: str):
         ("reduced", 8 * 3),
         ("reduced256", 13 * 3),
         ("pill_bottle256", 2 * 3),
-        ("pill_bottle_tiles", 3),
+        ("pill_bottle_tiles", 4),
         ("reduced384", 3),
         ("forward256", 9 * 3),
         ("constant256", 2 * 3),

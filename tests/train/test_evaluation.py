@@ -58,7 +58,7 @@ def test_image_seen_in_tiles_has_the_largest_score_of_any_and_its_map_at_the_net
 
     scorer = Square()
     samples = read_dataset(mvtec_root).test[:3]
-    images, _ = score_samples(scorer, samples, batch_size=4, tiles=Tiles(tile_px=20, overlap_px=4))
+    images, _ = score_samples(scorer, samples, batch_size=4, tiles=Tiles(20, 4, with_whole_frame=False))
     for sample, scored in zip(samples, images):
         frame = read_image(sample.path)
         assert scored.score == pytest.approx(frame[..., 0].max() / 255)
