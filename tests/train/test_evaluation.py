@@ -67,6 +67,28 @@ def test_image_seen_in_tiles_has_the_largest_score_of_any_and_its_map_at_the_net
     assert all(seen.shape == (20, 20, 3) for seen in scorer.seen)
 
 
+def test_image_seen_in_tiles_and_as_a_whole_has_the_larger_score_of_both(mvtec_root):
+    """A scorer that marks the one view which is the reduced image, or all others."""
+
+    class Marking(BrightnessScorer):
+        size_hw = (20, 20)
+        marks_whole = True
+
+        def score_inputs(self, images):
+            marked = np.array([np.array_equal(image, self.whole) == self.marks_whole for image in images])
+            maps = np.where(marked, 5, 1)[:, None, None] * np.ones((1, *self.size_hw), np.float32)
+            return maps.max(axis=(1, 2)), maps
+
+    (sample,) = read_dataset(mvtec_root).test[:1]
+    scorer = Marking()
+    scorer.whole = prepare(read_image(sample.path), "rgb", InputSpec(size_hw=(20, 20)))
+    for whole, marks_whole, expected in ((True, True, 5), (True, False, 5), (False, True, 1)):
+        scorer.marks_whole = marks_whole
+        (scored,), _ = score_samples(scorer, [sample], batch_size=4, tiles=Tiles(20, 4, with_whole_frame=whole))
+        assert scored.score == expected
+        assert np.allclose(scored.anomaly_map, expected, atol=FLOAT32_ABS)
+
+
 def test_image_score_is_what_the_model_says_and_auroc_is_scikit_learns(mvtec_root):
     evaluation = evaluate(BrightnessScorer(), read_dataset(mvtec_root).test, bootstrap=NO_BOOTSTRAP)
     for image in evaluation.images:
