@@ -95,6 +95,9 @@ def _add_frame_flags(parser: CommandParser) -> None:
         "--tile", type=int, metavar="N", help="inspect frames in tiles of N x N frame pixels, 0 for whole frames (default: as the model was trained)"
     )
     parser.add_argument("--overlap", type=int, metavar="N", help="frame pixels by which tiles overlap at least (default: as trained, else 32)")
+    parser.add_argument(
+        "--with-whole-frame", action=argparse.BooleanOptionalAction, help="inspect the whole frame beside its tiles, or not (default: as trained)"
+    )
     parser.add_argument("--mm-per-px", type=float, metavar="X", help="millimeters per pixel of the frame: regions then have an area in mm2 too")
     parser.add_argument(
         "--any-size",
@@ -162,6 +165,7 @@ def _run(arguments: argparse.Namespace) -> int:
         max_ignored=arguments.max_ignored,
         tile_px=arguments.tile,
         overlap_px=arguments.overlap,
+        with_whole_frame=arguments.with_whole_frame,
         mm_per_px=arguments.mm_per_px,
         any_size=arguments.any_size,
         bit_depth=arguments.bit_depth,
@@ -243,9 +247,7 @@ def describe(fit: "ProductFit") -> str:
         lines.append(f"  frames            {fit.decision.frame_sizes} pixels, {fit.decision.bit_depth} bits; others are ERROR on the line")
         if fit.decision.tiles is not None:
             tiles = fit.decision.tiles
-            lines.append(
-                f"  tiles             {tiles.count} of {tiles.tile_px} px, overlap {tiles.overlap_px} px or more: {tiles.count} runs of the network"
-            )
+            lines.append(f"  frames seen in    {tiles}, overlap {tiles.overlap_px} px or more: {tiles.count} runs of the network")
         lines.append(f"  reject threshold  {fit.decision.reject_threshold:.6g}")
         lines.append(f"  valid             {fit.decision.fitted_at} to {fit.decision.expires_at or 'no end'}")
     if fit.evidence is not None:

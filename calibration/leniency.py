@@ -107,7 +107,7 @@ def _objections(decision: Decision, current: Decision | None, max_loosening: flo
         return []
     differences = {
         "another part of the frame": decision.roi_xyxy != current.roi_xyxy,
-        "frames in other tiles": decision.tiles != current.tiles,
+        "frames in other views (--tile, --overlap, --with-whole-frame)": decision.tiles != current.tiles,
         "scores on another scale (--fixed-pose)": (decision.normalization is None) is not (current.normalization is None),
     }
     if any(differences.values()):

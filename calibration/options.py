@@ -45,6 +45,8 @@ class CalibrationOptions:
     """Side in frame pixels of the tiles in which frames are inspected; 0 to inspect them as a whole, None as the model was trained."""
     overlap_px: int | None = None
     """Least overlap of neighboring tiles in frame pixels; None as the model was trained, 32 if that was on whole frames."""
+    with_whole_frame: bool | None = None
+    """Inspect the whole frame, reduced to the network's input, beside its tiles; None as the model was trained."""
     mm_per_px: float | None = None
     """Millimeters per pixel of the frame, for areas in mm2; None for areas in pixels only."""
     any_size: bool = False

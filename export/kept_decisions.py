@@ -12,6 +12,7 @@ import numpy as np
 from snl_calibration.leniency import default_author
 from snl_calibration.synthetic_defects import DEFECT_KINDS, add_defect
 from snl_runtime.errors import ConfigError
+from snl_runtime.images.views import Tiles
 from snl_runtime.model.golden import TOLERANCES
 from snl_runtime.model.guard_band import tightened
 from snl_runtime.model.manifest import Decision, DecisionChange, Manifest
@@ -68,12 +69,12 @@ def keep_decisions(checkpoint: Checkpoint, earlier: Manifest | None, earlier_pat
         ConfigError: If there is nothing to keep, or the new file is not the earlier one with products added, in the same precision.
     """
     current = _current_decisions(checkpoint, earlier, earlier_path, precision)
-    trained_px = checkpoint.config.data.tile_px
+    trained = checkpoint.config.data.tiles
     kept = KeptDecisions()
     with Scorer(earlier_path) as before, Scorer(new_path) as after:
         for product, decision in current.items():
             images = [image for image, name in zip(checkpoint.golden_images, checkpoint.golden_classes, strict=True) if name == product]
-            why = _unlike_golden(decision, trained_px) or ("" if images else "there is no golden sample of it to compare")
+            why = _unlike_golden(decision, trained) or ("" if images else "there is no golden sample of it to compare")
             largest = 0.0 if why else max(_difference(before, after, image) for golden in images for image in _probes(golden))
             judged = largest * (1.0 if decision.normalization is None else decision.normalization.highest)
             if not why and not judged <= _SAME * decision.pass_threshold:
@@ -86,11 +87,13 @@ def keep_decisions(checkpoint: Checkpoint, earlier: Manifest | None, earlier_pat
     return kept
 
 
-def _unlike_golden(decision: Decision, trained_px: int | None) -> str:
+def _unlike_golden(decision: Decision, trained: Tiles | None) -> str:
     """Return why a product is not inspected as its golden samples show it; empty if it is."""
     if decision.roi_xyxy is not None:
         return "it looks at a region of interest, and the golden samples show whole frames"
-    own_px = None if decision.tiles is None else decision.tiles.tile_px
+    if any(tiles is not None and tiles.with_whole_frame for tiles in (decision.tiles, trained)):
+        return "it or the model looks at tiles and at whole frames, and the golden samples may show one of them only"
+    own_px, trained_px = (None if tiles is None else tiles.tile_px for tiles in (decision.tiles, trained))
     if own_px != trained_px:
         seen, shown = (f"tiles of {side} px" if side else "whole frames" for side in (own_px, trained_px))
         return f"it looks at {seen}, and the golden samples show {shown}"

@@ -26,8 +26,8 @@ from snl_runtime.errors import ConfigError, SnlError
 
 T = TypeVar("T")
 
-ADDED_LATER: Mapping[str, bool] = types.MappingProxyType({"omit_none": True})
-"""Metadata of an optional field that the first files of a schema do not have: None is not written, so that their signatures hold."""
+ADDED_LATER: Mapping[str, bool] = types.MappingProxyType({"omit_default": True})
+"""Metadata of a field that the first files of a schema do not have: its default is not written, so that their signatures hold."""
 
 _NAMES: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 _EXACT_BELOW = 2**53
@@ -82,7 +82,7 @@ def to_plain(value: object, *, prefix: str = "", error: type[SnlError] = ConfigE
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         hints = _hints(type(value))
-        kept = [one.name for one in dataclasses.fields(value) if not (one.metadata.get("omit_none") and getattr(value, one.name) is None)]
+        kept = [one.name for one in dataclasses.fields(value) if not (one.metadata.get("omit_default") and getattr(value, one.name) == one.default)]
         return {name: _as_declared(to_plain(getattr(value, name), prefix=_dotted(prefix, name), error=error), hints[name]) for name in kept}
     if isinstance(value, Mapping):
         return {str(key): to_plain(item, prefix=_dotted(prefix, key), error=error) for key, item in value.items()}

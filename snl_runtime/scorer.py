@@ -181,7 +181,7 @@ class Scorer:
             image: Frame as captured, see :class:`snl_runtime.types.Frame`.
             color: Meaning of its last axis.
             roi_xyxy: Part of the frame to look at; None for all of it.
-            tiles: How that part is cut into tiles; None where it is seen as a whole.
+            tiles: The views of that part, tiles alone or with the whole of it; None where it is only seen as a whole.
 
         Raises:
             FrameError: If the frame cannot be used.

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from snl_runtime import config as generic
 from snl_runtime.errors import ConfigError
+from snl_runtime.images.views import Tiles
 from snl_train.budget import EarlyStopConfig, check_budget, total_steps, with_one_budget
 from snl_train.config_checks import check as _check
 from snl_train.config_checks import is_positive as _is_positive
@@ -231,6 +232,8 @@ class DataConfig:
     """Side of the tiles that are trained on, in image pixels; None for whole images. One of the network's size is seen at native resolution."""
     tile_overlap_px: int = 32
     """Least overlap of neighboring tiles in image pixels; of no effect without tiles."""
+    with_whole_frame: bool = False
+    """Train on the whole image, reduced to the network's input, beside its tiles: for parts that are missing or in the wrong place."""
     bit_depth: int | None = None
     """Bits that a value of the image files uses: 8, or of 16-bit files 10, 12, 14 or 16; None for 8 or 16, whichever the files have."""
 
@@ -240,7 +243,14 @@ class DataConfig:
         _check("data.cache_mib", self.cache_mib, "0 or more", self.cache_mib >= 0)
         _check("data.tile_px", self.tile_px, "16 or more, or nothing", self.tile_px is None or self.tile_px >= 16)
         _check("data.tile_overlap_px", self.tile_overlap_px, "in [0, data.tile_px)", 0 <= self.tile_overlap_px < (self.tile_px or math.inf))
+        if self.with_whole_frame and self.tile_px is None:
+            raise ConfigError("data.with_whole_frame adds the whole image to tiles, and data.tile_px gives none; give --tile N, or leave it out")
         _check("data.bit_depth", self.bit_depth, "8, 10, 12, 14 or 16, or nothing", self.bit_depth in (None, 8, 10, 12, 14, 16))
+
+    @property
+    def tiles(self) -> Tiles | None:
+        """The tiles that are trained on, None for whole images."""
+        return None if self.tile_px is None else Tiles(self.tile_px, self.tile_overlap_px, self.with_whole_frame)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,6 @@ from snl_runtime.images.upsampling import upsample_map
 from snl_runtime.images.views import Tiles, score_views, tile_views
 from snl_runtime.scorer import Scorer
 from snl_runtime.types import AnomalyMap, Image
-from snl_train.config import DataConfig
 from snl_train.data.samples import Sample
 from snl_train.measures import Bootstrap, GroupMeasures, Measure, ScoredImage, measure_groups
 
@@ -43,11 +42,6 @@ class InputScorer(Protocol):
 
     def score_inputs(self, images: npt.NDArray[np.uint8], /) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Return scores (N,) and maps (N, H, W) of images (N, H, W, 3) uint8 RGB."""
-
-
-def trained_tiles(config: DataConfig) -> Tiles | None:
-    """Return the tiles that a model was trained on, None for whole images."""
-    return None if config.tile_px is None else Tiles(tile_px=config.tile_px, overlap_px=config.tile_overlap_px)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -131,13 +125,13 @@ def score_samples(
 ) -> tuple[list[ScoredImage], list[tuple[Path, str]]]:
     """Return the scored images and the unreadable files with the reason, the first half of `evaluate`.
 
-    Seen in tiles, an image has the largest score of its tiles, and its merged map is reduced to the network's size, at which everything is measured.
+    Seen in tiles, an image has the largest score of its views, and its merged map is reduced to the network's size, at which everything is measured.
 
     Args:
         scorer: Model to evaluate.
         samples: Labeled images.
-        batch_size: Images, or tiles of one, per call of the scorer.
-        tiles: In which tiles images are seen; None to see them as a whole.
+        batch_size: Images, or views of one, per call of the scorer.
+        tiles: In which tiles images are seen, alone or beside the whole image; None to see them only as a whole.
         skip_unreadable: List unreadable files instead of raising.
         on_images: Called with the number of images after each batch.
 
@@ -298,7 +292,7 @@ def _answers(scorer: InputScorer, images: Sequence[Image]) -> tuple[Sequence[flo
 def _tiled_answers(scorer: InputScorer, images: Sequence[Image], tiles: Tiles, batch_size: int) -> tuple[list[float], list[AnomalyMap]]:
     scores, maps = [], []
     for image in images:
-        views = tile_views((image.shape[0], image.shape[1]), scorer.size_hw, **tiles._asdict())
+        views = tile_views((image.shape[0], image.shape[1]), scorer.size_hw, tiles)
         part = prepare(image, "rgb", InputSpec(size_hw=views.map_hw))
         score, merged = score_views(part, views, scorer.score_inputs, batch_size=batch_size)
         scores.append(score)

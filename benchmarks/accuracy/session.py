@@ -23,7 +23,7 @@ from snl_runtime.progress import Progress
 from snl_train.checkpoint import load_checkpoint, save_checkpoint
 from snl_train.config import Device, TrainConfig, to_plain
 from snl_train.data.dataset import TrainingData
-from snl_train.evaluation import CheckpointScorer, Evaluation, measure, score_samples, trained_tiles
+from snl_train.evaluation import CheckpointScorer, Evaluation, measure, score_samples
 from snl_train.measures import Bootstrap
 from snl_train.resume import resume_path
 from snl_train.training import train
@@ -190,7 +190,7 @@ class Session:
     def _evaluate(self, files: RunFiles, samples: list[Any], clock: _Clock) -> Evaluation:
         protocol = self.job.protocol
         checkpoint = load_checkpoint(files.checkpoint)
-        scorer, tiles = CheckpointScorer(checkpoint, self.job.device), trained_tiles(checkpoint.config.data)
+        scorer, tiles = CheckpointScorer(checkpoint, self.job.device), checkpoint.config.data.tiles
         images, left_out = score_samples(scorer, samples, batch_size=protocol.batch_size, tiles=tiles, on_images=clock.check)
         return measure(images, scorer.size_hw, bootstrap=Bootstrap(resamples=protocol.resamples), left_out=left_out, on_group=clock.check)
 

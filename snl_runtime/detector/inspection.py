@@ -32,7 +32,7 @@ class Prepared:
 
     Attributes:
         cropped: The frame with the inspected part, as :meth:`Request.read` gives it.
-        network_input: (H, W, 3) uint8 RGB: what the network sees, or is cut into the tiles that it sees.
+        network_input: (H, W, 3) uint8 RGB: what the network sees, or is cut into the views that it sees.
         statistics: Of the network input.
         views: How it is cut.
     """

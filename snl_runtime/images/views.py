@@ -1,5 +1,6 @@
-"""The views of a frame that a network sees: all of it at the network's size, or a grid of overlapping tiles of it."""
+"""The views of a frame that a network sees: all of it at the network's size, a grid of overlapping tiles of it, or both."""
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from snl_runtime.errors import ConfigError
+from snl_runtime.images.preprocess import resize
 from snl_runtime.types import AnomalyMap, Image
 
 DEFAULT_OVERLAP_PX = 32
@@ -31,10 +33,12 @@ class Tiles(NamedTuple):
     """Side of a tile in image pixels."""
     overlap_px: int
     """Least overlap of neighboring tiles in image pixels."""
+    with_whole_frame: bool
+    """Whether the whole image, reduced to the network's input, is seen beside its tiles."""
 
 
 class View(NamedTuple):
-    """One view of the resized part: where it lies, and which cells of the merged map it gives."""
+    """One view of the resized part: what it shows of it, and which cells of the merged map it gives."""
 
     top: int
     left: int
@@ -42,6 +46,10 @@ class View(NamedTuple):
     """First row of the part that it gives, and the one behind the last."""
     own_columns: tuple[int, int]
     """First column that it gives, and the one behind the last."""
+    seen_hw: tuple[int, int]
+    """Height and width of what it shows: of the network's input, or of all of the part, which is then reduced to it."""
+    layer: int
+    """Which layer of the merged map it gives: 0 for tiles, 1 for the whole frame beside them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,52 +59,64 @@ class Views:
     The part is resized to ``map_hw``, then cut; a frame that is seen as a whole has one view of that very size. Neighbors overlap, and each gives its
     cells of the merged map up to the middle of the overlap: a network sees least at the border of its input, and its padding shows there.
 
+    The whole frame beside tiles is one more view, after them: the resized part, reduced to the network's input. Its map is enlarged to the merged map
+    by the nearest cell, which loses no value of it, and each cell of the merged map is the larger one of the two.
+
     Attributes:
         map_hw: Height and width that the part is resized to, which are those of the merged map.
         view_hw: Height and width of each view, the network's input.
         overlap_px: Least overlap of neighboring views, in pixels of the resized part; where the views do not fit evenly they overlap more.
+        with_whole_frame: Whether the whole part is a view, too.
     """
 
     map_hw: tuple[int, int]
     view_hw: tuple[int, int]
     overlap_px: int = 0
+    with_whole_frame: bool = False
 
     def __post_init__(self) -> None:
         if min(self.view_hw) < 1 or any(whole < view for whole, view in zip(self.map_hw, self.view_hw)):
             raise ConfigError(f"views of {self.view_hw} pixels (height, width) do not fit into a part of {self.map_hw}")
         if not 0 <= self.overlap_px < min(self.view_hw):
             raise ConfigError(f"views of {self.view_hw} pixels (height, width) cannot overlap by {self.overlap_px}")
-        count = math.prod(_count(whole, view, self.overlap_px) for whole, view in zip(self.map_hw, self.view_hw))
-        if count * math.prod(self.view_hw) > MAX_SEEN_PX:
+        if self.count * math.prod(self.view_hw) > MAX_SEEN_PX:
             most = MAX_SEEN_PX // math.prod(self.view_hw)
-            seen = f"a part of {self.map_hw} pixels would be seen in {count} views of {self.view_hw}"
+            seen = f"a part of {self.map_hw} pixels would be seen in {self.count} views of {self.view_hw}"
             raise ConfigError(f"{seen}, at most {most} are allowed; take larger tiles, less overlap, or a smaller --roi")
 
     @property
     def grid(self) -> tuple[View, ...]:
-        """The views, row by row."""
+        """The views, row by row; the whole frame beside them is the last."""
         rows, columns = (_spread(whole, view, self.overlap_px) for whole, view in zip(self.map_hw, self.view_hw))
-        return tuple(View(top, left, own_rows, own_columns) for top, own_rows in rows for left, own_columns in columns)
+        tiles = tuple(View(top, left, own_rows, own_columns, self.view_hw, 0) for top, own_rows in rows for left, own_columns in columns)
+        height, width = self.map_hw
+        return (*tiles, View(0, 0, (0, height), (0, width), self.map_hw, 1)) if self.with_whole_frame else tiles
 
     @property
     def count(self) -> int:
         """How many there are: how often the network runs for a frame."""
-        return len(self.grid)
+        return math.prod(_count(whole, view, self.overlap_px) for whole, view in zip(self.map_hw, self.view_hw)) + self.with_whole_frame
 
     def cut(self, part: Image, some: Sequence[View] | None = None) -> npt.NDArray[np.uint8]:
         """Return some views, all of them for None, as (N, h, w, 3), from the resized part (H, W, 3) uint8 RGB."""
-        height, width = self.view_hw
-        return np.stack([part[view.top : view.top + height, view.left : view.left + width] for view in (self.grid if some is None else some)])
+        chosen = self.grid if some is None else some
+        shown = [part[view.top : view.top + view.seen_hw[0], view.left : view.left + view.seen_hw[1]] for view in chosen]
+        return np.stack([resize(pixels, self.view_hw) for pixels in shown])
 
-    def empty_map(self) -> AnomalyMap:
-        """Return a merged map (H, W) float32 that no view has been merged into: NaN, which nobody takes for a score."""
-        return np.full(self.map_hw, np.nan, np.float32)
+    def empty_layers(self) -> npt.NDArray[np.float32]:
+        """Return the layers (1 or 2, H, W) float32 of a merged map that no view has been put into: NaN, which nobody takes for a score."""
+        return np.full((1 + self.with_whole_frame, *self.map_hw), np.nan, np.float32)
 
-    def merge(self, merged: AnomalyMap, maps: npt.NDArray[np.float32], some: Sequence[View]) -> None:
-        """Put the maps (N, h, w) of some views into a merged map, in place; each view gives its own cells."""
+    def put(self, layers: npt.NDArray[np.float32], maps: npt.NDArray[np.float32], some: Sequence[View]) -> None:
+        """Put the maps (N, h, w) of some views into the layers of a merged map, in any order; each view gives its own cells of its layer."""
         for anomaly_map, view in zip(maps, some, strict=True):
             (top, bottom), (left, right) = view.own_rows, view.own_columns
-            merged[top:bottom, left:right] = anomaly_map[top - view.top : bottom - view.top, left - view.left : right - view.left]
+            shown = _enlarge(anomaly_map, view.seen_hw)
+            layers[view.layer, top:bottom, left:right] = shown[top - view.top : bottom - view.top, left - view.left : right - view.left]
+
+    def merge(self, layers: npt.NDArray[np.float32]) -> AnomalyMap:
+        """Return the merged map (H, W): the largest value of any layer, NaN where any has none. It takes the place of the first layer."""
+        return functools.reduce(lambda merged, layer: np.maximum(merged, layer, out=merged), layers)
 
 
 def score_views(part: Image, views: Views, infer: Infer, *, batch_size: int) -> tuple[float, AnomalyMap]:
@@ -116,14 +136,15 @@ def score_frames(seen: Sequence[tuple[Image, Views]], infer: Infer, *, batch_siz
         batch_size: Most views that it is given at a time, of one frame or several; memory is bounded by them and the merged maps.
     """
     grid = [(number, view) for number, (_, views) in enumerate(seen) for view in views.grid]
-    merged = [views.empty_map() for _, views in seen]
+    layers = [views.empty_layers() for _, views in seen]
     deviations: list[list[float]] = [[] for _ in seen]
     for start in range(0, len(grid), batch_size):
         some = grid[start : start + batch_size]
         scores, maps = infer(np.concatenate([seen[number][1].cut(seen[number][0], [view]) for number, view in some]))
         for (number, view), score, anomaly_map in zip(some, scores, maps, strict=True):
-            seen[number][1].merge(merged[number], anomaly_map[None], [view])
+            seen[number][1].put(layers[number], anomaly_map[None], [view])
             deviations[number].append(float(score) - float(anomaly_map.max()))  # exact: both are float32
+    merged = [views.merge(each) for (_, views), each in zip(seen, layers)]
     return [(float(anomaly_map.max()) + _worst(each), anomaly_map) for anomaly_map, each in zip(merged, deviations)]
 
 
@@ -137,39 +158,46 @@ def whole_view(size_hw: tuple[int, int]) -> Views:
     return Views(map_hw=size_hw, view_hw=size_hw)
 
 
-def tile_views(part_hw: tuple[float, float], network_hw: tuple[int, int], *, tile_px: int, overlap_px: int) -> Views:
-    """Return a grid of square tiles over a part of a frame, spread evenly from edge to edge.
+def tile_views(part_hw: tuple[float, float], network_hw: tuple[int, int], tiles: Tiles) -> Views:
+    """Return a grid of square tiles over a part of a frame, spread evenly from edge to edge, and the whole part where it is seen beside them.
 
     Args:
         part_hw: Height and width of the part in frame pixels.
         network_hw: Height and width of the network's input.
-        tile_px: Side of a tile in frame pixels. Of the network's size it is seen at native resolution; a larger one is reduced to it. A side of the
-            part that is shorter than a tile is enlarged to one.
-        overlap_px: Least overlap of neighboring tiles in frame pixels.
+        tiles: A tile of the network's size is seen at native resolution; a larger one is reduced to it. A side of the part that is shorter than a
+            tile is enlarged to one.
 
     Raises:
         ConfigError: If the network's input is not square or the overlap is not smaller than a tile.
     """
     if network_hw[0] != network_hw[1]:
         raise ConfigError(f"tiles need a network with a square input, this one takes {network_hw[0]} x {network_hw[1]}; train with --image-size N")
+    tile_px, overlap_px, with_whole_frame = tiles
     if not (tile_px >= 1 and 0 <= overlap_px < tile_px):
         raise ConfigError(f"--overlap must be at least 0 and below --tile, got {overlap_px} and {tile_px}")
     side = network_hw[0]
     height, width = (max(side, round(length * side / tile_px)) for length in part_hw)
-    return Views(map_hw=(height, width), view_hw=network_hw, overlap_px=min(side - 1, math.ceil(overlap_px * side / tile_px)))
+    overlap = min(side - 1, math.ceil(overlap_px * side / tile_px))
+    return Views(map_hw=(height, width), view_hw=network_hw, overlap_px=overlap, with_whole_frame=with_whole_frame)
 
 
-def choose_tiles(trained: Tiles | None, *, tile_px: int | None, overlap_px: int | None) -> Tiles | None:
+def choose_tiles(trained: Tiles | None, *, tile_px: int | None, overlap_px: int | None, with_whole_frame: bool | None) -> Tiles | None:
     """Return the tiles that are asked for, by default those of the training; None for whole images.
 
     Args:
         trained: Those of the training, None if it was on whole images.
         tile_px: Side that is asked for, 0 for whole images; None for that of the training.
         overlap_px: Overlap that is asked for; None for that of the training, or ``DEFAULT_OVERLAP_PX``.
+        with_whole_frame: Whether the whole image beside tiles is asked for; None as in the training.
+
+    Raises:
+        ConfigError: If the whole image beside tiles is asked for, and there are none.
     """
-    default = trained or Tiles(0, DEFAULT_OVERLAP_PX)
-    side = default.tile_px if tile_px is None else tile_px
-    return Tiles(side, default.overlap_px if overlap_px is None else overlap_px) if side else None
+    default = trained or Tiles(0, DEFAULT_OVERLAP_PX, with_whole_frame=False)
+    side, overlap, whole = (own if asked is None else asked for asked, own in zip((tile_px, overlap_px, with_whole_frame), default))
+    if with_whole_frame and not side:
+        raise ConfigError("--with-whole-frame adds the whole frame to tiles, and there are none; give --tile N, or leave it out")
+    return Tiles(side, overlap, with_whole_frame=bool(whole)) if side else None
 
 
 def _spread(whole: int, view: int, overlap: int) -> list[tuple[int, tuple[int, int]]]:
@@ -182,3 +210,12 @@ def _spread(whole: int, view: int, overlap: int) -> list[tuple[int, tuple[int, i
 
 def _count(whole: int, view: int, overlap: int) -> int:
     return 1 + math.ceil((whole - view) / (view - overlap))
+
+
+def _enlarge(anomaly_map: AnomalyMap, size_hw: tuple[int, int]) -> AnomalyMap:
+    """Return a map at another, not smaller size, each cell being the one that its middle lies on: every value is kept, and none is made."""
+    if anomaly_map.shape == size_hw:
+        return anomaly_map
+    rows, columns = ((2 * np.arange(new) + 1) * old // (2 * new) for old, new in zip(anomaly_map.shape, size_hw))
+    enlarged: AnomalyMap = anomaly_map[rows[:, None], columns]
+    return enlarged

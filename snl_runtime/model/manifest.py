@@ -89,7 +89,8 @@ class Decision:
         normalization: Where the normalization map is that raw maps are multiplied with before they are judged; None for a product that is judged by
             its raw maps.
         ignore_mask: Where the mask is of what is not judged; None for a product whose whole map is judged.
-        tiles: Grid of tiles in which a frame is inspected; None where it is seen as a whole, at the network's size.
+        tiles: Grid of tiles in which a frame is inspected, alone or beside the whole of it; None where it is only seen as a whole, at the network's
+            size.
         mm_per_px: Millimeters per pixel of the frame, for areas in mm2; None if nobody said.
         reference: What the good parts measured, for the detection of drift; None in a decision from before that was kept: calibrate again.
         change: Who put the decision into force; None in a decision from before that was kept.
@@ -201,7 +202,8 @@ class Manifest:
         """The tiles that were trained on; None for whole frames."""
         data = self.training.get("config", {}).get("data", {})
         tile_px, overlap_px = data.get("tile_px"), data.get("tile_overlap_px")
-        return Tiles(tile_px, overlap_px) if isinstance(tile_px, int) and isinstance(overlap_px, int) else None
+        whole = data.get("with_whole_frame") is True  # models from before that was possible do not say
+        return Tiles(tile_px, overlap_px, whole) if isinstance(tile_px, int) and isinstance(overlap_px, int) else None
 
     @property
     def training_bit_depth(self) -> int | None:

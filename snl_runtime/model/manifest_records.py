@@ -6,7 +6,7 @@ from typing import Any
 
 from snl_runtime.config import ADDED_LATER
 from snl_runtime.errors import ConfigError, ManifestError
-from snl_runtime.images.views import Views, tile_views
+from snl_runtime.images.views import Tiles, Views, tile_views
 from snl_runtime.text import printable
 
 NOT_VERIFIED = "not verified on a device"
@@ -75,19 +75,25 @@ class IgnoreMaskFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TileGrid:
-    """The grid of tiles in which a product is inspected, over the inspected part of its frames.
+    """The grid of tiles in which a product is inspected, over the inspected part of its frames, and whether the whole part is seen beside them.
 
     Attributes:
         tile_px: Side of a tile in frame pixels.
         overlap_px: Least overlap of neighboring tiles in frame pixels.
         map_hw: Height and width that the part is resized to before it is cut, and of the merged map.
-        count: How many tiles a frame has: how often the network runs for it.
+        count: How often the network runs for a frame: its tiles, and one more for the whole of it.
+        with_whole_frame: Whether the whole part, reduced to the network's input, is seen beside its tiles; false in a decision from before that was
+            possible.
     """
 
     tile_px: int
     overlap_px: int
     map_hw: tuple[int, int]
     count: int
+    with_whole_frame: bool = field(default=False, metadata=ADDED_LATER)
+
+    def __str__(self) -> str:
+        return f"{self.count - self.with_whole_frame} tiles of {self.tile_px} px{' and as a whole' if self.with_whole_frame else ''}"
 
     def views(self, network_hw: tuple[int, int]) -> Views:
         """Return the views that it stands for.
@@ -101,11 +107,12 @@ class TileGrid:
         try:
             # The part that fills the map exactly: resizing it again changes nothing.
             part_hw = [length * self.tile_px / network_hw[0] for length in self.map_hw]
-            views = tile_views((part_hw[0], part_hw[1]), network_hw, tile_px=self.tile_px, overlap_px=self.overlap_px)
+            views = tile_views((part_hw[0], part_hw[1]), network_hw, Tiles(self.tile_px, self.overlap_px, self.with_whole_frame))
         except ConfigError as error:
             raise ManifestError(f"lists a grid of tiles that the network cannot have: {error}") from error
         if (views.map_hw, views.count) != (tuple(self.map_hw), self.count):
-            raise ManifestError(f"lists {self.count} tiles over {tuple(self.map_hw)} pixels, expected {views.count} over {views.map_hw}")
+            expected = f"expected {views.count} views over {views.map_hw}"
+            raise ManifestError(f"lists frames of {tuple(self.map_hw)} pixels seen in {self}, which are {self.count} views, {expected}")
         return views
 
 

@@ -27,7 +27,7 @@ class Selection:
         accepted_sha256: Hash of the file that scores, for which each decision must be made.
         product: What the record names; None where several decisions apply.
         roi_xyxy: Part of the frame to look at; None for all of it.
-        tiles: How that part is cut into tiles; None where it is seen as a whole.
+        tiles: The views of that part, tiles alone or with the whole of it; None where it is only seen as a whole.
         fault: Why there is no usable decision, None if there is one.
         factors: What the raw map is multiplied with under each decision, by product; None where it is judged as it is.
         normalization: What makes the result's map of the raw one, so that ``threshold`` holds for it: the decision's normalization map and ignore
@@ -139,7 +139,7 @@ class DecisionBook:
                 share = f"{100 * mask.ignored_share:.3g} % of the inspected part is not judged (ignore mask {mask.file})"
                 notes.append(f"product {product!r}: {share}; a defect there passes")
             if (tiles := decision.tiles) is not None:
-                notes.append(f"product {product!r}: a frame is seen in {tiles.count} tiles of {tiles.tile_px} px, cut on the host")
+                notes.append(f"product {product!r}: a frame is seen in {tiles}, cut on the host")
         return tuple(notes)
 
     @property
@@ -158,7 +158,7 @@ class DecisionBook:
         if len({None if d.roi_xyxy is None else tuple(d.roi_xyxy) for d in chosen.values()}) > 1:
             return Selection(fault=error("ambiguous_product", f"products {names} look at different parts of the frame; {NAME_THE_PRODUCT}"))
         if len({self._tiles.get(name) for name in chosen}) > 1:
-            return Selection(fault=error("ambiguous_product", f"products {names} are seen in different tiles; {NAME_THE_PRODUCT}"))
+            return Selection(fault=error("ambiguous_product", f"products {names} are seen in different views; {NAME_THE_PRODUCT}"))
         if len({d.bit_depth for d in chosen.values()}) > 1:
             return Selection(fault=error("ambiguous_product", f"products {names} take frames of different bit depths; {NAME_THE_PRODUCT}"))
         return Selection(

@@ -48,6 +48,9 @@ def _parser() -> CommandParser:
     parser.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="images per call of the model (default: 8)")
     parser.add_argument("--tile", type=_not_negative, metavar="N", help="tiles of N x N image pixels, 0 for whole images (default: as trained)")
     parser.add_argument("--overlap", type=_not_negative, metavar="N", help="least overlap of tiles in pixels (default: as trained, else 32)")
+    parser.add_argument(
+        "--with-whole-frame", action=argparse.BooleanOptionalAction, help="see the whole image beside its tiles, or not (default: as trained)"
+    )
     parser.add_argument("--bootstrap", type=_not_negative, default=1000, metavar="N", help="resamples for the intervals, 0 for none (default: 1000)")
     parser.add_argument("--seed", type=_not_negative, default=0, metavar="N", help="start of the resampling (default: 0)")
     parser.add_argument("--skip-unreadable", action="store_true", help="list unreadable files and go on, instead of stopping at the first")
@@ -76,7 +79,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
                 model.scorer,
                 index.test,
                 batch_size=options.batch_size,
-                tiles=choose_tiles(model.tiles, tile_px=options.tile, overlap_px=options.overlap),
+                tiles=choose_tiles(model.tiles, tile_px=options.tile, overlap_px=options.overlap, with_whole_frame=options.with_whole_frame),
                 skip_unreadable=options.skip_unreadable,
                 on_images=progress.advance,
             )
@@ -118,7 +121,7 @@ def _open_checkpoint(options: argparse.Namespace) -> _Model:
     need_packages(("torch", "torchvision"), what="--ckpt", extra="train")
     from snl_train.checkpoint import load_checkpoint
     from snl_train.config import to_plain
-    from snl_train.evaluation import CheckpointScorer, trained_tiles
+    from snl_train.evaluation import CheckpointScorer
 
     checkpoint = load_checkpoint(options.ckpt)
     if checkpoint.unfinished:
@@ -137,7 +140,7 @@ def _open_checkpoint(options: argparse.Namespace) -> _Model:
             **{name: checkpoint.provenance.get(name) for name in ("steps_done", "total_steps", "stopped_early")},
         },
         bit_depth=checkpoint.config.data.bit_depth,
-        tiles=trained_tiles(checkpoint.config.data),
+        tiles=checkpoint.config.data.tiles,
     )
 
 

@@ -51,6 +51,7 @@ _DOTTED = {
     "steps": "steps",
     "tile": "data.tile_px",
     "overlap": "data.tile_overlap_px",
+    "with_whole_frame": "data.with_whole_frame",
     "epochs": "epochs",
     "batch_size": "batch_size",
     "lr": "optim.learning_rate",
@@ -102,6 +103,7 @@ def build_parser() -> CommandParser:
     what.add_argument("--image-size", type=_image_size, metavar="N|HxW", help="network input in pixels (default: 256)")
     what.add_argument("--tile", type=int, metavar="N", help="train on tiles of N x N image pixels instead of whole images (default: whole images)")
     what.add_argument("--overlap", type=int, metavar="N", help="image pixels by which tiles overlap at least (default: 32)")
+    what.add_argument("--with-whole-frame", action="store_true", default=None, help="train on the whole image beside its tiles")
     what.add_argument("--preset", choices=("paper", "best"), help="settings to start from (default: paper; best for memory)")
     what.add_argument("--config", type=Path, metavar="FILE", help="YAML file with any of the settings; flags win over it")
     what.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting by its dotted name, e.g. optim.schedule=cosine")

@@ -31,9 +31,7 @@ ViewsOf: TypeAlias = Callable[[tuple[int, int]], Views]
 
 def views_of_images(size_hw: tuple[int, int], config: DataConfig) -> ViewsOf | None:
     """Return how images are seen as a configuration says, None for a configuration that sees each as a whole."""
-    if config.tile_px is None:
-        return None
-    return functools.partial(tile_views, network_hw=size_hw, tile_px=config.tile_px, overlap_px=config.tile_overlap_px)
+    return None if config.tiles is None else functools.partial(tile_views, network_hw=size_hw, tiles=config.tiles)
 
 
 class NetworkInputs:

@@ -29,7 +29,7 @@ class Sample:
         mask_holds_labels: Whether the mask may hold label numbers (VisA) rather than 0 and 255.
         pixel_sha256: Hash of the decoded pixels; empty until the image was read.
         size_hw: Height and width of the image; None until it was read.
-        view: Which of the image's views is meant, where it is seen in tiles; 0 where it is seen as a whole.
+        view: Which of the image's views is meant, where it is seen in tiles; 0 where it is only seen as a whole.
         bit_depth: Bits that a value of the file uses, as for ``snl_runtime.images.files.read_image``.
     """
 

@@ -46,7 +46,7 @@ def loaded(name: str):
         ("reduced256", 13 * 3),
         ("pill_bottle256", 3 * 3),
         ("pill_bottle_few", 3 * 3),
-        ("pill_bottle_tiles", 3),
+        ("pill_bottle_tiles", 4),
         ("reduced384", 3),
         ("forward256", 9 * 3),
         ("constant256", 2 * 3),

@@ -80,7 +80,7 @@ def test_model_that_was_trained_on_tiles_is_calibrated_on_them_unasked(station, 
 def test_other_tiles_cannot_be_compared_and_need_a_reason(station, tools, frames):
     decision = station.fit_one(tile_px=SIDE, overlap_px=0).decision
     append_decisions(station.model, [(dataclasses.replace(decision, tiles=None), ())])
-    assert "judges frames in other tiles" in station.fit_one(tile_px=SIDE, overlap_px=0).refusal
+    assert "judges frames in other views" in station.fit_one(tile_px=SIDE, overlap_px=0).refusal
     assert station.fit_one(tile_px=SIDE, overlap_px=0, accept_lenient="in tiles now").decision.tiles == decision.tiles
 
 
@@ -98,10 +98,10 @@ def test_mask_of_a_tiled_product_is_at_native_resolution(station, tools, frames)
 def test_command_says_how_many_tiles_a_frame_costs(station, frames, capsys):
     arguments = ["--engine", str(station.model), "--good", str(station.good / "disk"), "--max-frr", "0.1", "--tile", str(SIDE), "--overlap", "0"]
     assert main(arguments) == 0
-    assert "4 of 48 px, overlap 0 px or more: 4 runs of the network" in capsys.readouterr().out
+    assert "4 tiles of 48 px, overlap 0 px or more: 4 runs of the network" in capsys.readouterr().out
     assert main([*arguments, "--json"]) == 0
     (product,) = json.loads(capsys.readouterr().out)["products"]
-    assert product["decision"]["tiles"] == {"tile_px": 48, "overlap_px": 0, "map_hw": [96, 96], "count": 4}
+    assert product["decision"]["tiles"] == {"tile_px": 48, "overlap_px": 0, "map_hw": [96, 96], "count": 4, "with_whole_frame": False}
 
 
 @pytest.mark.parametrize(("options", "message"), [({"tile_px": 8}, "--tile must be"), ({"tile_px": 48, "overlap_px": 48}, "below --tile")])

@@ -18,7 +18,7 @@ from snl_runtime.files import sha256_file  # noqa: E402
 from snl_runtime.model.manifest import DecisionChange, Manifest, NormalizationFile, ReferenceSample, TileGrid, read_manifest, update_manifest  # noqa: E402
 from snl_runtime.scorer import Scorer  # noqa: E402
 from snl_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint  # noqa: E402
-from snl_train.config import ModelConfig, ScoreConfig, TrainConfig  # noqa: E402
+from snl_train.config import DataConfig, ModelConfig, ScoreConfig, TrainConfig  # noqa: E402
 from snl_train.memory_config import MemoryConfig  # noqa: E402
 from snl_train.models import build_model  # noqa: E402
 from snl_train.models.memory import remembered_features  # noqa: E402
@@ -186,6 +186,21 @@ def test_product_that_is_not_inspected_as_its_golden_samples_show_it_is_refused(
     assert kept.refused["ring"].startswith("there is no golden sample")
     assert kept.notes[-1] == "until then name the product of each part: one without is ERROR"
     assert kept.refused["cap"] == f"it looks at tiles of {SIZE_PX} px, and the golden samples show whole frames"
+
+
+@pytest.mark.parametrize(("trained_on_both", "judged_by_both"), [(True, True), (True, False), (False, True)])
+def test_decision_is_refused_where_golden_samples_may_show_tiles_and_no_whole_frame_or_the_other_way_round(
+    base: Path, far: Path, trained_on_both: bool, judged_by_both: bool
+):
+    """With more centers a whole frame may score lower though no tile does."""
+    earlier, checkpoint = read_manifest(base.with_suffix(".json")), load_checkpoint(far.with_name("second.pt"))
+    tiles = TileGrid(tile_px=SIZE_PX, overlap_px=0, map_hw=(SIZE_PX, 2 * SIZE_PX), count=2 + judged_by_both, with_whole_frame=judged_by_both)
+    earlier = dataclasses.replace(earlier, decisions=[dataclasses.replace(earlier.decisions[0], tiles=tiles)])
+    data = DataConfig(tile_px=SIZE_PX, tile_overlap_px=0, with_whole_frame=trained_on_both)
+    checkpoint = dataclasses.replace(checkpoint, config=dataclasses.replace(checkpoint.config, data=data))
+    kept = keep_decisions(checkpoint, earlier, base, far, precision="fp32")
+    assert not kept.decisions
+    assert kept.refused["bolt"] == "it or the model looks at tiles and at whole frames, and the golden samples may show one of them only"
 
 
 def test_files_that_do_not_follow_each_other_keep_nothing(base: Path, far: Path):

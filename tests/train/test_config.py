@@ -175,6 +175,8 @@ def test_a_plain_method_has_cosine_distance_only_and_says_so(method: str) -> Non
         ({"loss.tile_rows": 0}, "loss.tile_rows"),
         ({"score.top_k": 0}, "score.top_k"),
         ({"data.hold_out": 1.0}, "data.hold_out"),
+        ({"data.with_whole_frame": True}, "data.with_whole_frame adds the whole image to tiles, and data.tile_px gives none"),
+        ({"data.tile_px": 64, "data.with_whole_frame": 1}, "data.with_whole_frame must be true or false"),
         ({"epochs": 0}, "epochs must be 1 or more, got 0"),
         ({"image_size": [256, 240]}, "image_size must be height and width in positive multiples of 32 for method snl-rd"),
         ({"image_size": [0, 256]}, "image_size"),
@@ -185,6 +187,14 @@ def test_a_value_out_of_range_is_named_by_its_dotted_key(overrides: dict[str, ob
     with pytest.raises(ConfigError) as caught:
         load_config(overrides=overrides)
     assert message in str(caught.value)
+
+
+def test_settings_from_before_the_whole_frame_was_seen_beside_tiles_see_tiles_alone() -> None:
+    config = load_config(overrides={"data.tile_px": 64, "data.with_whole_frame": True})
+    assert from_plain(to_plain(config)) == config
+    plain = to_plain(load_config(overrides={"data.tile_px": 64}))
+    assert plain["data"].pop("with_whole_frame") is False
+    assert from_plain(plain).data.tiles == (64, 32, False)
 
 
 def test_a_forward_method_takes_multiples_of_16() -> None:

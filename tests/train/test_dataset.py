@@ -58,6 +58,21 @@ def test_tiles_are_the_pixels_of_the_image_and_each_is_a_sample(plain_root):
     assert np.array_equal(from_disk.inputs.read([data.samples[number] for number in chosen]), data.inputs.read([data.samples[n] for n in chosen]))
 
 
+def test_whole_image_is_the_last_of_its_views_reduced_to_the_networks_input(plain_root):
+    """In memory and read again; tiles are what they are without it."""
+    tiled = DataConfig(tile_px=16, tile_overlap_px=4)
+    whole, tiles = load(plain_root), load_training_data(plain_root, (16, 16), config=tiled, threads=2)
+    image = cv2.imread(str(whole.samples[0].path))[:, :, ::-1]
+    for cache_mib in (2048, 0):
+        config = dataclasses.replace(tiled, with_whole_frame=True, cache_mib=cache_mib)
+        data = load_training_data(plain_root, (16, 16), config=config, threads=2)
+        assert len(data.samples) == len(tiles.samples) + len(whole.samples)
+        count = data.inputs.views_of((image.shape[0], image.shape[1])).count
+        seen = data.inputs.read(data.samples[:count])
+        assert np.array_equal(seen[:-1], tiles.inputs.read(tiles.samples[: count - 1]))
+        assert np.array_equal(seen[-1], resize(np.ascontiguousarray(image), (16, 16)))
+
+
 def test_tiles_of_one_image_stay_on_one_side_of_the_hold_out(plain_root):
     data = load_training_data(plain_root, (16, 16), config=DataConfig(tile_px=16, tile_overlap_px=0, hold_out=0.4), threads=2)
     held = {entry["sha256"] for entry in data.held_out}

@@ -139,6 +139,10 @@ def test_engine_scores_are_those_of_the_file(capsys, onnx_file, mvtec_root):
     assert all(0 <= entry["score"] <= 1 for entry in result["images"])
 
 
+def test_whole_image_beside_no_tiles_is_refused(capsys, onnx_file, mvtec_root):
+    assert "there are none; give --tile N" in refused(capsys, "--engine", onnx_file, "--data", mvtec_root, "--with-whole-frame")
+
+
 def test_report_is_written_whole(capsys, onnx_file, mvtec_root, tmp_path):
     page = tmp_path / "out.html"
     assert run("--engine", onnx_file, "--data", mvtec_root, "--report", page, "--bootstrap", 20) == 0

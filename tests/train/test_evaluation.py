@@ -58,13 +58,35 @@ def test_image_seen_in_tiles_has_the_largest_score_of_any_and_its_map_at_the_net
 
     scorer = Square()
     samples = read_dataset(mvtec_root).test[:3]
-    images, _ = score_samples(scorer, samples, batch_size=4, tiles=Tiles(tile_px=20, overlap_px=4))
+    images, _ = score_samples(scorer, samples, batch_size=4, tiles=Tiles(20, 4, with_whole_frame=False))
     for sample, scored in zip(samples, images):
         frame = read_image(sample.path)
         assert scored.score == pytest.approx(frame[..., 0].max() / 255)
         assert scored.mask is None or scored.mask.shape == (20, 20)
         np.testing.assert_allclose(scored.anomaly_map, upsample_map(frame[..., 0] / np.float32(255), (20, 20)), atol=FLOAT32_ABS)
     assert all(seen.shape == (20, 20, 3) for seen in scorer.seen)
+
+
+def test_image_seen_in_tiles_and_as_a_whole_has_the_larger_score_of_both(mvtec_root):
+    """A scorer that marks the one view which is the reduced image, or all others."""
+
+    class Marking(BrightnessScorer):
+        size_hw = (20, 20)
+        marks_whole = True
+
+        def score_inputs(self, images):
+            marked = np.array([np.array_equal(image, self.whole) == self.marks_whole for image in images])
+            maps = np.where(marked, 5, 1)[:, None, None] * np.ones((1, *self.size_hw), np.float32)
+            return maps.max(axis=(1, 2)), maps
+
+    (sample,) = read_dataset(mvtec_root).test[:1]
+    scorer = Marking()
+    scorer.whole = prepare(read_image(sample.path), "rgb", InputSpec(size_hw=(20, 20)))
+    for whole, marks_whole, expected in ((True, True, 5), (True, False, 5), (False, True, 1)):
+        scorer.marks_whole = marks_whole
+        (scored,), _ = score_samples(scorer, [sample], batch_size=4, tiles=Tiles(20, 4, with_whole_frame=whole))
+        assert scored.score == expected
+        assert np.allclose(scored.anomaly_map, expected, atol=FLOAT32_ABS)
 
 
 def test_image_score_is_what_the_model_says_and_auroc_is_scikit_learns(mvtec_root):

@@ -42,6 +42,8 @@ def test_defaults_are_the_paper_preset():
         ("--lr 0.25 --hold-out 0.2", lambda c: (c.optim.learning_rate, c.data.hold_out) == (0.25, 0.2)),
         ("--device cpu --skip-unreadable", lambda c: (c.device, c.data.skip_unreadable) == ("cpu", True)),
         ("--preset best", lambda c: c == preset_config("best")),
+        ("--tile 256 --overlap 48", lambda c: c.data.tiles == (256, 48, False)),
+        ("--tile 256 --with-whole-frame", lambda c: c.data.tiles == (256, 32, True)),
         ("--set optim.schedule=cosine --set loss.intra_weight=0", lambda c: (c.optim.schedule, c.loss.intra_weight) == ("cosine", 0.0)),
     ],
 )
@@ -162,6 +164,7 @@ def test_help_works_without_torch():
         (["--config", "{tmp}/gone.yaml"], "gone.yaml"),
         (["--set", "epochs"], "name=value"),
         (["--resume"], "nothing to resume"),
+        (["--with-whole-frame"], "data.with_whole_frame adds the whole image to tiles, and data.tile_px gives none; give --tile N, or leave it out"),
         pytest.param(["--device", "cuda"], "GPU", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")),
     ],
 )

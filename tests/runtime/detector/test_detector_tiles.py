@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.errors import GoldenSampleError, ManifestError
-from snl_runtime.images.views import score_views, tile_views
+from snl_runtime.images.views import Tiles, score_views, tile_views
 from snl_runtime.model.bundle import open_bundle
 from snl_runtime.model.manifest import TileGrid, read_manifest
 from snl_runtime.scorer import Scorer
@@ -38,7 +38,7 @@ def scratched(top, left, side=SIDE):
 def reference_score(fixtures, views, frame):
     """By hand: each tile alone through the NumPy model, the largest value of any in the cells that it gives."""
     values = []
-    for pixels, (top, left, (first_row, end_row), (first_column, end_column)) in zip(views.cut(frame), views.grid):
+    for pixels, (top, left, (first_row, end_row), (first_column, end_column), *_) in zip(views.cut(frame), views.grid):
         values.append(fixtures.reference_map(pixels)[first_row - top : end_row - top, first_column - left : end_column - left].max())
     return float(max(values))
 
@@ -55,7 +55,7 @@ def tiled_model(model_folder):
 
 @pytest.fixture
 def views():
-    return tile_views((SIDE, SIDE), (SIZE, SIZE), tile_px=SIZE, overlap_px=OVERLAP)
+    return tile_views((SIDE, SIDE), (SIZE, SIZE), Tiles(SIZE, OVERLAP, with_whole_frame=False))
 
 
 def test_score_map_and_verdict_are_those_of_the_tiles_by_hand(tiled_model, fixtures, views):
@@ -83,7 +83,7 @@ def test_score_map_and_verdict_are_those_of_the_tiles_by_hand(tiled_model, fixtu
 @settings(max_examples=100, deadline=None)
 def test_scratch_scores_alike_wherever_it_lies_in_the_grid(top, left):
     """Also across a border of tiles: an overlap of 8 pixels shows a scratch of 6 whole to one tile at least."""
-    views = tile_views((SIDE, SIDE), (SIZE, SIZE), tile_px=SIZE, overlap_px=OVERLAP)
+    views = tile_views((SIDE, SIDE), (SIZE, SIZE), Tiles(SIZE, OVERLAP, with_whole_frame=False))
     middle, _ = score_views(scratched(16, 13), views, infer, batch_size=5)
     shifted, _ = score_views(scratched(top, left), views, infer, batch_size=5)
     assert shifted == pytest.approx(middle, rel=SHIFT_BOUND)
@@ -170,7 +170,7 @@ def test_frame_of_another_size_is_an_error_and_costs_no_more_tiles(tiled_model, 
 
 
 def test_grid_of_another_network_is_refused_at_opening(tiled_model):
-    with pytest.raises(ManifestError, match="lists 15 tiles"):
+    with pytest.raises(ManifestError, match="15 views, expected 16"):
         SnlDetector(tiled_model(tiles=grid(count=15)))
 
 

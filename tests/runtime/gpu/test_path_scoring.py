@@ -18,7 +18,7 @@ from snl_runtime.errors import InferenceError
 from snl_runtime.gpu.kernels import KERNEL_NAMES
 from snl_runtime.images.files import write_image
 from snl_runtime.images.preprocess import InputSpec, prepare, resize
-from snl_runtime.images.views import score_views, tile_views
+from snl_runtime.images.views import Tiles, score_views, tile_views
 from snl_runtime.model.manifest import TileGrid, manifest_path, read_manifest, write_manifest
 from snl_runtime.scorer import Scorer
 from snl_runtime.types import Verdict
@@ -56,10 +56,12 @@ def parts(model_fixtures):
     return {kind: [resize(frame(seed), FRAME_HW)[:, :, ::-1].copy() for seed in range(200, 230)] for kind, frame in make.items()}
 
 
-def test_tiles_are_cut_on_the_host_and_scored_on_the_gpu(fake, on_gpu, write_engine, model_fixtures):
-    """No kernel cuts tiles: the frame is prepared on the host, also one that lies on the GPU, and nothing is resized twice."""
-    views = tile_views((64, 96), (model_fixtures.SIZE, model_fixtures.SIZE), tile_px=model_fixtures.SIZE, overlap_px=8)
-    grid = TileGrid(tile_px=model_fixtures.SIZE, overlap_px=8, map_hw=(64, 96), count=views.count)
+@pytest.mark.parametrize("whole", [False, True], ids=["tiles", "tiles and whole frame"])
+def test_tiles_are_cut_on_the_host_and_scored_on_the_gpu(fake, on_gpu, write_engine, model_fixtures, whole):
+    """No kernel cuts tiles: the frame is prepared on the host, also one that lies on the GPU, and no tile is resized twice."""
+    tiles = Tiles(model_fixtures.SIZE, 8, with_whole_frame=whole)
+    views = tile_views((64, 96), (model_fixtures.SIZE, model_fixtures.SIZE), tiles)
+    grid = TileGrid(**tiles._asdict(), map_hw=(64, 96), count=views.count)
     frame = np.ascontiguousarray(model_fixtures.good_frame(3, 96)[:64])
     path = write_engine()
     manifest = read_manifest(manifest_path(path))

@@ -1,5 +1,7 @@
 """Views cover every pixel, overlap as asked, and their merged map hides nothing that any of them shows."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -36,16 +38,16 @@ def test_views_cover_every_pixel_and_neighbors_overlap_by_at_least_what_was_aske
 @pytest.mark.parametrize(
     ("part_hw", "options", "message"),
     [
-        ((4000, 5000), {"tile_px": 16, "overlap_px": 0}, "seen in 78250 views"),
-        ((700, 700), {"tile_px": 256, "overlap_px": 255}, "seen in 198025 views"),
-        ((16000, 64), {"tile_px": 64, "overlap_px": 63}, "seen in 15937 views"),
+        ((4000, 5000), (16, 0, False), "seen in 78250 views"),
+        ((700, 700), (256, 255, False), "seen in 198025 views"),
+        ((16000, 64), (64, 63, True), "seen in 15938 views"),
     ],
     ids=["tiles that are enlarged", "no step", "a line camera with hardly a step"],
 )
 def test_grid_that_would_take_all_memory_or_minutes_is_refused_before_it_is_made(part_hw, options, message):
     with pytest.raises(ConfigError, match=message):
-        tile_views(part_hw, (256, 256), **options)
-    assert tile_views((10000, 10000), (256, 256), tile_px=256, overlap_px=32).count == 45**2
+        tile_views(part_hw, (256, 256), Tiles(*options))
+    assert tile_views((10000, 10000), (256, 256), Tiles(256, 32, with_whole_frame=True)).count == 45**2 + 1
 
 
 @given(grids())
@@ -61,10 +63,11 @@ def test_grid_has_no_more_views_than_are_needed(views):
 @EXAMPLES
 def test_each_cell_of_the_merged_map_is_that_of_a_view_that_sees_most_around_it(views, seed):
     maps = np.random.default_rng(seed).uniform(0, 1, (views.count, *views.view_hw)).astype(np.float32)
-    merged = views.empty_map()
+    layers = views.empty_layers()
     half = views.count // 2
-    views.merge(merged, maps[:half], views.grid[:half])  # in batches
-    views.merge(merged, maps[half:], views.grid[half:])
+    views.put(layers, maps[:half], views.grid[:half])  # in batches
+    views.put(layers, maps[half:], views.grid[half:])
+    merged = views.merge(layers)
     assert np.isfinite(merged).all()
     for row, column in {(0, 0), (views.map_hw[0] // 2, views.map_hw[1] // 3), (views.map_hw[0] - 1, views.map_hw[1] - 1)}:
         seen = {}  # distance to the borders of the view along each axis -> values
@@ -118,9 +121,9 @@ def test_score_and_map_of_one_view_are_what_the_network_gave():
 
 def test_map_that_a_view_is_missing_of_is_not_finite():
     views = Views(map_hw=(4, 8), view_hw=(4, 4))
-    merged = views.empty_map()
-    views.merge(merged, np.ones((1, 4, 4), np.float32), views.grid[:1])
-    assert not np.isfinite(merged[:, 4:]).any()
+    layers = views.empty_layers()
+    views.put(layers, np.ones((1, 4, 4), np.float32), views.grid[:1])
+    assert not np.isfinite(views.merge(layers)[:, 4:]).any()
 
 
 def test_views_of_a_part_put_together_are_the_part():
@@ -144,7 +147,7 @@ def test_views_of_a_part_put_together_are_the_part():
     ],
 )
 def test_tiles_are_at_the_scale_of_the_network(part_hw, tile_px, overlap_px, map_hw, count):
-    views = tile_views(part_hw, (256, 256), tile_px=tile_px, overlap_px=overlap_px)
+    views = tile_views(part_hw, (256, 256), Tiles(tile_px, overlap_px, with_whole_frame=False))
     assert views.map_hw == map_hw
     steps = [1 + -(-(side - 256) // (256 - views.overlap_px)) for side in map_hw]
     assert views.count == steps[0] * steps[1]
@@ -154,30 +157,41 @@ def test_tiles_are_at_the_scale_of_the_network(part_hw, tile_px, overlap_px, map
 @pytest.mark.parametrize(("network_hw", "tile_px", "overlap_px"), [((256, 320), 256, 0), ((256, 256), 256, 256), ((256, 256), 0, 0)])
 def test_grid_that_cannot_be_is_refused(network_hw, tile_px, overlap_px):
     with pytest.raises(ConfigError):
-        tile_views((700, 700), network_hw, tile_px=tile_px, overlap_px=overlap_px)
+        tile_views((700, 700), network_hw, Tiles(tile_px, overlap_px, with_whole_frame=False))
 
 
-@given(st.integers(32, 900), st.integers(32, 900), st.integers(16, 512), st.integers(0, 200))
+@given(st.integers(32, 900), st.integers(32, 900), st.integers(16, 512), st.integers(0, 200), st.booleans())
 @EXAMPLES
-def test_stored_grid_gives_the_same_views_again_and_no_other(height, width, tile_px, overlap_px):
-    views = tile_views((height, width), (64, 64), tile_px=tile_px, overlap_px=min(overlap_px, tile_px // 2))
-    grid = TileGrid(tile_px=tile_px, overlap_px=min(overlap_px, tile_px // 2), map_hw=views.map_hw, count=views.count)
+def test_stored_grid_gives_the_same_views_again_and_no_other(height, width, tile_px, overlap_px, whole):
+    tiles = Tiles(tile_px, min(overlap_px, tile_px // 2), with_whole_frame=whole)
+    views = tile_views((height, width), (64, 64), tiles)
+    grid = TileGrid(**tiles._asdict(), map_hw=views.map_hw, count=views.count)
     assert grid.views((64, 64)) == views
-    other = TileGrid(tile_px=tile_px, overlap_px=min(overlap_px, tile_px // 2), map_hw=views.map_hw, count=views.count + 1)
-    with pytest.raises(ManifestError, match="tiles"):
-        other.views((64, 64))
+    for other in ({"count": views.count + 1}, {"with_whole_frame": not whole}):
+        with pytest.raises(ManifestError, match=f"expected {views.count if 'count' in other else views.count + 1 - 2 * whole} views"):
+            dataclasses.replace(grid, **other).views((64, 64))
 
 
 @pytest.mark.parametrize(
-    ("trained", "tile_px", "overlap_px", "chosen"),
+    ("trained", "tile_px", "overlap_px", "whole", "chosen"),
     [
-        (None, None, None, None),
-        (None, 256, None, (256, 32)),
-        ((256, 48), None, None, (256, 48)),
-        ((256, 48), 512, None, (512, 48)),
-        ((256, 48), None, 0, (256, 0)),
-        ((256, 48), 0, 16, None),
+        (None, None, None, None, None),
+        (None, 256, None, None, (256, 32, False)),
+        (None, 256, None, True, (256, 32, True)),
+        (None, None, None, False, None),
+        ((256, 48, False), None, None, None, (256, 48, False)),
+        ((256, 48, False), 512, None, True, (512, 48, True)),
+        ((256, 48, True), None, 0, None, (256, 0, True)),
+        ((256, 48, True), 512, None, False, (512, 48, False)),
+        ((256, 48, True), 0, 16, None, None),
     ],
 )
-def test_tiles_are_those_of_the_training_where_no_others_are_asked_for(trained, tile_px, overlap_px, chosen):
-    assert choose_tiles(None if trained is None else Tiles(*trained), tile_px=tile_px, overlap_px=overlap_px) == chosen
+def test_tiles_are_those_of_the_training_where_no_others_are_asked_for(trained, tile_px, overlap_px, whole, chosen):
+    before = None if trained is None else Tiles(*trained)
+    assert choose_tiles(before, tile_px=tile_px, overlap_px=overlap_px, with_whole_frame=whole) == chosen
+
+
+@pytest.mark.parametrize(("trained", "tile_px"), [(None, None), (None, 0), (Tiles(256, 32, with_whole_frame=True), 0)])
+def test_whole_frame_beside_no_tiles_is_refused(trained, tile_px):
+    with pytest.raises(ConfigError, match="--with-whole-frame adds the whole frame to tiles, and there are none"):
+        choose_tiles(trained, tile_px=tile_px, overlap_px=None, with_whole_frame=True)
