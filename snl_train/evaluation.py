@@ -6,7 +6,7 @@ anomalous when any part of it is. A file that prepares frames on the GPU on the 
 """
 
 import collections
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from snl_runtime.scorer import Scorer
 from snl_runtime.types import AnomalyMap, Image
 from snl_train.config import DataConfig
 from snl_train.data.samples import Sample
+from snl_train.ignored_part import IgnoredPart
 from snl_train.measures import Bootstrap, GroupMeasures, Measure, ScoredImage, measure_groups
 
 if TYPE_CHECKING:
@@ -72,6 +73,11 @@ class Evaluation:
     images: Sequence[ScoredImage]
     left_out: Sequence[tuple[Path, str]] = ()
 
+    @property
+    def ignored_share(self) -> dict[str, float]:
+        """Share of the pixels that is not judged, 0 to below 1, by class; only classes with an ignore mask."""
+        return {image.sample.class_name: 1 - float(image.judged.mean()) for image in self.images if image.judged is not None}
+
     def to_plain(self, *, relative_to: Path | None = None) -> dict[str, Any]:
         """Return plain values for JSON: no NaN, None where a metric is not defined.
 
@@ -81,6 +87,7 @@ class Evaluation:
         return {
             "size_hw": list(self.size_hw),
             "bootstrap": {"resamples": self.bootstrap.resamples, "confidence": self.bootstrap.confidence, "seed": self.bootstrap.seed},
+            "ignored_share": self.ignored_share,
             "classes": {group.name: _plain_group(group) for group in self.classes},
             "mean": _plain_group(self.mean),
             "pooled": _plain_group(self.pooled),
@@ -126,6 +133,7 @@ def score_samples(
     *,
     batch_size: int = 8,
     tiles: Tiles | None = None,
+    ignored: Mapping[str, IgnoredPart] | None = None,
     skip_unreadable: bool = False,
     on_images: Callable[[int], None] = lambda _: None,
 ) -> tuple[list[ScoredImage], list[tuple[Path, str]]]:
@@ -138,6 +146,7 @@ def score_samples(
         samples: Labeled images.
         batch_size: Images, or tiles of one, per call of the scorer.
         tiles: In which tiles images are seen; None to see them as a whole.
+        ignored: What is not judged, by class: a score is then the largest judged value of the map, and the defect is what of it is judged.
         skip_unreadable: List unreadable files instead of raising.
         on_images: Called with the number of images after each batch.
 
@@ -151,7 +160,8 @@ def score_samples(
     images: list[ScoredImage] = []
     on_device = isinstance(scorer, Scorer) and scorer.is_on_device
     for batch in _read_batches(samples, scorer.size_hw, batch_size, is_prepared=not on_device and tiles is None):
-        images += _score_batch(scorer, _readable(batch, left_out, skip_unreadable=skip_unreadable), tiles, batch_size)
+        for read, score, answer in _score_batch(scorer, _readable(batch, left_out, skip_unreadable=skip_unreadable), tiles, batch_size):
+            images.append(_scored(read, score, answer, (ignored or {}).get(read.sample.class_name), scorer.size_hw))
         on_images(len(batch))
     if not images:
         raise DataError(f"none of the {len(samples)} test images can be read; the first one: {left_out[0][1]}")
@@ -273,18 +283,34 @@ def _readable(batch: Sequence[_Read], left_out: list[tuple[Path, str]], *, skip_
     return [read for read in batch if read.error is None]
 
 
-def _score_batch(scorer: InputScorer, batch: Sequence[_Read], tiles: Tiles | None, batch_size: int) -> list[ScoredImage]:
+def _score_batch(scorer: InputScorer, batch: Sequence[_Read], tiles: Tiles | None, batch_size: int) -> Iterator[tuple[_Read, float, AnomalyMap]]:
+    """Yield the model's answer to each image: its score, and its map as the model saw it, merged if it saw tiles."""
     images = [read.image for read in batch if read.image is not None]
     if not images:
-        return []
+        return
     scores, maps = _answers(scorer, images) if tiles is None else _tiled_answers(scorer, images, tiles, batch_size)
     for read, score, one in zip(batch, scores, maps):
         if not (np.isfinite(score) and np.isfinite(one).all()):
             raise InferenceError(f"the model gives no finite anomaly map for {read.sample.path}; its weights are damaged or its training diverged")
-    return [
-        ScoredImage(sample=read.sample, score=float(score), anomaly_map=np.array(one, dtype=np.float32), mask=read.mask)
-        for read, score, one in zip(batch, scores, maps)
-    ]
+        yield read, float(score), one
+
+
+def _scored(read: _Read, score: float, answer: AnomalyMap, part: IgnoredPart | None, size_hw: tuple[int, int]) -> ScoredImage:
+    """Return the image with its map at the size at which everything is measured."""
+    if part is None:
+        anomaly_map = np.array(upsample_map(answer, size_hw), dtype=np.float32)  # a scorer may use its buffer again
+        return ScoredImage(sample=read.sample, score=score, anomaly_map=anomaly_map, mask=read.mask)
+    under_mask = part.on((answer.shape[0], answer.shape[1])).apply(answer)  # before it is reduced, so that nothing ignored reaches its neighbors
+    mask = part.on(size_hw)
+    judged = mask.values > 0
+    return ScoredImage(
+        sample=read.sample,
+        score=float(under_mask.max()),
+        anomaly_map=mask.apply(upsample_map(under_mask, size_hw)),
+        mask=None if read.mask is None else read.mask & judged,
+        judged=judged,
+        is_hidden=read.mask is not None and bool(read.mask.any()) and not (read.mask & judged).any(),
+    )
 
 
 def _answers(scorer: InputScorer, images: Sequence[Image]) -> tuple[Sequence[float] | npt.NDArray[np.float32], Sequence[AnomalyMap]]:
@@ -302,7 +328,7 @@ def _tiled_answers(scorer: InputScorer, images: Sequence[Image], tiles: Tiles, b
         part = prepare(image, "rgb", InputSpec(size_hw=views.map_hw))
         score, merged = score_views(part, views, scorer.score_inputs, batch_size=batch_size)
         scores.append(score)
-        maps.append(upsample_map(merged, scorer.size_hw))
+        maps.append(merged)
     return scores, maps
 
 
@@ -311,6 +337,7 @@ def _plain_group(group: GroupMeasures) -> dict[str, Any]:
         "good": group.good,
         "anomalous": group.anomalous,
         "masked": group.masked,
+        "hidden": group.hidden,
         "reference_score": group.reference_score,
         "metrics": {name: _plain_measure(measure) for name, measure in group.measures.items()},
     }
