@@ -6,6 +6,7 @@ anomalous when any part of it is. A file that prepares frames on the GPU on the 
 """
 
 import collections
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -196,11 +197,13 @@ class CheckpointScorer:
     Raises:
         CheckpointError: If the weights do not fit the configuration.
         BackendUnavailableError: If the device does not exist.
+        ConfigError: If a GPU has too little memory for it.
     """
 
     def __init__(self, checkpoint: "Checkpoint", device: str = "cpu") -> None:
         self._device = _torch_device(device)
-        self.model = checkpoint.build_model().to(self._device)
+        with _explaining_full_gpu("the model"):
+            self.model = checkpoint.build_model().to(self._device)
         self._score_config = checkpoint.config.score
         height, width = checkpoint.config.image_size
         self.size_hw: tuple[int, int] = (height, width)
@@ -211,19 +214,29 @@ class CheckpointScorer:
         return str(self._device)
 
     def score_inputs(self, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Return scores (N,) and maps (N, H, W), float32, of prepared images (N, H, W, 3) uint8 RGB."""
+        """Return scores (N,) and maps (N, H, W), float32, of prepared images (N, H, W, 3) uint8 RGB.
+
+        Raises:
+            ConfigError: If a GPU has too little memory.
+        """
         import torch  # loads slowly, and an exported model is evaluated without it
 
         from snl_train.features import exact_float32
         from snl_train.scoring import score_features
 
-        with torch.inference_mode(), exact_float32(self._device):
+        with _explaining_full_gpu(f"batches of {len(images)}"), torch.inference_mode(), exact_float32(self._device):
             inputs = self.model.normalize(torch.from_numpy(images).to(self._device))  # (N, 3, H, W)
             teacher, student = self.model(inputs)
             maps, scores = score_features(
                 teacher, student, self.size_hw, self._score_config, whitening=self.model.whitening, memory=self.model.memory
             )  # (N, 1, H, W), (N,)
-        return scores.float().cpu().numpy(), maps[:, 0].float().cpu().numpy()
+            return scores.float().cpu().numpy(), maps[:, 0].float().cpu().numpy()
+
+
+def _explaining_full_gpu(what: str) -> contextlib.AbstractContextManager[None]:
+    from snl_train.device import explaining_full_gpu  # imports torch, and an exported model is evaluated without it
+
+    return explaining_full_gpu(what, remedy="lower the batch size, or take --device cpu")
 
 
 def _torch_device(name: str) -> "torch.device":
