@@ -153,7 +153,7 @@ def main() -> int:
                 answer = network(draw_batch(shapes, grounds, numbers)).float()
             loss = F.cross_entropy(answer, labels[numbers], label_smoothing=0.1)
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
             right += 0.02 * (float((answer.argmax(1) == labels[numbers]).float().mean()) - right)

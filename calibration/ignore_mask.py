@@ -4,25 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from snl_runtime.errors import CalibrationRefusedError, DataError
-from snl_runtime.images.files import read_frame
+from snl_runtime.errors import CalibrationRefusedError
 from snl_runtime.model.frame_range import FrameSizes, size_text
-from snl_runtime.model.ignore_mask import IgnoreMask, ignore_mask_of, ignored_cells
-from snl_runtime.types import Image, Mask
-
-
-def read_ignore_mask(path: Path) -> Mask:
-    """Return (H, W) bool, True where the image is white.
-
-    Raises:
-        DataError: If it cannot be read, or holds anything but black and white: what a gray pixel means, nobody could tell.
-    """
-    image = read_frame(path)
-    white = np.iinfo(image.dtype).max
-    ignored: Mask = image.min(axis=2) == white
-    if not (ignored | (image.max(axis=2) == 0)).all():
-        raise DataError(f"{path} is no ignore mask: it may hold black (judged) and white (ignored) only, no gray; save it as PNG")
-    return ignored
+from snl_runtime.model.ignore_mask import IgnoreMask, ignore_mask_of, ignored_cells, read_ignore_mask
+from snl_runtime.types import Image
 
 
 def render_mask(mask: IgnoreMask) -> Image:

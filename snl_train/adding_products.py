@@ -18,7 +18,7 @@ from snl_train.checkpoint import Checkpoint, save_checkpoint
 from snl_train.config import TrainConfig
 from snl_train.data.dataset import TrainingData
 from snl_train.data.sampling import choose_golden
-from snl_train.device import resolve_device
+from snl_train.device import explaining_full_gpu, resolve_device
 from snl_train.memory_fit import new_centers
 from snl_train.models import FeatureMemory, TeacherStudent, build_model
 from snl_train.output import drop_replaced, replacing
@@ -45,13 +45,13 @@ def add_products(
         progress: Told the images and the centers.
 
     Raises:
-        ConfigError: If the model has a student, or a product is known already.
+        ConfigError: If the model has a student, a product is known already, or a GPU has too little memory.
         DataError: If an image was learned as another product, or can no longer be read.
         CheckpointError: If the weights do not fit the configuration.
         SinkError: If the file cannot be written.
     """
     _require_addable(base, data)
-    with replacing(out):
+    with replacing(out), explaining_full_gpu(f"batches of {base.config.batch_size}", remedy="take --device cpu"):
         started_s = time.monotonic()
         old = cast(FeatureMemory, base.build_model().memory)
         count = -(-old.center_count // len(base.classes)) * len(data.classes)

@@ -1,5 +1,7 @@
-"""Where a training runs, and in which precision."""
+"""Where a training runs, in which precision, and what is said when it is full."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,6 +21,23 @@ def resolve_device(device: Device) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(device)
+
+
+@contextlib.contextmanager
+def explaining_full_gpu(what: str, *, remedy: str = "lower --batch-size or --image-size") -> Iterator[None]:
+    """Say what a GPU had too little memory for, and what to do, in place of PyTorch's own error.
+
+    Args:
+        what: What it had to hold, e.g. ``batches of 16``.
+        remedy: What to do.
+
+    Raises:
+        ConfigError: If the GPU is full.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(f"the GPU has too little memory for {what}; {remedy}") from error
 
 
 def half_precision(device: torch.device, config: TrainConfig) -> torch.dtype | None:

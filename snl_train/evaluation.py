@@ -6,7 +6,8 @@ anomalous when any part of it is. A file that prepares frames on the GPU on the 
 """
 
 import collections
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from snl_runtime.images.views import Tiles, score_views, tile_views
 from snl_runtime.scorer import Scorer
 from snl_runtime.types import AnomalyMap, Image
 from snl_train.data.samples import Sample
+from snl_train.ignored_part import IgnoredPart
 from snl_train.measures import Bootstrap, GroupMeasures, Measure, ScoredImage, measure_groups
 
 if TYPE_CHECKING:
@@ -66,6 +68,11 @@ class Evaluation:
     images: Sequence[ScoredImage]
     left_out: Sequence[tuple[Path, str]] = ()
 
+    @property
+    def ignored_share(self) -> dict[str, float]:
+        """Share of the pixels that is not judged, 0 to below 1, by class; only classes with an ignore mask."""
+        return {image.sample.class_name: 1 - float(image.judged.mean()) for image in self.images if image.judged is not None}
+
     def to_plain(self, *, relative_to: Path | None = None) -> dict[str, Any]:
         """Return plain values for JSON: no NaN, None where a metric is not defined.
 
@@ -75,6 +82,7 @@ class Evaluation:
         return {
             "size_hw": list(self.size_hw),
             "bootstrap": {"resamples": self.bootstrap.resamples, "confidence": self.bootstrap.confidence, "seed": self.bootstrap.seed},
+            "ignored_share": self.ignored_share,
             "classes": {group.name: _plain_group(group) for group in self.classes},
             "mean": _plain_group(self.mean),
             "pooled": _plain_group(self.pooled),
@@ -120,6 +128,7 @@ def score_samples(
     *,
     batch_size: int = 8,
     tiles: Tiles | None = None,
+    ignored: Mapping[str, IgnoredPart] | None = None,
     skip_unreadable: bool = False,
     on_images: Callable[[int], None] = lambda _: None,
 ) -> tuple[list[ScoredImage], list[tuple[Path, str]]]:
@@ -132,6 +141,7 @@ def score_samples(
         samples: Labeled images.
         batch_size: Images, or views of one, per call of the scorer.
         tiles: In which tiles images are seen, alone or beside the whole image; None to see them only as a whole.
+        ignored: What is not judged, by class: a score is then the largest judged value of the map, and the defect is what of it is judged.
         skip_unreadable: List unreadable files instead of raising.
         on_images: Called with the number of images after each batch.
 
@@ -145,7 +155,8 @@ def score_samples(
     images: list[ScoredImage] = []
     on_device = isinstance(scorer, Scorer) and scorer.is_on_device
     for batch in _read_batches(samples, scorer.size_hw, batch_size, is_prepared=not on_device and tiles is None):
-        images += _score_batch(scorer, _readable(batch, left_out, skip_unreadable=skip_unreadable), tiles, batch_size)
+        for read, score, answer in _score_batch(scorer, _readable(batch, left_out, skip_unreadable=skip_unreadable), tiles, batch_size):
+            images.append(_scored(read, score, answer, (ignored or {}).get(read.sample.class_name), scorer.size_hw))
         on_images(len(batch))
     if not images:
         raise DataError(f"none of the {len(samples)} test images can be read; the first one: {left_out[0][1]}")
@@ -180,11 +191,13 @@ class CheckpointScorer:
     Raises:
         CheckpointError: If the weights do not fit the configuration.
         BackendUnavailableError: If the device does not exist.
+        ConfigError: If a GPU has too little memory for it.
     """
 
     def __init__(self, checkpoint: "Checkpoint", device: str = "cpu") -> None:
         self._device = _torch_device(device)
-        self.model = checkpoint.build_model().to(self._device)
+        with _explaining_full_gpu("the model"):
+            self.model = checkpoint.build_model().to(self._device)
         self._score_config = checkpoint.config.score
         height, width = checkpoint.config.image_size
         self.size_hw: tuple[int, int] = (height, width)
@@ -195,19 +208,29 @@ class CheckpointScorer:
         return str(self._device)
 
     def score_inputs(self, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Return scores (N,) and maps (N, H, W), float32, of prepared images (N, H, W, 3) uint8 RGB."""
+        """Return scores (N,) and maps (N, H, W), float32, of prepared images (N, H, W, 3) uint8 RGB.
+
+        Raises:
+            ConfigError: If a GPU has too little memory.
+        """
         import torch  # loads slowly, and an exported model is evaluated without it
 
         from snl_train.features import exact_float32
         from snl_train.scoring import score_features
 
-        with torch.inference_mode(), exact_float32(self._device):
+        with _explaining_full_gpu(f"batches of {len(images)}"), torch.inference_mode(), exact_float32(self._device):
             inputs = self.model.normalize(torch.from_numpy(images).to(self._device))  # (N, 3, H, W)
             teacher, student = self.model(inputs)
             maps, scores = score_features(
                 teacher, student, self.size_hw, self._score_config, whitening=self.model.whitening, memory=self.model.memory
             )  # (N, 1, H, W), (N,)
-        return scores.float().cpu().numpy(), maps[:, 0].float().cpu().numpy()
+            return scores.float().cpu().numpy(), maps[:, 0].float().cpu().numpy()
+
+
+def _explaining_full_gpu(what: str) -> contextlib.AbstractContextManager[None]:
+    from snl_train.device import explaining_full_gpu  # imports torch, and an exported model is evaluated without it
+
+    return explaining_full_gpu(what, remedy="lower the batch size, or take --device cpu")
 
 
 def _torch_device(name: str) -> "torch.device":
@@ -267,18 +290,34 @@ def _readable(batch: Sequence[_Read], left_out: list[tuple[Path, str]], *, skip_
     return [read for read in batch if read.error is None]
 
 
-def _score_batch(scorer: InputScorer, batch: Sequence[_Read], tiles: Tiles | None, batch_size: int) -> list[ScoredImage]:
+def _score_batch(scorer: InputScorer, batch: Sequence[_Read], tiles: Tiles | None, batch_size: int) -> Iterator[tuple[_Read, float, AnomalyMap]]:
+    """Yield the model's answer to each image: its score, and its map as the model saw it, merged if it saw tiles."""
     images = [read.image for read in batch if read.image is not None]
     if not images:
-        return []
+        return
     scores, maps = _answers(scorer, images) if tiles is None else _tiled_answers(scorer, images, tiles, batch_size)
     for read, score, one in zip(batch, scores, maps):
         if not (np.isfinite(score) and np.isfinite(one).all()):
             raise InferenceError(f"the model gives no finite anomaly map for {read.sample.path}; its weights are damaged or its training diverged")
-    return [
-        ScoredImage(sample=read.sample, score=float(score), anomaly_map=np.array(one, dtype=np.float32), mask=read.mask)
-        for read, score, one in zip(batch, scores, maps)
-    ]
+        yield read, float(score), one
+
+
+def _scored(read: _Read, score: float, answer: AnomalyMap, part: IgnoredPart | None, size_hw: tuple[int, int]) -> ScoredImage:
+    """Return the image with its map at the size at which everything is measured."""
+    if part is None:
+        anomaly_map = np.array(upsample_map(answer, size_hw), dtype=np.float32)  # a scorer may use its buffer again
+        return ScoredImage(sample=read.sample, score=score, anomaly_map=anomaly_map, mask=read.mask)
+    under_mask = part.on((answer.shape[0], answer.shape[1])).apply(answer)  # before it is reduced, so that nothing ignored reaches its neighbors
+    mask = part.on(size_hw)
+    judged = mask.values > 0
+    return ScoredImage(
+        sample=read.sample,
+        score=float(under_mask.max()),
+        anomaly_map=mask.apply(upsample_map(under_mask, size_hw)),
+        mask=None if read.mask is None else read.mask & judged,
+        judged=judged,
+        is_hidden=read.mask is not None and bool(read.mask.any()) and not (read.mask & judged).any(),
+    )
 
 
 def _answers(scorer: InputScorer, images: Sequence[Image]) -> tuple[Sequence[float] | npt.NDArray[np.float32], Sequence[AnomalyMap]]:
@@ -296,7 +335,7 @@ def _tiled_answers(scorer: InputScorer, images: Sequence[Image], tiles: Tiles, b
         part = prepare(image, "rgb", InputSpec(size_hw=views.map_hw))
         score, merged = score_views(part, views, scorer.score_inputs, batch_size=batch_size)
         scores.append(score)
-        maps.append(upsample_map(merged, scorer.size_hw))
+        maps.append(merged)
     return scores, maps
 
 
@@ -305,6 +344,7 @@ def _plain_group(group: GroupMeasures) -> dict[str, Any]:
         "good": group.good,
         "anomalous": group.anomalous,
         "masked": group.masked,
+        "hidden": group.hidden,
         "reference_score": group.reference_score,
         "metrics": {name: _plain_measure(measure) for name, measure in group.measures.items()},
     }

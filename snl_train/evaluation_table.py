@@ -52,4 +52,8 @@ def _footnote(evaluation: Evaluation) -> str:
         text += (
             f"\n[low, high]: {bootstrap.confidence:.0%} bootstrap interval, {bootstrap.resamples} resamples of whole images, seed {bootstrap.seed}."
         )
+    for name, share in evaluation.ignored_share.items():
+        (group,) = (group for group in evaluation.classes if group.name == name)
+        hidden = f"; {group.hidden} of {group.anomalous} bad images have their defect wholly under it and count as bad" if group.hidden else ""
+        text += f"\nNot judged: {100 * share:.3g} % of {name} (ignore mask){hidden}."
     return text

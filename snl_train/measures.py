@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -36,14 +36,19 @@ class ScoredImage:
     Attributes:
         sample: Where it came from and whether it is anomalous.
         score: Image-level anomaly score, the maximum of the map; of an image seen in tiles, of the map before it was reduced.
-        anomaly_map: (H, W) float32 at network resolution.
-        mask: (H, W) bool at network resolution, all False for a good image; None for an anomalous image without a mask: its pixels are unknown.
+        anomaly_map: (H, W) float32 at network resolution, 0 where it is not judged.
+        mask: (H, W) bool at network resolution, all False for a good image and where nothing is judged; None for an anomalous image without a mask:
+            its pixels are unknown.
+        judged: (H, W) bool at network resolution, the pixels that an ignore mask leaves to be judged; None for all of them.
+        is_hidden: Whether all of its labeled defect lies where nothing is judged.
     """
 
     sample: Sample
     score: float
     anomaly_map: AnomalyMap
     mask: npt.NDArray[np.bool_] | None
+    judged: npt.NDArray[np.bool_] | None = None
+    is_hidden: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +76,8 @@ class GroupMeasures:
         measures: Metric name (`METRICS`) to value and interval.
         reference_score: Image score of the best F1, None with one kind of image only. It sorts images in a report and is no decision: it was
             chosen on the very images it judges.
+        hidden: Number of anomalous images whose labeled defect lies wholly under an ignore mask. They count as anomalous in the image metrics: a bad
+            part that the mask lets pass is a bad part that passes.
     """
 
     name: str
@@ -79,6 +86,7 @@ class GroupMeasures:
     masked: int
     measures: Mapping[str, Measure]
     reference_score: float | None = None
+    hidden: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +126,7 @@ def measure_groups(
         replicates.append(drawn)
         on_group()
     # With one class the pooled group is that class; measuring it again would only double the time.
-    pooled = _renamed(groups[0], POOLED) if len(groups) == 1 else _measure(POOLED, images, bootstrap)[0]
+    pooled = replace(groups[0], name=POOLED) if len(groups) == 1 else _measure(POOLED, images, bootstrap)[0]
     on_group()
     return groups, _mean(groups, replicates, bootstrap), pooled
 
@@ -141,6 +149,7 @@ def _measure(name: str, images: Sequence[ScoredImage], bootstrap: Bootstrap) -> 
         masked=sum(image.sample.is_anomalous for image in known),
         measures={metric: _with_interval(values.get(metric), drawn.get(metric), bootstrap) for metric in METRICS},
         reference_score=best.threshold if best is not None else None,
+        hidden=sum(image.is_hidden for image in images),
     )
     return group, drawn
 
@@ -173,7 +182,8 @@ def _image_measures(flags: metrics.Flags, scores: Floats, drawn: Sequence[Floats
 def _pixel_measures(images: Sequence[ScoredImage], drawn: Sequence[Floats]) -> tuple[dict[str, float], dict[str, Floats]]:
     maps = [image.anomaly_map for image in images]
     masks = [image.mask for image in images if image.mask is not None]
-    curves = metrics.pixel_curves(maps, masks)
+    judged = [image.judged for image in images]
+    curves = metrics.pixel_curves(maps, masks, judged)
     if curves is None:
         return {}, {}
     values = {
@@ -184,7 +194,7 @@ def _pixel_measures(images: Sequence[ScoredImage], drawn: Sequence[Floats]) -> t
     }
     if not drawn:
         return values, {}
-    table = resampling.count_pixels(maps, masks, curves)
+    table = resampling.count_pixels(maps, masks, curves, judged)
     parts: dict[str, list[Floats]] = {name: [] for name in PIXEL_METRICS}
     for counts in drawn:
         by_pixel, by_region = resampling.pixel_replicates(table, counts)
@@ -210,6 +220,7 @@ def _mean(groups: Sequence[GroupMeasures], replicates: Sequence[Mapping[str, Flo
         anomalous=sum(group.anomalous for group in groups),
         masked=sum(group.masked for group in groups),
         measures=measures,
+        hidden=sum(group.hidden for group in groups),
     )
 
 
@@ -221,14 +232,3 @@ def _with_interval(value: float | None, replicates: Floats | None, bootstrap: Bo
 
 def _joined(parts: Mapping[str, Sequence[Floats]]) -> dict[str, Floats]:
     return {name: np.concatenate(chunks) for name, chunks in parts.items() if chunks}
-
-
-def _renamed(group: GroupMeasures, name: str) -> GroupMeasures:
-    return GroupMeasures(
-        name=name,
-        good=group.good,
-        anomalous=group.anomalous,
-        masked=group.masked,
-        measures=group.measures,
-        reference_score=group.reference_score,
-    )

@@ -9,7 +9,7 @@ from snl_runtime.progress import ProgressReporter, no_progress
 from snl_train.checkpoint import load_checkpoint
 from snl_train.config import TrainConfig
 from snl_train.data.dataset import TrainingData
-from snl_train.device import resolve_device
+from snl_train.device import explaining_full_gpu, resolve_device
 from snl_train.memory_fit import fit_memory, split_for_normalization
 from snl_train.models import build_model
 from snl_train.output import is_finished, replacing
@@ -31,7 +31,7 @@ def train_memory(
         progress: Told images and centers.
 
     Raises:
-        ConfigError: If the device or the teacher's weights cannot be had, or another training lies there to be resumed.
+        ConfigError: If the device or the teacher's weights cannot be had, a GPU has too little memory, or another training lies there to be resumed.
         CheckpointError: If there is nothing to resume.
         DataError: If there are too few images, or one can no longer be read.
         SinkError: If the file cannot be written.
@@ -40,7 +40,7 @@ def train_memory(
         return complete_already(config, data, out)
     if resume:
         check_same_config(read_resume_point(resume_path(out)).config, config)  # never passes: a memory leaves no state
-    with replacing(out):
+    with replacing(out), explaining_full_gpu(f"batches of {config.batch_size}"):
         started_s = time.monotonic()
         learned, peaks = split_for_normalization(data, config)
         device = resolve_device(config.device)

@@ -145,7 +145,7 @@ class PixelCurves(NamedTuple):
     by_region: Curve
 
 
-def pixel_curves(maps: Scores | Sequence[Scores], masks: Flags | Sequence[Flags]) -> PixelCurves | None:
+def pixel_curves(maps: Scores | Sequence[Scores], masks: Flags | Sequence[Flags], judged: Sequence[Flags | None] | None = None) -> PixelCurves | None:
     """Return the curves behind pixel AUROC, average precision, F1 (``by_pixel``) and AUPRO (``by_region``).
 
     Costs one sort of the normal pixels (a copy of the maps) and one permutation of the anomalous ones.
@@ -153,6 +153,7 @@ def pixel_curves(maps: Scores | Sequence[Scores], masks: Flags | Sequence[Flags]
     Args:
         maps: N maps of (H, W).
         masks: N masks of (H, W), bool.
+        judged: N masks of (H, W), bool, of the pixels that count, None for all of an image; ``masks`` must lie within them. None for all of all.
 
     Returns:
         None when no pixel is anomalous or none is normal.
@@ -165,7 +166,8 @@ def pixel_curves(maps: Scores | Sequence[Scores], masks: Flags | Sequence[Flags]
     if not all(np.isfinite(one).all() for one in maps):
         raise ValueError("maps must be finite, got NaN or infinity")
     anomalous, weights = anomalous_pixels(maps, masks)
-    normal = np.concatenate([one[~mask] for one, mask in zip(maps, masks)]) if len(maps) else np.zeros(0)
+    counted = [None] * len(maps) if judged is None else judged
+    normal = np.concatenate([normal_pixels(*each) for each in zip(maps, masks, counted)]) if len(maps) else np.zeros(0)
     if not anomalous.size or not normal.size:
         return None
     normal.sort()
@@ -173,6 +175,11 @@ def pixel_curves(maps: Scores | Sequence[Scores], masks: Flags | Sequence[Flags]
     anomalous = anomalous[order]
     by_pixel = _sorted_curve(normal, anomalous)
     return PixelCurves(by_pixel, _reweighted(by_pixel, anomalous, weights[order]))
+
+
+def normal_pixels(one: Scores, mask: Flags, judged: Flags | None) -> Scores:
+    """Return the scores of the pixels of one map that are not anomalous and, unless ``judged`` is None, lie within it; (P,)."""
+    return one[~mask] if judged is None else one[judged & ~mask]
 
 
 def anomalous_pixels(maps: Scores | Sequence[Scores], masks: Flags | Sequence[Flags]) -> tuple[Scores, Floats]:

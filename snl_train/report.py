@@ -94,6 +94,9 @@ def _class_section(group: GroupMeasures, evaluation: Evaluation, index: int) -> 
         counts += (
             f"Only one kind of image, so there is nothing to tell apart; heat maps turn yellow at the highest good score, {scale.reference:.4g}."
         )
+    if group.name in evaluation.ignored_share:
+        counts += f" Not judged: {100 * evaluation.ignored_share[group.name]:.3g} % (ignore mask, hatched in the heat maps)"
+        counts += f"; {group.hidden} bad images have their defect wholly under it and count as bad." if group.hidden else "."
     galleries = [
         f"<h3>{title}</h3>{html.tiles(*(_tile(image, scale, group) for image in chosen))}"
         for title, chosen in _chosen(images, group.reference_score)
@@ -109,7 +112,8 @@ def _roc(group: GroupMeasures, images: Sequence[ScoredImage]) -> str:
     if curve is not None:
         series.append(RocSeries(f"images  {_value(group.measures['image_auroc'])}", "image", curve.false_positive_rate, curve.true_positive_rate))
     known = [image for image in images if image.mask is not None] if group.masked else []
-    curves = metrics.pixel_curves([image.anomaly_map for image in known], [image.mask for image in known if image.mask is not None])
+    masks = [image.mask for image in known if image.mask is not None]
+    curves = metrics.pixel_curves([image.anomaly_map for image in known], masks, [image.judged for image in known])
     if curves is not None:
         by_pixel = curves.by_pixel
         label = f"pixels  {_value(group.measures['pixel_auroc'])}"
@@ -144,7 +148,9 @@ def _chosen(images: Sequence[ScoredImage], reference: float | None) -> list[tupl
 
 def _tile(image: ScoredImage, scale: html.HeatScale, group: GroupMeasures) -> str:
     sample = image.sample
-    visualizations = html.heat_images(sample.read_image(), image.anomaly_map, scale, sample.read_mask())
+    visualizations = html.heat_images(
+        sample.read_image(), image.anomaly_map, scale, sample.read_mask(), ignored=None if image.judged is None else ~image.judged
+    )
     kind = (sample.defect or "anomalous") if sample.is_anomalous else "good"
     detail = f"{kind}, score {image.score:#.4g}" + (f" ({image.score / scale.reference:.2f} x)" if scale.reference > 0 else "")
     if group.reference_score is None:

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from snl_runtime.images.opencv import load_opencv
-from snl_runtime.images.overlay import HEAT_STOPS, blend_heat, heat_colors
+from snl_runtime.images.overlay import HEAT_STOPS, blend_heat, hatch_ignored, heat_colors
 from snl_runtime.images.preprocess import resize, resize_mask
 from snl_runtime.types import AnomalyMap, Image
 from snl_train.metrics import Flags
@@ -192,7 +192,9 @@ class HeatScale(NamedTuple):
         return 2 * self.reference - self.floor
 
 
-def heat_images(image_rgb: Image, anomaly_map: AnomalyMap, scale: HeatScale, mask: Flags | None = None) -> list[Image]:
+def heat_images(
+    image_rgb: Image, anomaly_map: AnomalyMap, scale: HeatScale, mask: Flags | None = None, *, ignored: Flags | None = None
+) -> list[Image]:
     """Return the image and its heat map at report size, in the colors of the line (`snl_runtime.images.overlay`).
 
     The line itself colors from 0 (``HeatScale(0, threshold)``); a floor above 0 shows more where good parts already score well above 0.
@@ -202,11 +204,13 @@ def heat_images(image_rgb: Image, anomaly_map: AnomalyMap, scale: HeatScale, mas
         anomaly_map: (h, w) float32 over the same field of view.
         scale: Meaning of the colors.
         mask: (H, W) bool, outlined in the first image; None or all False for no outline.
+        ignored: (h, w) bool, what is not judged, darkened and hatched in the heat map; None for nothing.
     """
     shrink = min(1.0, IMAGE_PX / max(image_rgb.shape[:2]))
     size_hw = (max(1, round(image_rgb.shape[0] * shrink)), max(1, round(image_rgb.shape[1] * shrink)))
     small = resize(image_rgb, size_hw)
     heat = blend_heat(small, anomaly_map - np.float32(scale.floor), scale.reference - scale.floor)
+    heat = heat if ignored is None else hatch_ignored(heat, ignored)
     return [small if mask is None else _outlined(small, resize_mask(mask, size_hw)), heat]
 
 

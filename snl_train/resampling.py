@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from snl_train.metrics import Curve, Flags, Floats, PixelCurves, Scores, anomalous_pixels
+from snl_train.metrics import Curve, Flags, Floats, PixelCurves, Scores, anomalous_pixels, normal_pixels
 
 RANKS = 512
 """How many scores are chosen by the rank of the anomalous pixels, of the regions and of the normal pixels each."""
@@ -61,13 +61,16 @@ class PixelCounts:
     regions: npt.NDArray[np.float32]
 
 
-def count_pixels(maps: Sequence[Scores], masks: Sequence[Flags], curves: PixelCurves) -> PixelCounts:
-    """Return the counts that pixel replicates are made of, for N maps and masks of (H, W) and the exact curves over them."""
+def count_pixels(maps: Sequence[Scores], masks: Sequence[Flags], curves: PixelCurves, judged: Sequence[Flags | None] | None = None) -> PixelCounts:
+    """Return the counts that pixel replicates are made of, for N maps and masks of (H, W) and the exact curves over them.
+
+    ``judged`` is what the curves were made with, see :func:`snl_train.metrics.pixel_curves`.
+    """
     thresholds = rank_thresholds(curves)
     shape = (len(maps), thresholds.size)
     normal, anomalous, regions = np.zeros(shape, np.float32), np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    for row, (one, mask) in enumerate(zip(maps, masks)):
-        normal[row] = _at_or_above(one[~mask], thresholds)
+    for row, (one, mask, counted) in enumerate(zip(maps, masks, [None] * len(maps) if judged is None else judged)):
+        normal[row] = _at_or_above(normal_pixels(one, mask, counted), thresholds)
         if mask.any():
             scores, weights = anomalous_pixels([one], [mask])
             anomalous[row] = _at_or_above(scores, thresholds)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from snl_runtime.errors import ConfigError, TrainingDivergedError
+from snl_runtime.errors import TrainingDivergedError
 from snl_runtime.progress import ProgressReporter, no_progress
 from snl_train.budget import Plateau
 from snl_train.checkpoint import Checkpoint
@@ -21,6 +21,7 @@ from snl_train.config import TrainConfig
 from snl_train.continuing import check_same_images
 from snl_train.data.dataset import TrainingData
 from snl_train.data.sampling import BalancedBatches
+from snl_train.device import explaining_full_gpu
 from snl_train.early_stopping import split_for_early_stop
 from snl_train.memory_fit import split_for_normalization
 from snl_train.memory_training import train_memory
@@ -181,9 +182,8 @@ def _result(saver: Saver, trainer: Trainer, log: MetricsLog, *, seconds: float, 
 def _explaining(out: Path, images_at_once: int) -> Iterator[None]:
     """Say what is left if a training diverges, and what to do if a GPU is full."""
     try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(f"the GPU has too little memory for batches of {images_at_once}; lower --batch-size or --image-size") from error
+        with explaining_full_gpu(f"batches of {images_at_once}"):
+            yield
     except TrainingDivergedError as error:
         kept = f"{out} keeps the last good weights" if resume_path(out).exists() else "nothing was saved yet"
         raise TrainingDivergedError(f"{error}; {kept}") from error

@@ -6,7 +6,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from snl_runtime.cli.command import EXIT_NOT_ALL_PASSED, EXIT_OK, need_stdout, report_listing
@@ -16,8 +16,12 @@ from snl_runtime.errors import ConfigError
 from snl_runtime.text import to_json
 
 if TYPE_CHECKING:
+    from snl_runtime.line.record_store import RecordStore
     from snl_runtime.station.config import StationConfig
+    from snl_runtime.station.outbox import Outbox
+    from snl_runtime.station.self_test import SelfTestSchedule
     from snl_runtime.station.snapshot import StationSnapshot, UnitSnapshot
+    from snl_runtime.station.station import Station
 
 WAIT_S = 0.25
 """How often a run looks whether it shall end, or test itself."""
@@ -25,6 +29,8 @@ WAIT_S = 0.25
 
 def run_station(arguments: argparse.Namespace, config: "StationConfig", on_stop: Callable[[Callable[[], None]], None]) -> int:
     """Run until every camera has ended or a signal stops the run, and return the exit status.
+
+    After an end without a signal, consumers get a bounded time for what they do not have yet.
 
     Args:
         arguments: The flags that are no part of the configuration.
@@ -37,6 +43,7 @@ def run_station(arguments: argparse.Namespace, config: "StationConfig", on_stop:
     from snl_runtime.line.record_store import RecordStore
     from snl_runtime.station.assembly import build_station
     from snl_runtime.station.build import build_sinks, check_paths, check_products
+    from snl_runtime.station.outbox import drain
     from snl_runtime.station.self_test import SelfTestSchedule
 
     if arguments.max_frames is not None:
@@ -59,19 +66,33 @@ def run_station(arguments: argparse.Namespace, config: "StationConfig", on_stop:
             sinks=[sinks.records, *sinks.others],
             on_listed=lambda listing: report_listing(PROGRAM, listing, list_left_out=arguments.list_left_out),
         )
-        for beside in built.beside:
-            opened.enter_context(beside)
-        station = opened.enter_context(built.station)
-        on_stop(stopped.set)
-        if built.screen is not None:
-            print(f"{PROGRAM}: the screen is at {built.screen.url}", file=sys.stderr)
-        self_test = SelfTestSchedule(config.self_test, detector.self_test, time.monotonic)
-        while not stopped.is_set() and not station.wait(WAIT_S):
-            self_test.run_if_due(has_open_trigger=any(unit.line.busy for unit in station.snapshot().cameras.values()))
-        station.stop()
-        snapshot = station.snapshot()
-        _report(arguments, config, snapshot, detector.model_sha256)
+        with contextlib.ExitStack() as running:
+            for beside in built.beside:
+                running.enter_context(beside)
+            station = running.enter_context(built.station)
+            on_stop(stopped.set)
+            if built.screen is not None:
+                print(f"{PROGRAM}: the screen is at {built.screen.url}", file=sys.stderr)
+            _run_until_ended(station, SelfTestSchedule(config.self_test, detector.self_test, time.monotonic), stopped)
+            snapshot = station.snapshot()
+            _report(arguments, config, snapshot, detector.model_sha256)
+            drain(built.outboxes, timeout_s=config.outputs.outbox.max_drain_s, stopped=stopped)
+        _report_left(built.outboxes, store)
     return EXIT_NOT_ALL_PASSED if arguments.fail_on_reject and not _all_passed(snapshot) else EXIT_OK
+
+
+def _run_until_ended(station: "Station", self_test: "SelfTestSchedule", stopped: threading.Event) -> None:
+    while not stopped.is_set() and not station.wait(WAIT_S):
+        self_test.run_if_due(has_open_trigger=any(unit.line.busy for unit in station.snapshot().cameras.values()))
+    station.stop()
+
+
+def _report_left(outboxes: "Sequence[Outbox]", store: "RecordStore") -> None:
+    """Say what each consumer did not take; the outboxes are closed, so that no row is on its way any more."""
+    for counts in (outbox.counts for outbox in outboxes):
+        left = store.backlog(counts.consumer)
+        why = f"; {counts.last_error}" if left and not counts.connected and counts.last_error else ""
+        print(f"{PROGRAM}: {counts.consumer}: records left for the next start: {left}{why}", file=sys.stderr)
 
 
 def _all_passed(snapshot: "StationSnapshot") -> bool:

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import html
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +14,11 @@ from snl_runtime.errors import DataError
 from snl_runtime.fleet.archive import ArchiveRow
 from snl_runtime.fleet.comparison import Allowance, Changed, Comparison, ProductComparison
 from snl_runtime.fleet.inspector import part_frames
-from snl_runtime.fleet.maps import unpack_map
+from snl_runtime.fleet.maps import unpack_ignored, unpack_map
 from snl_runtime.fleet.results import Part, read_plan, read_results, read_run
 from snl_runtime.images.files import to_image
 from snl_runtime.images.opencv import load_opencv
-from snl_runtime.images.overlay import HEAT_STOPS, blend_heat
+from snl_runtime.images.overlay import HEAT_STOPS, blend_heat, hatch_ignored
 from snl_runtime.text import printable
 from snl_runtime.types import Image
 
@@ -42,6 +43,7 @@ def render_page(comparison: Comparison, old: Path, new: Path) -> str:
         new: Results that it compares to.
     """
     answer = _answer(comparison.is_within, "within", "beyond")
+    sides = _sides(comparison.most_changed, old, new)
     sections = [
         "<!doctype html><html lang=en><meta charset=utf-8><title>Comparison of two inspections</title>",
         f"<style>{_STYLE}</style><h1>Comparison of two inspections</h1>",
@@ -52,8 +54,8 @@ def render_page(comparison: Comparison, old: Path, new: Path) -> str:
         *map(_product_section, comparison.products),
         "<h2>Most changed</h2><p>Regions above the threshold: <span class=old>before</span>, <span class=new>now</span>. "
         "Scores in units of the threshold.</p>",
-        _legend(old, new),
-        *_figures(comparison.most_changed, old, new),
+        _legend(old, new, has_mask=any(side.heat is not None and unpack_ignored(side.heat) is not None for side in itertools.chain(*sides))),
+        *_figures(comparison.most_changed, sides, new),
     ]
     return "\n".join(sections) + "</html>\n"
 
@@ -126,20 +128,26 @@ class _Side:
         return self.row.get("map") if self.row.get("threshold") else None
 
 
-def _figures(most_changed: Sequence[Changed], old: Path, new: Path) -> list[str]:
+def _sides(most_changed: Sequence[Changed], old: Path, new: Path) -> list[tuple[_Side, _Side]]:
     before, now = _rows_of(old, [one.old_id for one in most_changed]), _rows_of(new, [one.new_id for one in most_changed])
+    return [
+        (
+            _Side(row=before.get(one.old_id, {}), name="before", color=OLD_COLOR),
+            _Side(row=now.get(one.new_id, {}), name="now", color=NEW_COLOR),
+        )
+        for one in most_changed
+    ]
+
+
+def _figures(most_changed: Sequence[Changed], sides: Sequence[tuple[_Side, _Side]], new: Path) -> list[str]:
     wanted = {one.new_id for one in most_changed}
     rows = {row_id: (part, row) for part in read_plan(new) for row_id, row in zip(part.ids, part.rows) if row_id in wanted}
     figures = []
-    for one in most_changed:
-        sides = [
-            _Side(row=before.get(one.old_id, {}), name="before", color=OLD_COLOR),
-            _Side(row=now.get(one.new_id, {}), name="now", color=NEW_COLOR),
-        ]
-        picture = _picture(*rows[one.new_id], sides)
+    for one, both in zip(most_changed, sides, strict=True):
+        picture = _picture(*rows[one.new_id], both)
         name = one.file if one.row is None else f"{one.file}#row={one.row}"
         text = f"{one.old_verdict} {_score(one.old_relative)} ({one.old_reason}) to {one.new_verdict} {_score(one.new_relative)} ({one.new_reason})"
-        shape = " class=two" if picture.count("<img") == len(sides) else ""
+        shape = " class=two" if picture.count("<img") == len(both) else ""
         figures.append(f"<figure{shape}>{picture}<figcaption>{_text(name)}<br>{_text(text)}</figcaption></figure>")
     return figures
 
@@ -178,6 +186,8 @@ def _thumbnail(image_rgb: Image, sides: Sequence[_Side]) -> bytes:
             covered = small[top:bottom, left:right]
             if covered.size:  # a strip of some pixels may vanish in the small picture
                 covered[...] = blend_heat(covered, unpack_map(side.heat), side.row["threshold"])
+                if (ignored := unpack_ignored(side.heat)) is not None:
+                    covered[...] = hatch_ignored(covered, ignored)
         for region in side.row.get("regions", []):
             left, top, right, bottom = (round(edge * scale) for edge in region["box_xyxy"])
             cv2.rectangle(small, (left, top), (max(left, right - 1), max(top, bottom - 1)), side.color, 1)
@@ -185,15 +195,16 @@ def _thumbnail(image_rgb: Image, sides: Sequence[_Side]) -> bytes:
     return bytes(encoded.tobytes())
 
 
-def _legend(old: Path, new: Path) -> str:
+def _legend(old: Path, new: Path, *, has_mask: bool) -> str:
     kept = [name for name, folder in (("before", old), ("now", new)) if (read_run(folder) or {}).get("maps")]
     if not kept:
         return "<p>Heat maps: inspect with <code>snl-inspect --maps</code> to see them here.</p>"
     stops = ", ".join(f"rgb{color} {50 * heat:.0f}%" for heat, color, _ in HEAT_STOPS)
     order = "before on the left, now on the right" + ("" if len(kept) == 2 else f"; only {kept[0]}, the other inspection kept no maps")
+    masked = " Dark and hatched: not judged (ignore mask)." if has_mask else ""
     return (
         f'<p>Heat maps, {order}: <span class=heat style="background:linear-gradient(90deg,{stops})"></span> '
-        "0, half the threshold, the threshold (yellow), twice the threshold and more (red).</p>"
+        f"0, half the threshold, the threshold (yellow), twice the threshold and more (red).{masked}</p>"
     )
 
 

@@ -281,6 +281,6 @@ def _result_schema(*, maps: bool) -> Any:
     fields += [("regions", pyarrow.list_(region)), ("model_sha256", text)]
     if maps:
         count = pyarrow.int32()
-        stored = [("height", count), ("width", count), ("roi_xyxy", pyarrow.list_(count)), ("cells", pyarrow.binary())]
+        stored = [("height", count), ("width", count), ("roi_xyxy", pyarrow.list_(count)), ("cells", pyarrow.binary()), ("ignored", pyarrow.binary())]
         fields += [("map", pyarrow.struct(stored))]
     return pyarrow.schema(fields)

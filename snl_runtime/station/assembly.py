@@ -36,11 +36,13 @@ class BuiltStation:
     Attributes:
         station: Cameras and outputs.
         beside: Outboxes, drift and screen; entered in this order after the store and before the station, and left after it.
+        outboxes: Those among them.
         screen: The screen among them; None without.
     """
 
     station: Station
     beside: tuple[AbstractContextManager[object], ...]
+    outboxes: tuple[Outbox, ...]
     screen: WebServer | None
 
 
@@ -77,7 +79,7 @@ def build_station(
     drift = _build_drift(config, detector, station)
     screen = None if config.web is None else WebServer(config.web, station, _panels(config, detector, drift, outboxes))
     beside: list[AbstractContextManager[object] | None] = [*outboxes, drift, screen]
-    return BuiltStation(station=station, beside=tuple(one for one in beside if one is not None), screen=screen)
+    return BuiltStation(station=station, beside=tuple(one for one in beside if one is not None), outboxes=outboxes, screen=screen)
 
 
 def _build_drift(config: StationConfig, detector: SnlDetector, station: Station) -> CameraDrift | None:

@@ -1,6 +1,7 @@
 """Hands the record to consumers elsewhere, each row at least once and in order, without ever holding the line back."""
 
 import logging
+import math
 import random
 import threading
 import time
@@ -12,6 +13,10 @@ from typing import Any, Protocol
 from snl_runtime.errors import ConfigError, DeliveryError, SnlError
 
 CLOSE_TIMEOUT_S = 10.0
+_DRAIN_LOOK_S = 0.02
+"""How often a drain looks whether it is over."""
+_FAILURES_TO_GIVE_UP = 2
+"""Calls that fail in a row while nothing is acknowledged, after which a drain waits no longer; a connection that was only stale costs one."""
 
 logger = logging.getLogger(__name__)
 
@@ -98,11 +103,16 @@ class OutboxConfig:
     """Wait after the first failure, in seconds; it doubles with each further one and is cut by up to a half at random."""
     longest_retry_s: float = 30.0
     """Longest wait between two tries, in seconds."""
+    max_drain_s: float = 10.0
+    """Longest wait in seconds, once every camera has ended by itself, for consumers that still take rows; what they did not take waits for the next
+    start. 0 waits for none, and a signal never waits."""
 
     def __post_init__(self) -> None:
         for name in ("max_backlog_rows", "max_stall_s", "batch_rows", "first_retry_s", "longest_retry_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"outbox.{name} must be positive, got {getattr(self, name)}")
+        if not 0 <= self.max_drain_s < math.inf:
+            raise ConfigError(f"outbox.max_drain_s must be 0 or more and finite, got {self.max_drain_s}")
         if self.longest_retry_s < self.first_retry_s:
             raise ConfigError(f"outbox.longest_retry_s must be at least first_retry_s ({self.first_retry_s:g}), got {self.longest_retry_s:g}")
 
@@ -149,9 +159,11 @@ class Outbox:
         self._consumer, self._store, self._on_fault = consumer, store, on_fault
         self._config = OutboxConfig() if config is None else config
         self._wake, self._stopped = threading.Event(), threading.Event()
+        self._draining, self._drained = threading.Event(), threading.Event()
         self._guard = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._connected, self._delivered, self._failures, self._last_error, self._backlog = False, 0, 0, "", 0
+        self._failures_in_vain = 0
         self._fault = ""
         self._ended = ""
         self._progress_s = time.monotonic()
@@ -167,6 +179,7 @@ class Outbox:
     def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None) -> None:
         """Stop after the call that is under way; what was not acknowledged stays in the store for the next start."""
         self._stopped.set()
+        self._draining.set()
         self._wake.set()
         for thread in self._threads:
             thread.join(CLOSE_TIMEOUT_S)
@@ -191,6 +204,18 @@ class Outbox:
         """Say that the store has new rows; any thread, returns at once."""
         self._wake.set()
 
+    def begin_drain(self) -> None:
+        """Say that the store gets no further row: what waits is sent without sitting out a pause between two tries; any thread, returns at once."""
+        with self._guard:
+            self._failures_in_vain = 0
+        self._draining.set()
+        self._wake.set()
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether nothing is left to wait for since :meth:`begin_drain`: the peer has every row, or takes none."""
+        return self._drained.is_set()
+
     def _deliver(self) -> None:
         try:
             self._deliver_until_stopped()
@@ -199,22 +224,34 @@ class Outbox:
             with self._guard:
                 self._ended = f"deliveries to {self._consumer.name} ended: {error}"
         finally:
+            self._drained.set()
             self._consumer.close()
 
     def _deliver_until_stopped(self) -> None:
         failures_in_a_row = 0
         while not self._stopped.is_set():
+            is_draining = self._draining.is_set()  # before the store is read: it may get a row in between
             try:
                 is_idle = self._deliver_batch()
                 failures_in_a_row = 0
             except (SnlError, OSError) as error:
-                self._note_failure(error)
                 failures_in_a_row += 1
-                self._stopped.wait(self._retry_s(failures_in_a_row))
+                in_vain = self._note_failure(error)
+                if is_draining:
+                    self._pause_in_drain(in_vain)
+                else:
+                    self._draining.wait(self._retry_s(failures_in_a_row))
                 continue
             if is_idle:
+                if is_draining:
+                    self._drained.set()
                 self._wake.wait(1.0)  # a row whose notice was lost waits no longer than this
                 self._wake.clear()
+
+    def _pause_in_drain(self, failures_in_vain: int) -> None:
+        if failures_in_vain >= _FAILURES_TO_GIVE_UP:
+            self._drained.set()
+        self._stopped.wait(self._retry_s(failures_in_vain))
 
     def _deliver_batch(self) -> bool:
         """Send the next rows and move the cursor; return whether there were none.
@@ -243,6 +280,7 @@ class Outbox:
         self._store.mark_delivered(self._consumer.name, batch[-1].row)
         with self._guard:
             self._delivered += len(batch)
+            self._failures_in_vain = 0
             self._progress_s = time.monotonic()
 
     def _set_connected(self) -> None:
@@ -251,15 +289,19 @@ class Outbox:
             failures = self._failures
         logger.info("consumer %s is connected, after %d failures", self._consumer.name, failures)
 
-    def _note_failure(self, error: Exception) -> None:
+    def _note_failure(self, error: Exception) -> int:
+        """Count a failure and return how many there are since a row was acknowledged or the drain began."""
         message = str(error) or type(error).__name__
         with self._guard:
             is_new = self._connected or message != self._last_error
             self._connected, self._last_error = False, message
             self._failures += 1
+            self._failures_in_vain += 1
+            in_vain = self._failures_in_vain
         if is_new:  # once per outage, not per try
             logger.warning("consumer %s failed, its records wait: %s", self._consumer.name, message)
         self._consumer.close()
+        return in_vain
 
     def _retry_s(self, failures_in_a_row: int) -> float:
         longest_s = min(self._config.longest_retry_s, self._config.first_retry_s * 2.0 ** min(failures_in_a_row - 1, 30))
@@ -300,3 +342,21 @@ class Outbox:
         if backlog and stalled_s > self._config.max_stall_s:
             return f"{name} has taken none of {backlog} records for {self._config.max_stall_s:g} s{why}"
         return ""
+
+
+def drain(outboxes: Sequence[Outbox], *, timeout_s: float, stopped: threading.Event) -> None:
+    """Wait until every outbox has delivered what the store holds, or its peer takes none, at most ``timeout_s`` for all of them together.
+
+    Args:
+        outboxes: Entered.
+        timeout_s: Longest wait in seconds, from 0.
+        stopped: Ends the wait at once when it is set.
+    """
+    end_s = time.monotonic() + timeout_s
+    if stopped.is_set():
+        return
+    for outbox in outboxes:
+        outbox.begin_drain()
+    while not all(outbox.is_drained for outbox in outboxes) and time.monotonic() < end_s:
+        if stopped.wait(_DRAIN_LOOK_S):
+            return

@@ -20,8 +20,10 @@ from snl_runtime.progress import Progress
 from snl_runtime.text import to_json
 
 if TYPE_CHECKING:
+    from snl_runtime.model.manifest import Decision
     from snl_train.data.samples import DatasetIndex, Sample
     from snl_train.evaluation import Evaluation, InputScorer
+    from snl_train.ignored_part import IgnoredPart
 
 _PACKAGES = ("snl-edge", "numpy", "opencv-python-headless", "opencv-python", "torch", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
 
@@ -51,6 +53,14 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--with-whole-frame", action=argparse.BooleanOptionalAction, help="see the whole image beside its tiles, or not (default: as trained)"
     )
+    parser.add_argument(
+        "--ignore-mask",
+        action="append",
+        default=[],
+        metavar="[PRODUCT=]FILE",
+        help="black and white image of the test images' size; what is white is not judged, as in snl-calibrate; repeatable, PRODUCT needed where "
+        "several are measured (default: the mask that the decision of --engine was calibrated with)",
+    )
     parser.add_argument("--bootstrap", type=_not_negative, default=1000, metavar="N", help="resamples for the intervals, 0 for none (default: 1000)")
     parser.add_argument("--seed", type=_not_negative, default=0, metavar="N", help="start of the resampling (default: 0)")
     parser.add_argument("--skip-unreadable", action="store_true", help="list unreadable files and go on, instead of stopping at the first")
@@ -72,6 +82,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         model = _open_model(options, opened)
         index = _read_test_images(options, model.bit_depth)
         _refuse_trained_images(index.test, model)
+        ignored = _ignored_parts(options.ignore_mask, index, model)
         for note in notes_on_sizes(index.test, model.trained_sizes):
             print(f"snl-eval: {note}", file=sys.stderr)
         with Progress(len(index.test), unit="images", label="score") as progress:
@@ -80,6 +91,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
                 index.test,
                 batch_size=options.batch_size,
                 tiles=choose_tiles(model.tiles, tile_px=options.tile, overlap_px=options.overlap, with_whole_frame=options.with_whole_frame),
+                ignored=ignored,
                 skip_unreadable=options.skip_unreadable,
                 on_images=progress.advance,
             )
@@ -109,6 +121,7 @@ class _Model:
     config: Mapping[str, Any]
     bit_depth: int | None
     tiles: Tiles | None
+    decisions: Mapping[str, "Decision"]
 
 
 def _open_model(options: argparse.Namespace, opened: contextlib.ExitStack) -> _Model:
@@ -124,6 +137,8 @@ def _open_checkpoint(options: argparse.Namespace) -> _Model:
     from snl_train.evaluation import CheckpointScorer
 
     checkpoint = load_checkpoint(options.ckpt)
+    if options.ignore_mask and checkpoint.config.score.top_k != 1:
+        raise ConfigError(f"--ignore-mask needs score.top_k 1, the largest judged value; {options.ckpt} has {checkpoint.config.score.top_k}")
     if checkpoint.unfinished:
         print(f"{options.ckpt}: {checkpoint.unfinished}", file=sys.stderr)
     scorer = CheckpointScorer(checkpoint, options.device or "auto")
@@ -141,6 +156,7 @@ def _open_checkpoint(options: argparse.Namespace) -> _Model:
         },
         bit_depth=checkpoint.config.data.bit_depth,
         tiles=checkpoint.config.data.tiles,
+        decisions={},
     )
 
 
@@ -160,6 +176,7 @@ def _open_engine(options: argparse.Namespace, opened: contextlib.ExitStack) -> _
         config={"graph": dict(manifest.graph), "training": dict(manifest.training)} if manifest is not None else {},
         bit_depth=None if manifest is None else manifest.training_bit_depth,
         tiles=None if manifest is None else manifest.training_tiles,
+        decisions={} if manifest is None else manifest.decisions_for(scorer.bundle.sha256),
     )
 
 
@@ -188,6 +205,53 @@ def _read_test_images(options: argparse.Namespace, bit_depth: int | None) -> "Da
             bit_depth=bit_depth,
             on_image=lambda *_: progress.advance(),
         )
+
+
+def _ignored_parts(texts: Sequence[str], index: "DatasetIndex", model: _Model) -> "dict[str, IgnoredPart]":
+    """Return what is not judged, by class, and say so: what the options name, else what the model's decisions were fitted under."""
+    from snl_train.ignored_part import ignored_part_of_file
+
+    parts = {name: ignored_part_of_file(path) for name, path in _mask_files(texts, index.classes).items()}
+    for name, part in parts.items():
+        if (misfit := part.misfit(index.test, name)) is not None:
+            raise DataError(f"the {part.source} does not fit the test images of {name}: {misfit} pixels; draw it on one of them")
+    for name in index.classes:
+        if name in model.decisions and name not in parts and (decided := _decided_part(model, name, index.test)) is not None:
+            parts[name] = decided
+    for name, part in parts.items():
+        print(f"snl-eval: {name}: measured under the {part.source}", file=sys.stderr)
+    return parts
+
+
+def _decided_part(model: _Model, name: str, samples: "Sequence[Sample]") -> "IgnoredPart | None":
+    from snl_train.ignored_part import ignored_part_of_decision
+
+    decision = model.decisions[name]
+    part = ignored_part_of_decision(model.path, decision, model.scorer.size_hw)
+    if part is None:
+        return None
+    why = part.misfit(samples, name)
+    if decision.roi_xyxy is not None:
+        why = "it lies on a region of interest, and test images are measured as a whole"
+    if why is None:
+        return part
+    print(f"snl-eval: {name}: the {part.source} is NOT used: {why}; give one: --ignore-mask {name}=FILE", file=sys.stderr)
+    return None
+
+
+def _mask_files(texts: Sequence[str], classes: Sequence[str]) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for text in texts:
+        product, has_product, path = text.rpartition("=")
+        if not has_product and len(classes) > 1:
+            raise ConfigError(f"--ignore-mask {text} must name its product, one of {', '.join(classes)}: --ignore-mask {classes[0]}={text}")
+        name = product if has_product else classes[0]
+        if name not in classes:
+            raise ConfigError(f"--ignore-mask {text}: {name!r} is not measured; expected one of {', '.join(classes)}")
+        if name in files:
+            raise ConfigError(f"--ignore-mask names two files for {name!r}; give one")
+        files[name] = Path(path)
+    return files
 
 
 def _refuse_trained_images(samples: Sequence["Sample"], model: _Model) -> None:

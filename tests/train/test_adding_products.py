@@ -57,6 +57,17 @@ def test_old_centers_and_weights_stay_and_the_product_gets_the_share_of_one(firs
     assert all(torch.equal(teachers[0][name], teachers[1][name]) for name in teachers[0])
 
 
+def test_full_gpu_is_one_sentence_that_names_the_only_way_out(first: Path, cap_root: Path, tmp_path: Path, monkeypatch):
+    """The batch size belongs to the model that is added to."""
+
+    def full(*_arguments, **_options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("snl_train.memory_fit.remembered_features", full)
+    with pytest.raises(ConfigError, match="the GPU has too little memory for batches of 4; take --device cpu"):
+        added(first, cap_root, tmp_path / "second.pt")
+
+
 def test_no_score_rises_and_the_new_product_scores_lower(first: Path, cap_root: Path, plain_root: Path, tmp_path: Path):
     before, after = load_checkpoint(first), added(first, cap_root, tmp_path / "second.pt")
     caps, others = data_of(cap_root), data_of(plain_root)

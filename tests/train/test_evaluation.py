@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from snl_runtime.errors import BackendUnavailableError, DataError, InferenceError
+from snl_runtime.errors import BackendUnavailableError, ConfigError, DataError, InferenceError
 from snl_runtime.images.files import read_image
 from snl_runtime.images.preprocess import InputSpec, prepare
 from snl_runtime.images.upsampling import upsample_map
@@ -284,6 +284,16 @@ def test_a_device_that_does_not_exist_is_a_one_line_error(device):
     with pytest.raises(BackendUnavailableError, match=device) as caught:
         CheckpointScorer(make_checkpoint(), device)
     assert "\n" not in str(caught.value)
+
+
+def test_full_gpu_is_one_sentence_that_says_what_to_do(monkeypatch):
+    def full(*_arguments, **_options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    scorer = CheckpointScorer(make_checkpoint())
+    monkeypatch.setattr(scorer.model, "forward", full)
+    with pytest.raises(ConfigError, match="the GPU has too little memory for batches of 3; lower the batch size, or take --device cpu"):
+        scorer.score_inputs(np.zeros((3, 32, 48, 3), np.uint8))
 
 
 def test_tables_show_a_dash_where_a_metric_is_not_defined(mvtec_root):

@@ -50,6 +50,16 @@ def near(point: list[float], count: int, seed: int, spread: float = 0.02) -> np.
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
+def test_full_gpu_is_one_sentence_that_says_what_to_lower(plain_root, tmp_path, monkeypatch):
+    def full(*_arguments, **_options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("snl_train.memory_fit.remembered_features", full)
+    with pytest.raises(ConfigError, match="the GPU has too little memory for batches of 4; lower --batch-size or --image-size"):
+        train(CONFIG, data_of(plain_root), tmp_path / "x.pt")
+    assert not (tmp_path / "x.pt").exists()
+
+
 def test_distance_is_that_of_the_nearest_center_by_brute_force():
     centers = random_centers(7)
     features = np.random.default_rng(2).standard_normal((2, 6, 5, 4)).astype(np.float32)

@@ -20,10 +20,12 @@ from snl_runtime.detector.detector import SnlDetector
 from snl_runtime.errors import BackendUnavailableError, EngineMismatchError, ManifestError, SinkError
 from snl_runtime.files import sha256_file
 from snl_runtime.images.files import write_image
-from snl_runtime.model.manifest import manifest_path, read_manifest, update_manifest
+from snl_runtime.images.preprocess import InputSpec, prepare
+from snl_runtime.model.manifest import TileGrid, manifest_path, read_manifest, update_manifest
 from snl_runtime.model.signing import sign_manifest
 from snl_runtime.parity import engine as engine_parity
 from snl_runtime.parity.engine import verify_engine
+from snl_runtime.parity.frames import derived_frames
 from snl_runtime.types import Verdict
 
 pytest.importorskip("onnxruntime")
@@ -60,6 +62,57 @@ def test_an_engine_is_not_rebuilt_because_another_file_is_missing(write_engine, 
     monkeypatch.setattr(rebuild, "rebuild_engine", lambda engine: pytest.fail(f"{engine} was rebuilt"))
     with pytest.raises(ManifestError, match="normalization map"):
         open_or_rebuild(path)
+
+
+@pytest.fixture
+def tiled_beside_whole(write_engine, installed, model_fixtures):
+    """An engine not verified yet, of a model that inspects bottles as a whole and caps in tiles, both under an ignore mask."""
+    path, size = write_engine(parity=False), model_fixtures.SIZE
+    folder = model_fixtures.ModelFolder(path.parent)
+    tiles = TileGrid(tile_px=size, overlap_px=0, map_hw=(2 * size, 2 * size), count=4)
+    caps = folder.decision(product="cap", tiles=tiles)
+    update_manifest(folder.manifest, lambda manifest: manifest.with_decision(caps))
+    for product, side in (("bottle", size), ("cap", 2 * size)):
+        ignored = np.zeros((side, side), bool)
+        ignored[6:16, 4:20] = True  # the scratch of a bad frame
+        folder.give_ignore_mask(ignored, product)
+    return path
+
+
+def test_verified_engine_judges_under_a_mask_and_no_product_in_tiles(tiled_beside_whole, model_fixtures):
+    """No parity report looks at tiles: one line says so and what to do, and a cap is ERROR."""
+    with open_or_rebuild(tiled_beside_whole) as detector:
+        hidden, seen = model_fixtures.bad_frame(120), np.ascontiguousarray(model_fixtures.bad_frame(120)[::-1])
+        assert [detector.detect(frame, product="bottle").verdict for frame in (hidden, seen)] == [Verdict.PASS, Verdict.REJECT]
+        result = detector.detect(model_fixtures.good_frame(120), product="cap")
+        assert (result.verdict, result.reason_code) == (Verdict.ERROR, "no_threshold_for_engine")
+        assert [note for note in detector.notes if "tiles" in note] == [
+            "cap: inspected in tiles, on which line.trt inherits no decision; calibrate the engine: snl-calibrate --engine line.trt"
+        ]
+    (entry,) = read_manifest(manifest_path(tiled_beside_whole)).engines
+    assert (entry.parity.passed, entry.parity.passed_by_reference) == (True, bottles_passed(tiled_beside_whole, model_fixtures)), (
+        "no cap is among them"
+    )
+
+
+def bottles_passed(engine, model_fixtures):
+    """By hand: how many of the golden samples and of the frames made of them pass as bottles on the model."""
+    folder = model_fixtures.ModelFolder(engine.parent)
+    spec = InputSpec(size_hw=(model_fixtures.SIZE, model_fixtures.SIZE))
+    images = [*folder.golden_images, *(prepare(frame.image_rgb, "rgb", spec) for frame in derived_frames(folder.golden_images))]
+    maps = [model_fixtures.reference_map(image) for image in images]
+    for each in maps:
+        each[6:16, 4:20] = 0
+    bounds = folder.decision_values
+    return sum(bounds["floor"] <= each.max() <= bounds["pass_threshold"] for each in maps)
+
+
+def test_snl_run_says_once_that_a_product_in_tiles_has_no_decision(tiled_beside_whole, model_fixtures, tmp_path, capsys):
+    (tmp_path / "parts").mkdir()
+    write_image(tmp_path / "parts" / "1.png", np.ascontiguousarray(model_fixtures.good_frame(1)[:, :, ::-1]))
+    line = ["--engine", str(tiled_beside_whole), "--images", str(tmp_path / "parts"), "--product", "bottle", "--rebuild", "--fail-on-reject"]
+    assert run_main([*line, "--jsonl", str(tmp_path / "x.jsonl")]) == 0
+    assert capsys.readouterr().err.count("cap: inspected in tiles, on which line.trt inherits no decision") == 1
 
 
 def test_snl_run_repeats_that_the_engine_is_not_verified(engine_path, installed, model_fixtures, tmp_path, capsys):

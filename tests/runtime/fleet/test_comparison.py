@@ -160,13 +160,31 @@ def redder_by(picture, plain):
 def test_kept_maps_are_shown_as_heat_where_they_are_hot_before_and_now(write_results, parts):
     old, new = write_results("old", ALL_PASS, heat=hot_in_column(0)), write_results("new", ["REJECT"] + ["PASS"] * 8, heat=hot_in_column(3))
     main([str(old), str(new)])
-    before, now = pictures_of((new / "_comparison.html").read_text(encoding="utf-8"))
+    page = (new / "_comparison.html").read_text(encoding="utf-8")
+    assert "not judged" not in page
+    before, now = pictures_of(page)
     plain = cv2.imread(str(parts / "a_good0.png")).astype(int)
     left, right = np.s_[12:16, 0:4], np.s_[12:16, 28:32]
     assert redder_by(before, plain)[left].mean() > 40
     assert redder_by(now, plain)[right].mean() > 40
     assert abs(redder_by(before, plain)[right].mean()) < 10
     assert abs(redder_by(now, plain)[left].mean()) < 10
+
+
+def test_what_an_ignore_mask_hides_is_dark_and_hatched_on_its_side_and_the_legend_says_so(write_results, parts):
+    """The right half of the map is ignored now; before nothing was, and a folder whose rows say nothing of masks is the same."""
+    ignored = np.zeros((4, 4), bool)
+    ignored[:, 2:] = True
+    masked = {**hot_in_column(0), "ignored": ignored.tobytes()}
+    old, new = write_results("old", ALL_PASS, heat=hot_in_column(0)), write_results("new", ["REJECT"] + ["PASS"] * 8, heat=masked)
+    main([str(old), str(new)])
+    page = (new / "_comparison.html").read_text(encoding="utf-8")
+    before, now = pictures_of(page)
+    plain = cv2.imread(str(parts / "a_good0.png")).astype(int)
+    hidden = np.s_[2:30, 18:30]
+    assert abs(before[hidden].mean() - plain[hidden].mean()) < 8
+    assert now[hidden].mean() < 0.7 * plain[hidden].mean()
+    assert "Dark and hatched: not judged (ignore mask)." in page
 
 
 @pytest.mark.parametrize("kept", ["old", "new"])

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from snl_runtime.fleet.maps import MAP_CELLS, pack_map, unpack_map
+from snl_runtime.fleet.maps import MAP_CELLS, pack_map, unpack_ignored, unpack_map
 from snl_runtime.types import AnomalyResult, StageTimings, Verdict
 
 
-def result_with(anomaly_map):
+def result_with(anomaly_map, ignored=None):
     return AnomalyResult(
         verdict=Verdict.PASS,
         reason_code="below_threshold",
@@ -23,6 +23,7 @@ def result_with(anomaly_map):
         regions=(),
         timings=StageTimings(preprocess_ms=0.0, infer_ms=0.0, total_ms=0.0),
         model_sha256="a" * 64,
+        ignored=ignored,
     )
 
 
@@ -38,6 +39,22 @@ def test_cells_are_the_largest_values_of_equal_blocks(shape):
     assert unpack_map(stored).max() == np.float16(anomaly_map.max())
     assert len(stored["cells"]) <= 8192
     assert stored["roi_xyxy"] == [10, 20, 110, 220]
+
+
+def test_block_is_ignored_only_if_all_of_its_cells_are():
+    ignored = np.zeros((130, 100), bool)
+    ignored[3:13, 0:8] = True  # of blocks of 3 cells: rows 1 to 3 and columns 0 and 1 wholly
+    stored = pack_map(result_with(np.zeros(ignored.shape, np.float32), ignored))
+    expected = np.zeros((44, 34), bool)
+    expected[1:4, 0:2] = True
+    assert np.array_equal(unpack_ignored(stored), expected)
+
+
+def test_row_without_a_mask_ignores_nothing():
+    stored = pack_map(result_with(np.zeros((4, 4), np.float32)))
+    assert unpack_ignored(stored) is None
+    del stored["ignored"]  # as rows were written before masks were kept
+    assert unpack_ignored(stored) is None
 
 
 def test_values_beyond_float16_are_cut_to_its_range():

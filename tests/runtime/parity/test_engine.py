@@ -131,6 +131,27 @@ def test_flip_under_the_normalization_map_of_a_decision_is_counted_and_its_map_n
         verify_engine(engine_path, _golden_only())
 
 
+def test_masked_decision_is_inherited_by_what_is_judged_and_tightened_by_what_differs_anywhere(engine_path, installed, shifted, model_fixtures):
+    """The engine gives 1.01 times the map below the mask's edge only, so what is judged agrees: no verdict flips, and the band is still kept."""
+    folder = model_fixtures.ModelFolder(engine_path.parent)
+    golden = [model_fixtures.reference_map(image) for image in folder.golden_images]
+    ignored = np.zeros((model_fixtures.SIZE, model_fixtures.SIZE), bool)
+    ignored[20:] = True
+    folder.give_ignore_mask(ignored)
+    judged = [float(each[:20].max()) for each in golden]
+    manifest = read_manifest(manifest_path(engine_path))
+    decision = dataclasses.replace(manifest.decisions[0], pass_threshold=max(judged) * 1.001, reject_threshold=max(judged) * 1.001)
+    write_manifest(manifest_path(engine_path), dataclasses.replace(manifest, decisions=[decision]))
+    shifted(lambda maps: np.where(ignored, maps * np.float32(1.01), maps))
+    report = verify_engine(engine_path, _golden_only())
+    band = 0.01 * max(float(each[20:].max()) for each in golden)
+    assert report.map_max_abs == pytest.approx(band, rel=DIFFERENCE_REL)
+    assert (report.passed, report.flips, report.passed_by_reference) == (True, 0, 3)
+    inherited = read_manifest(manifest_path(engine_path)).decisions_for(sha256_file(engine_path))["bottle"]
+    assert inherited.ignore_mask == decision.ignore_mask
+    assert inherited.pass_threshold == pytest.approx(decision.pass_threshold - band, rel=TINY_MODEL_REL)
+
+
 def test_auroc_drift_is_measured_on_a_labeled_folder(engine_path, installed, shifted, model_fixtures, tmp_path):
     for seed in range(6):
         for kind, frame in (("good", model_fixtures.good_frame(seed)), ("scratch", model_fixtures.bad_frame(seed))):

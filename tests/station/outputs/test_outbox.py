@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from snl_runtime.errors import ConfigError, DeliveryError, SinkError
-from snl_runtime.station.outbox import Outbox, OutboxConfig
+from snl_runtime.station.outbox import Outbox, OutboxConfig, drain
 
 FAST = OutboxConfig(first_retry_s=0.005, longest_retry_s=0.01)
 WAIT_S = 20.0
@@ -248,8 +248,80 @@ def test_one_outage_is_one_warning(caplog):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"batch_rows": 0}, "outbox.batch_rows must be positive"), ({"longest_retry_s": 0.1}, "outbox.longest_retry_s must be at least")],
+    [
+        ({"batch_rows": 0}, "outbox.batch_rows must be positive"),
+        ({"longest_retry_s": 0.1}, "outbox.longest_retry_s must be at least"),
+        ({"max_drain_s": -1.0}, "outbox.max_drain_s must be 0 or more"),
+        ({"max_drain_s": float("nan")}, "outbox.max_drain_s must be 0 or more"),
+    ],
 )
 def test_unusable_settings_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         OutboxConfig(**changes)
+
+
+def drain_of(peer, store, *, timeout_s=WAIT_S, stopped=None, config=FAST, when=lambda: None):
+    """Deliver, and drain once ``when`` returned; return what the store says is left while the outbox is still open."""
+    with Outbox(peer, store, on_fault=Faults(), config=config) as outbox:
+        when()
+        drain([outbox], timeout_s=timeout_s, stopped=stopped or threading.Event())
+        left = store.backlog("peer")
+        peer.release.set()
+    return left
+
+
+def test_drain_ends_when_the_peer_has_every_row():
+    assert drain_of(Peer(until=250), store := MemoryStore(250)) == 0
+    assert store.cursors["peer"] == 250
+
+
+def test_drain_ends_where_nothing_can_be_delivered_yet():
+    """A row that is not answered counts as backlog and is not read: nobody waits for it."""
+    store = MemoryStore(3)
+    store.read_after = lambda row, limit: []
+    assert drain_of(Peer(until=1), store) == 3
+
+
+def test_drain_does_not_sit_out_a_pause_between_two_tries():
+    peer = Peer(until=9, plan=[("connect", SinkError("refused"))])
+    slow = OutboxConfig(first_retry_s=1000.0, longest_retry_s=1000.0)
+    store = MemoryStore(9)
+
+    def paused():
+        while peer.calls[-1:] != ["close"]:
+            threading.Event().wait(0.002)
+
+    assert drain_of(peer, store, config=slow, when=paused) == 0
+
+
+def test_drain_gives_a_peer_up_that_fails_twice_and_takes_nothing():
+    peer = Peer(until=9, plan=[("connect", SinkError("refused"))] * 1000)
+    assert drain_of(peer, MemoryStore(9)) == 9
+
+
+def test_drain_waits_for_a_peer_that_fails_again_and_again_but_takes_rows():
+    plan = [("send", 2)] * 20
+    assert drain_of(Peer(until=50, plan=plan), MemoryStore(50)) == 0
+
+
+def test_drain_of_a_peer_that_hangs_ends_with_its_time():
+    peer = Peer(until=3, plan=[("send", "hang")])
+    assert drain_of(peer, MemoryStore(3), timeout_s=0.1, when=lambda: peer.blocked.wait(WAIT_S)) == 3
+
+
+@pytest.mark.parametrize("is_late", [False, True], ids=["before", "during"])
+def test_signal_ends_a_drain(is_late):
+    peer, stopped = Peer(until=3, plan=[("send", "hang")]), threading.Event()
+
+    def blocked():
+        assert peer.blocked.wait(WAIT_S)
+        if is_late:
+            threading.Timer(0.05, stopped.set).start()
+        else:
+            stopped.set()
+
+    assert drain_of(peer, MemoryStore(3), timeout_s=1000.0, stopped=stopped, when=blocked) == 3
+
+
+def test_drain_of_deliveries_that_ended_by_a_bug_ends():
+    assert drain_of(Peer(until=5, plan=[("send", KeyError("verdict"))]), MemoryStore(5)) == 5

@@ -2,93 +2,18 @@
 
 import contextlib
 import dataclasses
-import http.server
 import json
-import socket
 import ssl
-import threading
 
 import pytest
 
 from snl_runtime.errors import ConfigError, DeliveryError, SinkError
 from snl_runtime.station.outbox import Outbox, OutboxConfig
 from snl_runtime.station.outputs.webhook import WebhookConfig, WebhookConsumer, signature, signing_key
+from web_server import WebServer
 
 pytestmark = pytest.mark.station
 FAST = OutboxConfig(first_retry_s=0.01, longest_retry_s=0.05)
-WAIT_S = 20.0
-
-
-class Server:
-    """Answers each POST as its plan says, then with 200; notes what it took."""
-
-    def __init__(self, port, plan=(), *, tls=None):
-        self.port, self.plan, self.tls = port, list(plan), tls
-        self.requests, self.changed = [], threading.Condition()
-        self.released = threading.Event()
-        self.connections = []
-
-    def __enter__(self):
-        server = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def setup(self):
-                super().setup()
-                server.connections.append(self.connection)
-
-            def do_POST(self):
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                action = server.plan.pop(0) if server.plan else 200
-                if action == "stall":
-                    server.released.wait(WAIT_S)
-                    return self.connection.close()
-                if action == "hang up":
-                    self.close_connection = True
-                    return None
-                self.send_response(action)
-                if action == 302:
-                    self.send_header("Location", "/elsewhere")
-                self.send_header("Content-Length", "2")
-                self.end_headers()
-                self.wfile.write(b"ok")
-                if action == 200:
-                    server.note(self.path, dict(self.headers), body)
-                return None
-
-            def log_message(self, *_):
-                """Quiet."""
-
-        self._http = http.server.ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
-        self._http.daemon_threads = True
-        self._http.handle_error = lambda *_: None
-        if self.tls is not None:
-            self._http.socket = self.tls.wrap_socket(self._http.socket, server_side=True)
-        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.released.set()
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join(WAIT_S)
-        for connection in self.connections:  # as the end of a process closes them
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-
-    def note(self, *request):
-        with self.changed:
-            self.requests.append(request)
-            self.changed.notify_all()
-
-    def rows(self):
-        return [json.loads(body)["row"] for _, _, body in self.requests]
-
-    def wait_for(self, row):
-        with self.changed:
-            assert self.changed.wait_for(lambda: row in self.rows(), WAIT_S), self.rows()[-3:]
 
 
 @pytest.fixture
@@ -105,7 +30,7 @@ def delivering(config, store, outbox=FAST):
 
 def test_record_is_posted_with_its_row_and_a_stable_id(config, free_port, store, fill):
     fill(1, 2)
-    with Server(free_port) as server, delivering(config, store):
+    with WebServer(free_port) as server, delivering(config, store):
         server.wait_for(2)
     path, headers, body = server.requests[0]
     assert path == "/results?line=4"
@@ -119,7 +44,7 @@ def test_failing_server_is_tried_again_and_misses_nothing(config, free_port, sto
     if action == "stall":
         config = dataclasses.replace(config, timeout_s=0.5)
     fill(1, 5)
-    with Server(free_port, plan=[200, action, action, 200]) as server, delivering(config, store) as (consumer, outbox):
+    with WebServer(free_port, plan=[200, action, action, 200]) as server, delivering(config, store) as (consumer, outbox):
         server.wait_for(5)
     assert list(dict.fromkeys(server.rows())) == [1, 2, 3, 4, 5]
     assert outbox.counts.failures >= 1
@@ -129,11 +54,11 @@ def test_failing_server_is_tried_again_and_misses_nothing(config, free_port, sto
 def test_server_that_restarts_gets_the_rest(config, free_port, store, fill):
     fill(1, 20)
     with delivering(config, store) as (_, outbox):
-        with Server(free_port) as first:
+        with WebServer(free_port) as first:
             first.wait_for(20)
         fill(21, 40)
         outbox.notify()
-        with Server(free_port) as second:
+        with WebServer(free_port) as second:
             second.wait_for(40)
     assert list(dict.fromkeys(first.rows() + second.rows())) == list(range(1, 41))
     assert store.backlog("webhook") == 0
@@ -141,7 +66,7 @@ def test_server_that_restarts_gets_the_rest(config, free_port, store, fill):
 
 def test_connection_that_the_server_closed_while_idle_is_no_failure(config, free_port, store, fill):
     fill(1, 3)
-    with Server(free_port, plan=[200, "hang up", 200]) as server, contextlib.closing(WebhookConsumer(config)) as consumer:
+    with WebServer(free_port, plan=[200, "hang up", 200]) as server, contextlib.closing(WebhookConsumer(config)) as consumer:
         consumer.connect()
         consumer.send(store.read_after(0, 10))
     assert server.rows() == [1, 2, 3]
@@ -150,7 +75,7 @@ def test_connection_that_the_server_closed_while_idle_is_no_failure(config, free
 @pytest.mark.parametrize("status", [400, 409, 413, 422])
 def test_record_that_the_server_will_never_take_is_counted_logged_and_skipped_there(config, free_port, store, fill, status, caplog):
     fill(1, 3)
-    with Server(free_port, plan=[200, status]) as server, delivering(config, store) as (consumer, _):
+    with WebServer(free_port, plan=[200, status]) as server, delivering(config, store) as (consumer, _):
         server.wait_for(3)
     assert server.rows() == [1, 3]
     assert consumer.refused == 1
@@ -160,7 +85,7 @@ def test_record_that_the_server_will_never_take_is_counted_logged_and_skipped_th
 
 def test_server_that_refuses_everything_counts_as_failing(config, free_port, store, fill):
     fill(1, 12)
-    with Server(free_port, plan=[422] * 30) as server, contextlib.closing(WebhookConsumer(config)) as consumer:
+    with WebServer(free_port, plan=[422] * 30) as server, contextlib.closing(WebhookConsumer(config)) as consumer:
         consumer.connect()
         with pytest.raises(DeliveryError, match="status 422 for more than 10 records in a row") as caught:
             consumer.send(store.read_after(0, 100))
@@ -181,7 +106,7 @@ def test_message_is_signed_with_the_secret_of_the_file(config, free_port, store,
     secret.write_text("correct horse\n", encoding="utf-8")
     secret.chmod(0o600)
     fill(1, 1)
-    with Server(free_port) as server, delivering(WebhookConfig(url=config.url, secret_file=str(secret), station="press4"), store):
+    with WebServer(free_port) as server, delivering(WebhookConfig(url=config.url, secret_file=str(secret), station="press4"), store):
         server.wait_for(1)
     _, headers, body = server.requests[0]
     assert headers["webhook-id"] == "press4-1"
@@ -194,7 +119,7 @@ def test_with_https_the_servers_certificate_is_checked(free_port, store, fill, s
     tls.load_cert_chain(certificate, key)
     fill(1, 2)
     url = f"https://127.0.0.1:{free_port}/results"
-    with Server(free_port, tls=tls) as server:
+    with WebServer(free_port, tls=tls) as server:
         with delivering(WebhookConfig(url=url, ca_file=certificate), store):
             server.wait_for(2)
         with pytest.raises(SinkError, match="certificate verify failed"):
