@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from snl_runtime.backends import open_backend
 from snl_runtime.backends.base import Backend
+from snl_runtime.backends.batches import run_in_batches
 from snl_runtime.errors import BackendError, BackendTimeoutError, FrameError, GoldenSampleError, InferenceError
 from snl_runtime.gpu.path import ChooseVisualizations, DevicePath, map_of, offers_context, open_device_path
 from snl_runtime.images.preprocess import InputSpec, prepare
@@ -66,6 +67,7 @@ class Scorer:
         threads: Most CPU threads the backend may use; None for its default.
         public_key: Ed25519 key that must have signed the manifest; None accepts unsigned ones.
         golden_check: Score the golden samples before anything else, if the model has some.
+        cuda_graphs: Whether the backend may record its work on a GPU as CUDA graphs.
 
     Raises:
         ManifestError: If a file is truncated, altered or of another schema.
@@ -82,6 +84,7 @@ class Scorer:
         threads: int | None = None,
         public_key: PublicKey | None = None,
         golden_check: bool = True,
+        cuda_graphs: bool = True,
     ) -> None:
         self._state = DetectorState.UNCHECKED
         self._device_path: DevicePath | None = None
@@ -94,7 +97,7 @@ class Scorer:
             self.bundle: ModelBundle = open_bundle(Path(model_path), public_key=public_key)
             self._reopen: Callable[[], Backend] | None = None
             if backend is None or isinstance(backend, str):
-                self._reopen = functools.partial(open_backend, self.bundle, backend, device=device, threads=threads)
+                self._reopen = functools.partial(open_backend, self.bundle, backend, device=device, threads=threads, cuda_graphs=cuda_graphs)
                 backend = self._reopen()
                 opened.callback(backend.close)
             self.backend: Backend = backend
@@ -119,6 +122,11 @@ class Scorer:
     def is_on_device(self) -> bool:
         """Whether :meth:`inspect` can be called."""
         return self._device_path is not None
+
+    @property
+    def has_cuda_graph(self) -> bool:
+        """Whether frames, as the last one, are scored by replaying a CUDA graph."""
+        return self._device_path is not None and self._device_path.has_graph
 
     @property
     def takes_device_arrays(self) -> bool:
@@ -285,20 +293,7 @@ class Scorer:
         """
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (*self.size_hw, 3):
             raise InferenceError(f"images must be uint8 of shape (N, {self.size_hw[0]}, {self.size_hw[1]}, 3), got {images.dtype} {images.shape}")
-        count = len(images)
-        scores = np.full(count, np.nan, np.float32)
-        maps = np.full((count, 1, *self.size_hw), np.nan, np.float32)
-        fixed, step = self.backend.input_shape[0], self.batch_size
-        for start in range(0, count, step):
-            stop = min(start + step, count)
-            if fixed is None or stop - start == fixed:
-                self._infer_batch(images[start:stop], maps[start:stop], scores[start:stop])
-                continue
-            padded = images[np.minimum(np.arange(start, start + fixed), count - 1)]  # the last image fills a graph of fixed batch size
-            padded_maps, padded_scores = np.full((fixed, 1, *self.size_hw), np.nan, np.float32), np.full(fixed, np.nan, np.float32)
-            self._infer_batch(padded, padded_maps, padded_scores)
-            maps[start:stop], scores[start:stop] = padded_maps[: stop - start], padded_scores[: stop - start]
-        return scores, maps[:, 0]
+        return run_in_batches(images, self._infer_batch, fixed=self.backend.input_shape[0], largest=self.batch_size)
 
     def check_golden_samples(self) -> bool:
         """Score the golden samples and return whether there were any.

@@ -62,6 +62,7 @@ class SnlDetector:
         keep_maps: Whether results carry the anomaly map. Without, a GPU keeps the map to itself; score, checks and regions are the same.
         outputs: What results carry at frame resolution (map, mask, overlay) and for which verdicts; None for nothing. Verdict and regions do not
             depend on it, except that a GPU which fails while it draws makes the frame an ERROR like any failure.
+        cuda_graphs: Whether ONNX Runtime and TensorRT may record their work on a GPU as CUDA graphs, see :attr:`has_cuda_graph`.
 
     Raises:
         ManifestError: If a file of the model is truncated, altered or of another schema, or the normalization map of a product is missing; the
@@ -89,6 +90,7 @@ class SnlDetector:
         public_key: PublicKey | None = None,
         keep_maps: bool = True,
         outputs: OutputRequest | None = None,
+        cuda_graphs: bool = True,
     ) -> None:
         self._closed = True  # until everything below worked
         if not timeout_ms > 0:
@@ -101,7 +103,7 @@ class SnlDetector:
         self._worker = BackendWorker(f"snl-backend-{Path(model).name}")
 
         def open_scorer() -> Scorer:
-            return Scorer(model, backend=backend, device=device, threads=threads, public_key=public_key, golden_check=False)
+            return Scorer(model, backend=backend, device=device, threads=threads, public_key=public_key, golden_check=False, cuda_graphs=cuda_graphs)
 
         try:
             self._scorer = self._worker.call(open_scorer)
@@ -151,6 +153,11 @@ class SnlDetector:
     def is_on_device(self) -> bool:
         """Whether frames are prepared and judged on the GPU now; False too where the host does it because the device's values did not agree."""
         return self._scorer.is_on_device
+
+    @property
+    def has_cuda_graph(self) -> bool:
+        """Whether a GPU scores frames by replaying a CUDA graph now; one line in the log says why ONNX Runtime has none."""
+        return self._scorer.has_cuda_graph
 
     @property
     def batch_size(self) -> int:

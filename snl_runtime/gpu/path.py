@@ -110,6 +110,11 @@ class DevicePath:
             self._bind(context)
             self._resources = opened.pop_all()
 
+    @property
+    def has_graph(self) -> bool:
+        """Whether the backend's context replays a CUDA graph for frames as the last one."""
+        return self._context.has_graph
+
     def inspect(
         self,
         image: object,
