@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -18,7 +17,7 @@ from snl_runtime.backends.base import Backend
 from snl_runtime.backends.batches import run_in_batches
 from snl_runtime.errors import BackendError, BackendTimeoutError, FrameError, GoldenSampleError, InferenceError
 from snl_runtime.gpu.path import ChooseVisualizations, DevicePath, map_of, offers_context, open_device_path
-from snl_runtime.images.preprocess import InputSpec, prepare
+from snl_runtime.images.preprocess import CroppedFrame, InputSpec, crop_frame, prepare, prepare_part
 from snl_runtime.images.views import Views, score_frames, whole_view
 from snl_runtime.model.bundle import ModelBundle, open_bundle
 from snl_runtime.model.golden import GoldenSamples, check_golden, check_golden_batch, golden_path
@@ -27,7 +26,7 @@ from snl_runtime.model.signing import PublicKey
 from snl_runtime.types import AnomalyMap, ColorOrder, DetectorState, Image, StageTimings
 from snl_runtime.verdict.decision import check_output
 from snl_runtime.verdict.frame_checks import FrameStatistics, frame_statistics
-from snl_runtime.verdict.scored_frame import ScoredFrame
+from snl_runtime.verdict.scored_frame import Scored, ScoredFrame
 
 logger = logging.getLogger(__name__)
 
@@ -36,23 +35,6 @@ Maps = npt.NDArray[np.float32]
 
 _MOST_DEVICE_FAILURES = 2
 """Failures of the device path in a row after which the host prepares the frames."""
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Scored:
-    """What the model says about one frame, before any decision.
-
-    Attributes:
-        score: Raw image-level anomaly score, equal to the maximum of the map.
-        anomaly_map: (H, W) float32 raw scores at network resolution.
-        statistics: Of what the network saw.
-        timings: Preprocessing, inference and total; on a device path preprocessing counts as inference.
-    """
-
-    score: float
-    anomaly_map: AnomalyMap
-    statistics: FrameStatistics
-    timings: StageTimings
 
 
 class Scorer:
@@ -103,7 +85,7 @@ class Scorer:
             self.backend: Backend = backend
             self.size_hw: tuple[int, int] = self.bundle.network_hw(backend.input_shape)
             opened.callback(self._close_device_path)
-            self._device_path = open_device_path(backend, self.size_hw)
+            self._device_path = open_device_path(backend, self.size_hw, self._graph_batch)
             if golden_check:
                 self.check_golden_samples()
             opened.pop_all()  # nothing failed: the backend stays open until close()
@@ -135,10 +117,12 @@ class Scorer:
 
     @property
     def batch_size(self) -> int:
-        """Most images in one call of the backend: what the graph takes, 1 on a device path."""
+        """Most images in one call of the backend: what the graph takes, on a device path at most what the engine was built for."""
+        return self._graph_batch if self._device_path is None else self._device_path.largest_batch
+
+    @property
+    def _graph_batch(self) -> int:
         manifest, fixed = self.bundle.manifest, self.backend.input_shape[0]
-        if self.is_on_device:
-            return 1
         return fixed or (1 if manifest is None else max(1, int(manifest.input["max_batch"])))
 
     @property
@@ -171,7 +155,7 @@ class Scorer:
             self.backend.close()
             self.backend = self._reopen()
             if self._device_failures < _MOST_DEVICE_FAILURES:
-                self._device_path = open_device_path(self.backend, self.size_hw)
+                self._device_path = open_device_path(self.backend, self.size_hw, self._graph_batch)
             elif self._device_failures == _MOST_DEVICE_FAILURES:
                 self._device_failures += 1  # one line in the log
                 logger.warning("frames are prepared on the host from now on: the GPU failed on %d frames in a row", _MOST_DEVICE_FAILURES)
@@ -183,7 +167,7 @@ class Scorer:
     def score(
         self, image: object, color: ColorOrder = "bgr", roi_xyxy: tuple[int, int, int, int] | None = None, tiles: Views | None = None
     ) -> Scored:
-        """Score one frame, prepared where the detector prepares it: on the GPU if there is a device path and no tiles, on the host otherwise.
+        """Score one frame, prepared where the detector prepares it: on the GPU if there is a device path, on the host otherwise.
 
         Args:
             image: Frame as captured, see :class:`snl_runtime.types.Frame`.
@@ -196,7 +180,9 @@ class Scorer:
             InferenceError: If the output is not finite or the score is not the maximum of the map.
         """
         started_s = prepared_s = time.perf_counter()
-        if self.is_on_device and tiles is None:
+        if self.is_on_device and tiles is not None:
+            score, anomaly_map, statistics = self.inspect_tiles(crop_frame(image, color, roi_xyxy), color, tiles)
+        elif self.is_on_device:
             seen = self.inspect(image, color, roi_xyxy, threshold=math.nan, keep_map=True)
             score, anomaly_map, statistics = seen.map.score, map_of(seen), seen.statistics
         else:
@@ -247,6 +233,22 @@ class Scorer:
         self._device_failures = 0
         return inspection
 
+    def inspect_tiles(self, cropped: CroppedFrame, color: ColorOrder, tiles: Views) -> tuple[float, AnomalyMap, FrameStatistics]:
+        """Return raw score, merged map and statistics of a frame seen in tiles, unchecked: cut on the GPU if there is a device path.
+
+        Raises:
+            GoldenSampleError: As :meth:`infer_frames`.
+            InferenceError: If the backend fails.
+        """
+        batch_size = self._check_first_batch(tiles.count)
+        if self._device_path is None:
+            part = prepare_part(cropped.part, color, tiles.map_hw)
+            return (*self.infer_frames([(part, tiles)])[0], frame_statistics(part))
+        with self._marking_failure():
+            seen = self._device_path.inspect_tiles(cropped.part, color, tiles, batch_size=batch_size)
+        self._device_failures = 0
+        return seen
+
     def score_inputs(self, images: npt.NDArray[np.uint8]) -> tuple[Scores, Maps]:
         """Score prepared images.
 
@@ -273,9 +275,7 @@ class Scorer:
             GoldenSampleError: If they differ one at a time, too.
             InferenceError: If the backend fails.
         """
-        if self.golden_checked and self.images_due(sum(views.count for _, views in seen)):
-            self._check_first_batch()
-        return score_frames(seen, self.infer, batch_size=self.batch_size if self._batches_agree else 1)
+        return score_frames(seen, self.infer, batch_size=self._check_first_batch(sum(views.count for _, views in seen)))
 
     def images_due(self, count: int) -> int:
         """Return how many golden samples are scored before this many views are: all after a failure, and those of a batch before the first batch."""
@@ -348,7 +348,13 @@ class Scorer:
         check_golden_batch(golden, self.infer, self.bundle.golden_tolerance, batch_size=1 if is_refused else self.batch_size)
         self._batches_agree = not is_refused
 
-    def _check_first_batch(self) -> None:
+    def _check_first_batch(self, count: int) -> int:
+        """Return how many of ``count`` views go into one call, after the golden samples went into one if these are the first."""
+        if self.golden_checked and self.images_due(count):
+            self._compare_first_batch()
+        return self.batch_size if self._batches_agree else 1
+
+    def _compare_first_batch(self) -> None:
         try:
             if self.bundle.golden is not None:
                 self._compare_batch(self.bundle.golden)
@@ -368,7 +374,7 @@ class Scorer:
             if self._device_path is None:
                 self.backend.infer(np.ascontiguousarray(images), maps, scores)
             else:
-                scores[0], maps[0, 0] = self._device_path.infer(images[0])
+                scores[...], maps[:, 0] = self._device_path.infer(images)
 
     @contextlib.contextmanager
     def _marking_failure(self) -> Iterator[None]:

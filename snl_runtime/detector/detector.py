@@ -46,8 +46,8 @@ class SnlDetector:
     On TensorRT, and on ONNX Runtime with ``device="cuda"``, a frame is uploaded once, the inspected part only, and prepared on the GPU, where that
     agrees with the host on frames of its own at opening; otherwise the host prepares it and one line in the log says why.
 
-    A product that was calibrated on tiles is seen in them, and one with an ignore mask is judged under it; :attr:`notes` says so. Tiles are cut on
-    the host, also beside a GPU, and each is a run of the network: ``timeout_ms`` must be long enough for all of a frame.
+    A product that was calibrated on tiles is seen in them, and one with an ignore mask is judged under it; :attr:`notes` says so. Tiles are scored
+    :attr:`batch_size` at a time, on a GPU out of one upload: ``timeout_ms`` must be long enough for all of a frame.
 
     A model without golden samples, decision or manifest (a lone ``.onnx``) opens and scores, and every verdict is ERROR with the reason.
 
@@ -320,7 +320,7 @@ class SnlDetector:
             reader=self._frames,
         ).read(self._scorer)
         inspection.bit_depth = None if request.cropped is None else request.cropped.bit_depth
-        is_left_to_device = request.is_left_to_device(self._scorer) or request.cropped is None
+        is_left_to_device = self._scorer.is_on_device or request.cropped is None
         prepared = None if is_left_to_device else request.prepare(self._scorer)
         inspection.prepared_s = time.perf_counter()
         return Asked(request=request, prepared=prepared)

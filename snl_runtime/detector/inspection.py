@@ -17,7 +17,7 @@ from snl_runtime.images.overlay import hatch_ignored
 from snl_runtime.images.preprocess import CroppedFrame, crop_frame, prepare_part, to_8_bit
 from snl_runtime.images.views import Views, whole_view
 from snl_runtime.scorer import Scorer
-from snl_runtime.types import AnomalyResult, ColorOrder, Image, OutputRequest, StageTimings, Verdict
+from snl_runtime.types import AnomalyMap, AnomalyResult, ColorOrder, Image, OutputRequest, StageTimings, Verdict
 from snl_runtime.verdict.decision import check_output, summarize_map
 from snl_runtime.verdict.frame_checks import FrameStatistics, frame_statistics
 from snl_runtime.verdict.regions import find_regions, with_mm2
@@ -105,7 +105,7 @@ class Request:
         return Prepared(cropped=cropped, network_input=network_input, statistics=frame_statistics(network_input), views=views)
 
     def is_left_to_device(self, scorer: Scorer) -> bool:
-        """Return whether a GPU prepares the frame; tiles are cut on the host."""
+        """Return whether a GPU prepares the frame where it lies; one that is seen in tiles is brought to the host first."""
         return scorer.is_on_device and self.selection.tiles is None
 
     def declared_bit_depth(self) -> int | None:
@@ -179,7 +179,7 @@ def answer(scorer: Scorer, asked: Sequence[Asked]) -> list[Output]:
         BackendError: If the backend fails.
     """
     scorer.recover()
-    if all(each.prepared is None and each.request.is_left_to_device(scorer) for each in asked):
+    if scorer.is_on_device and all(each.prepared is None for each in asked):
         return [_answer_on_device(scorer, each.request, time.perf_counter()) for each in asked]
     prepared = [each.prepared or each.request.prepare(scorer) for each in asked]
     started_s = time.perf_counter()
@@ -187,18 +187,15 @@ def answer(scorer: Scorer, asked: Sequence[Asked]) -> list[Output]:
     infer_ms = (time.perf_counter() - started_s) * 1e3
     outputs = []
     for each, made, (score, anomaly_map) in zip(asked, prepared, answers, strict=True):
-        scored = ScoredFrame(
-            map=ScoredMap(score=score, anomaly_map=anomaly_map, summary=summarize_map(anomaly_map, each.request.selection.normalization)),
-            statistics=made.statistics,
-            roi_xyxy=made.cropped.roi_xyxy,
-            frame=made.cropped.format,
-        )
+        scored = _scored_on_host(each.request, made.cropped, score, anomaly_map, made.statistics)
         outputs.append(Output(scored=scored, golden_checked=scorer.golden_checked, infer_ms=infer_ms, crop=made.cropped.part))
     return outputs
 
 
 def _answer_on_device(scorer: Scorer, request: Request, started_s: float) -> Output:
     """Where images may be wanted, rule while the frame is still on the device: only then is known whether they are."""
+    if request.selection.tiles is not None:
+        return _answer_in_tiles(scorer, request, request.selection.tiles, started_s)
     rulings: list[Ruling] = []
 
     def choose(seen: ScoredFrame) -> OutputRequest | None:
@@ -221,6 +218,29 @@ def _answer_on_device(scorer: Scorer, request: Request, started_s: float) -> Out
         golden_checked=scorer.golden_checked,
         infer_ms=(time.perf_counter() - started_s) * 1e3,
         ruling=rulings[0] if rulings else None,
+    )
+
+
+def _answer_in_tiles(scorer: Scorer, request: Request, tiles: Views, started_s: float) -> Output:
+    """The merged map is on the host, so regions and images are made there."""
+    cropped = request.read(scorer).cropped
+    if cropped is None:
+        raise FrameError("the frame stayed on the GPU though its tiles are cut from host memory")
+    score, anomaly_map, statistics = scorer.inspect_tiles(cropped, request.color, tiles)
+    return Output(
+        scored=_scored_on_host(request, cropped, score, anomaly_map, statistics),
+        golden_checked=scorer.golden_checked,
+        infer_ms=(time.perf_counter() - started_s) * 1e3,
+        crop=cropped.part,
+    )
+
+
+def _scored_on_host(request: Request, cropped: CroppedFrame, score: float, anomaly_map: AnomalyMap, statistics: FrameStatistics) -> ScoredFrame:
+    return ScoredFrame(
+        map=ScoredMap(score=score, anomaly_map=anomaly_map, summary=summarize_map(anomaly_map, request.selection.normalization)),
+        statistics=statistics,
+        roi_xyxy=cropped.roi_xyxy,
+        frame=cropped.format,
     )
 
 

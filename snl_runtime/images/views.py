@@ -22,6 +22,8 @@ More is a mistyped side or overlap, which would take all memory, or minutes for 
 
 Infer: TypeAlias = Callable[[npt.NDArray[np.uint8]], tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
 """(N, H, W, 3) uint8 RGB -> scores (N,), maps (N, H, W)."""
+RunViews: TypeAlias = Callable[[int, int], tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
+"""Number of the first view and how many -> scores (N,), maps (N, H, W)."""
 
 
 class Tiles(NamedTuple):
@@ -73,6 +75,12 @@ class Views:
             raise ConfigError(f"{seen}, at most {most} are allowed; take larger tiles, less overlap, or a smaller --roi")
 
     @property
+    def grid_shape(self) -> tuple[int, int]:
+        """How many rows of views there are, and how many are in each."""
+        rows, columns = (_count(whole, view, self.overlap_px) for whole, view in zip(self.map_hw, self.view_hw))
+        return rows, columns
+
+    @property
     def grid(self) -> tuple[View, ...]:
         """The views, row by row."""
         rows, columns = (_spread(whole, view, self.overlap_px) for whole, view in zip(self.map_hw, self.view_hw))
@@ -116,13 +124,29 @@ def score_frames(seen: Sequence[tuple[Image, Views]], infer: Infer, *, batch_siz
         batch_size: Most views that it is given at a time, of one frame or several; memory is bounded by them and the merged maps.
     """
     grid = [(number, view) for number, (_, views) in enumerate(seen) for view in views.grid]
-    merged = [views.empty_map() for _, views in seen]
+
+    def run(start: int, count: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        return infer(np.concatenate([seen[number][1].cut(seen[number][0], [view]) for number, view in grid[start : start + count]]))
+
+    return merge_answers([views for _, views in seen], run, batch_size=batch_size)
+
+
+def merge_answers(seen: Sequence[Views], run: RunViews, *, batch_size: int) -> list[tuple[float, AnomalyMap]]:
+    """Return what :func:`score_frames` does, from a function that is told which views to score and has the frames itself.
+
+    Args:
+        seen: How each frame is cut.
+        run: Scores ``count`` views from ``start`` on, counted over all frames in order.
+        batch_size: Most views that it is told at a time.
+    """
+    grid = [(number, view) for number, views in enumerate(seen) for view in views.grid]
+    merged = [views.empty_map() for views in seen]
     deviations: list[list[float]] = [[] for _ in seen]
     for start in range(0, len(grid), batch_size):
         some = grid[start : start + batch_size]
-        scores, maps = infer(np.concatenate([seen[number][1].cut(seen[number][0], [view]) for number, view in some]))
+        scores, maps = run(start, len(some))
         for (number, view), score, anomaly_map in zip(some, scores, maps, strict=True):
-            seen[number][1].merge(merged[number], anomaly_map[None], [view])
+            seen[number].merge(merged[number], anomaly_map[None], [view])
             deviations[number].append(float(score) - float(anomaly_map.max()))  # exact: both are float32
     return [(float(anomaly_map.max()) + _worst(each), anomaly_map) for anomaly_map, each in zip(merged, deviations)]
 

@@ -32,7 +32,7 @@ def test_without_kernels_the_host_prepares_and_one_line_says_so(open_on, frames,
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", ["frame_rows", "frame_columns", "input_sums", "map_statistics", "measure_regions", "map_to_frame"])
+@pytest.mark.parametrize("name", ["frame_rows", "frame_columns", "cut_views", "input_sums", "map_statistics", "measure_regions", "map_to_frame"])
 def test_kernel_that_writes_nothing_is_found_at_opening(open_on, fake, frames, engine, name, caplog):
     # Not label_cells, join_cells and number_regions: the next kernel would follow labels that nobody wrote out of the map.
     fake.broken.add(name)

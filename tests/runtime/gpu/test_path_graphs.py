@@ -32,9 +32,9 @@ def test_golden_samples_are_scored_by_replays(open_on, fake, device_detector):
     open_on("onnxruntime")
     golden_count = 3
     plain = fake.ran.count("engine") - fake.ran.count("graph")
-    # Compared twice: two plain answers and nine runs, of which the first two are plain and the third records.
-    assert plain == 2 * 2 + device_detector.RUNS_BEFORE_RECORDING
-    assert fake.ran.count("graph") == 2 * 9 - device_detector.RUNS_BEFORE_RECORDING + golden_count
+    # For one image and for eight, twice each: two plain answers and nine runs, of which the first two are plain and the third records.
+    assert plain == 2 * (2 * 2 + device_detector.RUNS_BEFORE_RECORDING)
+    assert fake.ran.count("graph") == 2 * (2 * 9 - device_detector.RUNS_BEFORE_RECORDING) + golden_count
 
 
 def test_replay_that_goes_wrong_after_opening_is_seen_by_the_golden_samples(open_on, frames, device_detector, caplog):
@@ -74,17 +74,24 @@ def answers_old(cuda):
 
 
 def outputs(cuda, count):
-    """The addresses of a context's outputs, by the sizes that one map of 32 x 32 pixels and its score have."""
-    sizes = (4 * 32 * 32, 4)
-    return [(address, memory.nbytes) for address, memory in cuda._memory.items() if address in cuda.live["device"] and memory.nbytes in sizes]
+    """The addresses of a context's outputs, by the sizes that eight maps of 32 x 32 pixels and their scores have, and the bytes of ``count``."""
+    sizes = (8 * 4 * 32 * 32, 8 * 4)
+    found = [(address, memory.nbytes) for address, memory in cuda._memory.items() if address in cuda.live["device"] and memory.nbytes in sizes]
+    return [(address, byte_count // 8 * count) for address, byte_count in found]
 
 
-@pytest.mark.parametrize("fault", ["writes nothing", "old answer", "fails"])
+@pytest.mark.parametrize("fault", ["writes nothing", "old answer", "old answer of a batch", "fails"])
 def test_graph_that_answers_otherwise_is_not_used(open_on, fake, frames, fault, device_detector, caplog):
     def fail(work, count):
         raise InferenceError("cudaGraphLaunch gave cudaErrorStreamCaptureUnsupported")
 
-    replays = {"writes nothing": lambda work, count: None, "old answer": answers_old(fake), "fails": fail}
+    old = answers_old(fake)
+    replays = {
+        "writes nothing": lambda work, count: None,
+        "old answer": old,
+        "old answer of a batch": lambda work, count: old(work, count) if count > 1 else work(),
+        "fails": fail,
+    }
     device_detector.Session.replay = staticmethod(replays[fault])
     detector = open_on("onnxruntime")
     assert caplog.text.count(NO_GRAPH_LINE) == len(caplog.records) == 1
