@@ -16,7 +16,7 @@ from snl_runtime.backends import open_backend
 from snl_runtime.backends.base import Backend
 from snl_runtime.backends.batches import run_in_batches
 from snl_runtime.errors import BackendError, BackendTimeoutError, FrameError, GoldenSampleError, InferenceError
-from snl_runtime.gpu.path import ChooseVisualizations, DevicePath, map_of, offers_context, open_device_path
+from snl_runtime.gpu.path import ChooseVisualizations, DevicePath, FrameTask, map_of, offers_context, open_device_path
 from snl_runtime.images.preprocess import CroppedFrame, InputSpec, crop_frame, prepare, prepare_part
 from snl_runtime.images.views import Views, score_frames, whole_view
 from snl_runtime.model.bundle import ModelBundle, open_bundle
@@ -209,29 +209,25 @@ class Scorer:
         normalization: MapFactors | None = None,
         choose: ChooseVisualizations | None = None,
     ) -> ScoredFrame:
-        """Prepare, score and measure one frame on the GPU, unchecked; only where :attr:`is_on_device`.
-
-        Args:
-            image: Frame as captured, on the host or on the GPU; or what :func:`snl_runtime.images.preprocess.crop_frame` made of it.
-            color: Meaning of its last axis.
-            roi_xyxy: Part of the frame to look at; None for all of it, or what was cropped.
-            threshold: Pass threshold of the regions; NaN if no decision applies.
-            keep_map: Bring the raw map back, too.
-            normalization: Normalization map of the product, for regions and images; checks stay on the raw map.
-            choose: Says, while the frame is still on the GPU, which images of it come back; None for none.
+        """Prepare, score and measure one frame on the GPU, unchecked; only where :attr:`is_on_device`. Arguments as of :meth:`DevicePath.inspect`.
 
         Raises:
             FrameError: If the frame cannot be used.
             InferenceError: If the GPU fails or there is no device path.
         """
-        if self._device_path is None:
-            raise InferenceError(f"backend {self.backend.name!r} has no device path; use score()")
-        with self._marking_failure():
-            inspection = self._device_path.inspect(
+        with self._lend_device_path() as path:
+            return path.inspect(
                 image, color=color, roi_xyxy=roi_xyxy, threshold=threshold, keep_map=keep_map, normalization=normalization, choose=choose
             )
-        self._device_failures = 0
-        return inspection
+
+    def inspect_batch(self, tasks: Sequence[FrameTask]) -> list[ScoredFrame]:
+        """Do as :meth:`inspect` with at most as many frames as :meth:`frames_at_once` says, in one run of the network.
+
+        Raises:
+            InferenceError: If the GPU fails or there is no device path.
+        """
+        with self._lend_device_path() as path:
+            return path.inspect_batch(tasks)
 
     def inspect_tiles(self, cropped: CroppedFrame, color: ColorOrder, tiles: Views) -> tuple[float, AnomalyMap, FrameStatistics]:
         """Return raw score, merged map and statistics of a frame seen in tiles, unchecked: cut on the GPU if there is a device path.
@@ -240,14 +236,12 @@ class Scorer:
             GoldenSampleError: As :meth:`infer_frames`.
             InferenceError: If the backend fails.
         """
-        batch_size = self._check_first_batch(tiles.count)
+        batch_size = self.frames_at_once(tiles.count)
         if self._device_path is None:
             part = prepare_part(cropped.part, color, tiles.map_hw)
             return (*self.infer_frames([(part, tiles)])[0], frame_statistics(part))
-        with self._marking_failure():
-            seen = self._device_path.inspect_tiles(cropped.part, color, tiles, batch_size=batch_size)
-        self._device_failures = 0
-        return seen
+        with self._lend_device_path() as path:
+            return path.inspect_tiles(cropped.part, color, tiles, batch_size=batch_size)
 
     def score_inputs(self, images: npt.NDArray[np.uint8]) -> tuple[Scores, Maps]:
         """Score prepared images.
@@ -275,7 +269,13 @@ class Scorer:
             GoldenSampleError: If they differ one at a time, too.
             InferenceError: If the backend fails.
         """
-        return score_frames(seen, self.infer, batch_size=self._check_first_batch(sum(views.count for _, views in seen)))
+        return score_frames(seen, self.infer, batch_size=self.frames_at_once(sum(views.count for _, views in seen)))
+
+    def frames_at_once(self, count: int) -> int:
+        """Return how many of ``count`` frames or views go into one call, after golden samples if it is the first; raises as :meth:`infer_frames`."""
+        if self.golden_checked and self.images_due(count):
+            self._compare_first_batch()
+        return self.batch_size if self._batches_agree else 1
 
     def images_due(self, count: int) -> int:
         """Return how many golden samples are scored before this many views are: all after a failure, and those of a batch before the first batch."""
@@ -345,14 +345,9 @@ class Scorer:
 
     def _compare_batch(self, golden: GoldenSamples) -> None:
         is_refused = self._batches_agree is False
-        check_golden_batch(golden, self.infer, self.bundle.golden_tolerance, batch_size=1 if is_refused else self.batch_size)
+        for infer in (self.infer,) if self._device_path is None else (self.infer, self._device_path.infer_tiles):
+            check_golden_batch(golden, infer, self.bundle.golden_tolerance, batch_size=1 if is_refused else self.batch_size)
         self._batches_agree = not is_refused
-
-    def _check_first_batch(self, count: int) -> int:
-        """Return how many of ``count`` views go into one call, after the golden samples went into one if these are the first."""
-        if self.golden_checked and self.images_due(count):
-            self._compare_first_batch()
-        return self.batch_size if self._batches_agree else 1
 
     def _compare_first_batch(self) -> None:
         try:
@@ -375,6 +370,14 @@ class Scorer:
                 self.backend.infer(np.ascontiguousarray(images), maps, scores)
             else:
                 scores[...], maps[:, 0] = self._device_path.infer(images)
+
+    @contextlib.contextmanager
+    def _lend_device_path(self) -> Iterator[DevicePath]:
+        if self._device_path is None:
+            raise InferenceError(f"backend {self.backend.name!r} has no device path; use score()")
+        with self._marking_failure():
+            yield self._device_path
+        self._device_failures = 0
 
     @contextlib.contextmanager
     def _marking_failure(self) -> Iterator[None]:

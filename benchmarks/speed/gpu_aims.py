@@ -327,7 +327,8 @@ def _device_name() -> str:
     try:
         return describe_device(api=load_cuda()).name
     except SnlError as missing:
-        return f"no GPU ({missing})"
+        print(f"{PROGRAM}: {missing}", file=sys.stderr)
+        return "no GPU"
 
 
 if __name__ == "__main__":

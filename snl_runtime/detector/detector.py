@@ -161,7 +161,7 @@ class SnlDetector:
 
     @property
     def batch_size(self) -> int:
-        """Most frames that :meth:`detect_batch` scores in one call; 1 where the model was exported so or a GPU prepares frames."""
+        """Most frames that :meth:`detect_batch` scores in one run; 1 where the model was exported so, on an engine what it was built for."""
         return self._scorer.batch_size
 
     @property

@@ -8,7 +8,8 @@ import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from snl_runtime.gpu.kernels import load_kernels
 from snl_runtime.gpu.kernels.launches import DeviceFrame
 from snl_runtime.gpu.pipeline import DevicePostprocess, DevicePreprocess, Roi, Wanted, inspect_on_device, score_on_device
 from snl_runtime.gpu.tiles import DeviceTiles
-from snl_runtime.images.preprocess import FrameFormat, crop_frame
+from snl_runtime.images.preprocess import CroppedFrame, FrameFormat, crop_frame
 from snl_runtime.images.views import Views
 from snl_runtime.model.map_factors import MapFactors
 from snl_runtime.types import AnomalyMap, ColorOrder, OutputRequest
@@ -37,6 +38,25 @@ logger = logging.getLogger(__name__)
 
 ChooseVisualizations = Callable[[ScoredFrame], OutputRequest | None]
 """What is wanted of a frame, given everything else that is known of it; None for nothing."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class FrameTask:
+    """One frame of several that are scored in one run.
+
+    Attributes:
+        cropped: The frame in host memory with its inspected part.
+        color: Meaning of its last axis.
+        threshold: Pass threshold; NaN if no decision applies.
+        wanted: What comes back beside score, checks and regions.
+        choose: Says, while the frame is still on the device, which images of it come back; None for none.
+    """
+
+    cropped: CroppedFrame
+    color: ColorOrder
+    threshold: float
+    wanted: Wanted
+    choose: ChooseVisualizations | None = None
 
 
 def map_of(inspection: ScoredFrame) -> AnomalyMap:
@@ -159,6 +179,32 @@ class DevicePath:
                 unusable = fault
         raise unusable
 
+    def inspect_batch(self, tasks: Sequence[FrameTask]) -> list[ScoredFrame]:
+        """Inspect 1 to :attr:`largest_batch` frames from host memory: an upload for each, one run of the engine, then one frame after the other.
+
+        Raises:
+            InferenceError: If the device fails; path and backend must be closed.
+        """
+        height, width = self._size_hw
+        parts: list[DeviceFrame] = []
+        with self._own_execution_context() as context:
+            slots = [self._slot(number) for number in range(len(tasks))]
+
+            def bring(address: int, _: CudaStream) -> None:
+                for number, (slot, task) in enumerate(zip(slots, tasks, strict=True)):
+                    parts.append(slot.enqueue(task.cropped.part, task.color, address + number * 3 * height * width))
+
+            context.run_on_device(len(tasks), bring)
+            seen: list[ScoredFrame] = []
+            for number, (slot, task) in enumerate(zip(slots, tasks, strict=True)):
+                anomaly_map, roi_xyxy = context.anomaly_map.handle + number * 4 * height * width, task.cropped.roi_xyxy
+                score = context.anomaly_score.handle + number * 4
+                self._after.enqueue(anomaly_map, score, frame=parts[number], roi_xyxy=roi_xyxy, threshold=task.threshold, wanted=task.wanted)
+                scored = self._after.collect()
+                frame = ScoredFrame(map=scored, statistics=slot.statistics(), roi_xyxy=roi_xyxy, frame=task.cropped.format)
+                seen.append(self._with_visualizations(frame, task.choose))
+            return seen
+
     def inspect_tiles(self, part: npt.NDArray[Any], color: ColorOrder, views: Views, *, batch_size: int) -> tuple[float, AnomalyMap, FrameStatistics]:
         """Return raw score, merged map and statistics of one frame seen in views, from one upload; see :class:`snl_runtime.gpu.tiles.DeviceTiles`.
 
@@ -175,16 +221,24 @@ class DevicePath:
             return self._tiles.score(context, part, color, views, batch_size=batch_size)
 
     def infer(self, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Return raw scores (N,) and maps (N, H, W) of (N, H, W, 3) uint8 RGB network inputs, on the very path that frames, or their tiles, take.
+        """Return raw scores (N,) and maps (N, H, W) of (N, H, W, 3) uint8 RGB network inputs, on the very path that frames take.
 
         Raises:
             InferenceError: If the device fails; path and backend must be closed.
         """
-        if len(images) > 1:
-            with self._own_execution_context() as context:
-                return self._tiles.score_inputs(context, images)
-        inspection = self.inspect(images[0], color="rgb", roi_xyxy=None, threshold=math.nan, keep_map=True)
-        return np.array([inspection.map.score], np.float32), map_of(inspection)[None]
+        everything = Wanted(anomaly_map=True)
+        tasks = [FrameTask(cropped=crop_frame(image, "rgb", None), color="rgb", threshold=math.nan, wanted=everything) for image in images]
+        seen = self.inspect_batch(tasks)
+        return np.array([each.map.score for each in seen], np.float32), np.stack([map_of(each) for each in seen])
+
+    def infer_tiles(self, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Return what :meth:`infer` does, on the path that tiles take.
+
+        Raises:
+            InferenceError: If the device fails; path and backend must be closed.
+        """
+        with self._own_execution_context() as context:
+            return self._tiles.score_inputs(context, images)
 
     def check(self, context: ExecutionContext) -> None:
         """Compare every stage with its definition, see :mod:`snl_runtime.gpu.checks`.
@@ -216,8 +270,15 @@ class DevicePath:
             self._before = opened.enter_context(DevicePreprocess(self._api, self._kernels, context.stream, self._size_hw))
             self._after = opened.enter_context(DevicePostprocess(self._api, self._kernels, context.stream, self._size_hw))
             self._tiles = opened.enter_context(DeviceTiles(self._api, self._kernels, context.stream))
-            self._context = context
+            self._context, self._slots = context, [self._before]
             self._stages = opened.pop_all()
+
+    def _slot(self, number: int) -> DevicePreprocess:
+        """Return what prepares the frame of this number in a batch: its own upload and frame, so that no frame takes another's place."""
+        while len(self._slots) <= number:
+            slot = DevicePreprocess(self._api, self._kernels, self._context.stream, self._size_hw)
+            self._slots.append(self._stages.enter_context(slot))
+        return self._slots[number]
 
     def _close_stages(self) -> None:
         self._stages.close()

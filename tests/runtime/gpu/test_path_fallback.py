@@ -82,24 +82,17 @@ def test_device_path_that_fails_twice_in_a_row_is_left_for_the_host(open_on, fra
     detector = open_on(engine)
     assert detector.detect(frames["odd good"][0]).verdict is Verdict.PASS
 
-    def too_large(*_, **__):
-        raise InferenceError("allocate gave cudaErrorMemoryAllocation")
+    real = DevicePath.inspect_batch
 
-    monkeypatch.setattr("snl_runtime.gpu.path.inspect_on_device", too_large)
-    real = DevicePath.infer
-    monkeypatch.setattr(DevicePath, "infer", lambda self, image: golden(real, self, image, monkeypatch))
+    def too_large(self, tasks):
+        if any(task.cropped.part.size > 32 * 32 * 3 for task in tasks):  # golden samples are small enough for the memory that is left
+            raise InferenceError("allocate gave cudaErrorMemoryAllocation")
+        return real(self, tasks)
+
+    monkeypatch.setattr(DevicePath, "inspect_batch", too_large)
     verdicts = [detector.detect(frames["large"][0]).verdict for _ in range(4)]
     assert verdicts == [Verdict.ERROR, Verdict.ERROR, Verdict.REJECT, Verdict.REJECT]
     assert caplog.text.count("the GPU failed on 2 frames in a row") == 1
-
-
-def golden(real, path, image, monkeypatch):
-    """Score a golden sample, which is small enough for the memory that is left."""
-    from snl_runtime.gpu.pipeline import inspect_on_device
-
-    with monkeypatch.context() as sound:
-        sound.setattr("snl_runtime.gpu.path.inspect_on_device", inspect_on_device)
-        return real(path, image)
 
 
 def test_frame_on_the_gpu_is_fetched_where_the_host_prepares(open_on, fake, frames, on_gpu, monkeypatch):
