@@ -19,9 +19,10 @@ from snl_runtime.model.manifest import Decision, Evidence, Manifest, TileGrid, m
 from snl_runtime.model.map_factors import MapFactors
 from snl_runtime.model.normalization_files import MapFile, encode_ignore_mask, encode_normalization
 from snl_runtime.progress import ProgressReporter, no_progress
-from snl_runtime.scorer import Scored, Scorer
+from snl_runtime.scorer import Scorer
 from snl_runtime.types import AnomalyMap, Image
 from snl_runtime.verdict.frame_checks import MIN_DEVIATION, FrameStatistics, check_frame, fit_frame_range
+from snl_runtime.verdict.scored_frame import Scored
 
 from .appending import append_decisions
 from .evidence import BadPart, Detection, Hardest, collect_from_bad_images, collect_from_synthetic_defects, find_bad_parts, require_detection
@@ -217,7 +218,7 @@ def _decide(scorer: Scorer, manifest: Manifest, record: _Record, bad_parts: list
         bound=fit.bound,
         evidence=detection.evidence,
         accepted_outliers=accepted,
-        backend=_scored_by(scorer, record.tiles),
+        backend=_scored_by(scorer),
         fitted_at=fitted_at.isoformat(),
         expires_at=None if options.valid_days is None else (fitted_at + timedelta(days=options.valid_days)).isoformat(),
         reference=fit_reference(list(record.scores.values()), record.looks),
@@ -331,9 +332,8 @@ def _score(scorer: Scorer, image: Image, path: Path, record: _Record, options: C
         raise DataError(f"{path}: {error}") from error
 
 
-def _scored_by(scorer: Scorer, tiles: TileGrid | None) -> str:
-    is_prepared_there = scorer.is_on_device and tiles is None
-    return f"{scorer.backend.name} on {scorer.backend.device}, frames prepared there" if is_prepared_there else scorer.backend.name
+def _scored_by(scorer: Scorer) -> str:
+    return f"{scorer.backend.name} on {scorer.backend.device}, frames prepared there" if scorer.is_on_device else scorer.backend.name
 
 
 def _peak(scored: Scored, factors: MapFactors | None) -> float:

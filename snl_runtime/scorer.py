@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -15,9 +14,10 @@ import numpy.typing as npt
 
 from snl_runtime.backends import open_backend
 from snl_runtime.backends.base import Backend
+from snl_runtime.backends.batches import run_in_batches
 from snl_runtime.errors import BackendError, BackendTimeoutError, FrameError, GoldenSampleError, InferenceError
-from snl_runtime.gpu.path import ChooseVisualizations, DevicePath, map_of, offers_context, open_device_path
-from snl_runtime.images.preprocess import InputSpec, prepare
+from snl_runtime.gpu.path import ChooseVisualizations, DevicePath, FrameTask, map_of, offers_context, open_device_path
+from snl_runtime.images.preprocess import CroppedFrame, InputSpec, crop_frame, prepare, prepare_part
 from snl_runtime.images.views import Views, score_frames, whole_view
 from snl_runtime.model.bundle import ModelBundle, open_bundle
 from snl_runtime.model.golden import GoldenSamples, check_golden, check_golden_batch, golden_path
@@ -26,7 +26,7 @@ from snl_runtime.model.signing import PublicKey
 from snl_runtime.types import AnomalyMap, ColorOrder, DetectorState, Image, StageTimings
 from snl_runtime.verdict.decision import check_output
 from snl_runtime.verdict.frame_checks import FrameStatistics, frame_statistics
-from snl_runtime.verdict.scored_frame import ScoredFrame
+from snl_runtime.verdict.scored_frame import Scored, ScoredFrame
 
 logger = logging.getLogger(__name__)
 
@@ -35,23 +35,6 @@ Maps = npt.NDArray[np.float32]
 
 _MOST_DEVICE_FAILURES = 2
 """Failures of the device path in a row after which the host prepares the frames."""
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Scored:
-    """What the model says about one frame, before any decision.
-
-    Attributes:
-        score: Raw image-level anomaly score, equal to the maximum of the map.
-        anomaly_map: (H, W) float32 raw scores at network resolution.
-        statistics: Of what the network saw.
-        timings: Preprocessing, inference and total; on a device path preprocessing counts as inference.
-    """
-
-    score: float
-    anomaly_map: AnomalyMap
-    statistics: FrameStatistics
-    timings: StageTimings
 
 
 class Scorer:
@@ -66,6 +49,7 @@ class Scorer:
         threads: Most CPU threads the backend may use; None for its default.
         public_key: Ed25519 key that must have signed the manifest; None accepts unsigned ones.
         golden_check: Score the golden samples before anything else, if the model has some.
+        cuda_graphs: Whether the backend may record its work on a GPU as CUDA graphs.
 
     Raises:
         ManifestError: If a file is truncated, altered or of another schema.
@@ -82,6 +66,7 @@ class Scorer:
         threads: int | None = None,
         public_key: PublicKey | None = None,
         golden_check: bool = True,
+        cuda_graphs: bool = True,
     ) -> None:
         self._state = DetectorState.UNCHECKED
         self._device_path: DevicePath | None = None
@@ -94,13 +79,13 @@ class Scorer:
             self.bundle: ModelBundle = open_bundle(Path(model_path), public_key=public_key)
             self._reopen: Callable[[], Backend] | None = None
             if backend is None or isinstance(backend, str):
-                self._reopen = functools.partial(open_backend, self.bundle, backend, device=device, threads=threads)
+                self._reopen = functools.partial(open_backend, self.bundle, backend, device=device, threads=threads, cuda_graphs=cuda_graphs)
                 backend = self._reopen()
                 opened.callback(backend.close)
             self.backend: Backend = backend
             self.size_hw: tuple[int, int] = self.bundle.network_hw(backend.input_shape)
             opened.callback(self._close_device_path)
-            self._device_path = open_device_path(backend, self.size_hw)
+            self._device_path = open_device_path(backend, self.size_hw, self._graph_batch)
             if golden_check:
                 self.check_golden_samples()
             opened.pop_all()  # nothing failed: the backend stays open until close()
@@ -121,16 +106,23 @@ class Scorer:
         return self._device_path is not None
 
     @property
+    def has_cuda_graph(self) -> bool:
+        """Whether frames, as the last one, are scored by replaying a CUDA graph."""
+        return self._device_path is not None and self._device_path.has_graph
+
+    @property
     def takes_device_arrays(self) -> bool:
         """Whether the backend works on a GPU, so that frames may lie there."""
         return self.is_on_device or offers_context(self.backend)
 
     @property
     def batch_size(self) -> int:
-        """Most images in one call of the backend: what the graph takes, 1 on a device path."""
+        """Most images in one call of the backend: what the graph takes, on a device path at most what the engine was built for."""
+        return self._graph_batch if self._device_path is None else self._device_path.largest_batch
+
+    @property
+    def _graph_batch(self) -> int:
         manifest, fixed = self.bundle.manifest, self.backend.input_shape[0]
-        if self.is_on_device:
-            return 1
         return fixed or (1 if manifest is None else max(1, int(manifest.input["max_batch"])))
 
     @property
@@ -163,7 +155,7 @@ class Scorer:
             self.backend.close()
             self.backend = self._reopen()
             if self._device_failures < _MOST_DEVICE_FAILURES:
-                self._device_path = open_device_path(self.backend, self.size_hw)
+                self._device_path = open_device_path(self.backend, self.size_hw, self._graph_batch)
             elif self._device_failures == _MOST_DEVICE_FAILURES:
                 self._device_failures += 1  # one line in the log
                 logger.warning("frames are prepared on the host from now on: the GPU failed on %d frames in a row", _MOST_DEVICE_FAILURES)
@@ -175,7 +167,7 @@ class Scorer:
     def score(
         self, image: object, color: ColorOrder = "bgr", roi_xyxy: tuple[int, int, int, int] | None = None, tiles: Views | None = None
     ) -> Scored:
-        """Score one frame, prepared where the detector prepares it: on the GPU if there is a device path and no tiles, on the host otherwise.
+        """Score one frame, prepared where the detector prepares it: on the GPU if there is a device path, on the host otherwise.
 
         Args:
             image: Frame as captured, see :class:`snl_runtime.types.Frame`.
@@ -188,7 +180,9 @@ class Scorer:
             InferenceError: If the output is not finite or the score is not the maximum of the map.
         """
         started_s = prepared_s = time.perf_counter()
-        if self.is_on_device and tiles is None:
+        if self.is_on_device and tiles is not None:
+            score, anomaly_map, statistics = self.inspect_tiles(crop_frame(image, color, roi_xyxy), color, tiles)
+        elif self.is_on_device:
             seen = self.inspect(image, color, roi_xyxy, threshold=math.nan, keep_map=True)
             score, anomaly_map, statistics = seen.map.score, map_of(seen), seen.statistics
         else:
@@ -215,29 +209,41 @@ class Scorer:
         normalization: MapFactors | None = None,
         choose: ChooseVisualizations | None = None,
     ) -> ScoredFrame:
-        """Prepare, score and measure one frame on the GPU, unchecked; only where :attr:`is_on_device`.
-
-        Args:
-            image: Frame as captured, on the host or on the GPU; or what :func:`snl_runtime.images.preprocess.crop_frame` made of it.
-            color: Meaning of its last axis.
-            roi_xyxy: Part of the frame to look at; None for all of it, or what was cropped.
-            threshold: Pass threshold of the regions; NaN if no decision applies.
-            keep_map: Bring the raw map back, too.
-            normalization: Normalization map of the product, for regions and images; checks stay on the raw map.
-            choose: Says, while the frame is still on the GPU, which images of it come back; None for none.
+        """Prepare, score and measure one frame on the GPU, unchecked; only where :attr:`is_on_device`. Arguments as of :meth:`DevicePath.inspect`.
 
         Raises:
             FrameError: If the frame cannot be used.
             InferenceError: If the GPU fails or there is no device path.
         """
-        if self._device_path is None:
-            raise InferenceError(f"backend {self.backend.name!r} has no device path; use score()")
-        with self._marking_failure():
-            inspection = self._device_path.inspect(
+        with self._lend_device_path() as path:
+            return path.inspect(
                 image, color=color, roi_xyxy=roi_xyxy, threshold=threshold, keep_map=keep_map, normalization=normalization, choose=choose
             )
-        self._device_failures = 0
-        return inspection
+
+    def inspect_batch(self, tasks: Sequence[FrameTask]) -> list[ScoredFrame]:
+        """Do as :meth:`inspect` with at most as many frames as :meth:`frames_at_once` says, in one run of the network.
+
+        Raises:
+            InferenceError: If the GPU fails or there is no device path.
+        """
+        with self._lend_device_path() as path:
+            return path.inspect_batch(tasks)
+
+    def inspect_tiles(self, cropped: CroppedFrame, color: ColorOrder, tiles: Views) -> tuple[float, AnomalyMap, FrameStatistics]:
+        """Return raw score, merged map and statistics of a frame seen in tiles, unchecked.
+
+        A device path cuts the tiles on the GPU; where the whole frame is seen beside them, the host cuts all views.
+
+        Raises:
+            GoldenSampleError: As :meth:`infer_frames`.
+            InferenceError: If the backend fails.
+        """
+        batch_size = self.frames_at_once(tiles.count)
+        if self._device_path is None or tiles.with_whole_frame:
+            part = prepare_part(cropped.part, color, tiles.map_hw)
+            return (*self.infer_frames([(part, tiles)])[0], frame_statistics(part))
+        with self._lend_device_path() as path:
+            return path.inspect_tiles(cropped.part, color, tiles, batch_size=batch_size)
 
     def score_inputs(self, images: npt.NDArray[np.uint8]) -> tuple[Scores, Maps]:
         """Score prepared images.
@@ -265,9 +271,13 @@ class Scorer:
             GoldenSampleError: If they differ one at a time, too.
             InferenceError: If the backend fails.
         """
-        if self.golden_checked and self.images_due(sum(views.count for _, views in seen)):
-            self._check_first_batch()
-        return score_frames(seen, self.infer, batch_size=self.batch_size if self._batches_agree else 1)
+        return score_frames(seen, self.infer, batch_size=self.frames_at_once(sum(views.count for _, views in seen)))
+
+    def frames_at_once(self, count: int) -> int:
+        """Return how many of ``count`` frames or views go into one call, after golden samples if it is the first; raises as :meth:`infer_frames`."""
+        if self.golden_checked and self.images_due(count):
+            self._compare_first_batch()
+        return self.batch_size if self._batches_agree else 1
 
     def images_due(self, count: int) -> int:
         """Return how many golden samples are scored before this many views are: all after a failure, and those of a batch before the first batch."""
@@ -285,20 +295,7 @@ class Scorer:
         """
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (*self.size_hw, 3):
             raise InferenceError(f"images must be uint8 of shape (N, {self.size_hw[0]}, {self.size_hw[1]}, 3), got {images.dtype} {images.shape}")
-        count = len(images)
-        scores = np.full(count, np.nan, np.float32)
-        maps = np.full((count, 1, *self.size_hw), np.nan, np.float32)
-        fixed, step = self.backend.input_shape[0], self.batch_size
-        for start in range(0, count, step):
-            stop = min(start + step, count)
-            if fixed is None or stop - start == fixed:
-                self._infer_batch(images[start:stop], maps[start:stop], scores[start:stop])
-                continue
-            padded = images[np.minimum(np.arange(start, start + fixed), count - 1)]  # the last image fills a graph of fixed batch size
-            padded_maps, padded_scores = np.full((fixed, 1, *self.size_hw), np.nan, np.float32), np.full(fixed, np.nan, np.float32)
-            self._infer_batch(padded, padded_maps, padded_scores)
-            maps[start:stop], scores[start:stop] = padded_maps[: stop - start], padded_scores[: stop - start]
-        return scores, maps[:, 0]
+        return run_in_batches(images, self._infer_batch, fixed=self.backend.input_shape[0], largest=self.batch_size)
 
     def check_golden_samples(self) -> bool:
         """Score the golden samples and return whether there were any.
@@ -350,10 +347,11 @@ class Scorer:
 
     def _compare_batch(self, golden: GoldenSamples) -> None:
         is_refused = self._batches_agree is False
-        check_golden_batch(golden, self.infer, self.bundle.golden_tolerance, batch_size=1 if is_refused else self.batch_size)
+        for infer in (self.infer,) if self._device_path is None else (self.infer, self._device_path.infer_tiles):
+            check_golden_batch(golden, infer, self.bundle.golden_tolerance, batch_size=1 if is_refused else self.batch_size)
         self._batches_agree = not is_refused
 
-    def _check_first_batch(self) -> None:
+    def _compare_first_batch(self) -> None:
         try:
             if self.bundle.golden is not None:
                 self._compare_batch(self.bundle.golden)
@@ -373,7 +371,15 @@ class Scorer:
             if self._device_path is None:
                 self.backend.infer(np.ascontiguousarray(images), maps, scores)
             else:
-                scores[0], maps[0, 0] = self._device_path.infer(images[0])
+                scores[...], maps[:, 0] = self._device_path.infer(images)
+
+    @contextlib.contextmanager
+    def _lend_device_path(self) -> Iterator[DevicePath]:
+        if self._device_path is None:
+            raise InferenceError(f"backend {self.backend.name!r} has no device path; use score()")
+        with self._marking_failure():
+            yield self._device_path
+        self._device_failures = 0
 
     @contextlib.contextmanager
     def _marking_failure(self) -> Iterator[None]:

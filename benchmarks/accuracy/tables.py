@@ -59,6 +59,8 @@ INT8 = Layout(
 """Of ``benchmarks.int8_gate``; the product ``all`` stands for all of them."""
 LATENCY = Layout(key=("stage", "frame"), values=("milliseconds", "megabytes", "percent_of_peak_bandwidth", "device", *ORIGIN), is_sorted=False)
 """Of ``benchmarks.speed.gpu``: kernels on frames that are on the device already."""
+AIMS = Layout(key=("what", "device"), values=("p50", "p99", "unit", "aim", "percent_of_aim", "note", "versions", *ORIGIN), is_sorted=False)
+"""Of ``benchmarks.speed.gpu_aims``; ``percent_of_aim`` is of p50, and of p99 where that has an aim too."""
 KINDS = {"mixup": "mixup, image AUROC", "paste": "paste, image AUROC", "paste_pixel": "paste, pixel AUROC"}
 
 

@@ -8,7 +8,7 @@ from snl_runtime.files import sha256_file
 from snl_runtime.model.manifest import Manifest, manifest_path, replace_manifest
 
 if TYPE_CHECKING:
-    from snl_export.graph import AffinityLayout
+    from snl_export.graph import AffinityLayout, Precision
 
 GRAPHS: dict[str, dict[str, object]] = {
     "rd": {"preset": "best", "model.method": "rd", "model.whitening": False},
@@ -24,9 +24,18 @@ with the affinity error in the score, ``best`` with a memory, and a memory alone
 _FIXTURES = Path(__file__).parents[2] / "tests" / "runtime" / "detector_fixtures.py"
 
 
-def untrained_graph(folder: Path, name: str, size_px: int, *, teacher: str = "resnet18", layout: "AffinityLayout" = "rows") -> Path:
+def graph_path(
+    folder: Path, name: str, size_px: int, *, teacher: str = "resnet18", layout: "AffinityLayout" = "rows", precision: "Precision" = "fp32"
+) -> Path:
+    """Return where :func:`untrained_graph` puts a graph."""
+    return folder / f"{name}-{teacher}-{size_px}-{layout}{'' if precision == 'fp32' else f'-{precision}'}.onnx"
+
+
+def untrained_graph(
+    folder: Path, name: str, size_px: int, *, teacher: str = "resnet18", layout: "AffinityLayout" = "rows", precision: "Precision" = "fp32"
+) -> Path:
     """Return a graph of :data:`GRAPHS`, exported into ``folder`` unless it is there; needs the extra export."""
-    path = folder / f"{name}-{teacher}-{size_px}-{layout}.onnx"
+    path = graph_path(folder, name, size_px, teacher=teacher, layout=layout, precision=precision)
     if path.exists():
         return path
     import torch
@@ -39,13 +48,14 @@ def untrained_graph(folder: Path, name: str, size_px: int, *, teacher: str = "re
     config = load_config(None, {**GRAPHS[name], "model.teacher": teacher, "model.teacher_weights": "random"})
     torch.manual_seed(0)
     size_hw = (size_px, size_px)
-    graph = SnlGraph(build_model(config.model, config.memory, size_hw=size_hw), config.score, size_hw=size_hw, layout=layout)
+    model = build_model(config.model, config.memory, size_hw=size_hw)
+    graph = SnlGraph(model, config.score, size_hw=size_hw, precision=precision, layout=layout)
     folder.mkdir(parents=True, exist_ok=True)
     export_onnx(graph, path, size_hw=size_hw, batch=BatchSize(), metadata="{}")
     return path
 
 
-def add_manifest(model: Path, size_px: int, *, max_batch: int) -> None:
+def add_manifest(model: Path, size_px: int, *, max_batch: int, precision: "Precision" = "fp32") -> None:
     """Say beside an exported graph how many images it takes at once; without a decision in it, verdicts are ERROR with a score."""
     shape = ["N", 1, size_px, size_px]
     manifest = Manifest(
@@ -62,7 +72,7 @@ def add_manifest(model: Path, size_px: int, *, max_batch: int) -> None:
             "max_batch": max_batch,
         },
         outputs={"anomaly_map": {"dtype": "float32", "shape": shape}, "anomaly_score": {"dtype": "float32", "shape": ["N"]}},
-        graph={"precision": "fp32"},
+        graph={"precision": precision},
         classes=[],
         training={},
         training_image_sha256=[],

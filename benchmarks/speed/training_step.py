@@ -49,15 +49,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _measure(options: argparse.Namespace) -> int:
     torch.set_num_threads(options.threads)
-    trainings = rows(options.teacher, options.size, options.batch, options.device)
-    trainers = {name: Trainer(config, total_steps=1000) for name, config in trainings.items()}
+    trainers = _trainers(options.teacher, options.size, options.batch, options.device)
     images, labels = _batch(options.batch, options.size)
-    clock = _gpu_clock if options.device == "cuda" else time.process_time
-    seconds = _time_in_turns({name: _Step(trainer, images, labels, clock) for name, trainer in trainers.items()}, options.steps)
+    seconds = _seconds(trainers, images, labels, options.device, options.steps)
     print(f"{machine.versions()}; {options.teacher}, {options.size} px, batch {options.batch}, {options.device}, {options.threads} threads\n")
     _print_ratios(seconds)
     _print_parts({name: _parts(_Step(trainer, images, labels, time.perf_counter)) for name, trainer in trainers.items()})
     return EXIT_OK
+
+
+def step_seconds(teacher: Architecture, size_px: int, batch: int, *, device: Device, steps: int) -> dict[str, list[float]]:
+    """Return the seconds of steps of each row of :func:`rows`, taken in turns, without the first ones."""
+    images, labels = _batch(batch, size_px)
+    return _seconds(_trainers(teacher, size_px, batch, device), images, labels, device, steps)
 
 
 def rows(teacher: Architecture, size_px: int, batch: int, device: Device) -> dict[str, TrainConfig]:
@@ -81,6 +85,15 @@ def _batch(count: int, size_px: int) -> tuple[Tensor, Tensor]:
     coarse = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 255
     images = F.interpolate(coarse, size=(size_px, size_px), mode="bilinear", align_corners=False).to(torch.uint8)
     return images.permute(0, 2, 3, 1).contiguous(), torch.arange(count) % _CLASSES
+
+
+def _trainers(teacher: Architecture, size_px: int, batch: int, device: Device) -> dict[str, Trainer]:
+    return {name: Trainer(config, total_steps=1000) for name, config in rows(teacher, size_px, batch, device).items()}
+
+
+def _seconds(trainers: Mapping[str, Trainer], images: Tensor, labels: Tensor, device: Device, steps: int) -> dict[str, list[float]]:
+    clock = _gpu_clock if device == "cuda" else time.process_time
+    return _time_in_turns({name: _Step(trainer, images, labels, clock) for name, trainer in trainers.items()}, steps)
 
 
 class _Step:

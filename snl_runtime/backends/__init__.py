@@ -22,6 +22,8 @@ _BUILT_IN = {
     "openvino": ("snl_runtime.backends.openvino", "OpenVinoBackend", ("openvino",)),
     "tensorrt": ("snl_runtime.backends.tensorrt.backend", "TensorRtBackend", ("tensorrt", "tensorrt_rtx")),
 }
+_WITH_CUDA_GRAPHS = frozenset({"onnxruntime", "tensorrt"})
+"""Backends that take the keyword ``cuda_graphs``."""
 _BY_SUFFIX = {".onnx": "onnxruntime", ".trt": "tensorrt"}
 _SUFFIXES = {"onnxruntime": (".onnx",), "openvino": (".onnx",), "tensorrt": (".trt",)}
 
@@ -32,6 +34,7 @@ def open_backend(
     *,
     device: str | None = None,
     threads: int | None = None,
+    cuda_graphs: bool = True,
 ) -> Backend:
     """Return the loaded model, ready for ``infer``; the caller closes it.
 
@@ -40,6 +43,7 @@ def open_backend(
         name: ``onnxruntime``, ``openvino``, ``tensorrt`` or an entry point; None to choose by suffix.
         device: What the backend calls its devices; None for its default.
         threads: CPU threads for one call; None for the backend's default.
+        cuda_graphs: Whether ONNX Runtime and TensorRT may record their work on a GPU as CUDA graphs; nothing to other backends.
 
     Raises:
         ConfigError: If no backend has that name or runs that suffix.
@@ -50,8 +54,9 @@ def open_backend(
     if chosen in _SUFFIXES and path.suffix.lower() not in _SUFFIXES[chosen]:
         raise ConfigError(f"backend '{chosen}' runs {' and '.join(_SUFFIXES[chosen])} files, got {path.name}")
     factory = _factory(chosen)
+    graphs = {"cuda_graphs": cuda_graphs} if chosen in _WITH_CUDA_GRAPHS else {}
     try:
-        return factory(path, device=device, threads=threads)
+        return factory(path, device=device, threads=threads, **graphs)
     except SnlError:
         raise
     except Exception as error:  # whatever a library or a third party raises, none of it may escape

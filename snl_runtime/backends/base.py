@@ -77,17 +77,27 @@ class ExecutionContext(Protocol):
         ...
 
     @property
+    def largest_batch(self) -> int:
+        """Most images of one run."""
+        ...
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether runs as the last one replay a CUDA graph."""
+        ...
+
+    @property
     def anomaly_map(self) -> "DeviceBuffer":
-        """Where the engine writes its map."""
+        """Where the engine writes its maps, one after the other."""
         ...
 
     @property
     def anomaly_score(self) -> "DeviceBuffer":
-        """Where the engine writes its score."""
+        """Where the engine writes its scores, one after the other."""
         ...
 
     def run_on_device(self, count: int, bring_image: "Callable[[int, CudaStream], None]") -> None:
-        """Queue one run whose input ``bring_image`` queues at the address it is given."""
+        """Queue one run of ``count`` images that ``bring_image`` queues, one after the other from the address it is given."""
         ...
 
 
@@ -95,10 +105,13 @@ class ExecutionContext(Protocol):
 class DeviceBackend(Protocol):
     """What a backend may offer besides: its engine between device memory, so that frames are prepared and maps are checked on the GPU."""
 
-    def execution_context(self) -> "AbstractContextManager[ExecutionContext] | None":
+    def execution_context(self, largest_batch: int = 1) -> "AbstractContextManager[ExecutionContext] | None":
         """Return the calling thread's context, lent with its device current; None if the engine does not run on a CUDA device.
 
         The same context is lent each time until it fails. After any failure in the body the backend must be closed.
+
+        Args:
+            largest_batch: Most images that one run will be given; counts when the context is made. An engine may take fewer.
 
         Raises:
             InferenceError: If the backend is closed or failed before, or CUDA fails.

@@ -48,6 +48,7 @@ class EngineTimes:
             "model_bytes": Path(subject.name).stat().st_size,
             "backend": subject.detector.backend_name,
             "device": subject.detector.device,
+            "cuda_graph": subject.detector.has_cuda_graph,
             "stage_ms": {stage: summary(values) for stage, values in stages.items()},
             "frames_per_s": _frames_per_s(self.single),
             "batches": [

@@ -57,7 +57,7 @@ def time_start(config: ModelConfig, frame: Image, *, product: str | None = None)
 
 
 def _asked(config: ModelConfig, frame_file: Path, product: str | None) -> dict[str, Any]:
-    options = {"backend": config.backend, "device": config.device, "threads": config.threads, "timeout_ms": config.timeout_ms}
+    options = {name: getattr(config, name) for name in ("backend", "device", "threads", "timeout_ms", "cuda_graphs")}
     return {"model": config.file, "options": options, "public_key_file": config.public_key_file, "frame": str(frame_file), "product": product}
 
 

@@ -18,6 +18,7 @@ _KEYS = {
     "timeout_ms": "timeout_ms",
     "public_key": "public_key_file",
     "rebuild": "rebuild",
+    "cuda_graphs": "cuda_graphs",
 }
 """Flag -> key of ``ModelConfig``."""
 
@@ -30,6 +31,7 @@ def add_model_flags(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--timeout-ms", metavar="MS", type=positive(float), help="time for one frame (default: 10000)")
     parser.add_argument("--public-key", metavar="FILE", help="Ed25519 public key (PEM) that must have signed the manifest")
     parser.add_argument("--rebuild", action="store_true", default=None, help="build x.trt again from x.onnx if it was built for another device")
+    parser.add_argument("--no-cuda-graphs", dest="cuda_graphs", action="store_false", default=None, help="record no CUDA graphs on a GPU")
 
 
 def model_values(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -60,6 +62,7 @@ def open_detector(config: ModelConfig, *, keep_maps: bool = True, outputs: "Outp
         public_key=config.read_public_key(),
         keep_maps=keep_maps,
         outputs=outputs,
+        cuda_graphs=config.cuda_graphs,
     )
 
 

@@ -30,6 +30,7 @@ def open_or_rebuild(  # noqa: PLR0913  # the options of SnlDetector, handed thro
     public_key: PublicKey | None = None,
     keep_maps: bool = True,
     outputs: OutputRequest | None = None,
+    cuda_graphs: bool = True,
 ) -> SnlDetector:
     """Return the opened detector; first build ``x.trt`` again from ``x.onnx`` if it is missing, altered or made for another GPU or library version.
 
@@ -53,10 +54,11 @@ def open_or_rebuild(  # noqa: PLR0913  # the options of SnlDetector, handed thro
             public_key=public_key,
             keep_maps=keep_maps,
             outputs=outputs,
+            cuda_graphs=cuda_graphs,
         )
 
     def open_scorer() -> Scorer:
-        return Scorer(path, backend=backend, device=device, threads=threads, public_key=public_key, golden_check=False)
+        return Scorer(path, backend=backend, device=device, threads=threads, public_key=public_key, golden_check=False, cuda_graphs=cuda_graphs)
 
     try:
         detector = open_detector()

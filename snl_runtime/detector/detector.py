@@ -46,8 +46,8 @@ class SnlDetector:
     On TensorRT, and on ONNX Runtime with ``device="cuda"``, a frame is uploaded once, the inspected part only, and prepared on the GPU, where that
     agrees with the host on frames of its own at opening; otherwise the host prepares it and one line in the log says why.
 
-    A product that was calibrated on tiles is seen in them, and one with an ignore mask is judged under it; :attr:`notes` says so. Tiles are cut on
-    the host, also beside a GPU, and each is a run of the network: ``timeout_ms`` must be long enough for all of a frame.
+    A product that was calibrated on tiles is seen in them, and one with an ignore mask is judged under it; :attr:`notes` says so. Tiles are scored
+    :attr:`batch_size` at a time, on a GPU out of one upload: ``timeout_ms`` must be long enough for all of a frame.
 
     A model without golden samples, decision or manifest (a lone ``.onnx``) opens and scores, and every verdict is ERROR with the reason.
 
@@ -62,6 +62,7 @@ class SnlDetector:
         keep_maps: Whether results carry the anomaly map. Without, a GPU keeps the map to itself; score, checks and regions are the same.
         outputs: What results carry at frame resolution (map, mask, overlay) and for which verdicts; None for nothing. Verdict and regions do not
             depend on it, except that a GPU which fails while it draws makes the frame an ERROR like any failure.
+        cuda_graphs: Whether ONNX Runtime and TensorRT may record their work on a GPU as CUDA graphs, see :attr:`has_cuda_graph`.
 
     Raises:
         ManifestError: If a file of the model is truncated, altered or of another schema, or the normalization map of a product is missing; the
@@ -89,6 +90,7 @@ class SnlDetector:
         public_key: PublicKey | None = None,
         keep_maps: bool = True,
         outputs: OutputRequest | None = None,
+        cuda_graphs: bool = True,
     ) -> None:
         self._closed = True  # until everything below worked
         if not timeout_ms > 0:
@@ -101,7 +103,7 @@ class SnlDetector:
         self._worker = BackendWorker(f"snl-backend-{Path(model).name}")
 
         def open_scorer() -> Scorer:
-            return Scorer(model, backend=backend, device=device, threads=threads, public_key=public_key, golden_check=False)
+            return Scorer(model, backend=backend, device=device, threads=threads, public_key=public_key, golden_check=False, cuda_graphs=cuda_graphs)
 
         try:
             self._scorer = self._worker.call(open_scorer)
@@ -153,8 +155,13 @@ class SnlDetector:
         return self._scorer.is_on_device
 
     @property
+    def has_cuda_graph(self) -> bool:
+        """Whether a GPU scores frames by replaying a CUDA graph now; one line in the log says why ONNX Runtime has none."""
+        return self._scorer.has_cuda_graph
+
+    @property
     def batch_size(self) -> int:
-        """Most frames that :meth:`detect_batch` scores in one call; 1 where the model was exported so or a GPU prepares frames."""
+        """Most frames that :meth:`detect_batch` scores in one run; 1 where the model was exported so, on an engine what it was built for."""
         return self._scorer.batch_size
 
     @property
@@ -313,7 +320,7 @@ class SnlDetector:
             reader=self._frames,
         ).read(self._scorer)
         inspection.bit_depth = None if request.cropped is None else request.cropped.bit_depth
-        is_left_to_device = request.is_left_to_device(self._scorer) or request.cropped is None
+        is_left_to_device = self._scorer.is_on_device or request.cropped is None
         prepared = None if is_left_to_device else request.prepare(self._scorer)
         inspection.prepared_s = time.perf_counter()
         return Asked(request=request, prepared=prepared)

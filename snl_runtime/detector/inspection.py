@@ -1,5 +1,6 @@
 """One frame on its way through the detector: what the backend's thread is asked, what it answers, and the result."""
 
+import itertools
 import math
 import time
 from collections.abc import Sequence
@@ -12,12 +13,14 @@ import numpy.typing as npt
 
 from snl_runtime.cuda.arrays import DeviceFrameReader, is_device_array
 from snl_runtime.errors import FrameError
+from snl_runtime.gpu.path import FrameTask
+from snl_runtime.gpu.pipeline import Wanted
 from snl_runtime.images.frame_outputs import Visualizations, draw_visualizations
 from snl_runtime.images.overlay import hatch_ignored
 from snl_runtime.images.preprocess import CroppedFrame, crop_frame, prepare_part, to_8_bit
 from snl_runtime.images.views import Views, whole_view
 from snl_runtime.scorer import Scorer
-from snl_runtime.types import AnomalyResult, ColorOrder, Image, OutputRequest, StageTimings, Verdict
+from snl_runtime.types import AnomalyMap, AnomalyResult, ColorOrder, Image, OutputRequest, StageTimings, Verdict
 from snl_runtime.verdict.decision import check_output, summarize_map
 from snl_runtime.verdict.frame_checks import FrameStatistics, frame_statistics
 from snl_runtime.verdict.regions import find_regions, with_mm2
@@ -105,8 +108,13 @@ class Request:
         return Prepared(cropped=cropped, network_input=network_input, statistics=frame_statistics(network_input), views=views)
 
     def is_left_to_device(self, scorer: Scorer) -> bool:
-        """Return whether a GPU prepares the frame; tiles are cut on the host."""
+        """Return whether a GPU prepares the frame where it lies; one that is seen in tiles is brought to the host first."""
         return scorer.is_on_device and self.selection.tiles is None
+
+    @property
+    def can_share_a_run(self) -> bool:
+        """Whether a device may score the frame in one run with others: it is seen as a whole and lies in host memory."""
+        return self.cropped is not None and self.selection.tiles is None
 
     def declared_bit_depth(self) -> int | None:
         """Return the bit depth that the caller says, or else the product was calibrated on; None if there is neither.
@@ -171,7 +179,7 @@ class Asked:
 def answer(scorer: Scorer, asked: Sequence[Asked]) -> list[Output]:
     """Score frames on the backend's thread, in order; after a failure the backend is opened again and the golden samples come first.
 
-    Frames that the host prepared are scored in one call, and their ``infer_ms`` is that of the call; a device takes them one after the other.
+    Frames are scored in one call, and their ``infer_ms`` is that of the call; a device takes those that are seen in tiles or lie there one by one.
 
     Raises:
         FrameError: If a frame cannot be used.
@@ -179,48 +187,105 @@ def answer(scorer: Scorer, asked: Sequence[Asked]) -> list[Output]:
         BackendError: If the backend fails.
     """
     scorer.recover()
-    if all(each.prepared is None and each.request.is_left_to_device(scorer) for each in asked):
-        return [_answer_on_device(scorer, each.request, time.perf_counter()) for each in asked]
+    at_once = scorer.frames_at_once(len(asked))  # may find that the host must prepare from now on
+    if scorer.is_on_device and all(each.prepared is None for each in asked):
+        return _answer_on_device(scorer, [each.request for each in asked], at_once)
     prepared = [each.prepared or each.request.prepare(scorer) for each in asked]
     started_s = time.perf_counter()
     answers = scorer.infer_frames([(made.network_input, made.views) for made in prepared])
     infer_ms = (time.perf_counter() - started_s) * 1e3
     outputs = []
     for each, made, (score, anomaly_map) in zip(asked, prepared, answers, strict=True):
-        scored = ScoredFrame(
-            map=ScoredMap(score=score, anomaly_map=anomaly_map, summary=summarize_map(anomaly_map, each.request.selection.normalization)),
-            statistics=made.statistics,
-            roi_xyxy=made.cropped.roi_xyxy,
-            frame=made.cropped.format,
-        )
+        scored = _scored_on_host(each.request, made.cropped, score, anomaly_map, made.statistics)
         outputs.append(Output(scored=scored, golden_checked=scorer.golden_checked, infer_ms=infer_ms, crop=made.cropped.part))
     return outputs
 
 
-def _answer_on_device(scorer: Scorer, request: Request, started_s: float) -> Output:
-    """Where images may be wanted, rule while the frame is still on the device: only then is known whether they are."""
-    rulings: list[Ruling] = []
+def _answer_on_device(scorer: Scorer, requests: Sequence[Request], at_once: int) -> list[Output]:
+    """Score frames of host memory together, ``at_once`` in a run, and those that are seen in tiles or lie on the device by themselves, in order."""
+    outputs: list[Output] = []
+    while len(outputs) < len(requests):
+        request, started_s = requests[len(outputs)], time.perf_counter()
+        if request.selection.tiles is not None:
+            outputs.append(_answer_in_tiles(scorer, request, request.selection.tiles, started_s))
+        elif request.cropped is None:
+            outputs.append(_answer_where_it_lies(scorer, request, started_s))
+        else:
+            some = itertools.takewhile(lambda each: each.can_share_a_run, requests[len(outputs) : len(outputs) + at_once])
+            outputs += _answer_together(scorer, list(some), started_s)
+    return outputs
 
-    def choose(seen: ScoredFrame) -> OutputRequest | None:
-        rulings.append(request.rule(seen, golden_checked=scorer.golden_checked))
-        return request.outputs if request.outputs.wanted_for(rulings[0].verdict) else None
 
+class _Choice:
+    """What is wanted of a frame, known once it is ruled while it is still on the device."""
+
+    def __init__(self, scorer: Scorer, request: Request) -> None:
+        self._scorer, self._request = scorer, request
+        self.ruling: Ruling | None = None
+
+    def __call__(self, seen: ScoredFrame) -> OutputRequest | None:
+        self.ruling = self._request.rule(seen, golden_checked=self._scorer.golden_checked)
+        return self._request.outputs if self._request.outputs.wanted_for(self.ruling.verdict) else None
+
+
+def _answer_together(scorer: Scorer, requests: Sequence[Request], started_s: float) -> list[Output]:
+    choices = [_Choice(scorer, request) for request in requests]
+    tasks = [
+        FrameTask(
+            cropped=request.cropped,
+            color=request.color,
+            threshold=request.selection.threshold,
+            wanted=Wanted(anomaly_map=request.keep_map or request.selection.needs_map, normalization=request.selection.normalization),
+            choose=choice if request.outputs.wants_any else None,
+        )
+        for request, choice in zip(requests, choices, strict=True)
+        if request.cropped is not None
+    ]
+    seen = scorer.inspect_batch(tasks)
+    infer_ms = (time.perf_counter() - started_s) * 1e3
+    return [_output(scorer, *each, infer_ms) for each in zip(requests, choices, seen, strict=True)]
+
+
+def _answer_where_it_lies(scorer: Scorer, request: Request, started_s: float) -> Output:
+    choice = _Choice(scorer, request)
     scored = scorer.inspect(
-        request.image if request.cropped is None else request.cropped,
+        request.image,
         request.color,
         request.selection.roi_xyxy,
         threshold=request.selection.threshold,
         keep_map=request.keep_map or request.selection.needs_map,
         normalization=request.selection.normalization,
-        choose=choose if request.outputs.wants_any else None,
+        choose=choice if request.outputs.wants_any else None,
     )
+    return _output(scorer, request, choice, scored, (time.perf_counter() - started_s) * 1e3)
+
+
+def _output(scorer: Scorer, request: Request, choice: _Choice, scored: ScoredFrame, infer_ms: float) -> Output:
     if request.selection.needs_map:  # of a merged normalization: the host then asks for a region where a part is not passed
         scored = replace(scored, map=replace(scored.map, regions=None))
+    return Output(scored=scored, golden_checked=scorer.golden_checked, infer_ms=infer_ms, ruling=choice.ruling)
+
+
+def _answer_in_tiles(scorer: Scorer, request: Request, tiles: Views, started_s: float) -> Output:
+    """The merged map is on the host, so regions and images are made there."""
+    cropped = request.read(scorer).cropped
+    if cropped is None:
+        raise FrameError("the frame stayed on the GPU though its tiles are cut from host memory")
+    score, anomaly_map, statistics = scorer.inspect_tiles(cropped, request.color, tiles)
     return Output(
-        scored=scored,
+        scored=_scored_on_host(request, cropped, score, anomaly_map, statistics),
         golden_checked=scorer.golden_checked,
         infer_ms=(time.perf_counter() - started_s) * 1e3,
-        ruling=rulings[0] if rulings else None,
+        crop=cropped.part,
+    )
+
+
+def _scored_on_host(request: Request, cropped: CroppedFrame, score: float, anomaly_map: AnomalyMap, statistics: FrameStatistics) -> ScoredFrame:
+    return ScoredFrame(
+        map=ScoredMap(score=score, anomaly_map=anomaly_map, summary=summarize_map(anomaly_map, request.selection.normalization)),
+        statistics=statistics,
+        roi_xyxy=cropped.roi_xyxy,
+        frame=cropped.format,
     )
 
 

@@ -65,6 +65,7 @@ def open_model(config: ModelConfig, *, keep_maps: bool = False) -> SnlDetector:
         threads=config.threads,
         public_key=config.read_public_key(),
         keep_maps=keep_maps,
+        cuda_graphs=config.cuda_graphs,
     )
 
 

@@ -1,5 +1,6 @@
 """What the device stages must reproduce before a frame is trusted to them: the host's answers on seeded frames and seeded maps."""
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +11,13 @@ import numpy.typing as npt
 
 from snl_runtime.cuda.api import CudaApi
 from snl_runtime.cuda.buffers import drain
-from snl_runtime.cuda.resources import CudaStream, DeviceBuffer, PinnedBuffer
+from snl_runtime.cuda.resources import CudaModule, CudaStream, DeviceBuffer, PinnedBuffer
 from snl_runtime.errors import BackendError
-from snl_runtime.gpu.kernels.launches import DeviceFrame
+from snl_runtime.gpu.kernels.launches import DeviceFrame, launch_cut_views
 from snl_runtime.gpu.pipeline import DevicePostprocess, DevicePreprocess, Roi, Wanted
 from snl_runtime.images.frame_outputs import draw_visualizations
 from snl_runtime.images.preprocess import InputSpec, crop_frame, prepare
+from snl_runtime.images.views import Views
 from snl_runtime.model.map_factors import MapFactors
 from snl_runtime.types import AnomalyMap, ColorOrder, OutputRequest
 from snl_runtime.verdict.frame_checks import frame_statistics
@@ -66,6 +68,36 @@ def check_stages(
                     checks.check_map(normalization, spoiled=spoiled)
         finally:
             drain(stream)  # neither buffer may go while the device uses it
+
+
+def check_views(api: CudaApi, kernels: CudaModule, stream: CudaStream, size_hw: tuple[int, int]) -> None:
+    """Compare the views that the device cuts out of seeded noise with what the host cuts, byte by byte, from the first view on and from a later one.
+
+    Raises:
+        BackendError: If a byte differs, or CUDA fails.
+    """
+    height, width = size_hw
+    views = Views(map_hw=(2 * height + height // 2, width + width // 3), view_hw=size_hw, overlap_px=min(size_hw) // 5)
+    part = np.random.default_rng(3).integers(0, 256, (*views.map_hw, 3), dtype=np.uint8)
+    with contextlib.ExitStack() as opened:
+        target = opened.enter_context(DeviceBuffer(api, 3 * views.count * height * width))
+        source = opened.enter_context(DeviceBuffer(api, part.nbytes))
+        counter = opened.enter_context(DeviceBuffer(api, 4))
+        host = opened.enter_context(PinnedBuffer(api, max(part.nbytes, target.byte_count)))
+        opened.callback(drain, stream)  # no buffer may go while the device uses it
+        host.array(part.shape, np.uint8)[...] = part
+        api.copy_async(source.handle, host.handle, part.nbytes, "host_to_device", stream.handle)
+        stream.synchronize()
+        for first in (0, views.count // 2):
+            expected = views.cut(part, views.grid[first:])
+            actual = host.array(expected.shape, np.uint8)
+            actual[...] = ~expected  # views that never came back must not look right
+            addresses = {"part": source.handle, "target": target.handle, "blocks_run": counter.handle}
+            launch_cut_views(kernels, views, first=first, count=len(expected), stream=stream, **addresses)
+            api.copy_async(host.handle, target.handle, expected.nbytes, "device_to_host", stream.handle)
+            stream.synchronize()
+            if not np.array_equal(actual, expected):
+                raise BackendError(f"{int((actual != expected).sum())} of {expected.size} bytes of its views of a frame are not those of the host")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,7 +8,9 @@ import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +21,16 @@ from snl_runtime.cuda.arrays import DeviceView, is_device_array, view_of, wait_f
 from snl_runtime.cuda.buffers import drain
 from snl_runtime.cuda.resources import CudaModule, CudaStream
 from snl_runtime.errors import BackendError, FrameError, InferenceError
-from snl_runtime.gpu.checks import check_stages
+from snl_runtime.gpu.checks import check_stages, check_views
 from snl_runtime.gpu.kernels import load_kernels
 from snl_runtime.gpu.kernels.launches import DeviceFrame
 from snl_runtime.gpu.pipeline import DevicePostprocess, DevicePreprocess, Roi, Wanted, inspect_on_device, score_on_device
-from snl_runtime.images.preprocess import FrameFormat, crop_frame
+from snl_runtime.gpu.tiles import DeviceTiles
+from snl_runtime.images.preprocess import CroppedFrame, FrameFormat, crop_frame
+from snl_runtime.images.views import Views
 from snl_runtime.model.map_factors import MapFactors
 from snl_runtime.types import AnomalyMap, ColorOrder, OutputRequest
+from snl_runtime.verdict.frame_checks import FrameStatistics
 from snl_runtime.verdict.scored_frame import ScoredFrame
 
 logger = logging.getLogger(__name__)
@@ -33,6 +38,25 @@ logger = logging.getLogger(__name__)
 
 ChooseVisualizations = Callable[[ScoredFrame], OutputRequest | None]
 """What is wanted of a frame, given everything else that is known of it; None for nothing."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class FrameTask:
+    """One frame of several that are scored in one run.
+
+    Attributes:
+        cropped: The frame in host memory with its inspected part.
+        color: Meaning of its last axis.
+        threshold: Pass threshold; NaN if no decision applies.
+        wanted: What comes back beside score, checks and regions.
+        choose: Says, while the frame is still on the device, which images of it come back; None for none.
+    """
+
+    cropped: CroppedFrame
+    color: ColorOrder
+    threshold: float
+    wanted: Wanted
+    choose: ChooseVisualizations | None = None
 
 
 def map_of(inspection: ScoredFrame) -> AnomalyMap:
@@ -51,20 +75,21 @@ def offers_context(backend: Backend) -> bool:
     return isinstance(backend, DeviceBackend) and backend.execution_context() is not None
 
 
-def open_device_path(backend: Backend, size_hw: tuple[int, int]) -> "DevicePath | None":
+def open_device_path(backend: Backend, size_hw: tuple[int, int], largest_batch: int = 1) -> "DevicePath | None":
     """Return a checked device path; None if the backend runs on the host or, with one line in the log, if anything on the way is missing or wrong.
 
     Args:
         backend: Outlives the path.
         size_hw: Network size.
+        largest_batch: Most images of one run that anybody will ask for.
     """
     try:
-        if not isinstance(backend, DeviceBackend) or (opened_context := backend.execution_context()) is None:
+        if not isinstance(backend, DeviceBackend) or (opened_context := backend.execution_context(largest_batch)) is None:
             return None
         if backend.input_shape[0] not in (None, 1):
             raise BackendError(f"the model takes batches of {backend.input_shape[0]} only")
         with opened_context as context:
-            opened = _try_open(backend, context, size_hw)  # must not raise in here: a context ends with any failure
+            opened = _try_open(backend, context, size_hw, largest_batch)  # must not raise in here: a context ends with any failure
         if isinstance(opened, DevicePath):
             return opened
         failure = opened
@@ -75,10 +100,10 @@ def open_device_path(backend: Backend, size_hw: tuple[int, int]) -> "DevicePath 
     return None
 
 
-def _try_open(backend: DeviceBackend, context: ExecutionContext, size_hw: tuple[int, int]) -> "DevicePath | Exception":
+def _try_open(backend: DeviceBackend, context: ExecutionContext, size_hw: tuple[int, int], largest_batch: int) -> "DevicePath | Exception":
     try:
         with contextlib.ExitStack() as opened:
-            path = DevicePath(backend, context, size_hw)
+            path = DevicePath(backend, context, size_hw, largest_batch)
             opened.callback(path.close)
             path.check(context)
             opened.pop_all()
@@ -94,13 +119,14 @@ class DevicePath:
         backend: Lends the context; outlives this object.
         context: The backend's, opened_context now.
         size_hw: Network size.
+        largest_batch: Most images of one run that anybody will ask for; the engine may take fewer.
 
     Raises:
         BackendError: If the kernels cannot be had or CUDA fails.
     """
 
-    def __init__(self, backend: DeviceBackend, context: ExecutionContext, size_hw: tuple[int, int]) -> None:
-        self._backend, self._size_hw = backend, size_hw
+    def __init__(self, backend: DeviceBackend, context: ExecutionContext, size_hw: tuple[int, int], largest_batch: int = 1) -> None:
+        self._backend, self._size_hw, self._asked_batch = backend, size_hw, largest_batch
         self._api: CudaApi = context.stream.api
         self._device = self._api.current_device()
         self._stages = contextlib.ExitStack()
@@ -109,6 +135,16 @@ class DevicePath:
             opened.callback(self._close_stages)
             self._bind(context)
             self._resources = opened.pop_all()
+
+    @property
+    def largest_batch(self) -> int:
+        """Most images of one run."""
+        return min(self._asked_batch, self._context.largest_batch)
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether the backend's context replays a CUDA graph for frames as the last one."""
+        return self._context.has_graph
 
     def inspect(
         self,
@@ -143,22 +179,75 @@ class DevicePath:
                 unusable = fault
         raise unusable
 
-    def infer(self, image: npt.NDArray[np.uint8]) -> tuple[float, AnomalyMap]:
-        """Return raw score and map of one (H, W, 3) uint8 RGB network input, on the very path that frames take.
+    def inspect_batch(self, tasks: Sequence[FrameTask]) -> list[ScoredFrame]:
+        """Inspect 1 to :attr:`largest_batch` frames from host memory: an upload for each, one run of the engine, then one frame after the other.
 
         Raises:
             InferenceError: If the device fails; path and backend must be closed.
         """
-        inspection = self.inspect(image, color="rgb", roi_xyxy=None, threshold=math.nan, keep_map=True)
-        return inspection.map.score, map_of(inspection)
+        height, width = self._size_hw
+        parts: list[DeviceFrame] = []
+        with self._own_execution_context() as context:
+            slots = [self._slot(number) for number in range(len(tasks))]
+
+            def bring(address: int, _: CudaStream) -> None:
+                for number, (slot, task) in enumerate(zip(slots, tasks, strict=True)):
+                    parts.append(slot.enqueue(task.cropped.part, task.color, address + number * 3 * height * width))
+
+            context.run_on_device(len(tasks), bring)
+            seen: list[ScoredFrame] = []
+            for number, (slot, task) in enumerate(zip(slots, tasks, strict=True)):
+                anomaly_map, roi_xyxy = context.anomaly_map.handle + number * 4 * height * width, task.cropped.roi_xyxy
+                score = context.anomaly_score.handle + number * 4
+                self._after.enqueue(anomaly_map, score, frame=parts[number], roi_xyxy=roi_xyxy, threshold=task.threshold, wanted=task.wanted)
+                scored = self._after.collect()
+                frame = ScoredFrame(map=scored, statistics=slot.statistics(), roi_xyxy=roi_xyxy, frame=task.cropped.format)
+                seen.append(self._with_visualizations(frame, task.choose))
+            return seen
+
+    def inspect_tiles(self, part: npt.NDArray[Any], color: ColorOrder, views: Views, *, batch_size: int) -> tuple[float, AnomalyMap, FrameStatistics]:
+        """Return raw score, merged map and statistics of one frame seen in views, from one upload; see :class:`snl_runtime.gpu.tiles.DeviceTiles`.
+
+        Args:
+            part: The inspected part in host memory, as :func:`crop_frame` gives it.
+            color: Meaning of its last axis.
+            views: How it is cut.
+            batch_size: Most views of one run, at most :attr:`largest_batch`.
+
+        Raises:
+            InferenceError: If the device fails; path and backend must be closed.
+        """
+        with self._own_execution_context() as context:
+            return self._tiles.score(context, part, color, views, batch_size=batch_size)
+
+    def infer(self, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Return raw scores (N,) and maps (N, H, W) of (N, H, W, 3) uint8 RGB network inputs, on the very path that frames take.
+
+        Raises:
+            InferenceError: If the device fails; path and backend must be closed.
+        """
+        everything = Wanted(anomaly_map=True)
+        tasks = [FrameTask(cropped=crop_frame(image, "rgb", None), color="rgb", threshold=math.nan, wanted=everything) for image in images]
+        seen = self.inspect_batch(tasks)
+        return np.array([each.map.score for each in seen], np.float32), np.stack([map_of(each) for each in seen])
+
+    def infer_tiles(self, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Return what :meth:`infer` does, on the path that tiles take.
+
+        Raises:
+            InferenceError: If the device fails; path and backend must be closed.
+        """
+        with self._own_execution_context() as context:
+            return self._tiles.score_inputs(context, images)
 
     def check(self, context: ExecutionContext) -> None:
-        """Compare every stage with its definition, see :func:`snl_runtime.gpu.checks.check_stages`.
+        """Compare every stage with its definition, see :mod:`snl_runtime.gpu.checks`.
 
         Raises:
             BackendError: If the device gives anything else than the host would, or CUDA fails.
         """
         check_stages(self._api, context.stream, self._before, self._after, self._size_hw)
+        check_views(self._api, self._kernels, context.stream, self._size_hw)
 
     def close(self) -> None:
         """Release everything; a second call does nothing. The backend stays open."""
@@ -167,7 +256,7 @@ class DevicePath:
 
     @contextlib.contextmanager
     def _own_execution_context(self) -> Iterator[ExecutionContext]:
-        opened_context = self._backend.execution_context()
+        opened_context = self._backend.execution_context(self._asked_batch)
         if opened_context is None:
             raise InferenceError("the backend lends its context no more; open the model again")
         with opened_context as context:
@@ -180,8 +269,16 @@ class DevicePath:
         with contextlib.ExitStack() as opened:
             self._before = opened.enter_context(DevicePreprocess(self._api, self._kernels, context.stream, self._size_hw))
             self._after = opened.enter_context(DevicePostprocess(self._api, self._kernels, context.stream, self._size_hw))
-            self._context = context
+            self._tiles = opened.enter_context(DeviceTiles(self._api, self._kernels, context.stream))
+            self._context, self._slots = context, [self._before]
             self._stages = opened.pop_all()
+
+    def _slot(self, number: int) -> DevicePreprocess:
+        """Return what prepares the frame of this number in a batch: its own upload and frame, so that no frame takes another's place."""
+        while len(self._slots) <= number:
+            slot = DevicePreprocess(self._api, self._kernels, self._context.stream, self._size_hw)
+            self._slots.append(self._stages.enter_context(slot))
+        return self._slots[number]
 
     def _close_stages(self) -> None:
         self._stages.close()

@@ -24,6 +24,8 @@ More is a mistyped side or overlap, which would take all memory, or minutes for 
 
 Infer: TypeAlias = Callable[[npt.NDArray[np.uint8]], tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
 """(N, H, W, 3) uint8 RGB -> scores (N,), maps (N, H, W)."""
+RunViews: TypeAlias = Callable[[int, int], tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
+"""Number of the first view and how many -> scores (N,), maps (N, H, W)."""
 
 
 class Tiles(NamedTuple):
@@ -85,6 +87,12 @@ class Views:
             raise ConfigError(f"{seen}, at most {most} are allowed; take larger tiles, less overlap, or a smaller --roi")
 
     @property
+    def grid_shape(self) -> tuple[int, int]:
+        """How many rows of tiles there are, and how many are in each."""
+        rows, columns = (_count(whole, view, self.overlap_px) for whole, view in zip(self.map_hw, self.view_hw))
+        return rows, columns
+
+    @property
     def grid(self) -> tuple[View, ...]:
         """The views, row by row; the whole frame beside them is the last."""
         rows, columns = (_spread(whole, view, self.overlap_px) for whole, view in zip(self.map_hw, self.view_hw))
@@ -95,7 +103,7 @@ class Views:
     @property
     def count(self) -> int:
         """How many there are: how often the network runs for a frame."""
-        return math.prod(_count(whole, view, self.overlap_px) for whole, view in zip(self.map_hw, self.view_hw)) + self.with_whole_frame
+        return math.prod(self.grid_shape) + self.with_whole_frame
 
     def cut(self, part: Image, some: Sequence[View] | None = None) -> npt.NDArray[np.uint8]:
         """Return some views, all of them for None, as (N, h, w, 3), from the resized part (H, W, 3) uint8 RGB."""
@@ -136,15 +144,31 @@ def score_frames(seen: Sequence[tuple[Image, Views]], infer: Infer, *, batch_siz
         batch_size: Most views that it is given at a time, of one frame or several; memory is bounded by them and the merged maps.
     """
     grid = [(number, view) for number, (_, views) in enumerate(seen) for view in views.grid]
-    layers = [views.empty_layers() for _, views in seen]
+
+    def run(start: int, count: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        return infer(np.concatenate([seen[number][1].cut(seen[number][0], [view]) for number, view in grid[start : start + count]]))
+
+    return merge_answers([views for _, views in seen], run, batch_size=batch_size)
+
+
+def merge_answers(seen: Sequence[Views], run: RunViews, *, batch_size: int) -> list[tuple[float, AnomalyMap]]:
+    """Return what :func:`score_frames` does, from a function that is told which views to score and has the frames itself.
+
+    Args:
+        seen: How each frame is cut.
+        run: Scores ``count`` views from ``start`` on, counted over all frames in order.
+        batch_size: Most views that it is told at a time.
+    """
+    grid = [(number, view) for number, views in enumerate(seen) for view in views.grid]
+    layers = [views.empty_layers() for views in seen]
     deviations: list[list[float]] = [[] for _ in seen]
     for start in range(0, len(grid), batch_size):
         some = grid[start : start + batch_size]
-        scores, maps = infer(np.concatenate([seen[number][1].cut(seen[number][0], [view]) for number, view in some]))
+        scores, maps = run(start, len(some))
         for (number, view), score, anomaly_map in zip(some, scores, maps, strict=True):
-            seen[number][1].put(layers[number], anomaly_map[None], [view])
+            seen[number].put(layers[number], anomaly_map[None], [view])
             deviations[number].append(float(score) - float(anomaly_map.max()))  # exact: both are float32
-    merged = [views.merge(each) for (_, views), each in zip(seen, layers)]
+    merged = [views.merge(each) for views, each in zip(seen, layers)]
     return [(float(anomaly_map.max()) + _worst(each), anomaly_map) for anomaly_map, each in zip(merged, deviations)]
 
 

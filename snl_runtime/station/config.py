@@ -51,6 +51,8 @@ class ModelConfig:
     """Ed25519 public key (PEM) that must have signed the manifest; none accepts unsigned models."""
     rebuild: bool = False
     """Build ``x.trt`` again from ``x.onnx`` if it was built for another device."""
+    cuda_graphs: bool = True
+    """Let ONNX Runtime and TensorRT record their work on a GPU as CUDA graphs; where a graph does not answer as a plain run, there is none."""
 
     def __post_init__(self) -> None:
         _check("model", "file", self.file, self.file != "", "the name of a file")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from snl_runtime.images.frame_outputs import Visualizations
 from snl_runtime.images.preprocess import FrameFormat
-from snl_runtime.types import AnomalyMap, AnomalyRegion
+from snl_runtime.types import AnomalyMap, AnomalyRegion, StageTimings
 from snl_runtime.verdict.decision import MapSummary
 from snl_runtime.verdict.frame_checks import FrameStatistics
 
@@ -43,3 +43,20 @@ class ScoredFrame:
     roi_xyxy: tuple[int, int, int, int]
     frame: FrameFormat
     visualizations: Visualizations | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Scored:
+    """What the model says about one frame, before any decision.
+
+    Attributes:
+        score: Raw image-level anomaly score, equal to the maximum of the map.
+        anomaly_map: (H, W) float32 raw scores at network resolution.
+        statistics: Of what the network saw.
+        timings: Preprocessing, inference and total; on a device path preprocessing counts as inference.
+    """
+
+    score: float
+    anomaly_map: AnomalyMap
+    statistics: FrameStatistics
+    timings: StageTimings

@@ -139,7 +139,7 @@ class DecisionBook:
                 share = f"{100 * mask.ignored_share:.3g} % of the inspected part is not judged (ignore mask {mask.file})"
                 notes.append(f"product {product!r}: {share}; a defect there passes")
             if (tiles := decision.tiles) is not None:
-                notes.append(f"product {product!r}: a frame is seen in {tiles}, cut on the host")
+                notes.append(f"product {product!r}: a frame is seen in {tiles}")
         return tuple(notes)
 
     @property

@@ -8,7 +8,7 @@ import numpy as np
 
 from snl_runtime.cuda.api import device_scope
 from snl_runtime.cuda.resources import CudaStream
-from snl_runtime.gpu.checks import check_stages
+from snl_runtime.gpu.checks import check_stages, check_views
 from snl_runtime.gpu.kernels import load_kernels
 from snl_runtime.gpu.pipeline import DevicePostprocess, DevicePreprocess
 
@@ -27,7 +27,7 @@ def make_frame(size_hw, color, *, dtype=np.uint8):
 
 
 def check_kernels(api, size_hw, frames):
-    """Compare input, statistics, map, regions, normalization map and images with what the host computes.
+    """Compare input, views, statistics, map, regions, normalization map and images with what the host computes.
 
     Args:
         api: CUDA; everything happens on its first device.
@@ -45,6 +45,7 @@ def check_kernels(api, size_hw, frames):
         DevicePostprocess(api, kernels, stream, size_hw) as after,
     ):
         check_stages(api, stream, before, after, size_hw, frames=frames)
+        check_views(api, kernels, stream, size_hw)
 
 
 def sanitize(program, tests):

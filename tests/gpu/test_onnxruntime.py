@@ -5,6 +5,7 @@ import pytest
 
 from snl_runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from snl_runtime.detector.detector import SnlDetector
+from snl_runtime.images.views import Tiles, tile_views
 from snl_runtime.model.bundle import open_bundle
 from snl_runtime.model.golden import check_golden
 from snl_runtime.scorer import Scorer
@@ -69,6 +70,32 @@ def test_scores_do_not_depend_on_the_start(model, on_cuda, shots, detector_check
     with SnlDetector(model, device="cuda") as again:
         for number, shot in enumerate(shots[:20]):
             detector_checks.check_alike(expected[number], detector_checks.inspect(again, shot), f"frame {number}", relative=SAME_DEVICE)
+
+
+def test_replayed_graph_gives_what_a_session_without_gives(model, on_cuda, shots, detector_checks):
+    with SnlDetector(model, device="cuda", cuda_graphs=False) as plain:
+        for number, shot in enumerate(shots[:20]):
+            expected, result = detector_checks.inspect(plain, shot), detector_checks.inspect(on_cuda, shot)
+            detector_checks.check_alike(expected, result, f"frame {number}", relative=SAME_DEVICE)
+        assert (plain.has_cuda_graph, on_cuda.has_cuda_graph) == (False, True)
+
+
+def test_frames_of_a_batch_get_what_each_gets_alone(model, on_cuda, shots, detector_checks):
+    """Other kernels may be chosen for another number of images, so scores are equal within the tolerance of golden samples only."""
+    same = [shot for shot in shots if shot.color == shots[0].color][: 2 * on_cuda.batch_size]
+    results = on_cuda.detect_batch([shot.image for shot in same], color=shots[0].color, products=[shot.product for shot in same])
+    tolerance = open_bundle(model).golden_tolerance
+    for number, (shot, result) in enumerate(zip(same, results, strict=True)):
+        detector_checks.check_alike(detector_checks.inspect(on_cuda, shot), result, f"frame {number}", relative=tolerance)
+
+
+def test_tiles_score_as_on_the_cpu(model, shots, detector_checks):
+    with Scorer(model) as on_cpu, Scorer(model, device="cuda") as on_gpu:
+        side = on_cpu.size_hw[0]
+        views = tile_views((2 * side + side // 2, 3 * side), on_cpu.size_hw, Tiles(side, side // 8, with_whole_frame=False))
+        for shot in shots[:5]:
+            expected, result = (scorer.score(shot.image, shot.color, tiles=views) for scorer in (on_cpu, on_gpu))
+            assert abs(result.score - expected.score) <= detector_checks.allowed_difference(open_bundle(model))
 
 
 @pytest.mark.parametrize("package", ["torch", "cupy"])

@@ -14,6 +14,7 @@ OVER_SEVERAL_MODULES = {
     "cli/test_effects.py": "what two commands write, as docs/effects.md says",
     "gpu/test_gpu_checks.py": "the checks in tests/gpu, with planted faults",
     "gpu/test_speed_gpu.py": "benchmarks/speed, on the GPU in NumPy",
+    "gpu/test_speed_gpu_aims.py": "benchmarks/speed, on the GPU in NumPy",
 }
 
 

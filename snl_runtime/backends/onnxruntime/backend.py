@@ -1,6 +1,8 @@
 """ONNX Runtime on the CPU, or on an NVIDIA GPU when asked."""
 
 import contextlib
+import functools
+import logging
 import os
 import types
 from collections.abc import Iterator
@@ -14,8 +16,10 @@ from snl_runtime.backends.base import INPUT_NAME, MAP_NAME, SCORE_NAME, check_ar
 from snl_runtime.backends.onnxruntime.context import OnnxRuntimeContext
 from snl_runtime.backends.onnxruntime.session import device_index, open_session
 from snl_runtime.cuda import api as cuda_api
-from snl_runtime.cuda.api import device_scope
+from snl_runtime.cuda.api import CudaApi, device_scope
 from snl_runtime.errors import BackendError, InferenceError
+
+logger = logging.getLogger(__name__)
 
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 
@@ -25,13 +29,17 @@ class OnnxRuntimeBackend:
 
     name = "onnxruntime"
 
-    def __init__(self, model_path: str | os.PathLike[str], *, device: str | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self, model_path: str | os.PathLike[str], *, device: str | None = None, threads: int | None = None, cuda_graphs: bool = True
+    ) -> None:
         """Load the model.
 
         Args:
             model_path: The ``.onnx`` file.
             device: ``cpu`` (default), ``cuda`` or ``cuda:N``.
             threads: CPU threads for one call; None for the physical cores this process may use.
+            cuda_graphs: Let the execution context record CUDA graphs; where it cannot, or they answer otherwise than plain runs, it works without,
+                and one line in the log says why.
 
         Raises:
             BackendUnavailableError: If the package or its CUDA provider is missing.
@@ -40,7 +48,7 @@ class OnnxRuntimeBackend:
         """
         self.device = device or "cpu"
         path = self._path = Path(model_path)
-        self._threads = threads
+        self._threads, self._cuda_graphs = threads, cuda_graphs
         self._context: OnnxRuntimeContext | None = None
         self._failure: str | None = None
         self._closed = False
@@ -64,13 +72,13 @@ class OnnxRuntimeBackend:
             raise InferenceError(f"backend 'onnxruntime' failed on {self.device}: {one_line(error)}") from error
         store_outputs(self.name, outputs, anomaly_map, anomaly_score)
 
-    def execution_context(self) -> contextlib.AbstractContextManager[OnnxRuntimeContext] | None:
+    def execution_context(self, largest_batch: int = 1) -> contextlib.AbstractContextManager[OnnxRuntimeContext] | None:
         """Return the context of a model on a GPU, lent with the GPU current; None on the CPU. See :class:`snl_runtime.backends.base.DeviceBackend`.
 
         The context has a session of its own, on its own stream; that of :meth:`infer` is released first and opened again if it is ever asked for, so
         that the GPU holds the model once.
         """
-        return None if self.device == "cpu" else self._lend_context()
+        return None if self.device == "cpu" else self._lend_context(largest_batch)
 
     def close(self) -> None:
         """Release the sessions; a second call does nothing."""
@@ -84,14 +92,13 @@ class OnnxRuntimeBackend:
         self.close()
 
     @contextlib.contextmanager
-    def _lend_context(self) -> Iterator[OnnxRuntimeContext]:
+    def _lend_context(self, largest_batch: int) -> Iterator[OnnxRuntimeContext]:
         self._check_open()
         self._session = None
         api, index = cuda_api.load_cuda(), device_index(self.device)
         with device_scope(api, index):
             if self._context is None:
-                _, height, width, _ = self.input_shape
-                self._context = OnnxRuntimeContext(api, self._open_on_stream, (height, width), device_index=index)
+                self._context = self._open_context(api, index, self.input_shape[0] or largest_batch)
             try:
                 yield self._context
             except BaseException as failure:
@@ -100,8 +107,22 @@ class OnnxRuntimeBackend:
                     self._close_context()
                 raise
 
-    def _open_on_stream(self, stream: int) -> Any:
-        return open_session(self._path, device=self.device, threads=self._threads, stream=stream)
+    def _open_context(self, api: CudaApi, index: int, largest_batch: int) -> OnnxRuntimeContext:
+        _, height, width, _ = self.input_shape
+
+        def open_context(*, capture: bool) -> OnnxRuntimeContext:
+            open_on_stream = functools.partial(self._open_on_stream, capture=capture)
+            return OnnxRuntimeContext(api, open_on_stream, (height, width), largest_batch=largest_batch, capture=capture, device_index=index)
+
+        if self._cuda_graphs:
+            try:
+                return open_context(capture=True)
+            except BackendError as failure:
+                logger.warning("%s runs without a CUDA graph: %s", self._path.name, failure)
+        return open_context(capture=False)
+
+    def _open_on_stream(self, stream: int, *, capture: bool) -> Any:
+        return open_session(self._path, device=self.device, threads=self._threads, stream=stream, capture=capture)
 
     def _close_context(self) -> None:
         context, self._context = self._context, None

@@ -12,6 +12,8 @@ from snl_runtime.errors import BackendError, BackendUnavailableError, ConfigErro
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
 _LOG_NOTHING = 4  # errors reach the caller as exceptions; the library would print them as well
+_GRAPH_OF_RUN = "gpu_graph_id"
+_NO_GRAPH = -1
 
 
 def load_onnxruntime() -> Any:
@@ -33,7 +35,9 @@ def load_onnxruntime() -> Any:
     return onnxruntime
 
 
-def open_session(model_path: str | os.PathLike[str], *, device: str = "cpu", threads: int | None = None, stream: int | None = None) -> Any:
+def open_session(
+    model_path: str | os.PathLike[str], *, device: str = "cpu", threads: int | None = None, stream: int | None = None, capture: bool = False
+) -> Any:
     """Return an ``InferenceSession`` of an ``.onnx`` file on one device.
 
     On a GPU the library's process-wide log is silenced, too: its CUDA code logs there, past the session's own level, and in color.
@@ -43,21 +47,22 @@ def open_session(model_path: str | os.PathLike[str], *, device: str = "cpu", thr
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         threads: CPU threads for one call; None for the physical cores this process may use.
         stream: CUDA stream that the work goes onto; None for one of the session's own. Only on a GPU.
+        capture: Let runs record CUDA graphs, see :func:`graph_run_options`. Only on a GPU, and only for bound inputs and outputs.
 
     Raises:
         BackendUnavailableError: If the package or its CUDA provider is missing, or the GPU cannot be used.
-        BackendError: If the file cannot be loaded.
+        BackendError: If the file cannot be loaded; with ``capture`` also if a node has no kernel on the GPU.
         ConfigError: If ``device`` or ``threads`` means nothing here.
     """
     library = load_onnxruntime()
-    providers, options = _providers(library, device, stream), _session_options(library, threads)
+    providers, options = _providers(library, device, stream, capture=capture), _session_options(library, threads)
     if device != "cpu":
         _prepare_cuda(library)
     try:
         session = library.InferenceSession(path_or_bytes(Path(model_path)), sess_options=options, providers=providers)
     except Exception as error:  # the library's exception classes share no base
-        remedy = "export the model again: snl-export --ckpt x.pt"
-        raise BackendError(f"onnxruntime cannot load {Path(model_path)} on {device}: {one_line(error)}; {remedy}") from error
+        remedy = "" if capture else "; export the model again: snl-export --ckpt x.pt"
+        raise BackendError(f"onnxruntime cannot load {Path(model_path)} on {device}: {one_line(error)}{remedy}") from error
     if device != "cpu" and session.get_providers()[0] != CUDA:  # it falls back to the CPU silently
         raise BackendUnavailableError(
             f"onnxruntime could not start device '{device}'; check the driver, install CUDA with pip install 'snl-edge[gpu]', or use device cpu"
@@ -77,12 +82,26 @@ def device_index(device: str) -> int:
     return int(index or "0")
 
 
-def cuda_options(index: int, stream: int | None = None) -> dict[str, str]:
-    """Return the options of the CUDA provider, the same for every session on a GPU; the library takes text only.
+def graph_run_options(graph: int | None) -> Any:
+    """Return the ``RunOptions`` for a run of a session that captures.
+
+    Args:
+        graph: Number above 0 of the CUDA graph that the run records, once the library has made the runs that it wants before, or replays. A graph
+            holds for one shape, for the addresses that were bound when it was recorded, and for the thread that recorded it; the library checks
+            none of the three. None for a run as in a session that does not capture.
+    """
+    options = load_onnxruntime().RunOptions()
+    options.add_run_config_entry(_GRAPH_OF_RUN, str(_NO_GRAPH if graph is None else graph))
+    return options
+
+
+def cuda_options(index: int, stream: int | None = None, *, capture: bool = False) -> dict[str, str]:
+    """Return the options of the CUDA provider, the same for every session on a GPU but for where it works; the library takes text only.
 
     Args:
         index: Which GPU.
         stream: Handle of the stream to work on; None for one of the session's own.
+        capture: Let runs record CUDA graphs.
     """
     options = {
         "device_id": str(index),
@@ -93,16 +112,20 @@ def cuda_options(index: int, stream: int | None = None) -> dict[str, str]:
         # The default doubles the arena at every growth; sizes are fixed here, so it would only hold memory that other processes need.
         "arena_extend_strategy": "kSameAsRequested",
     }
-    return options if stream is None else {**options, "user_compute_stream": str(stream)}
+    if stream is not None:
+        options["user_compute_stream"] = str(stream)
+    if capture:
+        options["enable_cuda_graph"] = "1"
+    return options
 
 
-def _providers(library: Any, device: str, stream: int | None) -> list[Any]:
+def _providers(library: Any, device: str, stream: int | None, *, capture: bool) -> list[Any]:
     if device == "cpu":
         return [CPU]
     index = device_index(device)
     if CUDA not in library.get_available_providers():
         raise BackendUnavailableError("device 'cuda' needs the package onnxruntime-gpu instead of onnxruntime: pip install 'snl-edge[gpu]'")
-    return [(CUDA, cuda_options(index, stream)), CPU]
+    return [(CUDA, cuda_options(index, stream, capture=capture)), CPU]
 
 
 def _prepare_cuda(library: Any) -> None:

@@ -40,6 +40,7 @@ class TensorRtBackend:
         *,
         device: str | None = None,
         threads: int | None = None,
+        cuda_graphs: bool = True,
         cuda: CudaApi | None = None,
         find_library: Callable[[str], EngineLibrary] | None = None,
     ) -> None:
@@ -49,6 +50,7 @@ class TensorRtBackend:
             model_path: The engine; its manifest lies beside it.
             device: ``cuda`` (the first GPU, default) or ``cuda:N``.
             threads: Accepted for the sake of the other backends; nothing here uses CPU threads.
+            cuda_graphs: Record the engine's work as CUDA graphs.
             cuda: CUDA to use; None for the real one.
             find_library: Returns the TensorRT that the manifest names; None for the installed ones.
 
@@ -61,7 +63,7 @@ class TensorRtBackend:
         path = Path(model_path)
         if threads is not None and threads < 1:
             raise ConfigError(f"threads must be at least 1, got {threads}")
-        self._device = _device_index(device)
+        self._device, self._capture = _device_index(device), cuda_graphs
         plan, entry = read_engine(path)
         library = (find_library or open_library)(entry.library)
         check_library(path.name, entry, library)
@@ -78,7 +80,7 @@ class TensorRtBackend:
             self._engine = library.load_engine(plan, file_name=path.name, cache_path=_cache_path(library, gpu, entry))
             opened.callback(self._engine.close)
             self.input_shape: tuple[int | None, int, int, int] = self._engine.input_shape
-            self._contexts[threading.current_thread()] = TensorRtContext(self._api, self._engine)
+            self._contexts[threading.current_thread()] = TensorRtContext(self._api, self._engine, capture=self._capture)
             opened.pop_all()
 
     def infer(self, image: npt.NDArray[np.uint8], anomaly_map: npt.NDArray[np.float32], anomaly_score: npt.NDArray[np.float32]) -> None:
@@ -89,10 +91,11 @@ class TensorRtBackend:
             context.infer(image, anomaly_map, anomaly_score)
 
     @contextlib.contextmanager
-    def execution_context(self) -> Iterator[TensorRtContext]:
+    def execution_context(self, largest_batch: int = 1) -> Iterator[TensorRtContext]:  # noqa: ARG002
         """Lend the calling thread its context, with the engine's device current; kernels may be queued on ``context.stream``.
 
-        After any failure in the body the backend answers no more: what is on the device is then unknown.
+        After any failure in the body the backend answers no more: what is on the device is then unknown. The engine itself says how many images a
+        run takes, whatever ``largest_batch`` is.
 
         Raises:
             InferenceError: If the backend is closed or failed before, or CUDA fails.
@@ -136,7 +139,7 @@ class TensorRtBackend:
             for ended in [other for other in self._contexts if not other.is_alive()]:
                 self._contexts.pop(ended).close()
             if thread not in self._contexts:
-                self._contexts[thread] = TensorRtContext(self._api, self._engine)
+                self._contexts[thread] = TensorRtContext(self._api, self._engine, capture=self._capture)
             return self._contexts[thread]
 
     def _close_context(self, thread: threading.Thread) -> None:

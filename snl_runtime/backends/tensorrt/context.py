@@ -85,6 +85,11 @@ class TensorRtContext:
             self._resources = opened.pop_all()
 
     @property
+    def largest_batch(self) -> int:
+        """Most images of one run: the most that the engine was built for."""
+        return self._largest
+
+    @property
     def has_graph(self) -> bool:
         """Whether runs of the current batch size replay a CUDA graph that this context recorded."""
         return self._state.graph is not None

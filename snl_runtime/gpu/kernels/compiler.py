@@ -10,6 +10,7 @@ _SOURCE_FILES = ("common.cu", "frame.cu", "map.cu", "regions.cu")
 KERNEL_NAMES = (
     "frame_rows",
     "frame_columns",
+    "cut_views",
     "input_sums",
     "normalization_cells",
     "map_to_frame",

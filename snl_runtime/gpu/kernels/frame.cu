@@ -56,6 +56,36 @@ extern "C" __global__ void frame_columns(const float* __restrict__ rows, int pla
   }
 }
 
+// Where view `number` of `count` over an axis begins. Reference: snl_runtime.images.views.Views.grid; ties go to the even number, as Python rounds.
+__device__ inline int view_start(int whole, int view, int count, int number) {
+  if (count == 1) {
+    return 0;
+  }
+  const long long numerator = (long long)number * (whole - view);
+  const long long quotient = numerator / (count - 1);
+  const long long twice_rest = 2 * (numerator % (count - 1));
+  return (int)(quotient + (twice_rest > count - 1 || (twice_rest == count - 1 && quotient % 2 == 1)));
+}
+
+// Cuts views out of a network input larger than the network's: part (height, width, 3) uint8 -> views (gridDim.z, view_height, view_width, 3), those of
+// a grid of `rows` times `columns` from view `first` on. Reference: snl_runtime.images.views.Views.cut. One thread per byte of a view's row; `blocks_run`
+// counts the blocks, so that the host sees that the kernel ran for all views.
+extern "C" __global__ void cut_views(const unsigned char* __restrict__ part, int height, int width, int rows, int columns, int first,
+                                     unsigned char* __restrict__ views, int view_height, int view_width, unsigned int* __restrict__ blocks_run) {
+  if (threadIdx.x == 0 && threadIdx.y == 0) {
+    atomicAdd(blocks_run, 1u);
+  }
+  const int x = blockIdx.x * blockDim.x + threadIdx.x;
+  const int y = blockIdx.y * blockDim.y + threadIdx.y;
+  if (x >= 3 * view_width || y >= view_height) {
+    return;
+  }
+  const int number = first + blockIdx.z;
+  const long long top = view_start(height, view_height, rows, number / columns);
+  const int left = view_start(width, view_width, columns, number % columns);
+  views[((long long)blockIdx.z * view_height + y) * view_width * 3 + x] = part[((top + y) * width + left) * 3 + x];
+}
+
 // Reference: snl_runtime.verdict.frame_checks.frame_statistics, as whole numbers: sums[0..2] of the channels, [3..5] of their squares, [6] white, [7] black,
 // [8] reddish, [9] bluish, [10] red, [11] blue and [12] all pixels, which shows that every one was counted. `sums` must be cleared before. Any grid
 // of one dimension will do.

@@ -15,6 +15,7 @@ from snl_runtime.cuda.api import KernelArgument, Size3
 from snl_runtime.cuda.resources import CudaModule, CudaStream
 from snl_runtime.images.overlay import HEAT_STEPS, heat_table
 from snl_runtime.images.preprocess import ROUNDING
+from snl_runtime.images.views import Views
 from snl_runtime.types import AnomalyRegion, ColorOrder
 from snl_runtime.verdict.frame_checks import BLACK_LEVEL, COLOR_LEVEL, TINT_LEVEL, WHITE_LEVEL, FrameStatistics
 from snl_runtime.verdict.regions import rank_regions
@@ -153,6 +154,36 @@ def launch_frame_to_input(kernels: CudaModule, frame: DeviceFrame, *, rows: int,
         c_float(float(ROUNDING)),
     )
     kernels.launch("frame_columns", grid=_grid(size_hw, _TILE), block=_TILE, stream=stream, arguments=arguments)
+
+
+def launch_cut_views(  # noqa: PLR0913 - a grid, a part of it, three addresses
+    kernels: CudaModule, views: Views, *, part: int, first: int, count: int, target: int, blocks_run: int, stream: CudaStream
+) -> None:
+    """Cut ``count`` views of a frame, from number ``first`` of their grid on, in one launch.
+
+    Args:
+        kernels: What launches.
+        views: The grid.
+        part: (H, W, 3) uint8 RGB of its ``map_hw``.
+        first: Number of the first view.
+        count: How many.
+        target: (count, h, w, 3) uint8.
+        blocks_run: One uint32, cleared by the caller; counts up to :func:`view_blocks`.
+        stream: Where it is ordered.
+    """
+    arguments: Sequence[KernelArgument] = (
+        c_void_p(part),
+        *(c_int32(value) for value in (*views.map_hw, *views.grid_shape, first)),
+        c_void_p(target),
+        *(c_int32(side) for side in views.view_hw),
+        c_void_p(blocks_run),
+    )
+    kernels.launch("cut_views", grid=_views_grid(views.view_hw, count), block=_TILE, stream=stream, arguments=arguments)
+
+
+def view_blocks(view_hw: tuple[int, int], count: int) -> int:
+    """Return how many blocks :func:`launch_cut_views` runs."""
+    return math.prod(_views_grid(view_hw, count))
 
 
 def launch_input_sums(kernels: CudaModule, *, source: int, size_hw: tuple[int, int], sums: int, stream: CudaStream) -> None:
@@ -329,6 +360,11 @@ def rounded_down(value: float) -> float:
     with np.errstate(over="ignore"):
         nearest = np.float32(value)
     return float(np.nextafter(nearest, np.float32(-math.inf))) if float(nearest) > value else float(nearest)
+
+
+def _views_grid(view_hw: tuple[int, int], count: int) -> Size3:
+    columns, rows, _ = _grid((view_hw[0], 3 * view_hw[1]), _TILE)
+    return columns, rows, count
 
 
 def _grid(size_hw: tuple[int, int], block: Size3) -> Size3:

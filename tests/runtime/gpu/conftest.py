@@ -78,25 +78,31 @@ def device_detector():
 def fake(kernels, make_gpu, monkeypatch, model_fixtures, gpu, device_detector):
     """A GPU with working kernels, where ONNX Runtime and TensorRT find it."""
     cuda, session = make_gpu(kernels), device_detector.Session
+    cuda.refuses_capture = False
     size = model_fixtures.SIZE
     library = gpu.FakeLibrary(cuda, lambda images: model_fixtures.reference_maps(images.tobytes()), (size, size))
     monkeypatch.setattr(cuda_api, "load_cuda", lambda: cuda)
     monkeypatch.setattr("snl_runtime.gpu.path.load_kernels", lambda api: CudaModule(api, b"code"))
     monkeypatch.setattr("snl_runtime.backends.tensorrt.backend.open_library", lambda name: library)
-    names = {name: getattr(onnxruntime, name) for name in ("SessionOptions", "ExecutionMode", "GraphOptimizationLevel")}
+    names = {name: getattr(onnxruntime, name) for name in ("SessionOptions", "RunOptions", "ExecutionMode", "GraphOptimizationLevel")}
 
     def open_fake(path, sess_options, providers):
         if providers == ["CPUExecutionProvider"]:
             return onnxruntime.InferenceSession(path, sess_options=sess_options, providers=providers)
-        stream = providers[0][1].get("user_compute_stream")
-        return device_detector.CudaSession(path, sess_options) if stream is None else session(cuda, path, int(stream))
+        given = providers[0][1]
+        if given.get("enable_cuda_graph") == "1" and cuda.refuses_capture:
+            raise RuntimeError("This session cannot use the graph capture feature as requested by the user")
+        if (stream := given.get("user_compute_stream")) is None:
+            return device_detector.CudaSession(path, sess_options)
+        return session(cuda, path, int(stream), capture=given.get("enable_cuda_graph") == "1")
 
     provided = SimpleNamespace(
         InferenceSession=open_fake, get_available_providers=lambda: ["CUDAExecutionProvider"], set_default_logger_severity=lambda level: None, **names
     )
     monkeypatch.setattr(onnxruntime_session, "load_onnxruntime", lambda: provided)
     monkeypatch.setattr(onnxruntime_backend, "OnnxRuntimeContext", functools.partial(OnnxRuntimeContext, device_type="cpu"))
-    monkeypatch.setattr(session, "spoil", staticmethod(session.spoil))  # put back after the test
+    for name in ("spoil", "replay"):
+        monkeypatch.setattr(session, name, staticmethod(getattr(session, name)))  # put back after the test
     cuda.library = library
     return cuda
 

@@ -15,13 +15,16 @@ from snl_runtime.backends.base import DeviceBackend
 from snl_runtime.backends.onnxruntime import backend as onnxruntime_backend
 from snl_runtime.backends.tensorrt.backend import TensorRtBackend
 from snl_runtime.errors import InferenceError
+from snl_runtime.gpu.path import DevicePath
 from snl_runtime.model.frame_range import FrameSizes
 from snl_runtime.scorer import Scorer
-from snl_runtime.types import Verdict
+from snl_runtime.types import OutputRequest, Verdict
 from tolerances import TINY_MODEL_ABS, TINY_MODEL_REL
 
 ROI = (5, 9, 84, 70)
 ENGINES = ("onnxruntime", "tensorrt")
+LARGEST = {"onnxruntime": 8, "tensorrt": 4}
+"""The most images of a run: what the manifest says, and what the engine was built for."""
 HOST_LINE = "frames are prepared on the host"
 plain_kernels = pytest.mark.parametrize("kernels", ["separate"], indirect=True)
 
@@ -59,16 +62,78 @@ def test_frame_of_the_networks_size_gives_what_the_host_gives(open_on, frames, e
 
 @plain_kernels
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_batch_is_judged_frame_by_frame_on_the_device(open_on, frames, engine, device_detector):
+def test_frames_of_a_batch_are_judged_as_alone(open_on, frames, engine, device_detector):
     detector = open_on(engine, changes=device_detector.decisions_of_every_kind())
     images = [image for image, color in frames.values() if color == "bgr"]
     products = [device_detector.product_of(image) for image in images]
     expected = [detector.detect(image, product=product) for image, product in zip(images, products, strict=True)]
     results = detector.detect_batch(images, products=products)
-    assert (detector.is_on_device, detector.batch_size) == (True, 1)
+    assert (detector.is_on_device, detector.batch_size) == (True, LARGEST[engine])
     for result, each in zip(results, expected, strict=True):
         assert device_detector.cause(result) == device_detector.cause(each)
-        assert result.score == pytest.approx(each.score, abs=0, nan_ok=True)
+        assert result.score == pytest.approx(each.score, rel=TINY_MODEL_REL, nan_ok=True)
+        assert result.regions == each.regions
+
+
+@plain_kernels
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_batch_costs_an_upload_a_frame_and_one_run_of_the_engine(open_on, fake, frames, engine):
+    detector = open_on(engine)
+    images = [frames[name][0] for name in ("odd good", "odd bad", "large", "black")]
+    alone = [detector.detect(image) for image in images]
+    for _ in range(2):
+        detector.detect_batch(images)  # golden samples of the first batch, and buffers for every frame
+    fake.ran.clear(), fake.calls.clear()
+    results = detector.detect_batch(images, outputs=OutputRequest(overlay=True))
+    assert [(result.verdict, result.regions) for result in results] == [(result.verdict, result.regions) for result in alone]
+    for name, count in {"host_to_device": 4, "engine": 1, "frame_columns": 4, "input_sums": 4, "measure_regions": 4, "map_to_frame": 3}.items():
+        assert fake.ran.count(name) == count, name  # the black frame is an ERROR, of which nothing is drawn
+    assert not {name for name in fake.calls if name.startswith(("create", "destroy", "load", "unload"))}
+    for result, image in zip(results, images):
+        assert result.verdict is Verdict.ERROR or result.overlay.shape == image.shape
+
+
+@plain_kernels
+def test_frames_of_host_device_and_other_products_share_what_they_can(open_on, fake, frames, on_gpu):
+    detector = open_on("onnxruntime")
+    good, bad = frames["odd good"][0], frames["odd bad"][0]
+    detector.detect_batch([good, bad])
+    images = [good, bad, on_gpu(bad), None, good, bad, good]
+    fake.ran.clear()
+    verdicts = [result.verdict.value for result in detector.detect_batch(images)]
+    assert verdicts == ["PASS", "REJECT", "REJECT", "ERROR", "PASS", "REJECT", "PASS"]
+    assert fake.ran.count("engine") == 3  # two of the host, the one that lies on the GPU, three of the host
+
+
+@plain_kernels
+def test_frame_that_fails_on_the_device_costs_no_other_its_verdict(open_on, fake, frames, monkeypatch):
+    detector = open_on("onnxruntime")
+    good, bad, large = (frames[name][0] for name in ("odd good", "odd bad", "large"))
+    detector.detect_batch([good, bad])
+    real = DevicePath.inspect_batch
+
+    def too_large(self, tasks):
+        if any(task.cropped.part.shape == large.shape for task in tasks):
+            raise InferenceError("allocate gave cudaErrorMemoryAllocation")
+        return real(self, tasks)
+
+    monkeypatch.setattr(DevicePath, "inspect_batch", too_large)
+    results = detector.detect_batch([good, large, bad])
+    assert [result.verdict for result in results] == [Verdict.PASS, Verdict.ERROR, Verdict.REJECT]
+
+
+@plain_kernels
+def test_device_that_mixes_up_a_batch_scores_one_frame_at_a_time(open_on, fake, frames, device_detector, caplog):
+    def mix_up(score, anomaly_map):
+        score[...] = score[::-1].copy()
+        anomaly_map[...] = anomaly_map[::-1].copy()
+
+    device_detector.Session.spoil = staticmethod(mix_up)
+    detector = open_on("onnxruntime")
+    good, bad = frames["odd good"][0], frames["odd bad"][0]
+    assert [result.verdict for result in detector.detect_batch([good, bad])] == [Verdict.PASS, Verdict.REJECT]
+    assert "images are scored one at a time from now on" in caplog.text
+    assert detector.is_on_device
 
 
 @plain_kernels

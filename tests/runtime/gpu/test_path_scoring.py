@@ -57,8 +57,8 @@ def parts(model_fixtures):
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["tiles", "tiles and whole frame"])
-def test_tiles_are_cut_on_the_host_and_scored_on_the_gpu(fake, on_gpu, write_engine, model_fixtures, whole):
-    """No kernel cuts tiles: the frame is prepared on the host, also one that lies on the GPU, and no tile is resized twice."""
+def test_views_of_a_frame_are_scored_on_the_gpu(fake, on_gpu, write_engine, model_fixtures, whole):
+    """Tiles are cut there, and on the host where the whole frame is seen beside them; also those of a frame that lies on the GPU."""
     tiles = Tiles(model_fixtures.SIZE, 8, with_whole_frame=whole)
     views = tile_views((64, 96), (model_fixtures.SIZE, model_fixtures.SIZE), tiles)
     grid = TileGrid(**tiles._asdict(), map_hw=(64, 96), count=views.count)

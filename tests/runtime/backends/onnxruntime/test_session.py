@@ -8,7 +8,7 @@ import pytest
 from snl_runtime.backends.onnxruntime import session as onnxruntime_session
 from snl_runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from snl_runtime.backends.onnxruntime.context import OnnxRuntimeContext
-from snl_runtime.backends.onnxruntime.session import open_session
+from snl_runtime.backends.onnxruntime.session import graph_run_options, open_session
 from snl_runtime.errors import BackendError, BackendUnavailableError, ConfigError
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -60,7 +60,7 @@ def without_a_gpu(monkeypatch):
     """A context that opens its session and nothing else."""
     stream = SimpleNamespace(handle=0x7F00, synchronize=lambda: None)
 
-    def enter(self, api, open_session, size_hw, *, device_index):
+    def enter(self, api, open_session, size_hw, *, largest_batch, capture, device_index):
         self._session, self._resources, self.stream = open_session(stream.handle), SimpleNamespace(close=lambda: None), stream
 
     monkeypatch.setattr(OnnxRuntimeContext, "__init__", enter)
@@ -74,9 +74,21 @@ def test_both_sessions_of_a_backend_compute_with_the_same_options(library, witho
         pass
     (host, host_options), (context, context_options) = opened(library)
     assert host == [(CUDA, {"device_id": index, **ON_A_GPU}), CPU]
-    assert context == [(CUDA, {"device_id": index, **ON_A_GPU, "user_compute_stream": "32512"}), CPU]
+    assert context == [(CUDA, {"device_id": index, **ON_A_GPU, "user_compute_stream": "32512", "enable_cuda_graph": "1"}), CPU]
     for options in (host_options, context_options):
         assert (options.log_severity_level, options.intra_op_num_threads) == (4, 3)
+
+
+def test_switch_keeps_every_session_from_recording(library, without_a_gpu, tmp_path):
+    with OnnxRuntimeBackend(tmp_path / "x.onnx", device="cuda", cuda_graphs=False) as backend, backend.execution_context():
+        pass
+    assert all("enable_cuda_graph" not in providers[0][1] for providers, _ in opened(library))
+
+
+@pytest.mark.parametrize(("graph", "entry"), [(None, "-1"), (1, "1"), (8, "8")])
+def test_run_names_its_graph_or_none(graph, entry):
+    """Numbers of ONNX Runtime's own header: -1 switches recording and replay off for a run, 0 is reserved."""
+    assert graph_run_options(graph).get_run_config_entry("gpu_graph_id") == entry
 
 
 def test_log_and_libraries_are_ready_before_the_session(library, tmp_path):

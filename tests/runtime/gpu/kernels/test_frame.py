@@ -5,8 +5,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snl_runtime.gpu.kernels.launches import SUMS_COUNT, DeviceFrame, launch_frame_to_input, launch_input_sums, read_frame_statistics, rows_bytes
+from snl_runtime.gpu.kernels.launches import (
+    SUMS_COUNT,
+    DeviceFrame,
+    launch_cut_views,
+    launch_frame_to_input,
+    launch_input_sums,
+    read_frame_statistics,
+    rows_bytes,
+    view_blocks,
+)
 from snl_runtime.images.preprocess import InputSpec, axis_weights, prepare
+from snl_runtime.images.views import Views
 from snl_runtime.verdict.frame_checks import frame_statistics
 
 CHANNELS = {"gray": 1, "rgb": 3, "bgr": 3, "rgba": 4, "bgra": 4}
@@ -85,6 +95,22 @@ def test_shares_are_those_of_preprocess(cpu, kernels, n_in, n_out):
     image[np.arange(len(columns)), columns] = 65535
     given = run(cpu, kernels, image, "gray", (len(columns), n_out))[:, :, 0]
     np.testing.assert_array_equal(given, np.floor(255 * weights[:, columns].T.astype(np.float64) + 0.5 + 2.0**-10))
+
+
+@EXAMPLES
+@given(st.tuples(st.integers(1, 40), st.integers(1, 40)), st.tuples(st.integers(0, 90), st.integers(0, 90)), st.data())
+def test_views_are_those_of_the_host_byte_by_byte(cpu, kernels, view_hw, more_hw, data):
+    map_hw = (view_hw[0] + more_hw[0], view_hw[1] + more_hw[1])
+    overlap = data.draw(st.integers(max(0, min(view_hw) - 12), min(view_hw) - 1))
+    views = Views(map_hw=map_hw, view_hw=view_hw, overlap_px=overlap)
+    first = data.draw(st.integers(0, views.count - 1))
+    count = min(views.count - first, data.draw(st.integers(1, 5)))
+    part = noise(11, (*map_hw, 3))
+    target, blocks_run = cpu.Guarded((count, *view_hw, 3), np.uint8), cpu.Guarded((1,), np.uint32, fill=0)
+    addresses = {"part": part.ctypes.data, "target": target.pointer.value, "blocks_run": blocks_run.pointer.value}
+    launch_cut_views(kernels, views, first=first, count=count, stream=None, **addresses)
+    np.testing.assert_array_equal(target.check(), views.cut(part, views.grid[first : first + count]))
+    assert blocks_run.check()[0] == view_blocks(view_hw, count)
 
 
 @pytest.mark.parametrize("seed", [0, 3])
