@@ -132,6 +132,17 @@ def test_what_one_image_shows_is_remembered_only_where_one_image_is_enough(min_i
     assert (nearest < 0.2) == is_remembered
 
 
+@pytest.mark.parametrize("count", [200, 800])
+def test_more_centers_cover_normal_cells_no_worse_where_there_are_few_images(count: int):
+    """With a center per cell or two each center stands for one image, which says nothing about the image."""
+    few, many = ([near([0, 0, side, 1], 40, 100 * seed + 7, spread=0.4) for seed in range(images)] for side, images in ((-3, 10), (3, 40)))
+    centers, less = (choose_centers(candidates_of([few, many]), MemoryConfig(centers=number), seed=0) for number in (count, 50))
+    for product in (few, many):
+        cells = np.concatenate(product)
+        distance, expected = (np.linalg.norm(cells[:, None] - found, axis=2).min(1) for found in (centers, less))
+        assert distance.mean() < 0.8 * expected.mean()
+
+
 def test_fewer_features_than_centers_are_repeated():
     features = near([1, 0, 0], 4, 0, spread=0.5)
     centers = choose_centers(candidates_of([[features]]), MemoryConfig(centers=10), seed=0)
