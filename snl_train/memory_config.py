@@ -22,8 +22,6 @@ class MemoryConfig:
     """Share of each product's training images that memory and student do not learn from: they set what the maps are divided by."""
     guaranteed_share: float = 1.0
     """Share of the centers that is dealt to the products evenly; the others go where features are worst covered, of whatever product."""
-    min_images: int = 2
-    """Fewest images of a product that a center must stand for, of as many as it has; 2 leaves out what a single image shows, bad or merely rare."""
 
     def __post_init__(self) -> None:
         check("memory.centers", self.centers, "0 or more", self.centers >= 0)
@@ -32,4 +30,3 @@ class MemoryConfig:
         check("memory.positions_per_image", self.positions_per_image, "1 or more", self.positions_per_image >= 1)
         check("memory.normalization_share", self.normalization_share, "in (0, 1)", 0 < self.normalization_share < 1)
         check("memory.guaranteed_share", self.guaranteed_share, "in [0, 1]", 0 <= self.guaranteed_share <= 1)
-        check("memory.min_images", self.min_images, "1 or more", self.min_images >= 1)

@@ -156,13 +156,11 @@ def _gather(model: TeacherStudent, memory: FeatureMemory, data: TrainingData, co
                         for number, of_image in zip(numbers, cells, strict=True)
                     ]
             steps.advance(len(numbers))
-    images = np.unique([data.samples[number].pixel_sha256 for number in order], return_inverse=True)[1]  # tiles of one image are one image
-    return [_candidates(kept, labels[order], images.astype(np.int64)) for kept in features]
+    return [_candidates(kept, labels[order]) for kept in features]
 
 
-def _candidates(features: list[Floats], products: Indices, images: Indices) -> Candidates:
-    counts = [len(one) for one in features]
-    return Candidates(features=np.concatenate(features), products=np.repeat(products, counts), images=np.repeat(images, counts))
+def _candidates(features: list[Floats], products: Indices) -> Candidates:
+    return Candidates(features=np.concatenate(features), products=np.repeat(products, [len(one) for one in features]))
 
 
 def _positions(cells: int, wanted: int, seed: list[int]) -> slice | Indices:

@@ -48,7 +48,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--protocol", default="reduced256", metavar="NAME", help="settings and development classes (default: reduced256)")
     parser.add_argument("--variant", default="memory, 512 centers", metavar="NAME", help="row of the protocol (default: memory, 512 centers)")
     parser.add_argument("--bad-percent", type=seed_list, default=(1, 5), metavar="A,B", help="bad images per 100 good ones (default: 1,5)")
-    parser.add_argument("--min-images", type=seed_list, default=(1, 2), metavar="A,B", help="values of memory.min_images (default: 1,2)")
     parser.add_argument("--seeds", type=seed_list, metavar="A,B", help="only these seeds (default: the protocol's)")
     parser.add_argument("--out", type=Path, default=TABLE, metavar="FILE", help="table to add to (default: benchmarks/results/contamination.csv)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the networks run (default: cpu)")
@@ -125,12 +124,10 @@ def _run(options: argparse.Namespace) -> int:
     common = {"protocol": protocol.name, "variant": options.variant, **provenance.origin(options.device, options.commit)}
     written = 0
     for config in configs.values():
-        for min_images in options.min_images:
-            chosen = dataclasses.replace(config, memory=dataclasses.replace(config.memory, min_images=min_images))
-            rows = [{**common, **row} for row in _rows_of(dataset, protocol.development, chosen, options.bad_percent)]
-            merge_rows(options.out, CONTAMINATION, rows)
-            written += len(rows)
-            print(f"seed {config.seed}, min_images {min_images}: {len(rows)} rows", flush=True)
+        rows = [{**common, **row} for row in _rows_of(dataset, protocol.development, config, options.bad_percent)]
+        merge_rows(options.out, CONTAMINATION, rows)
+        written += len(rows)
+        print(f"seed {config.seed}: {len(rows)} rows", flush=True)
     print(f"{options.out}: {written} rows")
     return EXIT_OK
 

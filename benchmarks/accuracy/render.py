@@ -139,19 +139,19 @@ def _ways_to_score(title: str, found: Sequence[TableRow], protocol: Protocol) ->
 
 
 def _contamination(path: Path) -> list[str]:
-    """Return a line per share of bad images and ``min_images``: means over classes, then over seeds."""
+    """Return a line per share of bad images and of images that a center had to stand for: means over classes, then over seeds."""
     found = read_rows(path, CONTAMINATION)
     metrics = ("image_auroc", "pixel_auroc", "moved_auroc", "moved_auroc_without")
     lines = []
     for name, variant in dict.fromkeys((row["protocol"], row["variant"]) for row in found):
         of_variant = [row for row in found if (row["protocol"], row["variant"]) == (name, variant)]
         table = []
-        for percent, min_images in sorted({(int(row["bad_percent"]), int(row["min_images"])) for row in of_variant}):
-            ours = [row for row in of_variant if (row["bad_percent"], row["min_images"]) == (str(percent), str(min_images))]
+        for percent, asked in sorted({(int(row["bad_percent"]), int(row["images_per_center"])) for row in of_variant}):
+            ours = [row for row in of_variant if (row["bad_percent"], row["images_per_center"]) == (str(percent), str(asked))]
             means = [_mean_of_seeds(ours, metric) for metric in metrics]
             cells = ["–" if mean is None else f"{mean:.3f}" for mean in means]
-            table.append([f"{percent} %", str(min_images), str(len({row["seed"] for row in ours})), *cells])
-        header = ["bad images", "`min_images`", "seeds", "image AUROC", "pixel AUROC", "the bad ones", "the bad ones, fitted without"]
+            table.append([f"{percent} %", str(asked), str(len({row["seed"] for row in ours})), *cells])
+        header = ["bad images", "images a center must stand for", "seeds", "image AUROC", "pixel AUROC", "the bad ones", "the bad ones, fitted without"]
         lines += [f"`{name}`, {variant}, {_told(of_variant)}", "", *markdown_table(header, table), ""]
     return lines
 

@@ -151,7 +151,7 @@ def test_contamination_is_the_mean_over_classes_then_seeds_by_share_and_support(
     from benchmarks.accuracy.render import rendered as render
     from benchmarks.accuracy.tables import CONTAMINATION, merge_rows
 
-    common = {"protocol": "p", "variant": "memory", "min_images": "2", "device": "CPU", "commit": "abc", "date": "2026-11-28"}
+    common = {"protocol": "p", "variant": "memory", "images_per_center": "2", "device": "CPU", "commit": "abc", "date": "2026-11-28"}
     figures = [("0", "0", "a", "0.9", ""), ("10", "0", "a", "0.7", "0.5"), ("10", "0", "b", "0.8", "0.7"), ("10", "1", "a", "0.6", "0.4")]
     found = [
         {**common, "bad_percent": percent, "seed": seed, "class": name, "image_auroc": image, "moved_auroc": moved, "moved_auroc_without": moved}

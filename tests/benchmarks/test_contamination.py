@@ -81,7 +81,7 @@ variants:
 """
 
 
-def test_the_command_adds_a_row_per_share_support_seed_and_class(two_classes: Path, tmp_path: Path, quick_files: None):
+def test_the_command_adds_a_row_per_share_seed_and_class(two_classes: Path, tmp_path: Path, quick_files: None):
     from benchmarks.accuracy.contamination import main
     from benchmarks.accuracy.tables import CONTAMINATION, read_rows
 
@@ -89,7 +89,7 @@ def test_the_command_adds_a_row_per_share_support_seed_and_class(two_classes: Pa
     protocol.write_text(PROTOCOL)
     assert main(["--data", str(two_classes), "--protocol", str(protocol), "--bad-percent", "20", "--out", str(table), "--commit", "abc"]) == 0
     found = read_rows(table, CONTAMINATION)
-    assert len(found) == 2 * 2 * 2  # none and one bad image, one and two images of support, two classes
+    assert len(found) == 2 * 2  # none and one bad image, two classes
     assert {(row["bad_percent"], row["good"], row["bad"]) for row in found} == {("0", "4", "0"), ("20", "4", "1")}
     assert all((row["moved_auroc"] == "") == (row["bad"] == "0") for row in found)
     assert all((row["pixel_auroc"] == "") == (row["class"] == "cap") for row in found)  # its masks are unknown

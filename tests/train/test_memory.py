@@ -41,13 +41,8 @@ def data_of(root: Path, config: TrainConfig = CONFIG) -> TrainingData:
 
 def candidates_of(groups: list[list[np.ndarray]]) -> Candidates:
     """Return candidates of products that each have images of features (n, D)."""
-    products, images, features = [], [], []
-    for product, of_product in enumerate(groups):
-        for of_image in of_product:
-            products += [product] * len(of_image)
-            images += [len(set(images))] * len(of_image)
-            features.append(of_image)
-    return Candidates(features=np.concatenate(features).astype(np.float32), products=np.array(products), images=np.array(images))
+    features = [np.concatenate(images).astype(np.float32) for images in groups]
+    return Candidates(features=np.concatenate(features), products=np.repeat(np.arange(len(groups)), [len(one) for one in features]))
 
 
 def near(point: list[float], count: int, seed: int, spread: float = 0.02) -> np.ndarray:
@@ -93,8 +88,8 @@ def test_centers_must_fit_and_be_finite():
 
 def test_choice_without_products_is_farthest_points_and_their_means():
     points = np.random.default_rng(3).standard_normal((300, 8)).astype(np.float32)
-    config = MemoryConfig(centers=20, guaranteed_share=0.0, min_images=1)
-    candidates = Candidates(features=points, products=np.zeros(300, np.int64), images=np.arange(300))
+    config = MemoryConfig(centers=20, guaranteed_share=0.0)
+    candidates = Candidates(features=points, products=np.zeros(300, np.int64))
     first = int(np.random.default_rng(5).integers(300))
     chosen = [first]
     while len(chosen) < 20:
@@ -106,7 +101,7 @@ def test_choice_without_products_is_farthest_points_and_their_means():
 
 def test_choice_is_the_same_for_the_same_seed():
     points = np.random.default_rng(3).standard_normal((500, 100)).astype(np.float32)  # projected
-    candidates = Candidates(features=points, products=np.arange(500) // 250, images=np.arange(500) // 10)
+    candidates = Candidates(features=points, products=np.arange(500) // 250)
     config = MemoryConfig(centers=30)
     first, second, other = (choose_centers(candidates, config, seed=seed) for seed in (0, 0, 1))
     assert first.tobytes() == second.tobytes()
@@ -123,24 +118,15 @@ def test_product_of_20_images_keeps_its_share_beside_one_of_250():
     assert int((unbalanced[:, 3] < -0.9).sum()) < 10
 
 
-@pytest.mark.parametrize(("min_images", "is_remembered"), [(1, True), (2, False)])
-def test_what_one_image_shows_is_remembered_only_where_one_image_is_enough(min_images: int, is_remembered: bool):
-    good = [near([1, 0, 0, 0], 30, seed, spread=0.1) for seed in range(20)]
-    bad = [np.concatenate([near([1, 0, 0, 0], 20, 77, spread=0.1), near([0, 0, 1, 0], 10, 78)])]
-    centers = choose_centers(candidates_of([good + bad]), MemoryConfig(centers=16, min_images=min_images), seed=0)
-    nearest = np.linalg.norm(centers - np.array([0, 0, 1, 0]), axis=1).min()
-    assert (nearest < 0.2) == is_remembered
+def test_more_centers_than_a_few_images_fill_leave_nothing_normal_uncovered():
+    images = [near([1, 0, 0, 0], 40, seed, spread=0.5) for seed in range(6)]
+    unseen = np.concatenate([near([1, 0, 0, 0], 40, 100 + seed, spread=0.5) for seed in range(6)])
+    few, many = (choose_centers(candidates_of([images]), MemoryConfig(centers=count), seed=0) for count in (30, 120))  # a center for 2 of 240 cells
 
+    def distance(centers: np.ndarray) -> float:
+        return float(np.linalg.norm(unseen[:, None] - centers, axis=2).min(1).mean())
 
-@pytest.mark.parametrize("count", [200, 800])
-def test_more_centers_cover_normal_cells_no_worse_where_there_are_few_images(count: int):
-    """With a center per cell or two each center stands for one image, which says nothing about the image."""
-    few, many = ([near([0, 0, side, 1], 40, 100 * seed + 7, spread=0.4) for seed in range(images)] for side, images in ((-3, 10), (3, 40)))
-    centers, less = (choose_centers(candidates_of([few, many]), MemoryConfig(centers=number), seed=0) for number in (count, 50))
-    for product in (few, many):
-        cells = np.concatenate(product)
-        distance, expected = (np.linalg.norm(cells[:, None] - found, axis=2).min(1) for found in (centers, less))
-        assert distance.mean() < 0.8 * expected.mean()
+    assert distance(many) < distance(few)
 
 
 def test_fewer_features_than_centers_are_repeated():
@@ -235,7 +221,6 @@ def test_method_memory_has_512_centers_and_the_score_of_best_unless_told():
         ("memory.layers", [2, 1], "memory.layers must be one or more of 1, 2, 3 in rising order"),
         ("memory.layers", [4], "memory.layers must be one or more of 1, 2, 3 in rising order"),
         ("memory.normalization_share", 0.0, r"memory.normalization_share must be in \(0, 1\)"),
-        ("memory.min_images", 0, "memory.min_images must be 1 or more"),
     ],
 )
 def test_settings_out_of_range_are_refused(key: str, value: object, message: str):
