@@ -28,7 +28,7 @@ from benchmarks.accuracy.plot import dot_plot
 from benchmarks.accuracy.protocol import Protocol, known_protocols, load_protocol
 from benchmarks.accuracy.results import ACCURACY
 from benchmarks.accuracy.statistics import Row, rows, summarize
-from benchmarks.accuracy.tables import KINDS, MIXTURES, RESULTS, SCORING, read_rows
+from benchmarks.accuracy.tables import COMBINATIONS, CONTAMINATION, KINDS, MIXTURES, RESULTS, SCORING, read_rows
 from benchmarks.accuracy.tables import Row as TableRow
 from snl_runtime.cli.command import EXIT_OK, CommandParser, run_command
 from snl_runtime.errors import ConfigError
@@ -108,17 +108,51 @@ def _scoring(path: Path) -> list[str]:
     found = read_rows(path, SCORING)
     lines = []
     for model in dict.fromkeys(row["model"] for row in found):
-        ours = [row for row in found if row["model"] == model]
+        lines += _ways_to_score(f"`{model}`", [row for row in found if row["model"] == model], protocol)
+    return lines
+
+
+def _combinations(path: Path) -> list[str]:
+    """Return a table per protocol and model, as :func:`_scoring`."""
+    found = read_rows(path, COMBINATIONS)
+    lines = []
+    for name, model in dict.fromkeys((row["protocol"], row["model"]) for row in found):
+        ours = [row for row in found if (row["protocol"], row["model"]) == (name, model)]
+        lines += _ways_to_score(f"`{name}`, `{model}`", ours, load_protocol(name))
+    return lines
+
+
+def _ways_to_score(title: str, found: Sequence[TableRow], protocol: Protocol) -> list[str]:
+    """Return a table of some rows; a protocol without development or held-out classes has no columns for them."""
+    sets = {name: classes for name, classes in {"development": protocol.development, "held-out": protocol.held_out}.items() if classes}
+    table = []
+    for scoring in dict.fromkeys(row["scoring"] for row in found):
+        ours = [row for row in found if row["scoring"] == scoring]
+        means = [
+            _mean_of_seeds([row for row in ours if row["class"] in classes], metric)
+            for classes in sets.values()
+            for metric in ("image_auroc", "pixel_auroc")
+        ]
+        table.append([scoring, *("–" if mean is None else f"{mean:.4f}" for mean in means)])
+    header = ["scoring", *(f"{name}, {kind}" for name in sets for kind in ("image", "pixel"))]
+    return [f"{title}, {_told(found)}", "", *markdown_table(header, table), ""]
+
+
+def _contamination(path: Path) -> list[str]:
+    """Return a line per share of bad images and of images that a center had to stand for: means over classes, then over seeds."""
+    found = read_rows(path, CONTAMINATION)
+    metrics = ("image_auroc", "pixel_auroc", "moved_auroc", "moved_auroc_without")
+    lines = []
+    for name, variant in dict.fromkeys((row["protocol"], row["variant"]) for row in found):
+        of_variant = [row for row in found if (row["protocol"], row["variant"]) == (name, variant)]
         table = []
-        for scoring in dict.fromkeys(row["scoring"] for row in ours):
-            cells = []
-            for classes in (protocol.development, protocol.held_out):
-                for metric in ("image_auroc", "pixel_auroc"):
-                    mean = _mean_of_seeds([row for row in ours if row["scoring"] == scoring and row["class"] in classes], metric)
-                    cells.append("–" if mean is None else f"{mean:.4f}")
-            table.append([scoring, *cells])
-        header = ["scoring", "development, image", "development, pixel", "held-out, image", "held-out, pixel"]
-        lines += [f"`{model}`, {_told(ours)}", "", *markdown_table(header, table), ""]
+        for percent, asked in sorted({(int(row["bad_percent"]), int(row["images_per_center"])) for row in of_variant}):
+            ours = [row for row in of_variant if (row["bad_percent"], row["images_per_center"]) == (str(percent), str(asked))]
+            means = [_mean_of_seeds(ours, metric) for metric in metrics]
+            cells = ["–" if mean is None else f"{mean:.3f}" for mean in means]
+            table.append([f"{percent} %", str(asked), str(len({row["seed"] for row in ours})), *cells])
+        header = ["bad images", "images a center must stand for", "seeds", "image AUROC", "pixel AUROC", "the bad ones", "the bad ones, fitted without"]
+        lines += [f"`{name}`, {variant}, {_told(of_variant)}", "", *markdown_table(header, table), ""]
     return lines
 
 
@@ -157,7 +191,12 @@ def _as_it_is(path: Path) -> list[str]:
     return [*markdown_table([name.replace("_", " ") for name in header], table), ""]
 
 
-_OTHERS: dict[str, Callable[[Path], list[str]]] = {"scoring": _scoring, "mixtures": _mixtures}
+_OTHERS: dict[str, Callable[[Path], list[str]]] = {
+    "scoring": _scoring,
+    "combinations": _combinations,
+    "contamination": _contamination,
+    "mixtures": _mixtures,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -40,6 +40,15 @@ ORIGIN = ("commit", "date")
 
 SCORING = Layout(key=("model", "seed", "scoring", "class", "device"), values=("image_auroc", "pixel_auroc", *ORIGIN))
 """Of ``benchmarks.accuracy.scoring_ablation``; ``model`` is the checkpoint's name without its seed."""
+COMBINATIONS = Layout(key=("protocol", *SCORING.key), values=SCORING.values)
+"""Of ``benchmarks.accuracy.combinations``; ``scoring`` is how the maps of student and memory are put together."""
+CONTAMINATION = Layout(
+    key=("protocol", "variant", "bad_percent", "images_per_center", "seed", "class", "device"),
+    values=("good", "bad", "image_auroc", "pixel_auroc", "moved_auroc", "moved_auroc_without", *ORIGIN),
+)
+"""Of ``benchmarks.accuracy.contamination``; ``good`` and ``bad`` count training images, ``moved_auroc`` and ``moved_auroc_without`` are the image
+AUROC of the bad ones among them, by the memory that was fitted with them and by the one without any. A center may stand for one image; rows with
+``images_per_center`` 2 are of the commit in them, when a memory could ask for two."""
 MIXTURES = Layout(key=("model", "seed", "kind", "of", "device"), values=("auroc", *ORIGIN))
 """Of ``benchmarks.accuracy.interference``; ``of`` is a pair of classes, or the class that is pasted on."""
 LINE = Layout(

@@ -131,6 +131,40 @@ def test_scoring_ablation_is_the_mean_over_classes_then_seeds(tmp_path: Path):
     assert "| plain | 0.8500 | – | 0.6500 | 0.5000 |" in render(tmp_path, tmp_path)["page.md"]
 
 
+def test_combinations_are_shown_per_protocol_with_its_own_class_sets(tmp_path: Path):
+    from benchmarks.accuracy.render import rendered as render
+    from benchmarks.accuracy.tables import COMBINATIONS, merge_rows
+
+    common = {"model": "m", "scoring": "sum", "device": "CPU", "commit": "abc", "date": "2026-11-28", "pixel_auroc": ""}
+    figures = [("all256", "0", "bottle", "0.8"), ("all256", "1", "bottle", "0.9"), ("pill_bottle256", "0", "bottle", "0.6")]
+    found = [{**common, "protocol": protocol, "seed": seed, "class": name, "image_auroc": image} for protocol, seed, name, image in figures]
+    merge_rows(tmp_path / "combinations.csv", COMBINATIONS, found)
+    (tmp_path / "page.md").write_text("<!-- table: combinations -->\n")
+    text = render(tmp_path, tmp_path)["page.md"]
+    assert "`all256`, `m`, seeds 0, 1, CPU, commit abc, 2026-11-28." in text
+    assert "| sum | 0.8500 | – | – | – |" in text  # a development class of realmix
+    assert "| scoring | held-out, image | held-out, pixel |" in text  # nothing was chosen on pill and bottle
+    assert "| sum | 0.6000 | – |" in text
+
+
+def test_contamination_is_the_mean_over_classes_then_seeds_by_share_and_support(tmp_path: Path):
+    from benchmarks.accuracy.render import rendered as render
+    from benchmarks.accuracy.tables import CONTAMINATION, merge_rows
+
+    common = {"protocol": "p", "variant": "memory", "images_per_center": "2", "device": "CPU", "commit": "abc", "date": "2026-11-28"}
+    figures = [("0", "0", "a", "0.9", ""), ("10", "0", "a", "0.7", "0.5"), ("10", "0", "b", "0.8", "0.7"), ("10", "1", "a", "0.6", "0.4")]
+    found = [
+        {**common, "bad_percent": percent, "seed": seed, "class": name, "image_auroc": image, "moved_auroc": moved, "moved_auroc_without": moved}
+        | {"good": "4", "bad": "1", "pixel_auroc": ""}
+        for percent, seed, name, image, moved in figures
+    ]
+    merge_rows(tmp_path / "contamination.csv", CONTAMINATION, found)
+    (tmp_path / "page.md").write_text("<!-- table: contamination -->\n")
+    text = render(tmp_path, tmp_path)["page.md"]
+    assert "| 0 % | 2 | 1 | 0.900 | – | – | – |" in text
+    assert "| 10 % | 2 | 2 | 0.675 | – | 0.500 | 0.500 |" in text  # (0.75 + 0.6) / 2 and (0.6 + 0.4) / 2
+
+
 def test_mixtures_are_the_mean_over_pairs_then_seeds(tmp_path: Path):
     from benchmarks.accuracy.render import rendered as render
     from benchmarks.accuracy.tables import KINDS, MIXTURES, merge_rows

@@ -8,7 +8,6 @@ import torch
 
 from benchmarks.accuracy.scoring_ablation import SCORINGS, Cells, measure
 from snl_runtime.model.normalization import fit_normalization
-from snl_runtime.progress import Progress
 from snl_train import metrics
 from snl_train.config import ModelConfig, ScoreConfig
 from snl_train.models import build_model
@@ -37,8 +36,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def cells(model, images):
-    with Progress(len(images), unit="images", label="test") as progress:
-        return Cells(model, images, progress)
+    return Cells(model, images)
 
 
 @pytest.mark.parametrize(
@@ -94,8 +92,7 @@ def test_measures_count_unknown_masks_for_the_image_alone(cells):
 
 
 def test_the_normalization_map_is_fitted_on_the_good_images(cells, model, images):
-    with Progress(3, unit="images", label="test") as progress:
-        good = Cells(model, images[:3], progress)
+    good = Cells(model, images[:3])
     labels = np.array([False, True, False, True, True])
     masks = [np.zeros(SIZE_HW, np.bool_) for _ in range(5)]
     masks[1][3:9, 3:9] = True
