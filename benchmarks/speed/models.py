@@ -30,6 +30,7 @@ def untrained_graph(folder: Path, name: str, size_px: int, *, teacher: str = "re
     if path.exists():
         return path
     import torch
+    from torch.nn import functional as F
 
     from snl_export.graph import SnlGraph
     from snl_export.onnx_export import BatchSize, export_onnx
@@ -39,7 +40,10 @@ def untrained_graph(folder: Path, name: str, size_px: int, *, teacher: str = "re
     config = load_config(None, {**GRAPHS[name], "model.teacher": teacher, "model.teacher_weights": "random"})
     torch.manual_seed(0)
     size_hw = (size_px, size_px)
-    graph = SnlGraph(build_model(config.model, config.memory, size_hw=size_hw), config.score, size_hw=size_hw, layout=layout)
+    model = build_model(config.model, config.memory, size_hw=size_hw)
+    if model.memory is not None:  # centers of an empty memory are all zero: libraries compute equal convolutions once
+        model.memory.take_centers([F.normalize(torch.rand_like(codebook.centers)) for codebook in model.memory.books])
+    graph = SnlGraph(model, config.score, size_hw=size_hw, layout=layout)
     folder.mkdir(parents=True, exist_ok=True)
     export_onnx(graph, path, size_hw=size_hw, batch=BatchSize(), metadata="{}")
     return path
