@@ -36,7 +36,7 @@ class OpenVinoBackend:
         path = Path(model_path)
         if threads is not None and threads < 1:
             raise ConfigError(f"threads must be at least 1, got {threads}")
-        library = _load_library()
+        library = load_openvino()
         self._request: Any = None
         try:
             core = library.Core()
@@ -50,7 +50,7 @@ class OpenVinoBackend:
         )
         _check_device(core, self.device)
         try:
-            self._request = core.compile_model(model, self.device.upper(), _options(self.device, threads)).create_infer_request()
+            self._request = core.compile_model(model, self.device.upper(), compile_options(self.device, threads)).create_infer_request()
         except Exception as error:  # the library's exception classes share no base
             raise BackendError(f"openvino cannot compile {path.name} for device '{self.device}': {one_line(error)}") from error
 
@@ -77,7 +77,12 @@ class OpenVinoBackend:
         self.close()
 
 
-def _load_library() -> Any:
+def load_openvino() -> Any:
+    """Return the module ``openvino``.
+
+    Raises:
+        BackendUnavailableError: If the package is missing or its libraries do not load.
+    """
     try:
         import openvino
     except (ImportError, OSError) as error:
@@ -93,7 +98,13 @@ def _check_device(core: Any, device: str) -> None:
         raise BackendUnavailableError(f"openvino finds no device '{device}' here, only {', '.join(available)}; use one of them or install its driver")
 
 
-def _options(device: str, threads: int | None) -> dict[str, Any]:
+def compile_options(device: str, threads: int | None) -> dict[str, Any]:
+    """Return the options that every model of this SDK is compiled with.
+
+    Args:
+        device: An OpenVINO device in lower case.
+        threads: CPU threads for one call; None for OpenVINO's choice.
+    """
     # OpenVINO picks bf16 by itself on some CPUs, which changes scores beyond the golden tolerance.
     options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     if device == "cpu":
