@@ -1,9 +1,16 @@
-"""Inference backends, chosen by the suffix of the model file or by name; third parties add theirs through entry points."""
+"""Inference backends, chosen by name or by a rule; third parties add theirs through entry points.
+
+The rule reads the file's suffix, what is installed, and the model's newest decision, and never a clock, so that a line gets the same backend at
+every start. ``.trt`` runs on TensorRT. ``.onnx`` on a CPU runs where that decision was calibrated; without one on OpenVINO, which is installed by
+choice and is the quicker of the two on x86, elsewhere on ONNX Runtime first. What is not installed is left out. On any other device ``.onnx`` runs on
+ONNX Runtime.
+"""
 
 import importlib
 import importlib.metadata
 import importlib.util
 import os
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -23,6 +30,8 @@ _BUILT_IN = {
     "tensorrt": ("snl_runtime.backends.tensorrt.backend", "TensorRtBackend", ("tensorrt", "tensorrt_rtx")),
 }
 _BY_SUFFIX = {".onnx": "onnxruntime", ".trt": "tensorrt"}
+_X86 = ("x86_64", "amd64")
+"""What ``platform.machine`` calls the processors on which OpenVINO was measured to be quicker than ONNX Runtime."""
 _SUFFIXES = {"onnxruntime": (".onnx",), "openvino": (".onnx",), "tensorrt": (".trt",)}
 
 
@@ -37,7 +46,7 @@ def open_backend(
 
     Args:
         bundle_or_path: An opened bundle, or the path of a model file (whose hash nobody checks then).
-        name: ``onnxruntime``, ``openvino``, ``tensorrt`` or an entry point; None to choose by suffix.
+        name: ``onnxruntime``, ``openvino``, ``tensorrt`` or an entry point; None for the rule of this module, which knows no decision of a path.
         device: What the backend calls its devices; None for its default.
         threads: CPU threads for one call; None for the backend's default.
 
@@ -45,8 +54,11 @@ def open_backend(
         ConfigError: If no backend has that name or runs that suffix.
         BackendError: If the backend or its device is missing (``BackendUnavailableError``), or the file cannot be loaded.
     """
-    path = Path(bundle_or_path) if isinstance(bundle_or_path, (str, os.PathLike)) else bundle_or_path.path
-    chosen = name or _choose(path)
+    if isinstance(bundle_or_path, (str, os.PathLike)):
+        path, calibrated_on = Path(bundle_or_path), None
+    else:
+        path, calibrated_on = bundle_or_path.path, bundle_or_path.calibrated_on
+    chosen = name or _choose(path, device, calibrated_on)
     if chosen in _SUFFIXES and path.suffix.lower() not in _SUFFIXES[chosen]:
         raise ConfigError(f"backend '{chosen}' runs {' and '.join(_SUFFIXES[chosen])} files, got {path.name}")
     factory = _factory(chosen)
@@ -64,11 +76,17 @@ def available_backends() -> list[str]:
     return [*built_in, *sorted(set(_entry_points()) - set(_BUILT_IN))]
 
 
-def _choose(path: Path) -> str:
+def _choose(path: Path, device: str | None, calibrated_on: str | None) -> str:
     suffix = path.suffix.lower()
     if suffix not in _BY_SUFFIX:
         raise ConfigError(f"no backend runs '{suffix}' files ({path.name}); expected {' or '.join(_BY_SUFFIX)}")
-    return _BY_SUFFIX[suffix]
+    if suffix != ".onnx" or (device or "cpu").lower() != "cpu":
+        return _BY_SUFFIX[suffix]
+    preferred = ("openvino", "onnxruntime") if platform.machine().lower() in _X86 else ("onnxruntime", "openvino")
+    installed = [name for name in preferred if any(_is_installed(package) for package in _BUILT_IN[name][2])]
+    if calibrated_on in installed:
+        return calibrated_on
+    return installed[0] if installed else _BY_SUFFIX[suffix]
 
 
 def _factory(name: str) -> Callable[..., Backend]:
@@ -94,6 +112,7 @@ def _entry_points() -> dict[str, Any]:
 
 def _is_installed(package: str) -> bool:
     try:
-        return importlib.util.find_spec(package) is not None
+        found = importlib.util.find_spec(package)
+        return found is not None and found.origin is not None  # None: a folder of that name, without a package in it
     except (ImportError, ValueError):  # ValueError: a module without a spec, as a host program may have put there
         return False

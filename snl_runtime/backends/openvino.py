@@ -1,7 +1,10 @@
 """OpenVINO, mainly for Intel processors."""
 
+import contextlib
 import os
+import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import numpy.typing as npt
 from snl_runtime.backends.base import INPUT_NAME, MAP_NAME, SCORE_NAME, check_arrays, check_signature, one_line, path_or_bytes, store_outputs
 from snl_runtime.errors import BackendError, BackendUnavailableError, ConfigError, InferenceError
 
+_TELEMETRY = "openvino_telemetry"
 _DTYPES = {"u8": "uint8", "f32": "float32"}
 
 
@@ -78,18 +82,36 @@ class OpenVinoBackend:
 
 
 def load_openvino() -> Any:
-    """Return the module ``openvino``.
+    """Return the module ``openvino``; every import of it goes through here.
+
+    The package reports its import over the network, and for that writes an identifier below the user's home, where the package openvino-telemetry is
+    found. For the time of the import it is hidden, and OpenVINO takes its own stub of it.
 
     Raises:
         BackendUnavailableError: If the package is missing or its libraries do not load.
     """
     try:
-        import openvino
+        with _hidden(_TELEMETRY):
+            import openvino
     except (ImportError, OSError) as error:
         raise BackendUnavailableError(
             f"backend 'openvino' needs the package openvino: pip install 'snl-edge[openvino]' ({one_line(error)})"
         ) from error
     return openvino
+
+
+@contextlib.contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """Make a module seem missing, unless somebody imported it before."""
+    if module in sys.modules:
+        yield
+        return
+    hidden: dict[str, Any] = {module: None}
+    sys.modules.update(hidden)
+    try:
+        yield
+    finally:
+        sys.modules.pop(module, None)
 
 
 def _check_device(core: Any, device: str) -> None:

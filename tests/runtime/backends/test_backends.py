@@ -4,7 +4,9 @@ One suite over every implementation. The graph is made here and its answers come
 score its maximum.
 """
 
+import importlib
 import importlib.metadata
+import importlib.util
 import os
 import subprocess
 import sys
@@ -299,10 +301,62 @@ def test_cuda_without_its_provider_names_the_extra(model, monkeypatch):
         open_backend(model, "onnxruntime", device="cuda:0")
 
 
-def test_suffix_chooses_the_backend(model, tmp_path):
-    pytest.importorskip("onnxruntime")
-    with open_backend(open_bundle(model)) as backend:
-        assert backend.name == "onnxruntime"
+def chosen_name(monkeypatch, model, *, installed, machine="x86_64", device=None):
+    """Return the backend that opens a model, of a path or bundle, where only some packages are installed."""
+    monkeypatch.setattr(backends, "_is_installed", lambda package: package in installed)
+    monkeypatch.setattr(backends.platform, "machine", lambda: machine)
+    monkeypatch.setattr(backends, "_factory", lambda name: lambda *arguments, **options: name)
+    return open_backend(model, device=device)
+
+
+@pytest.mark.parametrize(
+    ("installed", "machine", "device", "expected"),
+    [
+        ({"onnxruntime", "openvino"}, "x86_64", None, "openvino"),
+        ({"onnxruntime", "openvino"}, "AMD64", "CPU", "openvino"),
+        ({"onnxruntime", "openvino"}, "aarch64", None, "onnxruntime"),
+        ({"openvino"}, "aarch64", None, "openvino"),
+        ({"onnxruntime"}, "x86_64", "cpu", "onnxruntime"),
+        ({"onnxruntime", "openvino"}, "x86_64", "cuda:1", "onnxruntime"),
+        (set(), "x86_64", None, "onnxruntime"),  # whose error says what to install
+    ],
+)
+def test_model_without_a_decision_runs_on_openvino_where_it_is_installed(monkeypatch, model, installed, machine, device, expected):
+    assert chosen_name(monkeypatch, open_bundle(model), installed=installed, machine=machine, device=device) == expected
+
+
+@pytest.mark.parametrize(
+    ("backends_of_decisions", "installed", "expected"),
+    [
+        (["onnxruntime"], {"onnxruntime", "openvino"}, "onnxruntime"),
+        (["openvino"], {"onnxruntime", "openvino"}, "openvino"),
+        (["openvino", "onnxruntime"], {"onnxruntime", "openvino"}, "onnxruntime"),  # the newest
+        (["onnxruntime on cuda:0 (A GPU), frames prepared there"], {"onnxruntime", "openvino"}, "onnxruntime"),
+        (["onnxruntime"], {"openvino"}, "openvino"),
+        (["fpga"], {"onnxruntime", "openvino"}, "openvino"),
+    ],
+)
+def test_model_runs_on_the_backend_of_its_newest_decision_if_that_is_installed(monkeypatch, model_folder, backends_of_decisions, installed, expected):
+    decisions = [{"product": f"part{index}", "backend": backend} for index, backend in enumerate(backends_of_decisions)]
+    assert chosen_name(monkeypatch, open_bundle(model_folder.write(decisions=decisions)), installed=installed) == expected
+
+
+def test_decision_on_another_file_chooses_nothing(monkeypatch, model_folder):
+    bundle = open_bundle(model_folder.write(decisions=[{"product": "part", "backend": "onnxruntime", "model_sha256": "0" * 64}]))
+    assert bundle.calibrated_on is None
+    assert chosen_name(monkeypatch, bundle, installed={"onnxruntime", "openvino"}) == "openvino"
+
+
+def test_folder_of_a_packages_name_is_no_package(monkeypatch, tmp_path):
+    (tmp_path / "fpga_runtime").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not backends._is_installed("fpga_runtime")
+    (tmp_path / "fpga_runtime" / "__init__.py").touch()
+    importlib.invalidate_caches()
+    assert backends._is_installed("fpga_runtime")
+
+
+def test_what_no_backend_runs_is_refused(model, tmp_path):
     with pytest.raises(ConfigError, match=r"no backend runs '\.pt' files \(x\.pt\); expected \.onnx or \.trt"):
         open_backend(tmp_path / "x.pt")
     with pytest.raises(ConfigError, match=r"backend 'onnxruntime' runs \.onnx files, got x\.trt"):
@@ -349,13 +403,29 @@ def test_exception_of_a_third_party_becomes_a_backend_error(model, monkeypatch):
         open_backend(model, "fpga")
 
 
-def test_opening_a_model_writes_nothing_below_the_users_home(model_folder, tmp_path):
-    """ONNX Runtime 1.32 and later collect telemetry on Linux unless the environment forbids it before the import."""
+def test_opening_a_model_writes_nothing_below_the_users_home(name, model_folder, tmp_path):
+    """ONNX Runtime 1.32 and later collect telemetry on Linux unless the environment forbids it before the import, OpenVINO unless a package lacks."""
     model = model_folder.write()
     home = tmp_path / "home"
     home.mkdir()
     environment = {name: value for name, value in os.environ.items() if name not in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")}
-    program = f"from snl_runtime import open_backend; open_backend({str(model)!r}).close()"
+    program = f"from snl_runtime import open_backend; open_backend({str(model)!r}, {name!r}).close()"
     done = subprocess.run([sys.executable, "-c", program], env={**environment, "HOME": str(home)}, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert list(home.rglob("*")) == []
+
+
+def test_package_that_openvino_reports_with_is_hidden_for_the_time_of_the_import_only(model):
+    pytest.importorskip("openvino")
+    program = f"""
+import importlib.util, sys
+from snl_runtime import open_backend
+open_backend({str(model)!r}, "openvino").close()
+print("openvino_telemetry" in sys.modules, importlib.util.find_spec("openvino_telemetry") is None)
+import openvino_telemetry
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    if importlib.util.find_spec("openvino_telemetry") is None:
+        pytest.skip("openvino-telemetry is not installed")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["False", "False"]
