@@ -1,21 +1,15 @@
-"""Inference backends, chosen by name or by a rule; third parties add theirs through entry points.
-
-The rule reads the file's suffix, what is installed, and the model's newest decision, and never a clock, so that a line gets the same backend at
-every start. ``.trt`` runs on TensorRT. ``.onnx`` on a CPU runs where that decision was calibrated; without one on OpenVINO, which is installed by
-choice and is the quicker of the two on x86, elsewhere on ONNX Runtime first. What is not installed is left out. On any other device ``.onnx`` runs on
-ONNX Runtime.
-"""
+"""Inference backends, chosen by name or by the rule of :mod:`snl_runtime.backends.choice`; third parties add theirs through entry points."""
 
 import importlib
 import importlib.metadata
 import importlib.util
 import os
-import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from snl_runtime.backends.base import Backend, one_line
+from snl_runtime.backends.choice import choose_backend
 from snl_runtime.errors import BackendError, BackendUnavailableError, ConfigError, SnlError
 
 if TYPE_CHECKING:
@@ -29,9 +23,6 @@ _BUILT_IN = {
     "openvino": ("snl_runtime.backends.openvino", "OpenVinoBackend", ("openvino",)),
     "tensorrt": ("snl_runtime.backends.tensorrt.backend", "TensorRtBackend", ("tensorrt", "tensorrt_rtx")),
 }
-_BY_SUFFIX = {".onnx": "onnxruntime", ".trt": "tensorrt"}
-_X86 = ("x86_64", "amd64")
-"""What ``platform.machine`` calls the processors on which OpenVINO was measured to be quicker than ONNX Runtime."""
 _SUFFIXES = {"onnxruntime": (".onnx",), "openvino": (".onnx",), "tensorrt": (".trt",)}
 
 
@@ -46,7 +37,7 @@ def open_backend(
 
     Args:
         bundle_or_path: An opened bundle, or the path of a model file (whose hash nobody checks then).
-        name: ``onnxruntime``, ``openvino``, ``tensorrt`` or an entry point; None for the rule of this module, which knows no decision of a path.
+        name: ``onnxruntime``, ``openvino``, ``tensorrt`` or an entry point; None for the rule, which knows no decision of a path.
         device: What the backend calls its devices; None for its default.
         threads: CPU threads for one call; None for the backend's default.
 
@@ -58,7 +49,7 @@ def open_backend(
         path, calibrated_on = Path(bundle_or_path), None
     else:
         path, calibrated_on = bundle_or_path.path, bundle_or_path.calibrated_on
-    chosen = name or _choose(path, device, calibrated_on)
+    chosen = name or choose_backend(path, device=device, calibrated_on=calibrated_on, is_installed=_is_backend_installed)
     if chosen in _SUFFIXES and path.suffix.lower() not in _SUFFIXES[chosen]:
         raise ConfigError(f"backend '{chosen}' runs {' and '.join(_SUFFIXES[chosen])} files, got {path.name}")
     factory = _factory(chosen)
@@ -72,21 +63,12 @@ def open_backend(
 
 def available_backends() -> list[str]:
     """Return the names of the backends whose packages are installed, built-in ones first."""
-    built_in = [name for name, (_, _, packages) in _BUILT_IN.items() if any(_is_installed(package) for package in packages)]
+    built_in = [name for name in _BUILT_IN if _is_backend_installed(name)]
     return [*built_in, *sorted(set(_entry_points()) - set(_BUILT_IN))]
 
 
-def _choose(path: Path, device: str | None, calibrated_on: str | None) -> str:
-    suffix = path.suffix.lower()
-    if suffix not in _BY_SUFFIX:
-        raise ConfigError(f"no backend runs '{suffix}' files ({path.name}); expected {' or '.join(_BY_SUFFIX)}")
-    if suffix != ".onnx" or (device or "cpu").lower() != "cpu":
-        return _BY_SUFFIX[suffix]
-    preferred = ("openvino", "onnxruntime") if platform.machine().lower() in _X86 else ("onnxruntime", "openvino")
-    installed = [name for name in preferred if any(_is_installed(package) for package in _BUILT_IN[name][2])]
-    if calibrated_on in installed:
-        return calibrated_on
-    return installed[0] if installed else _BY_SUFFIX[suffix]
+def _is_backend_installed(name: str) -> bool:
+    return any(_is_installed(package) for package in _BUILT_IN[name][2])
 
 
 def _factory(name: str) -> Callable[..., Backend]:
