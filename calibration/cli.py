@@ -72,7 +72,7 @@ def build_parser() -> CommandParser:
     )
     _add_frame_flags(parser)
     _add_history_flags(parser)
-    parser.add_argument("--backend", metavar="NAME", help="onnxruntime, openvino or tensorrt (default: by the file's suffix)")
+    parser.add_argument("--backend", metavar="NAME", help="onnxruntime, openvino or tensorrt (default: as snl-run)")
     parser.add_argument("--device", metavar="NAME", help="device as the backend names it, the one of the line: cpu, cuda, cuda:N (default: its own)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="fixes the synthetic defects (default: 0)")
     parser.add_argument(

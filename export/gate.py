@@ -55,7 +55,7 @@ def check_export(  # noqa: PLR0913  # two sides, what they are compared on, and 
     """
     total = len(golden.images) + frames.count
     # The golden check would stop at its own, wider tolerance and hide the figures.
-    with Scorer(path, golden_check=False) as subject, progress(total, unit="frames", label="parity") as steps:
+    with Scorer(path, backend="onnxruntime", golden_check=False) as subject, progress(total, unit="frames", label="parity") as steps:
         compare(reference, subject, golden, frames, meter=meter, on_frame=steps.advance)
         runs_on = verified_on(subject.backend.name, subject.backend.device)
     report = meter.report(

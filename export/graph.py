@@ -28,6 +28,7 @@ from snl_train.models.whitening import ResidualWhitening
 from snl_train.scoring import upsampling_weights
 
 from .channels import InferenceCram, channel_length, channel_sum
+from .memory import InferenceMemory
 
 Precision: TypeAlias = Literal["fp32", "fp16"]
 AffinityLayout: TypeAlias = Literal["rows", "triangle"]
@@ -79,15 +80,17 @@ class SnlGraph(nn.Module):
         self.score = score
         self.tile_rows = tile_rows
         self.layout = layout
+        self.memory = None if model.memory is None else InferenceMemory(model.memory)
         self.model = _rewrite_crams(_fold_batch_norms(copy.deepcopy(model).cpu().float().eval(), size_hw))
         self.work_dtype = torch.float32
         if precision == "fp16":
             _require_batch_norms(self.model)
             self.work_dtype = torch.float16
             self.model = _halve_convolutions(self.model)
-        deviation = torch.tensor(model.teacher.std, dtype=torch.float64)
+        deviation = torch.tensor(model.teacher.std, dtype=torch.float64)[:, None, None]
+        mean = torch.tensor(model.teacher.mean, dtype=torch.float64)[:, None, None]
         self.register_buffer("pixel_scale", (1 / (255 * deviation)).float())
-        self.register_buffer("pixel_offset", (-torch.tensor(model.teacher.mean, dtype=torch.float64) / deviation).float())
+        self.register_buffer("pixel_offset", (-mean / deviation).float())
         self.requires_grad_(requires_grad=False)
         self.eval()
 
@@ -101,29 +104,28 @@ class SnlGraph(nn.Module):
             anomaly_map: (N, 1, H, W) float32.
             anomaly_score: (N,) float32, the largest value of each map.
         """
-        # The cast comes first: TensorRT refuses to transpose uint8.
-        x = image.to(torch.float32) * self.pixel_scale + self.pixel_offset  # (N, H, W, 3)
-        teacher, student = self.model(x.permute(0, 3, 1, 2).to(self.work_dtype))
+        # The cast comes first: TensorRT refuses to transpose uint8. Factors of whole planes are quicker than factors of every third number.
+        x = image.to(torch.float32).permute(0, 3, 1, 2) * self.pixel_scale + self.pixel_offset  # (N, 3, H, W)
+        teacher, student = self.model(x.to(self.work_dtype))
         anomaly_map = self.head(teacher, student)
         return anomaly_map, anomaly_map.amax(dim=(1, 2, 3))
 
     def head(self, teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
         """Return the map (N, 1, H, W) in fp32 for features (N, C_k, H_k, W_k) of any precision; ``student`` is empty where there is none."""
-        maps: list[Tensor] = []
-        memory = self.model.memory
-        if self.model.student is not None or memory is None:
-            maps.append(self._student_map(teacher, student))
-        if memory is not None:
-            maps = [of_student * memory.student_weight for of_student in maps]
-            maps += [self._resize(cells[:, None]) for cells in memory(teacher)]
-        return functools.reduce(torch.add, maps)
+        cells: dict[int, Tensor] = {}  # of each layer, counted from 1: a resize is linear, so what has the same grid is added before it
+        if self.model.student is not None or self.memory is None:
+            cells = self._student_cells(teacher, student)
+        if self.memory is not None:
+            cells = {layer: scores * self.memory.student_weight for layer, scores in cells.items()}
+            for layer, distances in zip(self.memory.layers, self.memory(teacher), strict=True):
+                cells[layer] = cells[layer] + distances if layer in cells else distances
+        return functools.reduce(torch.add, [self._resize(scores) for scores in cells.values()])
 
-    def _student_map(self, teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
+    def _student_cells(self, teacher: Sequence[Tensor], student: Sequence[Tensor]) -> dict[int, Tensor]:
         distances = [None] * len(teacher) if self.model.whitening is None else list(self.model.whitening)
-        maps = [self._resize(self._cell_scores(t, s, distance)) for t, s, distance in zip(teacher, student, distances, strict=True)]
-        if not maps:
+        if not teacher:
             raise ValueError("teacher and student must have at least one scale")
-        return functools.reduce(torch.add, maps)
+        return dict(enumerate((self._cell_scores(t, s, distance) for t, s, distance in zip(teacher, student, distances, strict=True)), 1))
 
     def _cell_scores(self, teacher: Tensor, student: Tensor, whitening: nn.Module | None) -> Tensor:
         t, s = teacher.float(), student.float()  # (N, C, H_k, W_k)
@@ -224,9 +226,9 @@ def _require_batch_norms(model: TeacherStudent) -> None:
 
 def _halve_convolutions(model: TeacherStudent) -> TeacherStudent:
     kept = {id(cram) for cram in model.modules() if isinstance(cram, InferenceCram)}
-    whitening, memory = copy.deepcopy(model.whitening), copy.deepcopy(model.memory)  # parts of the head, not of the backbone
+    whitening = copy.deepcopy(model.whitening)  # part of the head, not of the backbone
     model = model.half()
-    model.whitening, model.memory = whitening, memory
+    model.whitening = whitening
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if id(child) in kept:

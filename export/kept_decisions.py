@@ -71,7 +71,7 @@ def keep_decisions(checkpoint: Checkpoint, earlier: Manifest | None, earlier_pat
     current = _current_decisions(checkpoint, earlier, earlier_path, precision)
     trained = checkpoint.config.data.tiles
     kept = KeptDecisions()
-    with Scorer(earlier_path) as before, Scorer(new_path) as after:
+    with Scorer(earlier_path) as before, Scorer(new_path, backend=before.backend.name) as after:
         for product, decision in current.items():
             images = [image for image, name in zip(checkpoint.golden_images, checkpoint.golden_classes, strict=True) if name == product]
             why = _unlike_golden(decision, trained) or ("" if images else "there is no golden sample of it to compare")

@@ -44,7 +44,7 @@ class Scorer:
 
     Args:
         model_path: ``x.onnx`` or ``x.trt``; ``x.json`` and ``x.golden.npz`` are found beside it. A lone ``.onnx`` opens too.
-        backend: Name of a backend, or an opened one, which the scorer then owns; None chooses by suffix.
+        backend: Name of a backend, or an opened one, which the scorer then owns; None chooses, see :mod:`snl_runtime.backends.choice`.
         device: Device as the backend names it; None for its default.
         threads: Most CPU threads the backend may use; None for its default.
         public_key: Ed25519 key that must have signed the manifest; None accepts unsigned ones.

@@ -2,9 +2,12 @@
 
     python -m benchmarks.speed.cpu
     python -m benchmarks.speed.cpu --graphs rd best --backend onnxruntime --batch 1 8 --folder graphs/
+    python -m benchmarks.speed.cpu --graphs best best-int8 best-int8-all
+    python -m benchmarks.speed.cpu --graphs best rd --files anomalib-rd=peers/anomalib-rd.onnx
     python -m benchmarks.speed.cpu --graphs snl --profile
 
-Prints the median processor time of each graph, backend and batch, per image, and its ratio to the first graph and batch on the same backend.
+Prints the median processor time of each graph, backend and batch, per image, and its ratio to the first graph and batch on the same backend: the
+median over rounds in which each is called once. Files of other projects (``--files``; ``benchmarks.speed.peers`` exports some) take one image.
 With one thread on an idle machine that is the time that passes. The networks are exported without training (needs the extra export): times do not
 depend on the weights. ``--profile`` prints instead where ONNX Runtime spends the time, per kind of node.
 """
@@ -24,7 +27,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.speed import machine
-from benchmarks.speed.models import GRAPHS, untrained_graph
+from benchmarks.speed.foreign import file_call, named_file
+from benchmarks.speed.models import GRAPHS, QUANTIZED, untrained_graph
 from snl_runtime.backends import open_backend
 from snl_runtime.backends.base import Backend
 from snl_runtime.backends.onnxruntime.session import load_onnxruntime
@@ -41,7 +45,10 @@ Timed = tuple[str, str, int]
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table and return the exit status."""
     parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--graphs", nargs="+", choices=tuple(GRAPHS), default=list(GRAPHS), help="the first is what the others are compared with")
+    parser.add_argument(
+        "--graphs", nargs="+", choices=(*GRAPHS, *QUANTIZED), default=list(GRAPHS), help="the first is what the others are compared with"
+    )
+    parser.add_argument("--files", nargs="+", metavar="NAME=PATH", default=[], help=".onnx files of other projects, timed with one image")
     parser.add_argument("--backend", nargs="+", choices=BACKENDS, default=list(BACKENDS))
     parser.add_argument("--batch", nargs="+", metavar="N", type=int, default=[1], help="images per call (default: 1)")
     parser.add_argument("--size-px", metavar="PX", type=int, default=256, help="side of the input (default: 256)")
@@ -56,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(options: argparse.Namespace) -> int:
+    files = dict(named_file(text) for text in options.files)
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         paths = {name: untrained_graph(folder, name, options.size_px, teacher=options.teacher, layout=options.layout) for name in options.graphs}
@@ -64,11 +72,11 @@ def _measure(options: argparse.Namespace) -> int:
             for name, path in paths.items():
                 _print_profile(name, path, options)
             return EXIT_OK
-        _print_times(_times(paths, options), options.graphs[0], options.batch[0])
+        _print_times(_times(paths, files, options), options.graphs[0], options.batch[0])
     return EXIT_OK
 
 
-def _times(paths: dict[str, Path], options: argparse.Namespace) -> dict[Timed, list[float]]:
+def _times(paths: dict[str, Path], files: dict[str, Path], options: argparse.Namespace) -> dict[Timed, list[float]]:
     """Return milliseconds of processor time per image of each call, the calls in turn."""
     calls: dict[Timed, Callable[[], None]] = {}
     for backend in options.backend:
@@ -76,6 +84,8 @@ def _times(paths: dict[str, Path], options: argparse.Namespace) -> dict[Timed, l
             opened = open_backend(open_bundle(path), backend, threads=options.threads)
             for batch in options.batch:
                 calls[name, backend, batch] = _call(opened, batch)
+        for name, path in files.items():
+            calls[name, backend, 1] = file_call(path, backend, size_px=options.size_px, threads=options.threads)
     times_ms: dict[Timed, list[float]] = {key: [] for key in calls}
     for round_ in range(-WARM_UP_RUNS, options.rounds):
         for key, call in calls.items():

@@ -1,10 +1,11 @@
 """The models that are timed: networks exported without training, whose times do not depend on their weights, and the tiny model of the tests."""
 
 import importlib.util
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snl_runtime.files import sha256_file
+from snl_runtime.files import atomic_write_bytes, sha256_file
 from snl_runtime.model.manifest import Manifest, manifest_path, replace_manifest
 
 if TYPE_CHECKING:
@@ -19,8 +20,11 @@ GRAPHS: dict[str, dict[str, object]] = {
     "best-memory-2048": {"preset": "best", "memory.centers": 2048},
     "memory-512": {"preset": "best", "model.method": "memory", "memory.centers": 512},
 }
-"""Settings of each graph over the preset of the paper: plain reverse distillation with a smoothed map, ``best``, the paper's networks without and
-with the affinity error in the score, ``best`` with a memory, and a memory alone."""
+"""Settings of each float graph over the preset of the paper: plain reverse distillation with a smoothed map, ``best``, the paper's networks without
+and with the affinity error in the score, ``best`` with a memory, and a memory alone."""
+QUANTIZED = {"best-int8": "default", "best-int8-all": "all"}
+"""Graphs of ``best`` with convolutions in 8 bits: those that ``snl-export --int8`` quantizes, and stem and layer1 as well (``--int8-parts``)."""
+_RANGE_IMAGES = 4
 _FIXTURES = Path(__file__).parents[2] / "tests" / "runtime" / "detector_fixtures.py"
 
 
@@ -34,11 +38,14 @@ def graph_path(
 def untrained_graph(
     folder: Path, name: str, size_px: int, *, teacher: str = "resnet18", layout: "AffinityLayout" = "rows", precision: "Precision" = "fp32"
 ) -> Path:
-    """Return a graph of :data:`GRAPHS`, exported into ``folder`` unless it is there; needs the extra export."""
+    """Return a graph of :data:`GRAPHS` or :data:`QUANTIZED`, exported into ``folder`` unless it is there; needs the extra export."""
     path = graph_path(folder, name, size_px, teacher=teacher, layout=layout, precision=precision)
     if path.exists():
         return path
+    if name in QUANTIZED:
+        return _quantized(untrained_graph(folder, "best", size_px, teacher=teacher, layout=layout), path, QUANTIZED[name], size_px)
     import torch
+    from torch.nn import functional as F
 
     from snl_export.graph import SnlGraph
     from snl_export.onnx_export import BatchSize, export_onnx
@@ -49,9 +56,27 @@ def untrained_graph(
     torch.manual_seed(0)
     size_hw = (size_px, size_px)
     model = build_model(config.model, config.memory, size_hw=size_hw)
+    if model.memory is not None:  # centers of an empty memory are all zero: libraries compute equal convolutions once
+        model.memory.take_centers([F.normalize(torch.rand_like(codebook.centers)) for codebook in model.memory.books])
     graph = SnlGraph(model, config.score, size_hw=size_hw, precision=precision, layout=layout)
     folder.mkdir(parents=True, exist_ok=True)
     export_onnx(graph, path, size_hw=size_hw, batch=BatchSize(), metadata="{}")
+    return path
+
+
+def _quantized(float_model: Path, path: Path, parts: str, size_px: int) -> Path:
+    """Quantize an untrained graph on generated pictures: their ranges change values, not times."""
+    import cv2
+    import onnx
+
+    from snl_calibration.quantize import DEFAULT_PARTS, PARTS, quantize_backbone
+
+    with tempfile.TemporaryDirectory() as images:
+        pictures = [Path(images) / f"{seed}.png" for seed in range(_RANGE_IMAGES)]
+        for seed, picture in enumerate(pictures):
+            cv2.imwrite(str(picture), tiny_model().good_frame(seed, size_px))
+        result = quantize_backbone(onnx.load(float_model), pictures, parts=PARTS if parts == "all" else DEFAULT_PARTS)
+    atomic_write_bytes(path, result.model.SerializeToString(deterministic=True))
     return path
 
 

@@ -1,4 +1,4 @@
-"""Inference backends, chosen by the suffix of the model file or by name; third parties add theirs through entry points."""
+"""Inference backends, chosen by name or by the rule of :mod:`snl_runtime.backends.choice`; third parties add theirs through entry points."""
 
 import importlib
 import importlib.metadata
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from snl_runtime.backends.base import Backend, one_line
+from snl_runtime.backends.choice import choose_backend
 from snl_runtime.errors import BackendError, BackendUnavailableError, ConfigError, SnlError
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ _BUILT_IN = {
 }
 _WITH_CUDA_GRAPHS = frozenset({"onnxruntime", "tensorrt"})
 """Backends that take the keyword ``cuda_graphs``."""
-_BY_SUFFIX = {".onnx": "onnxruntime", ".trt": "tensorrt"}
 _SUFFIXES = {"onnxruntime": (".onnx",), "openvino": (".onnx",), "tensorrt": (".trt",)}
 
 
@@ -40,7 +40,7 @@ def open_backend(
 
     Args:
         bundle_or_path: An opened bundle, or the path of a model file (whose hash nobody checks then).
-        name: ``onnxruntime``, ``openvino``, ``tensorrt`` or an entry point; None to choose by suffix.
+        name: ``onnxruntime``, ``openvino``, ``tensorrt`` or an entry point; None for the rule, which knows no decision of a path.
         device: What the backend calls its devices; None for its default.
         threads: CPU threads for one call; None for the backend's default.
         cuda_graphs: Whether ONNX Runtime and TensorRT may record their work on a GPU as CUDA graphs; nothing to other backends.
@@ -49,8 +49,11 @@ def open_backend(
         ConfigError: If no backend has that name or runs that suffix.
         BackendError: If the backend or its device is missing (``BackendUnavailableError``), or the file cannot be loaded.
     """
-    path = Path(bundle_or_path) if isinstance(bundle_or_path, (str, os.PathLike)) else bundle_or_path.path
-    chosen = name or _choose(path)
+    if isinstance(bundle_or_path, (str, os.PathLike)):
+        path, calibrated_on = Path(bundle_or_path), None
+    else:
+        path, calibrated_on = bundle_or_path.path, bundle_or_path.calibrated_on
+    chosen = name or choose_backend(path, device=device, calibrated_on=calibrated_on, is_installed=_is_backend_installed)
     if chosen in _SUFFIXES and path.suffix.lower() not in _SUFFIXES[chosen]:
         raise ConfigError(f"backend '{chosen}' runs {' and '.join(_SUFFIXES[chosen])} files, got {path.name}")
     factory = _factory(chosen)
@@ -65,15 +68,12 @@ def open_backend(
 
 def available_backends() -> list[str]:
     """Return the names of the backends whose packages are installed, built-in ones first."""
-    built_in = [name for name, (_, _, packages) in _BUILT_IN.items() if any(_is_installed(package) for package in packages)]
+    built_in = [name for name in _BUILT_IN if _is_backend_installed(name)]
     return [*built_in, *sorted(set(_entry_points()) - set(_BUILT_IN))]
 
 
-def _choose(path: Path) -> str:
-    suffix = path.suffix.lower()
-    if suffix not in _BY_SUFFIX:
-        raise ConfigError(f"no backend runs '{suffix}' files ({path.name}); expected {' or '.join(_BY_SUFFIX)}")
-    return _BY_SUFFIX[suffix]
+def _is_backend_installed(name: str) -> bool:
+    return any(_is_installed(package) for package in _BUILT_IN[name][2])
 
 
 def _factory(name: str) -> Callable[..., Backend]:
@@ -99,6 +99,7 @@ def _entry_points() -> dict[str, Any]:
 
 def _is_installed(package: str) -> bool:
     try:
-        return importlib.util.find_spec(package) is not None
+        found = importlib.util.find_spec(package)
+        return found is not None and found.origin is not None  # None: a folder of that name, without a package in it
     except (ImportError, ValueError):  # ValueError: a module without a spec, as a host program may have put there
         return False

@@ -1,7 +1,10 @@
 """OpenVINO, mainly for Intel processors."""
 
+import contextlib
 import os
+import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import numpy.typing as npt
 from snl_runtime.backends.base import INPUT_NAME, MAP_NAME, SCORE_NAME, check_arrays, check_signature, one_line, path_or_bytes, store_outputs
 from snl_runtime.errors import BackendError, BackendUnavailableError, ConfigError, InferenceError
 
+_TELEMETRY = "openvino_telemetry"
 _DTYPES = {"u8": "uint8", "f32": "float32"}
 
 
@@ -36,7 +40,7 @@ class OpenVinoBackend:
         path = Path(model_path)
         if threads is not None and threads < 1:
             raise ConfigError(f"threads must be at least 1, got {threads}")
-        library = _load_library()
+        library = load_openvino()
         self._request: Any = None
         try:
             core = library.Core()
@@ -50,7 +54,7 @@ class OpenVinoBackend:
         )
         _check_device(core, self.device)
         try:
-            self._request = core.compile_model(model, self.device.upper(), _options(self.device, threads)).create_infer_request()
+            self._request = core.compile_model(model, self.device.upper(), compile_options(self.device, threads)).create_infer_request()
         except Exception as error:  # the library's exception classes share no base
             raise BackendError(f"openvino cannot compile {path.name} for device '{self.device}': {one_line(error)}") from error
 
@@ -77,14 +81,37 @@ class OpenVinoBackend:
         self.close()
 
 
-def _load_library() -> Any:
+def load_openvino() -> Any:
+    """Return the module ``openvino``; every import of it goes through here.
+
+    The package reports its import over the network, and for that writes an identifier below the user's home, where the package openvino-telemetry is
+    found. For the time of the import it is hidden, and OpenVINO takes its own stub of it.
+
+    Raises:
+        BackendUnavailableError: If the package is missing or its libraries do not load.
+    """
     try:
-        import openvino
+        with _hidden(_TELEMETRY):
+            import openvino
     except (ImportError, OSError) as error:
         raise BackendUnavailableError(
             f"backend 'openvino' needs the package openvino: pip install 'snl-edge[openvino]' ({one_line(error)})"
         ) from error
     return openvino
+
+
+@contextlib.contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """Make a module seem missing, unless somebody imported it before."""
+    if module in sys.modules:
+        yield
+        return
+    hidden: dict[str, Any] = {module: None}
+    sys.modules.update(hidden)
+    try:
+        yield
+    finally:
+        sys.modules.pop(module, None)
 
 
 def _check_device(core: Any, device: str) -> None:
@@ -93,7 +120,13 @@ def _check_device(core: Any, device: str) -> None:
         raise BackendUnavailableError(f"openvino finds no device '{device}' here, only {', '.join(available)}; use one of them or install its driver")
 
 
-def _options(device: str, threads: int | None) -> dict[str, Any]:
+def compile_options(device: str, threads: int | None) -> dict[str, Any]:
+    """Return the options that every model of this SDK is compiled with.
+
+    Args:
+        device: An OpenVINO device in lower case.
+        threads: CPU threads for one call; None for OpenVINO's choice.
+    """
     # OpenVINO picks bf16 by itself on some CPUs, which changes scores beyond the golden tolerance.
     options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     if device == "cpu":

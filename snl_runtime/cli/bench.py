@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import platform
 import sys
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 PROGRAM = "snl-bench"
 EXAMPLE = """
 snl-bench --engine line.onnx --runs 500
+snl-bench --engine line.onnx --backend onnxruntime --compare-backend openvino
 snl-bench --engine line.trt --compare line.onnx --frames parts/ --json
 snl-bench --engine line.onnx --batch 1 4 8 --cameras 1 2 4 --starts 3 --plot cost.svg
 """
@@ -47,6 +49,9 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("--engine", metavar="FILE", required=True, help="model: x.onnx or x.trt")
     parser.add_argument("--compare", metavar="FILE", help="second model, timed in the same process on the same frames")
+    parser.add_argument(
+        "--compare-backend", metavar="NAME", help="backend of the second model; without --compare the same model runs on it (default: as --backend)"
+    )
     parser.add_argument("--frames", metavar="DIR", help=f"images to time, {MOST_FRAMES} at most, evenly chosen (default: the model's golden samples)")
     parser.add_argument("--product", metavar="P", help="product whose decision and region of interest are used (default: as snl-run)")
     parser.add_argument("--runs", metavar="N", type=positive(int), default=200, help="timed calls of each kind and engine (default: 200)")
@@ -77,7 +82,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         if arguments.plot.suffix != ".svg":
             raise ConfigError(f"--plot writes SVG, so its name must end with .svg, got {arguments.plot}")
         check_writable(arguments.plot)
-    configs = [ModelConfig(file=file, **model_values(arguments)) for file in (arguments.engine, arguments.compare) if file is not None]
+    configs = _models(arguments)
     with contextlib.ExitStack() as opened:
         frames, engines = _open(arguments, configs, opened)
         _time(engines, arguments.runs)
@@ -90,6 +95,14 @@ def _bench(arguments: argparse.Namespace) -> int:
         print(f"{PROGRAM}: {arguments.plot} is written", file=sys.stderr)
     print(to_json(report) if arguments.json else _table(report))
     return EXIT_OK
+
+
+def _models(arguments: argparse.Namespace) -> list[ModelConfig]:
+    first = ModelConfig(file=arguments.engine, **model_values(arguments))
+    if arguments.compare is None and arguments.compare_backend is None:
+        return [first]
+    backend = arguments.compare_backend or first.backend
+    return [first, dataclasses.replace(first, file=arguments.compare or arguments.engine, backend=backend)]
 
 
 def _open(arguments: argparse.Namespace, configs: Sequence[ModelConfig], opened: contextlib.ExitStack) -> "tuple[list[Image], list[EngineTimes]]":
@@ -199,7 +212,7 @@ def _table(report: dict[str, Any]) -> str:
         lines.append(f"memory of this process: {memory['resident_bytes'] / 1e6:.0f} MB after the runs, peak {memory['peak_bytes'] / 1e6:.0f} MB")
     lines.append(f"{machine['processor']}, {machine['cpus']} CPUs; " + ", ".join(f"{k} {v}" for k, v in report["versions"].items()))
     if "ratio_of_medians" in report:
-        first, second = (engine["engine"] for engine in report["engines"])
+        first, second = (f"{engine['engine']} on {engine['backend']}" for engine in report["engines"])
         ratios = ", ".join(f"{stage} {ratio if ratio is not None else '-'}" for stage, ratio in report["ratio_of_medians"].items())
         lines.append(f"ratio of medians, {first} / {second}: {ratios}")
     return "\n".join(lines)

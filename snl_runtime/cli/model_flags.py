@@ -25,7 +25,9 @@ _KEYS = {
 
 def add_model_flags(parser: argparse._ActionsContainer) -> None:
     """Add the flags that :func:`model_values` reads; one that is not given has the value None."""
-    parser.add_argument("--backend", metavar="NAME", help="onnxruntime, openvino, tensorrt or a plug-in (default: by the suffix of --engine)")
+    parser.add_argument(
+        "--backend", metavar="NAME", help="onnxruntime, openvino, tensorrt or a plug-in (default: the one of the calibration, if installed)"
+    )
     parser.add_argument("--device", metavar="NAME", help="device as the backend names it, e.g. cpu or cuda (default: the backend's own)")
     parser.add_argument("--threads", metavar="N", type=positive(int), help="CPU threads of the backend (default: the backend's own)")
     parser.add_argument("--timeout-ms", metavar="MS", type=positive(float), help="time for one frame (default: 10000)")

@@ -52,8 +52,8 @@ class SnlDetector:
     A model without golden samples, decision or manifest (a lone ``.onnx``) opens and scores, and every verdict is ERROR with the reason.
 
     Args:
-        model: ``x.onnx`` or ``x.trt``; the backend is chosen by suffix.
-        backend: Name of another backend, or an opened one, which the detector then owns.
+        model: ``x.onnx`` or ``x.trt``.
+        backend: Name of a backend, or an opened one, which the detector then owns; None chooses, see :mod:`snl_runtime.backends.choice`.
         device: Device as the backend names it; None for its default.
         product: Product of the frames that name none; None for the one calibrated product, or the strictest rule of several.
         timeout_ms: How long one frame may take in the backend, and how long it may wait for the frames before it.

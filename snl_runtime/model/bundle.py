@@ -44,6 +44,12 @@ class ModelBundle:
         return None if self.manifest is None else self.manifest.engine_for(self.sha256)
 
     @property
+    def calibrated_on(self) -> str | None:
+        """Name of the backend that scored the sample of the newest decision on this very file, None without one."""
+        decisions = () if self.manifest is None else self.manifest.decisions
+        return next((decision.backend.partition(" ")[0] for decision in reversed(decisions) if decision.model_sha256 == self.sha256), None)
+
+    @property
     def has_tiles(self) -> bool:
         """Whether a product is inspected in tiles on this very file."""
         return self.manifest is not None and any(decision.tiles is not None for decision in self.manifest.decisions_for(self.sha256).values())

@@ -40,7 +40,7 @@ class ModelConfig:
     file: str
     """Exported model or engine, ``x.onnx`` or ``x.trt``; its manifest and golden samples lie beside it."""
     backend: str | None = None
-    """``onnxruntime``, ``openvino``, ``tensorrt`` or a plug-in; none chooses by the suffix of ``file``."""
+    """``onnxruntime``, ``openvino``, ``tensorrt`` or a plug-in; none is the one that the model was calibrated on, if it is installed."""
     device: str | None = None
     """Device as the backend names it, e.g. ``cpu`` or ``cuda``; none is the backend's own default."""
     threads: int | None = None

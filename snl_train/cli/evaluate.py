@@ -45,7 +45,7 @@ def _parser() -> CommandParser:
     model.add_argument("--engine", type=Path, metavar="FILE", help="exported model (x.onnx, x.trt); its manifest is found beside it")
     parser.add_argument("--data", type=Path, metavar="DIR", required=True, help="test images with labels: MVTec AD or VisA layout")
     parser.add_argument("--classes", metavar="A,B", help="measure these classes only (default: all)")
-    parser.add_argument("--backend", metavar="NAME", help="runtime for --engine: onnxruntime, openvino, tensorrt (default: by suffix)")
+    parser.add_argument("--backend", metavar="NAME", help="runtime for --engine: onnxruntime, openvino, tensorrt (default: as snl-run)")
     parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N for --ckpt; the backend's own name for --engine (default: auto)")
     parser.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="images per call of the model (default: 8)")
     parser.add_argument("--tile", type=_not_negative, metavar="N", help="tiles of N x N image pixels, 0 for whole images (default: as trained)")

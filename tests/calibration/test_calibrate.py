@@ -33,10 +33,12 @@ def test_decision_holds_the_thresholds_that_the_scores_give(station, tools):
     assert station.manifest().decisions == [decision]
 
 
-def test_decision_names_file_sample_promise_and_time(station, tools):
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_decision_names_file_sample_promise_backend_and_time(backend, station, tools):
+    pytest.importorskip(backend)
     frames = station.write_good(count=40)
     before = datetime.now(timezone.utc).replace(microsecond=0)
-    decision = station.fit_one(confidence=0.9).decision
+    decision = station.fit_one(confidence=0.9, backend=backend).decision
     hashes = sorted(tools.sha256_of_pixels(image) for image in frames.values())
     assert decision.product == "disk"
     assert decision.model_sha256 == hashlib.sha256(station.model.read_bytes()).hexdigest()
@@ -45,7 +47,7 @@ def test_decision_names_file_sample_promise_and_time(station, tools):
     assert "90 % confidence at most 10 %" in decision.bound
     assert before <= datetime.fromisoformat(decision.fitted_at) <= datetime.now(timezone.utc)
     assert decision.expires_at is None
-    assert decision.backend == "onnxruntime"
+    assert decision.backend == backend
 
 
 def test_qualified_input_range_holds_every_good_frame(station):

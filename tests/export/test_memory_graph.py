@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 SIZE_HW = (32, 64)
 SCORE = ScoreConfig(affinity_weight=0.0, smoothing_sigma=4.0)
 CENTERS = 150  # two tiles and a smaller one
+LAYERS = 2
 
 
 def made_model(method: str) -> TeacherStudent:
@@ -114,6 +115,11 @@ def test_half_precision_leaves_the_memory_in_float_and_the_graph_has_no_gather_a
     assert not [
         tensor.name for tensor in graph.initializer if "layer3" in tensor.name and model.student is None
     ]  # costs nothing where nobody reads it
+    products = [node for node in graph.node if node.op_type == "Conv" and "memory." in node.input[1]]
+    assert len(products) == LAYERS * 4  # tiles of 150 centers, at most 64 each and an even number
+    assert sum(node.op_type == "Max" for node in graph.node) == LAYERS  # between two pairs of tiles; inside a pair there is none
+    scales = LAYERS if model.student is None else 3  # of memory and student together: maps of one grid are added before they are resized
+    assert sum(node.op_type == "Transpose" for node in graph.node) == 1 + 3 * scales  # of the image, and around a resize
 
 
 def test_int8_has_no_part_of_the_memory(model: TeacherStudent, tmp_path: Path) -> None:

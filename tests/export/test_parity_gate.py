@@ -31,14 +31,14 @@ def replace(tensor: onnx.TensorProto, values: np.ndarray) -> None:
 
 def scale_pixels(factor: float) -> Edit:
     def edit(model: onnx.ModelProto) -> None:
-        scale = next(tensor for tensor in initializer(model, (3,)) if (numpy_helper.to_array(tensor) > 0).all())
+        scale = next(tensor for tensor in initializer(model, (3, 1, 1)) if (numpy_helper.to_array(tensor) > 0).all())
         replace(scale, numpy_helper.to_array(scale) * factor)
 
     return edit
 
 
 def shift_pixels(model: onnx.ModelProto) -> None:
-    offset = next(tensor for tensor in initializer(model, (3,)) if (numpy_helper.to_array(tensor) < 0).all())
+    offset = next(tensor for tensor in initializer(model, (3, 1, 1)) if (numpy_helper.to_array(tensor) < 0).all())
     replace(offset, numpy_helper.to_array(offset) + 1 / 255)
 
 

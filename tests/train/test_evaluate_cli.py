@@ -132,7 +132,7 @@ def test_json_is_exactly_one_object_with_null_for_what_is_not_defined(capsys, ch
 
 
 def test_engine_scores_are_those_of_the_file(capsys, onnx_file, mvtec_root):
-    assert run("--engine", onnx_file, "--data", mvtec_root, "--json", "--bootstrap", 0, "--batch-size", 3) == 0
+    assert run("--engine", onnx_file, "--backend", "onnxruntime", "--data", mvtec_root, "--json", "--bootstrap", 0, "--batch-size", 3) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["provenance"]["runs_on"].startswith("onnxruntime")
     assert result["classes"]["nut"]["metrics"]["aupro"]["interval"] is None

@@ -4,7 +4,9 @@ One suite over every implementation. The graph is made here and its answers come
 score its maximum.
 """
 
+import importlib
 import importlib.metadata
+import importlib.util
 import os
 import subprocess
 import sys
@@ -18,7 +20,6 @@ from snl_runtime import backends
 from snl_runtime.backends import available_backends, open_backend
 from snl_runtime.backends.base import Backend
 from snl_runtime.errors import BackendError, BackendUnavailableError, ConfigError, InferenceError
-from snl_runtime.model.bundle import open_bundle
 from tolerances import FLOAT32_REL
 
 NAMES = ["onnxruntime", "openvino"]
@@ -299,10 +300,7 @@ def test_cuda_without_its_provider_names_the_extra(model, monkeypatch):
         open_backend(model, "onnxruntime", device="cuda:0")
 
 
-def test_suffix_chooses_the_backend(model, tmp_path):
-    pytest.importorskip("onnxruntime")
-    with open_backend(open_bundle(model)) as backend:
-        assert backend.name == "onnxruntime"
+def test_what_no_backend_runs_is_refused(model, tmp_path):
     with pytest.raises(ConfigError, match=r"no backend runs '\.pt' files \(x\.pt\); expected \.onnx or \.trt"):
         open_backend(tmp_path / "x.pt")
     with pytest.raises(ConfigError, match=r"backend 'onnxruntime' runs \.onnx files, got x\.trt"):
@@ -349,13 +347,29 @@ def test_exception_of_a_third_party_becomes_a_backend_error(model, monkeypatch):
         open_backend(model, "fpga")
 
 
-def test_opening_a_model_writes_nothing_below_the_users_home(model_folder, tmp_path):
-    """ONNX Runtime 1.32 and later collect telemetry on Linux unless the environment forbids it before the import."""
+def test_opening_a_model_writes_nothing_below_the_users_home(name, model_folder, tmp_path):
+    """ONNX Runtime 1.32 and later collect telemetry on Linux unless the environment forbids it before the import, OpenVINO unless a package lacks."""
     model = model_folder.write()
     home = tmp_path / "home"
     home.mkdir()
     environment = {name: value for name, value in os.environ.items() if name not in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")}
-    program = f"from snl_runtime import open_backend; open_backend({str(model)!r}).close()"
+    program = f"from snl_runtime import open_backend; open_backend({str(model)!r}, {name!r}).close()"
     done = subprocess.run([sys.executable, "-c", program], env={**environment, "HOME": str(home)}, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert list(home.rglob("*")) == []
+
+
+def test_package_that_openvino_reports_with_is_hidden_for_the_time_of_the_import_only(model):
+    pytest.importorskip("openvino")
+    program = f"""
+import importlib.util, sys
+from snl_runtime import open_backend
+open_backend({str(model)!r}, "openvino").close()
+print("openvino_telemetry" in sys.modules, importlib.util.find_spec("openvino_telemetry") is None)
+import openvino_telemetry
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    if importlib.util.find_spec("openvino_telemetry") is None:
+        pytest.skip("openvino-telemetry is not installed")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["False", "False"]

@@ -46,6 +46,17 @@ def test_two_engines_are_compared_by_the_ratio_of_their_medians(engine, parts, c
         assert report["ratio_of_medians"][stage] == pytest.approx(first[stage]["p50"] / second[stage]["p50"], rel=1e-3)
 
 
+@pytest.mark.parametrize("flags", [("--compare-backend", "openvino"), ("--backend", "openvino", "--compare-backend", "onnxruntime")])
+def test_one_engine_is_compared_on_two_backends(flags, engine, capsys):
+    pytest.importorskip("openvino")
+    assert run("--engine", engine, "--runs", 3, "--json", *flags) == 0
+    report = json.loads(capsys.readouterr().out)
+    expected = ["onnxruntime", "openvino"] if flags[0] == "--compare-backend" else ["openvino", "onnxruntime"]
+    assert [one["backend"] for one in report["engines"]] == expected  # the model was calibrated on ONNX Runtime
+    assert {one["engine"] for one in report["engines"]} == {str(engine)}
+    assert report["ratio_of_medians"]["infer"] > 0
+
+
 def test_table_names_device_backend_and_versions(engine, capsys):
     assert run("--engine", engine, "--runs", 5) == 0
     table = capsys.readouterr().out
