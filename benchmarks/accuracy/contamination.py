@@ -157,7 +157,7 @@ def _rows_of(dataset: "Dataset", classes: Sequence[str], config: "TrainConfig", 
             figures = class_figures([one for one in images if one.sample.class_name == name], rest, paths, without)
             yield {
                 "bad_percent": str(percent),
-                "min_images": str(config.memory.min_images),
+                "images_per_center": "1",
                 "seed": str(config.seed),
                 "class": name,
                 "good": str(good[name]),

@@ -151,15 +151,7 @@ def _contamination(path: Path) -> list[str]:
             means = [_mean_of_seeds(ours, metric) for metric in metrics]
             cells = ["–" if mean is None else f"{mean:.3f}" for mean in means]
             table.append([f"{percent} %", str(asked), str(len({row["seed"] for row in ours})), *cells])
-        header = [
-            "bad images",
-            "images a center must stand for",
-            "seeds",
-            "image AUROC",
-            "pixel AUROC",
-            "the bad ones",
-            "the bad ones, fitted without",
-        ]
+        header = ["bad images", "images per center", "seeds", "image AUROC", "pixel AUROC", "the bad ones", "the bad ones, fitted without"]
         lines += [f"`{name}`, {variant}, {_told(of_variant)}", "", *markdown_table(header, table), ""]
     return lines
 
