@@ -17,6 +17,9 @@ from snl_train.models.memory import FeatureMemory, remembered_features
 from snl_train.models.teacher_student import TeacherStudent
 from snl_train.scoring import memory_maps, student_map
 
+STUDENT_FACTOR = 2.0
+"""How much more the student's map counts than that of a layer, each divided by its mean peak on good images: the best of the rules in
+docs/results/accuracy.md on development classes, and not below the student alone on the others."""
 _MOST_CELLS = 400_000
 """Most candidates of a layer, whatever the number of images: 200 MB for 128 channels."""
 _MOST_PEAKS = 128
@@ -108,7 +111,7 @@ def weigh_student(model: TeacherStudent, peaks: TrainingData, config: TrainConfi
         teacher, student = model(images)
         return [student_map(teacher, student, config.image_size, config.score, whitening=model.whitening)]
 
-    cast(FeatureMemory, model.memory).student_weight.fill_(1 / mean_peaks(model, peaks, maps, batch_size=config.batch_size)[0])
+    cast(FeatureMemory, model.memory).student_weight.fill_(STUDENT_FACTOR / mean_peaks(model, peaks, maps, batch_size=config.batch_size)[0])
 
 
 @torch.no_grad()

@@ -1,8 +1,9 @@
 """``python -m benchmarks.accuracy.combinations``: one training with a student and a memory, their maps put together in several ways.
 
 A model with both gives a map of the student and one of each remembered layer, each divided by its mean peak on good images that neither learned
-from. The package adds them up (``snl_train.scoring.score_features``); here the same maps are also taken alone, weighted, multiplied, and by their
-maximum. Nothing is trained or fitted. Rows are told apart by protocol, so a checkpoint must lie where ``benchmarks.accuracy`` left it.
+from. The package adds them up, the student's doubled (``snl_train.scoring.score_features``); here the same maps are also taken alone, otherwise
+weighted, multiplied, and by their maximum. Nothing is trained or fitted. Rows are told apart by protocol, so a checkpoint must lie where
+``benchmarks.accuracy`` left it.
 """
 
 import sys
@@ -86,7 +87,7 @@ def _only(*places: int) -> Rule:
 
 
 def normalized_maps(model: Any, images: Images, config: Any) -> Maps:
-    """Return (1 + L, n, H, W): the maps of student and layers as the package adds them up.
+    """Return (1 + L, n, H, W): the maps of student and layers, each divided by its mean peak on good images.
 
     Args:
         model: With student and memory, on the device where it runs.
@@ -96,15 +97,17 @@ def normalized_maps(model: Any, images: Images, config: Any) -> Maps:
     import torch
 
     from snl_train.features import exact_float32
+    from snl_train.memory_fit import STUDENT_FACTOR
     from snl_train.scoring import memory_maps, student_map
 
     device, size_hw = model.mean.device, (images.shape[1], images.shape[2])
+    weight = model.memory.student_weight / STUDENT_FACTOR
     parts = []
     with torch.inference_mode(), exact_float32(device):
         for start in range(0, len(images), SCORED_AT_ONCE):
             batch = torch.from_numpy(images[start : start + SCORED_AT_ONCE]).to(device)
             teacher, student = model(model.normalize(batch))
-            of_student = student_map(teacher, student, size_hw, config.score, whitening=model.whitening)[:, 0] * model.memory.student_weight
+            of_student = student_map(teacher, student, size_hw, config.score, whitening=model.whitening)[:, 0] * weight
             parts.append(torch.stack([of_student, *memory_maps(model.memory, teacher, size_hw, config.score)]).cpu())
     maps: Maps = torch.cat(parts, 1).numpy()
     return maps

@@ -64,9 +64,9 @@ def test_the_sum_is_the_score_of_the_package(both):
         of_memory, _ = score_features(teacher, [], SIZE_HW, config.score, memory=model.memory)
     maps = normalized_maps(model, images, config)
     assert maps.shape == (3, 3, *SIZE_HW)
-    np.testing.assert_allclose(RULES["sum"](maps), expected[:, 0], rtol=1e-5)
-    np.testing.assert_allclose(RULES["sum"](maps).reshape(3, -1).max(1), scores, rtol=1e-5)
-    np.testing.assert_allclose(RULES["student alone"](maps), 7 * of_student[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(RULES["sum, student doubled"](maps), expected[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(RULES["sum, student doubled"](maps).reshape(3, -1).max(1), scores, rtol=1e-5)
+    np.testing.assert_allclose(RULES["student alone"](maps), 3.5 * of_student[:, 0], rtol=1e-5)
     np.testing.assert_allclose(RULES["memory alone"](maps), of_memory[:, 0], rtol=1e-5)
 
 
@@ -97,9 +97,9 @@ def test_the_sum_in_the_table_has_the_figures_of_the_run(checkpoints, two_classe
     found = {(row["scoring"], row["class"]): row for row in read_rows(table, COMBINATIONS)}
     assert {(row["protocol"], row["model"], row["seed"]) for row in found.values()} == {("tiny", "both_32_all_multi", "0")}
     classes = read_record(path.with_suffix(".json"))["evaluation"]["classes"]
-    assert float(found["sum", "nut"]["image_auroc"]) == pytest.approx(classes["nut"]["metrics"]["image_auroc"]["value"], abs=1e-6)
-    assert float(found["sum", "nut"]["pixel_auroc"]) == pytest.approx(classes["nut"]["metrics"]["pixel_auroc"]["value"], abs=1e-4)
-    assert found["sum", "cap"]["pixel_auroc"] == ""  # no masks
+    assert float(found["sum, student doubled", "nut"]["image_auroc"]) == pytest.approx(classes["nut"]["metrics"]["image_auroc"]["value"], abs=1e-6)
+    assert float(found["sum, student doubled", "nut"]["pixel_auroc"]) == pytest.approx(classes["nut"]["metrics"]["pixel_auroc"]["value"], abs=1e-4)
+    assert found["sum, student doubled", "cap"]["pixel_auroc"] == ""  # no masks
 
 
 def test_a_memory_without_a_student_is_refused(checkpoints, two_classes: Path, tmp_path: Path, capsys):
