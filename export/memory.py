@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from snl_train.models.memory import TILE_CENTERS, Codebook, FeatureMemory
 
-from .channels import channel_length
+from .channels import channel_length, channel_sum
 
 
 class InferenceMemory(nn.Module):
@@ -60,7 +60,8 @@ class InferenceCodebook(nn.Module):
         unit = means / channel_length(means)
         largest: Tensor = functools.reduce(torch.maximum, [pair(unit) for pair in self.pairs])  # (N, centers of a tile, H, W)
         nearest = largest.amax(dim=1, keepdim=True)
-        return (1 - 2 * nearest).clamp_min(0) * self.weight  # rounding gives distances just below 0
+        distance = (1 - 2 * nearest).clamp_min(0) * self.weight  # rounding gives distances just below 0
+        return distance + 0 * channel_sum(unit)  # OpenVINO's ReLU and maximum make 0 of NaN, which would look normal; a sum keeps it
 
 
 class _Pair(nn.Module):
