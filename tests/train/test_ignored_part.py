@@ -132,7 +132,8 @@ def test_bad_part_whose_defect_is_hidden_counts_as_bad(mvtec_root):
 def test_image_seen_in_tiles_is_judged_before_its_map_is_reduced(mvtec_root):
     samples = read_dataset(mvtec_root).test[:3]
     box = np.s_[0:21, 0:31]
-    images, _ = score_samples(BrightnessScorer(), samples, tiles=Tiles(tile_px=20, overlap_px=4, with_whole_frame=False), ignored={"cap": part_of(box), "nut": part_of(box)})
+    tiles = Tiles(tile_px=20, overlap_px=4, with_whole_frame=False)
+    images, _ = score_samples(BrightnessScorer(), samples, tiles=tiles, ignored={"cap": part_of(box), "nut": part_of(box)})
     for sample, scored in zip(samples, images, strict=True):
         frame = read_image(sample.path)[..., 0] / np.float32(255)  # tiles of the network's size: the merged map has the image's pixels
         frame[box] = 0
