@@ -26,6 +26,11 @@ def channel_length(features: Tensor) -> Tensor:
     return channel_sum(features * features).sqrt().clamp_min(NORM_FLOOR)
 
 
+def not_negative(values: Tensor) -> Tensor:
+    """Return ``values`` with 0 in place of what is below. NaN stays NaN: OpenVINO's own clamp makes 0 of it, which would look normal."""
+    return values.clamp_min(0) + 0 * values
+
+
 class InferenceCram(nn.Module):
     """What :class:`snl_train.models.Cram` computes, with the sum of the softmax divided out after the second product, where there are fewer products.
 

@@ -27,7 +27,7 @@ from snl_train.models import Cram, TeacherStudent
 from snl_train.models.whitening import ResidualWhitening
 from snl_train.scoring import upsampling_weights
 
-from .channels import InferenceCram, channel_length, channel_sum
+from .channels import InferenceCram, channel_length, channel_sum, not_negative
 from .memory import InferenceMemory
 
 Precision: TypeAlias = Literal["fp32", "fp16"]
@@ -137,7 +137,7 @@ class SnlGraph(nn.Module):
             if whitening.expectation:
                 scores = scores * _inverse_expectation(s, whitening)
         else:
-            scores = (1.0 - channel_sum(t * s)).clamp_min(0.0)  # rounding gives cosines just above 1
+            scores = not_negative(1.0 - channel_sum(t * s))  # rounding gives cosines just above 1
         if self.score.affinity_weight:
             height, width = teacher.shape[-2:]
             error = self._affinity_error(t.flatten(2), s.flatten(2))  # (N, P)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from snl_train.models.memory import TILE_CENTERS, Codebook, FeatureMemory
 
-from .channels import channel_length, channel_sum
+from .channels import channel_length, channel_sum, not_negative
 
 
 class InferenceMemory(nn.Module):
@@ -60,8 +60,8 @@ class InferenceCodebook(nn.Module):
         unit = means / channel_length(means)
         largest: Tensor = functools.reduce(torch.maximum, [pair(unit) for pair in self.pairs])  # (N, centers of a tile, H, W)
         nearest = largest.amax(dim=1, keepdim=True)
-        distance = (1 - 2 * nearest).clamp_min(0) * self.weight  # rounding gives distances just below 0
-        return distance + 0 * channel_sum(unit)  # OpenVINO's ReLU and maximum make 0 of NaN, which would look normal; a sum keeps it
+        known = nearest + 0 * channel_sum(unit)  # NaN where a feature is: OpenVINO's ReLU and maximum lose it, a sum does not
+        return not_negative(1 - 2 * known) * self.weight  # rounding gives distances just below 0
 
 
 class _Pair(nn.Module):

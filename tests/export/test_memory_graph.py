@@ -197,3 +197,44 @@ def test_memory_exports_calibrates_and_judges_parts(options: tuple[str, ...], li
     verdicts = [json.loads(text)["verdict"] for text in records.read_text(encoding="utf-8").splitlines()]
     assert verdicts[0] == "PASS"
     assert verdicts[1] != "PASS"
+
+
+class Head(torch.nn.Module):
+    """The head of a graph, for features in place of an image."""
+
+    def __init__(self, graph: SnlGraph, scales: int) -> None:
+        super().__init__()
+        self.scoring, self.scales = graph, scales
+
+    def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
+        return self.scoring.head(features[: self.scales], features[self.scales :])
+
+
+@pytest.mark.parametrize("kind", ["rd without memory", "rd", "memory"])
+def test_feature_that_overflows_leaves_no_finite_map_on_any_library(kind: str, tmp_path: Path):
+    """OpenVINO's ReLU, clamp and maximum make 0 of NaN, and 0 is what a perfect part has."""
+    import onnxruntime
+    import openvino
+
+    model = build_model(ModelConfig(method="rd", teacher="resnet18", teacher_weights="random")).eval() if " " in kind else made_model(kind)
+    graph = SnlGraph(model, SCORE, size_hw=SIZE_HW)
+    with torch.no_grad():
+        teacher, student = graph.model(torch.zeros(1, 3, *SIZE_HW))
+        features = [torch.rand_like(one) + 0.1 for one in (*teacher, *student)]
+    head = Head(graph, len(teacher)).eval()
+    path = tmp_path / "head.onnx"
+    torch.onnx.export(head, (features,), dynamo=True, opset_version=18, verbose=False).save(path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    names = [one.name for one in session.get_inputs()]
+    spoiled = [None, *(range(len(names)) if student else (0, 1))]  # a memory alone looks at two layers
+    for number in spoiled:
+        given = [one.numpy().copy() for one in features]
+        if number is not None:
+            given[number][0, 3, 1, 1] = np.inf
+        found = {
+            "onnxruntime": session.run(None, dict(zip(names, given, strict=True)))[0],
+            "openvino": compiled(dict(zip(names, given, strict=True)))[0],
+        }
+        for library, anomaly_map in found.items():
+            assert np.isfinite(anomaly_map).all() == (number is None), (library, number)
