@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+from snl_runtime.backends.base import scored_by
 from snl_runtime.errors import CalibrationRefusedError, ConfigError, DataError, FrameError, ManifestError
 from snl_runtime.files import check_writable
 from snl_runtime.images.files import read_image
@@ -218,7 +219,7 @@ def _decide(scorer: Scorer, manifest: Manifest, record: _Record, bad_parts: list
         bound=fit.bound,
         evidence=detection.evidence,
         accepted_outliers=accepted,
-        backend=_scored_by(scorer),
+        backend=scored_by(scorer.backend, is_on_device=scorer.is_on_device),
         fitted_at=fitted_at.isoformat(),
         expires_at=None if options.valid_days is None else (fitted_at + timedelta(days=options.valid_days)).isoformat(),
         reference=fit_reference(list(record.scores.values()), record.looks),
@@ -330,10 +331,6 @@ def _score(scorer: Scorer, image: Image, path: Path, record: _Record, options: C
         return scorer.score(image, "rgb", options.roi_xyxy, None if record.tiles is None else record.tiles.views(scorer.size_hw))
     except FrameError as error:
         raise DataError(f"{path}: {error}") from error
-
-
-def _scored_by(scorer: Scorer) -> str:
-    return f"{scorer.backend.name} on {scorer.backend.device}, frames prepared there" if scorer.is_on_device else scorer.backend.name
 
 
 def _peak(scored: Scored, factors: MapFactors | None) -> float:

@@ -230,9 +230,7 @@ class Scorer:
             return path.inspect_batch(tasks)
 
     def inspect_tiles(self, cropped: CroppedFrame, color: ColorOrder, tiles: Views) -> tuple[float, AnomalyMap, FrameStatistics]:
-        """Return raw score, merged map and statistics of a frame seen in tiles, unchecked.
-
-        A device path cuts the tiles on the GPU; where the whole frame is seen beside them, the host cuts all views.
+        """Return raw score, merged map and statistics of a frame seen in tiles, unchecked; with the whole frame beside them the host cuts all views.
 
         Raises:
             GoldenSampleError: As :meth:`infer_frames`.

@@ -198,6 +198,11 @@ def path_or_bytes(path: Path) -> str | bytes:
     return str(path) if printable(str(path)) == str(path) else path.read_bytes()
 
 
+def scored_by(backend: Backend, *, is_on_device: bool) -> str:
+    """Return how a decision names what scored its sample: the backend, and its device where that prepares the frames as well."""
+    return f"{backend.name} on {backend.device}, frames prepared there" if is_on_device else backend.name
+
+
 def one_line(error: BaseException) -> str:
     """Return a foreign exception's type and message without line breaks, at most 300 characters."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from snl_runtime.backends.base import Backend
+from snl_runtime.backends.base import Backend, scored_by
 from snl_runtime.cuda.arrays import DeviceFrameReader
 from snl_runtime.detector.batch import checked_frames, checked_products
 from snl_runtime.detector.faults import BusyError, explaining
@@ -137,7 +137,8 @@ class SnlDetector:
     @property
     def notes(self) -> tuple[str, ...]:
         """What an operator must know about the opened files and their decisions, one sentence each."""
-        return (*self._scorer.bundle.notes, *self._book.notes)
+        bundle, runs_on = self._scorer.bundle, scored_by(self._scorer.backend, is_on_device=self.is_on_device)
+        return (*bundle.notes, *self._book.notes, *(() if bundle.engine else self._book.moved_from(runs_on)))
 
     @property
     def backend_name(self) -> str:

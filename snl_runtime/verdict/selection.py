@@ -142,6 +142,15 @@ class DecisionBook:
                 notes.append(f"product {product!r}: a frame is seen in {tiles}")
         return tuple(notes)
 
+    def moved_from(self, runs_on: str) -> tuple[str, ...]:
+        """Return a sentence for each decision on this file that another backend or device scored the sample of, see ``scored_by`` of the backends."""
+        return tuple(
+            f"product {product!r}: calibrated on {decision.backend}, and the model runs on {runs_on}; give --backend and --device as then, or run "
+            "snl-calibrate here: until then only the golden samples bound what differs"
+            for product, decision in sorted(self.decisions.items())
+            if decision.model_sha256 in self._accepted and decision.backend != runs_on
+        )
+
     @property
     def products(self) -> tuple[str, ...]:
         """Products with a decision for this file, sorted; one whose thresholds leave no room for the guard band is among them and never passes."""

@@ -70,3 +70,23 @@ def test_folder_of_a_packages_name_is_no_package(monkeypatch, tmp_path):
     (tmp_path / "fpga_runtime" / "__init__.py").touch()
     importlib.invalidate_caches()
     assert backends._is_installed("fpga_runtime")
+
+
+@pytest.mark.parametrize(
+    ("calibrated_on", "runs_on", "is_told"),
+    [
+        ("onnxruntime", "onnxruntime", False),
+        ("onnxruntime", "openvino", True),
+        ("openvino", "onnxruntime", True),
+        ("onnxruntime on cuda:0, frames prepared there", "onnxruntime", True),
+        ("fpga", "openvino", True),
+    ],
+)
+def test_decision_of_another_backend_or_device_is_told(model_folder, calibrated_on, runs_on, is_told):
+    from snl_runtime.detector.detector import SnlDetector
+
+    path = model_folder.write(decisions=[{"product": "part", "backend": calibrated_on}])
+    with SnlDetector(path, backend=runs_on) as detector:
+        moved = [note for note in detector.notes if "calibrated on" in note]
+    assert len(moved) == is_told
+    assert all(f"'part': calibrated on {calibrated_on}, and the model runs on {runs_on}" in note for note in moved)
