@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from snl_runtime.backends.onnxruntime.session import open_session
-from snl_runtime.backends.openvino import compile_options, load_openvino
+from snl_runtime.backends.openvino import compile_options, openvino_core
 from snl_runtime.errors import ConfigError
 
 
@@ -45,8 +45,7 @@ def file_call(path: Path, backend: str, *, size_px: int, threads: int) -> Callab
 
 
 def _openvino_call(path: Path, size_px: int, threads: int) -> Callable[[], None]:
-    library = load_openvino()
-    core = library.Core()
+    core = openvino_core()
     model = core.read_model(path)
     sizes = [[side.get_length() if side.is_static else None for side in port.get_partial_shape()] for port in model.inputs]
     found = [(port.any_name, size, port.get_element_type().get_type_name()) for port, size in zip(model.inputs, sizes, strict=True)]

@@ -1,8 +1,10 @@
 """OpenVINO, mainly for Intel processors."""
 
 import contextlib
+import functools
 import os
 import sys
+import threading
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from snl_runtime.backends.base import INPUT_NAME, MAP_NAME, SCORE_NAME, check_ar
 from snl_runtime.errors import BackendError, BackendUnavailableError, ConfigError, InferenceError
 
 _TELEMETRY = "openvino_telemetry"
+_core_guard = threading.Lock()
 _DTYPES = {"u8": "uint8", "f32": "float32"}
 
 
@@ -40,10 +43,9 @@ class OpenVinoBackend:
         path = Path(model_path)
         if threads is not None and threads < 1:
             raise ConfigError(f"threads must be at least 1, got {threads}")
-        library = load_openvino()
+        core = openvino_core()
         self._request: Any = None
         try:
-            core = library.Core()
             model = core.read_model(path_or_bytes(path))
         except Exception as error:  # the library's exception classes share no base
             raise BackendError(f"openvino cannot load {path}: {one_line(error)}; export the model again: snl-export --ckpt x.pt") from error
@@ -81,14 +83,18 @@ class OpenVinoBackend:
         self.close()
 
 
-def load_openvino() -> Any:
-    """Return the module ``openvino``; every import of it goes through here.
+def openvino_core() -> Any:
+    """Return the one ``openvino.Core`` of this process, which lives until the process ends; it takes calls from any thread.
+
+    OpenVINO's CPU plugin gives the thread that loads it another stack for signals. When a core goes, it puts the stack before its own back and frees
+    its own. Where the older of two cores goes first, as when a line changes its model, the thread is left with a stack that is gone, and its next
+    signal, an ordinary request to stop too, ends the process with a segmentation fault.
 
     The package reports its import over the network, and for that writes an identifier below the user's home, where the package openvino-telemetry is
     found. For the time of the import it is hidden, and OpenVINO takes its own stub of it.
 
     Raises:
-        BackendUnavailableError: If the package is missing or its libraries do not load.
+        BackendUnavailableError: If the package is missing, or its libraries do not load or start.
     """
     try:
         with _hidden(_TELEMETRY):
@@ -97,7 +103,16 @@ def load_openvino() -> Any:
         raise BackendUnavailableError(
             f"backend 'openvino' needs the package openvino: pip install 'snl-edge[openvino]' ({one_line(error)})"
         ) from error
-    return openvino
+    with _core_guard:  # two threads that ask at first must not make two
+        try:
+            return _core(openvino)
+        except Exception as error:  # the library's exception classes share no base
+            raise BackendUnavailableError(f"backend 'openvino' does not start; install the package openvino again ({one_line(error)})") from error
+
+
+@functools.cache
+def _core(library: types.ModuleType) -> Any:
+    return library.Core()
 
 
 @contextlib.contextmanager

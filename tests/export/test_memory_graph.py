@@ -18,6 +18,7 @@ from snl_export.cost import memory_cost  # noqa: E402
 from snl_export.graph import SnlGraph  # noqa: E402
 from snl_export.onnx_export import BatchSize, export_onnx  # noqa: E402
 from snl_runtime.backends import open_backend  # noqa: E402
+from snl_runtime.backends.openvino import openvino_core  # noqa: E402
 from snl_runtime.model.manifest import read_manifest  # noqa: E402
 from snl_train import scoring  # noqa: E402
 from snl_train.config import ModelConfig, ScoreConfig  # noqa: E402
@@ -214,7 +215,6 @@ class Head(torch.nn.Module):
 def test_feature_that_overflows_leaves_no_finite_map_on_any_library(kind: str, tmp_path: Path):
     """OpenVINO's ReLU, clamp and maximum make 0 of NaN, and 0 is what a perfect part has."""
     import onnxruntime
-    import openvino
 
     model = build_model(ModelConfig(method="rd", teacher="resnet18", teacher_weights="random")).eval() if " " in kind else made_model(kind)
     graph = SnlGraph(model, SCORE, size_hw=SIZE_HW)
@@ -225,7 +225,7 @@ def test_feature_that_overflows_leaves_no_finite_map_on_any_library(kind: str, t
     path = tmp_path / "head.onnx"
     torch.onnx.export(head, (features,), dynamo=True, opset_version=18, verbose=False).save(path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino_core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     names = [one.name for one in session.get_inputs()]
     spoiled = [None, *(range(len(names)) if student else (0, 1))]  # a memory alone looks at two layers
     for number in spoiled:
