@@ -13,6 +13,7 @@ from snl_runtime.station.build import build_source, overflow_of
 from snl_runtime.station.camera_drift import CameraDrift
 from snl_runtime.station.config import DEFAULT_DEADLINE_MS, OutputsConfig, StationCameraConfig, StationConfig
 from snl_runtime.station.crop import CroppedDetector
+from snl_runtime.station.delivery import StationEvents
 from snl_runtime.station.line_state import LineOutput
 from snl_runtime.station.outbox import Consumer, Outbox
 from snl_runtime.station.outputs.metrics import MetricsOutput
@@ -74,12 +75,22 @@ def build_station(
     station = Station(cameras, detector, store, outputs=outputs, sinks=sinks)
     limits = config.outputs.outbox
     outboxes = tuple(Outbox(consumer, store, on_fault=station.on_fault(consumer.name), config=limits) for consumer in build_consumers(config.outputs))
+    if outboxes:
+        station.subscribe(_notify(outboxes))
     for metrics in (output for output in outputs if isinstance(output, MetricsOutput)):
         _watch(metrics, station, config, outboxes)
     drift = _build_drift(config, detector, station)
     screen = None if config.web is None else WebServer(config.web, station, _panels(config, detector, drift, outboxes))
     beside: list[AbstractContextManager[object] | None] = [*outboxes, drift, screen]
     return BuiltStation(station=station, beside=tuple(one for one in beside if one is not None), outboxes=outboxes, screen=screen)
+
+
+def _notify(outboxes: Sequence[Outbox]) -> StationEvents:
+    def deliveries(*_: object) -> None:
+        for outbox in outboxes:
+            outbox.notify()
+
+    return deliveries
 
 
 def _build_drift(config: StationConfig, detector: SnlDetector, station: Station) -> CameraDrift | None:

@@ -35,7 +35,7 @@ class ResultStore(Protocol):
 class StationEvents(Protocol):
     """Is told each final result, after the line and the record; see ``Observers``."""
 
-    def __call__(self, frame: Frame, result: AnomalyResult, state: LineState) -> None:
+    def __call__(self, frame: Frame, result: AnomalyResult, state: LineState, /) -> None:
         """Take one result with what the line saw right after it."""
         ...
 

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 from snl_runtime.errors import ConfigError, DeliveryError, SnlError
 
 CLOSE_TIMEOUT_S = 10.0
+_IDLE_LOOK_S = 1.0
+"""How often the store is read while nobody says that it has a new row."""
 _DRAIN_LOOK_S = 0.02
 """How often a drain looks whether it is over."""
 _FAILURES_TO_GIVE_UP = 2
@@ -201,7 +203,7 @@ class Outbox:
             )
 
     def notify(self) -> None:
-        """Say that the store has new rows; any thread, returns at once."""
+        """Say that the store has new rows, which are then read at once; any thread, returns at once."""
         self._wake.set()
 
     def begin_drain(self) -> None:
@@ -245,7 +247,7 @@ class Outbox:
             if is_idle:
                 if is_draining:
                     self._drained.set()
-                self._wake.wait(1.0)  # a row whose notice was lost waits no longer than this
+                self._wake.wait(_IDLE_LOOK_S)
                 self._wake.clear()
 
     def _pause_in_drain(self, failures_in_vain: int) -> None:

@@ -70,6 +70,15 @@ def test_broker_and_web_server_have_every_record_when_a_folder_ends(run, mqtt, t
         assert backlog(consumer) == 0
 
 
+def test_record_is_sent_when_the_line_has_its_answer_and_not_at_the_next_look_at_the_store(run, monkeypatch):
+    monkeypatch.setattr("snl_runtime.station.outbox._IDLE_LOOK_S", 1000.0)
+    port = free_port()
+    with WebServer(port) as server:
+        monkeypatch.setattr("snl_runtime.station.outbox.drain", lambda *_, **__: server.wait_for(PARTS))  # nobody wakes it at the end
+        run(webhook={"url": f"http://127.0.0.1:{port}/"})
+    assert server.rows() == list(range(1, PARTS + 1))
+
+
 def test_web_server_that_fails_keeps_no_station_and_gets_the_rest_at_the_next_start(run):
     port = free_port()
     url = f"http://127.0.0.1:{port}/"
