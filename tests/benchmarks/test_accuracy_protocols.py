@@ -21,7 +21,7 @@ PROTOCOLS = (
         "pill_bottle_few",
         "pill_bottle_tiles",
     ),
-    *("reduced", "reduced256", "reduced384", "tiny", "visa_paper"),
+    *("reduced", "reduced256", "reduced384", "tile_and_board_tiles", "tiny", "visa_paper"),
 )
 TINY = {"base": {"model": {"teacher": "resnet18"}}, "variants": {"RD": {"overrides": {"model.method": "rd"}}}}
 
@@ -47,6 +47,7 @@ def loaded(name: str):
         ("pill_bottle256", 3 * 3),
         ("pill_bottle_few", 3 * 3),
         ("pill_bottle_tiles", 4),
+        ("tile_and_board_tiles", 3 * 3),
         ("reduced384", 3),
         ("forward256", 9 * 3),
         ("constant256", 2 * 3),
