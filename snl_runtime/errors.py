@@ -130,7 +130,7 @@ class GoldenSampleError(SnlError):
 
 
 class DetectorClosedError(SnlError):
-    """The detector was used after it was closed."""
+    """The detector was used after it was closed, or in a fork of the process that opened it."""
 
 
 class SourceError(SnlError):

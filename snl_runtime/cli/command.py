@@ -10,6 +10,7 @@ import errno
 import importlib.util
 import logging
 import os
+import queue
 import signal
 import sys
 import threading
@@ -155,6 +156,9 @@ def one_line(error: BaseException) -> str:
 def stop_signals(on_stop: Callable[[str], None]) -> Iterator[None]:
     """Call ``on_stop`` with the name of the signal when a service manager (SIGTERM) or a closed terminal (SIGHUP) ends the work.
 
+    It is called on a thread of its own, one signal after the other: a handler runs in the middle of whatever the main thread does, a lock that is
+    being taken or an earlier handler included, and would wait for ever for what its own thread holds.
+
     A signal that the process was told to ignore (nohup) stays ignored. Outside the main thread nothing happens: signals belong to the host program.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -162,13 +166,23 @@ def stop_signals(on_stop: Callable[[str], None]) -> Iterator[None]:
         return
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     previous = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) not in (signal.SIG_IGN, None)}
+    received: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # its put() may interrupt itself
+    teller = threading.Thread(target=_tell, args=(received, on_stop), name="snl-stop-signals", daemon=True)
+    teller.start()
     try:
         for number in previous:
-            signal.signal(number, lambda received, _frame: on_stop(signal.Signals(received).name))
+            signal.signal(number, lambda number, _frame: received.put(signal.Signals(number).name))
         yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        received.put(None)
+        teller.join()
+
+
+def _tell(received: "queue.SimpleQueue[str | None]", on_stop: Callable[[str], None]) -> None:
+    while (name := received.get()) is not None:
+        on_stop(name)
 
 
 class _Results:

@@ -67,24 +67,27 @@ def run_station(arguments: argparse.Namespace, config: "StationConfig", on_stop:
             on_listed=lambda listing: report_listing(PROGRAM, listing, list_left_out=arguments.list_left_out),
         )
         with contextlib.ExitStack() as running:
+            at_last = running.enter_context(contextlib.ExitStack())  # left when the outboxes are closed
             for beside in built.beside:
                 running.enter_context(beside)
             station = running.enter_context(built.station)
-            on_stop(stopped.set)
-            if built.screen is not None:
-                print(f"{PROGRAM}: the screen is at {built.screen.url}", file=sys.stderr)
-            _run_until_ended(station, SelfTestSchedule(config.self_test, detector.self_test, time.monotonic), stopped)
-            snapshot = station.snapshot()
-            _report(arguments, config, snapshot, detector.model_sha256)
+            at_last.callback(_report_left, built.outboxes, store)
+            try:
+                on_stop(stopped.set)
+                if built.screen is not None:
+                    print(f"{PROGRAM}: the screen is at {built.screen.url}", file=sys.stderr)
+                _run_until_ended(station, SelfTestSchedule(config.self_test, detector.self_test, time.monotonic), stopped)
+            finally:  # Ctrl-C too
+                station.stop()
+                snapshot = station.snapshot()
+                _report(arguments, config, snapshot, detector.model_sha256)
             drain(built.outboxes, timeout_s=config.outputs.outbox.max_drain_s, stopped=stopped)
-        _report_left(built.outboxes, store)
     return EXIT_NOT_ALL_PASSED if arguments.fail_on_reject and not _all_passed(snapshot) else EXIT_OK
 
 
 def _run_until_ended(station: "Station", self_test: "SelfTestSchedule", stopped: threading.Event) -> None:
     while not stopped.is_set() and not station.wait(WAIT_S):
         self_test.run_if_due(has_open_trigger=any(unit.line.busy for unit in station.snapshot().cameras.values()))
-    station.stop()
 
 
 def _report_left(outboxes: "Sequence[Outbox]", store: "RecordStore") -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import threading
 import time
 import warnings
@@ -99,7 +100,8 @@ class SnlDetector:
         self._product = product
         self._keep_maps = keep_maps
         self._outputs = OutputRequest() if outputs is None else _checked_outputs(outputs)
-        self._lock = threading.Lock()
+        self._process = os.getpid()
+        self._lock = threading.RLock()  # a signal's handler may close the detector in the middle of a call of its own thread
         self._worker = BackendWorker(f"snl-backend-{Path(model).name}")
 
         def open_scorer() -> Scorer:
@@ -196,7 +198,7 @@ class SnlDetector:
             A result that owns its arrays. ``product`` is None where the strictest of several decisions was used.
 
         Raises:
-            DetectorClosedError: If the detector is closed.
+            DetectorClosedError: If the detector is closed, or was opened before this process was forked.
         """
         return self._judge([image], [product], color, bit_depth, outputs)[0]
 
@@ -227,7 +229,7 @@ class SnlDetector:
 
         Raises:
             ConfigError: If ``images`` is no sequence of frames, ``products`` does not fit it, or ``outputs`` is no request.
-            DetectorClosedError: If the detector is closed.
+            DetectorClosedError: If the detector is closed, or was opened before this process was forked.
 
         Example:
             >>> with SnlDetector("line.onnx") as detector:  # doctest: +SKIP
@@ -253,10 +255,9 @@ class SnlDetector:
 
         Raises:
             BackendTimeoutError: If it could not run because frames or a call that hangs kept the backend busy; nothing was learned.
-            DetectorClosedError: If the detector is closed.
+            DetectorClosedError: If the detector is closed, or was opened before this process was forked.
         """
-        if self._closed:
-            raise DetectorClosedError("the detector is closed; open a new SnlDetector")
+        self._check_usable()
         if not self._lock.acquire(timeout=self._timeout_s):
             raise BackendTimeoutError("the self-test did not run: frames took all of its time")
         try:
@@ -271,14 +272,20 @@ class SnlDetector:
     def close(self) -> None:
         """Close the backend and end its thread; a second call does nothing.
 
-        A call that hangs is waited for as long as a frame may take, at most 10 s; after that the backend closes itself if the call ever comes back.
+        Calls of other threads are waited for as long as a frame may take, at most 10 s, and as long again for a call that hangs in the backend; after
+        that the backend closes itself if the call ever comes back.
         """
-        with self._lock:
+        timeout_s = min(self._timeout_s, _CLOSING_TIMEOUT_S)
+        is_held = self._lock.acquire(timeout=timeout_s)
+        try:
             if self._closed:
                 return
             self._closed = True
             with contextlib.closing(self._frames):
-                self._worker.stop(self._scorer.close, min(self._timeout_s, _CLOSING_TIMEOUT_S))
+                self._worker.stop(self._scorer.close, timeout_s)
+        finally:
+            if is_held:
+                self._lock.release()
 
     def __enter__(self) -> "SnlDetector":
         return self
@@ -294,8 +301,7 @@ class SnlDetector:
         self, images: Sequence[object], products: Sequence[str | None], color: ColorOrder, bit_depth: int | None, outputs: OutputRequest | None
     ) -> list[AnomalyResult]:
         """Return the results of frames that may be scored in one call."""
-        if self._closed:
-            raise DetectorClosedError("the detector is closed; open a new SnlDetector")
+        self._check_usable()
         inspections: list[Inspection] = []
         for image, product in zip(images, products, strict=True):
             inspection = Inspection(self._book.select(self._product if product is None else product), keep_map=self._keep_maps)
@@ -309,6 +315,12 @@ class SnlDetector:
                 inspection.conclude()
             results.append(inspection.result(self.model_sha256))
         return results
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise DetectorClosedError("the detector is closed; open a new SnlDetector")
+        if os.getpid() != self._process:
+            raise DetectorClosedError("the detector was opened before this process was forked, and its backend is not here; open a new SnlDetector")
 
     def _prepare(self, inspection: Inspection, image: object, color: ColorOrder, bit_depth: int | None, outputs: OutputRequest) -> Asked:
         request = Request(

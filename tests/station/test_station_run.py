@@ -170,18 +170,21 @@ def test_station_watches_for_drift_and_tests_itself_between_parts(station, monke
 
 
 @pytest.mark.station
-def test_screen_is_served_while_the_station_runs(station):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_screen_is_served_while_the_station_runs_and_a_signal_ends_it_with_its_figures(station, number, status):
     port = free_port()
     write(cameras={"left": camera("left", trigger={"mode": "timer", "interval_ms": 2000.0, "deadline_ms": 1900.0})})
     command = [sys.executable, "-m", "snl_runtime.cli.run", "--config", "station.yaml", "--serve", f"127.0.0.1:{port}"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             state = json.loads(until(lambda: fetch(f"http://127.0.0.1:{port}/api/state"), process))
+            assert any("the screen is at" in line for line in process.stderr)  # the cameras run
         finally:
-            process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=WAIT_S)
+            process.send_signal(number)
+            _, told = process.communicate(timeout=WAIT_S)
     assert "left" in json.dumps(state)
-    assert process.returncode == 0
+    assert process.returncode == status
+    assert "camera left: trigger to answer ms: " in told
 
 
 def fetch(url):

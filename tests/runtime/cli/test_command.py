@@ -151,6 +151,22 @@ def test_stop_signal_is_reported_by_its_name_and_the_handler_is_put_back(name):
     assert signal.getsignal(number) is before
 
 
+def test_signal_in_the_middle_of_what_its_answer_needs_is_answered_afterwards():
+    """A handler runs within the main thread, between any two of its steps; two signals in a row are the same, one within the other's handler."""
+    lock, heard = threading.Lock(), []
+
+    def on_stop(name):
+        if lock.acquire(timeout=20.0):
+            heard.append(name)
+            lock.release()
+
+    with stop_signals(on_stop), lock:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGHUP)
+        assert heard == []
+    assert heard == ["SIGTERM", "SIGHUP"]
+
+
 def test_signals_of_a_host_program_are_left_alone():
     before, seen = signal.getsignal(signal.SIGTERM), []
 

@@ -2,6 +2,7 @@
 
 import gc
 import math
+import signal
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -231,6 +232,42 @@ def test_close_returns_while_a_call_hangs_and_the_backend_closes_when_it_comes_b
     assert not backend.closed.is_set()
     release.set()
     assert backend.closed.wait(BOUND_S)
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs the signals of a POSIX system")
+def test_handler_of_a_signal_closes_the_detector_in_the_middle_of_a_call(fixtures, model_folder):
+    """A host's main thread detects, and its handler of SIGTERM closes: on the same thread, which holds what close() waits for."""
+
+    def fault(image, anomaly_map, anomaly_score):
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+        fixtures.answer(image, anomaly_map, anomaly_score)
+
+    backend = fixtures.FakeBackend(fault, healthy_calls=3)
+    detector = SnlDetector(model_folder.write(), backend=backend)
+    before = signal.signal(signal.SIGTERM, lambda *_: detector.close())
+    try:
+        assert detector.detect(fixtures.good_frame(1)).verdict is Verdict.PASS, "it was scored before it was closed"
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert backend.closed.is_set()
+    with pytest.raises(DetectorClosedError):
+        detector.detect(fixtures.good_frame(1))
+
+
+@pytest.mark.parametrize("is_same_thread", [True, False])
+def test_close_returns_where_an_exception_of_a_handler_left_a_call_unfinished(fixtures, model_folder, is_same_thread):
+    """KeyboardInterrupt may come between the lock of a call and what releases it."""
+    backend = fixtures.FakeBackend(fixtures.answer)
+    detector = SnlDetector(model_folder.write(), backend=backend, timeout_ms=100)
+    detector._lock.acquire()
+    closer = threading.Thread(target=detector.close, daemon=True)
+    if is_same_thread:
+        detector.close()
+    else:
+        closer.start()
+        closer.join(BOUND_S)
+    assert backend.closed.is_set()
+    assert detector.state is DetectorState.CLOSED
 
 
 def test_after_a_backend_failure_nothing_passes_before_the_golden_samples_agree_again(fixtures, model_folder):

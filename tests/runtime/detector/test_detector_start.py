@@ -1,5 +1,6 @@
 """A start loads what a verdict needs and nothing else, and reads the model's file no more often than it must."""
 
+import os
 import subprocess
 import sys
 
@@ -32,3 +33,39 @@ def test_a_start_loads_one_inference_library_and_no_line_station_or_command(mode
         assert libraries == str([backend])
     assert packages == "[]"
     assert opened == "1 2", "the model once for its hash, beside the library's own reading; the golden samples for their hash and for use"
+
+
+FORK = """
+import os, sys
+import numpy as np
+from snl_runtime import SnlDetector
+from snl_runtime.errors import DetectorClosedError
+frame = np.full((32, 32, 3), 120, np.uint8)
+detector = SnlDetector(sys.argv[1], backend=sys.argv[2])
+sys.stdout.flush()
+if child := os.fork():
+    _, status = os.waitpid(child, 0)
+    print("parent", detector.detect(frame).reason_code != "internal_error", os.waitstatus_to_exitcode(status))
+    detector.close()
+else:
+    try:
+        detector.detect(frame)
+    except DetectorClosedError as error:
+        print(error, flush=True)
+    detector.close()
+    with SnlDetector(sys.argv[1], backend=sys.argv[2]) as own:
+        print("child", own.detect(frame).reason_code != "internal_error", flush=True)
+    os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_fork_is_told_at_once_to_open_its_own_detector(model_folder):
+    """Threads and devices are not inherited: each frame would wait for its whole time, and then be ERROR."""
+    pytest.importorskip("onnxruntime")
+    command = [sys.executable, "-W", "ignore", "-c", FORK, str(model_folder.write()), "onnxruntime"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    refused, child, parent = done.stdout.splitlines()
+    assert "opened before this process was forked" in refused
+    assert (child, parent) == ("child True", "parent True 0")

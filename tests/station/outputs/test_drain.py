@@ -100,13 +100,14 @@ def test_web_server_that_stalls_holds_a_station_no_longer_than_its_time(run):
     assert backlog("webhook") == PARTS
 
 
-def test_signal_leaves_what_waits_to_the_next_start_at_once(parts, tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_signal_leaves_what_waits_to_the_next_start_at_once(parts, tmp_path, number, status):
     """The pause between two tries would last minutes, and so would the drain."""
     port = free_port()
     pause = {"max_drain_s": 1000.0, "first_retry_s": 1000.0, "longest_retry_s": 1000.0}
     outputs = {"webhook": {"url": f"http://127.0.0.1:{port}/"}, "outbox": pause}
     with WebServer(port, plan=[503] * 1000), StationProcess(tmp_path, station_of(outputs)) as station:
         until(lambda: "camera top: trigger to answer" in station.text, "the folder to end")
-        assert station.end(signal.SIGTERM) == 0
+        assert station.end(number) == status
     assert f"webhook: records left for the next start: {PARTS}" in station.text
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == PARTS
