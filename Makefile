@@ -26,12 +26,12 @@ EXTRAS := cpu,train,export,openvino,dev
 demo: .venv/installed
 	$(BIN)/python examples/demo.py --out demo
 
-# A worker that crashes ends the run: pytest-xdist 3.8 starts another one in its place and then waits for ever where tests are grouped.
+# A worker that crashes ends the run: pytest-xdist 3.8 starts another one in its place and then waits for ever where the tests of a file stay together.
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup --max-worker-restart=0 -m "not station and not slow and not gpu and not wheel"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --max-worker-restart=0 -m "not station and not slow and not gpu and not wheel"
 
 test-slow: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup --max-worker-restart=0 -m "slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --max-worker-restart=0 -m "slow and not gpu"
 
 # Real brokers, servers, camera emulators and a browser. What Debian brings is installed where this is root; else what is missing is named, and the
 # tests that need it are skipped with a reason.

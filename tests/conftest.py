@@ -24,13 +24,6 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of one file on one worker, so that its fixtures are made once; files that share a slow one name their own group."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
-
-
 @pytest.fixture
 def file_size_limit() -> Callable[[int], contextlib.AbstractContextManager[None]]:
     """Let no file of this process grow beyond a size, which a program sees as it sees a full disk: each write fails, whatever was probed before."""

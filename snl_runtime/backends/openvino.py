@@ -93,8 +93,10 @@ def openvino_core() -> Any:
     The package reports its import over the network, and for that writes an identifier below the user's home, where the package openvino-telemetry is
     found. For the time of the import it is hidden, and OpenVINO takes its own stub of it.
 
+    In a fork of the process that made it, its threads are missing, and a model would be compiled for ever.
+
     Raises:
-        BackendUnavailableError: If the package is missing, or its libraries do not load or start.
+        BackendUnavailableError: If the package is missing, its libraries do not load or start, or this is a fork of a process that used it.
     """
     try:
         with _hidden(_TELEMETRY):
@@ -105,14 +107,19 @@ def openvino_core() -> Any:
         ) from error
     with _core_guard:  # two threads that ask at first must not make two
         try:
-            return _core(openvino)
+            process, core = _core(openvino)
         except Exception as error:  # the library's exception classes share no base
             raise BackendUnavailableError(f"backend 'openvino' does not start; install the package openvino again ({one_line(error)})") from error
+    if process != os.getpid():
+        raise BackendUnavailableError(
+            "openvino was used before this process was forked, and does not work in it; start processes with 'spawn', or fork before the first model"
+        )
+    return core
 
 
 @functools.cache
-def _core(library: types.ModuleType) -> Any:
-    return library.Core()
+def _core(library: types.ModuleType) -> tuple[int, Any]:
+    return os.getpid(), library.Core()
 
 
 @contextlib.contextmanager

@@ -6,13 +6,13 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from snl_runtime.cli.command import EXIT_NOT_ALL_PASSED, EXIT_OK, need_stdout, report_listing
 from snl_runtime.cli.model_flags import open_detector
 from snl_runtime.cli.run_flags import PROGRAM
-from snl_runtime.errors import ConfigError
+from snl_runtime.errors import ConfigError, SnlError
 from snl_runtime.text import to_json
 
 if TYPE_CHECKING:
@@ -71,18 +71,30 @@ def run_station(arguments: argparse.Namespace, config: "StationConfig", on_stop:
             for beside in built.beside:
                 running.enter_context(beside)
             station = running.enter_context(built.station)
-            at_last.callback(_report_left, built.outboxes, store)
-            try:
-                on_stop(stopped.set)
-                if built.screen is not None:
-                    print(f"{PROGRAM}: the screen is at {built.screen.url}", file=sys.stderr)
-                _run_until_ended(station, SelfTestSchedule(config.self_test, detector.self_test, time.monotonic), stopped)
-            finally:  # Ctrl-C too
-                station.stop()
-                snapshot = station.snapshot()
-                _report(arguments, config, snapshot, detector.model_sha256)
+            at_last.enter_context(_telling_at_last(lambda: _report_left(built.outboxes, store)))
+            with _telling_at_last(lambda: _report(arguments, config, station.snapshot(), detector.model_sha256)):
+                try:
+                    on_stop(stopped.set)
+                    if built.screen is not None:
+                        print(f"{PROGRAM}: the screen is at {built.screen.url}", file=sys.stderr)
+                    _run_until_ended(station, SelfTestSchedule(config.self_test, detector.self_test, time.monotonic), stopped)
+                finally:
+                    station.stop()
+            snapshot = station.snapshot()
             drain(built.outboxes, timeout_s=config.outputs.outbox.max_drain_s, stopped=stopped)
     return EXIT_NOT_ALL_PASSED if arguments.fail_on_reject and not _all_passed(snapshot) else EXIT_OK
+
+
+@contextlib.contextmanager
+def _telling_at_last(tell: Callable[[], None]) -> Iterator[None]:
+    """Tell something at the end, also after Ctrl-C or an error, which stays the error if nothing can be told."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(SnlError):
+            tell()
+        raise
+    tell()
 
 
 def _run_until_ended(station: "Station", self_test: "SelfTestSchedule", stopped: threading.Event) -> None:

@@ -320,7 +320,7 @@ class SnlDetector:
         if self._closed:
             raise DetectorClosedError("the detector is closed; open a new SnlDetector")
         if os.getpid() != self._process:
-            raise DetectorClosedError("the detector was opened before this process was forked, and its backend is not here; open a new SnlDetector")
+            raise DetectorClosedError("the detector was opened before this process was forked, and its backend is not here; open one in each process")
 
     def _prepare(self, inspection: Inspection, image: object, color: ColorOrder, bit_depth: int | None, outputs: OutputRequest) -> Asked:
         request = Request(

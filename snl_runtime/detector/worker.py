@@ -6,27 +6,39 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from snl_runtime.errors import BackendTimeoutError
+from snl_runtime.errors import BackendTimeoutError, DetectorClosedError
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
 class _Job(Generic[T]):
-    """One function to run and what became of it."""
+    """One function to run and what became of it.
+
+    Not with an Event: a signal's handler may interrupt one while it is waited for, and whoever sets it then waits until the handler has returned.
+    """
 
     def __init__(self, function: Callable[[], T]) -> None:
         self._function = function
         self._value: T | None = None
         self._error: BaseException | None = None
-        self.finished = threading.Event()
+        self._running = threading.Lock()
+        self._running.acquire()
+        self.is_finished = False
 
     def run(self) -> None:
         try:
             self._value = self._function()
         except BaseException as error:  # noqa: BLE001  # raised again in the thread that waits
             self._error = error
-        self.finished.set()
+        self.is_finished = True
+        self._running.release()
+
+    def wait(self, timeout_s: float | None) -> bool:
+        """Wait and return whether it has run; for one thread, and the handlers of signals within it."""
+        if not self.is_finished and self._running.acquire(timeout=-1 if timeout_s is None else timeout_s):
+            self._running.release()
+        return self.is_finished
 
     def result(self) -> T:
         if self._error is not None:
@@ -44,13 +56,14 @@ class BackendWorker:
     def __init__(self, name: str) -> None:
         self._jobs: queue.SimpleQueue[_Job[object] | None] = queue.SimpleQueue()
         self._abandoned: _Job[object] | None = None
+        self._is_stopped = False
         self._thread = threading.Thread(target=_run_jobs, args=(self._jobs,), name=name, daemon=True)
         self._thread.start()
 
     @property
     def busy(self) -> bool:
         """Whether a call that timed out has still not come back."""
-        if self._abandoned is not None and self._abandoned.finished.is_set():
+        if self._abandoned is not None and self._abandoned.is_finished:
             self._abandoned = None
         return self._abandoned is not None
 
@@ -63,10 +76,13 @@ class BackendWorker:
 
         Raises:
             BackendTimeoutError: If it did not return in time; :attr:`busy` then says when it has.
+            DetectorClosedError: If :meth:`stop` came first.
         """
         job = _Job(function)
         self._jobs.put(job)  # type: ignore[arg-type]  # Job is invariant, the queue only runs it
-        if not job.finished.wait(timeout_s):
+        if self._is_stopped:  # asked after the job was queued: it may lie behind the end
+            raise DetectorClosedError("the detector was closed while a frame was waiting")
+        if not job.wait(timeout_s):
             self._abandoned = job  # type: ignore[assignment]
             raise BackendTimeoutError(f"the backend did not answer within {timeout_s:g} s")
         return job.result()
@@ -76,6 +92,7 @@ class BackendWorker:
 
         A thread that hangs runs ``last`` when, and if, it comes back. A second call does nothing new.
         """
+        self._is_stopped = True
         job = _Job(last)
         self._jobs.put(job)  # type: ignore[arg-type]
         self._jobs.put(None)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("demo")  # one small demo for all who use it
 EXAMPLES = str(Path(__file__).parents[2] / "examples")
 
 

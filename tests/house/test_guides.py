@@ -12,7 +12,6 @@ import pytest
 
 from docs.reference import command_modules
 
-pytestmark = pytest.mark.xdist_group("demo")  # one small demo for all who use it
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(page for folder in ("docs", "deploy", "examples") for page in (ROOT / folder).rglob("*.md"))
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>[^>]*) -->\n+)?(?P<indent> *)```(?P<language>\w+)\n(?P<text>.*?)\n *```", re.DOTALL)

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("demo")  # one small demo for all who use it
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"<!-- (?P<mark>[^>]+?) -->\n```(?P<language>\w+)\n(?P<text>.*?)```", re.DOTALL)
 

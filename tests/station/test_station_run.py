@@ -17,6 +17,7 @@ import yaml
 
 from snl_runtime.cli.run import main
 from snl_runtime.detector.detector import SnlDetector
+from snl_runtime.errors import SinkError
 from snl_runtime.line.record_store import RecordStore, RecordStoreConfig
 from snl_runtime.station.outputs import modbus_map
 
@@ -193,6 +194,22 @@ def fetch(url):
             return answer.read()
     except OSError:
         return None
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt(), RuntimeError("a bug")], ids=repr)
+def test_what_ended_a_station_stays_what_it_says_where_its_figures_cannot_be_told(station, monkeypatch, raised):
+    def fail(error):
+        raise error
+
+    write()
+    monkeypatch.setattr("snl_runtime.cli.run_station._run_until_ended", lambda *_: fail(raised))
+    for name in ("_report", "_report_left"):
+        monkeypatch.setattr(f"snl_runtime.cli.run_station.{name}", lambda *_: fail(SinkError("the reader is gone")))
+    if isinstance(raised, KeyboardInterrupt):
+        assert run("--config station.yaml") == 130
+    else:
+        with pytest.raises(RuntimeError, match="a bug"):  # printed with its traceback, status 1
+            run("--config station.yaml")
 
 
 def test_max_frames_is_refused_for_a_station(station, capsys):

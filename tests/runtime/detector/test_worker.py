@@ -1,11 +1,12 @@
 """One thread owns the device; a call that hangs costs its own timeout and nothing else."""
 
+import signal
 import threading
 
 import pytest
 
 from snl_runtime.detector.worker import BackendWorker
-from snl_runtime.errors import BackendTimeoutError
+from snl_runtime.errors import BackendTimeoutError, DetectorClosedError
 
 BOUND_S = 10.0
 
@@ -66,6 +67,28 @@ def test_stop_runs_the_last_job_on_the_thread_once():
     assert worker.stop(lambda: idents.append(threading.get_ident()), BOUND_S)
     assert worker.stop(lambda: idents.append(0), BOUND_S)
     assert idents == [owner]
+
+
+def test_call_after_the_stop_is_refused_and_waits_for_nothing():
+    worker = BackendWorker("test-backend")
+    worker.stop(lambda: None, BOUND_S)
+    with pytest.raises(DetectorClosedError):
+        worker.call(lambda: 1)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs the timers of a POSIX system")
+def test_handler_that_calls_within_a_call_never_waits_for_what_its_own_thread_holds(worker):
+    """Many moments of one call; each is answered as the one before it, the call of the handler within it included."""
+    inner = []
+    before = signal.signal(signal.SIGALRM, lambda *_: inner.append(worker.call(lambda: 2, BOUND_S)))
+    try:
+        for number in range(400):
+            signal.setitimer(signal.ITIMER_REAL, 1e-6 + number * 5e-7)
+            assert worker.call(lambda: 1, BOUND_S) == 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert set(inner) == {2}
 
 
 def test_an_error_of_the_last_job_reaches_the_caller():

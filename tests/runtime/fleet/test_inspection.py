@@ -13,7 +13,7 @@ import pytest
 from inspections import LONGEST_S, command, command_line, expected_rows, inspect, rows_of, wait_for, workers_of
 from snl_runtime.fleet.results import SUCCESS, read_plan
 
-pytestmark = [pytest.mark.station, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.station
 pytest.importorskip("ray.data")
 
 FRAMES = 48

@@ -12,7 +12,7 @@ import pytest
 from inspections import LONGEST_S, command, expected_rows, inspect, rows_of, wait_for, workers_of
 from snl_runtime.fleet.results import SUCCESS, read_plan, read_results
 
-pytestmark = [pytest.mark.station, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.station
 pytest.importorskip("ray.data")
 
 

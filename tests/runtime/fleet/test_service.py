@@ -108,7 +108,6 @@ def large(model):
 
 
 @pytest.mark.station
-@pytest.mark.xdist_group("ray")
 def test_verdicts_and_scores_are_those_of_a_detector(service, parts, engine):
     with SnlDetector(engine, threads=1) as detector:
         for file in sorted(parts.glob("[ab]_*.png")):
@@ -119,7 +118,6 @@ def test_verdicts_and_scores_are_those_of_a_detector(service, parts, engine):
 
 
 @pytest.mark.station
-@pytest.mark.xdist_group("ray")
 def test_image_that_cannot_be_read_is_an_error_record_that_says_why(service, parts):
     status, record = service.post((parts / "c_cut.png").read_bytes(), "product=bottle&source=camera-7")
     assert (status, record["verdict"], record["reason_code"], record["source_id"]) == (422, "ERROR", "frame_fault", "camera-7")
@@ -129,7 +127,6 @@ def test_image_that_cannot_be_read_is_an_error_record_that_says_why(service, par
 
 
 @pytest.mark.station
-@pytest.mark.xdist_group("ray")
 def test_request_without_the_token_is_an_error(service, parts):
     stranger = Service(service.process, service.address, "guess")
     status, record = stranger.post((parts / "a_good0.png").read_bytes())
@@ -137,7 +134,6 @@ def test_request_without_the_token_is_an_error(service, parts):
 
 
 @pytest.mark.station
-@pytest.mark.xdist_group("ray")
 def test_overload_is_answered_with_errors_and_no_verdict_comes_late(service, large):
     with concurrent.futures.ThreadPoolExecutor(12) as pool:
         answers = list(pool.map(lambda _: service.post(large), range(24)))
@@ -152,7 +148,6 @@ def test_overload_is_answered_with_errors_and_no_verdict_comes_late(service, lar
 
 
 @pytest.mark.station
-@pytest.mark.xdist_group("ray")
 def test_image_that_arrives_too_slowly_misses_its_deadline(service, parts):
     data = (parts / "a_good0.png").read_bytes()
     host, port = service.address.removeprefix("http://").split(":")
@@ -169,7 +164,6 @@ def test_image_that_arrives_too_slowly_misses_its_deadline(service, parts):
 
 
 @pytest.mark.station
-@pytest.mark.xdist_group("ray")
 def test_health_and_metrics_say_how_it_goes(service, parts):
     assert service.post((parts / "a_good0.png").read_bytes())[0] == 200
     status, text = service.get("/healthz")
@@ -184,7 +178,6 @@ def test_health_and_metrics_say_how_it_goes(service, parts):
 
 
 @pytest.mark.station
-@pytest.mark.xdist_group("ray")
 def test_client_example_gives_the_verdict_and_errors_for_everything_else(service, parts):
     path = Path(__file__).parents[3] / "examples" / "service" / "client.py"
     spec = importlib.util.spec_from_file_location("service_client", path)
@@ -198,7 +191,6 @@ def test_client_example_gives_the_verdict_and_errors_for_everything_else(service
 
 
 @pytest.mark.station
-@pytest.mark.xdist_group("ray")
 @pytest.mark.skipif(shutil.which("mcs") is None or shutil.which("mono") is None, reason="needs mono-mcs and libmono-system-net-http4.0-cil")
 def test_client_in_c_sharp_compiles_and_gives_the_verdict(service, parts, tmp_path):
     source, program = Path(__file__).parents[3] / "examples" / "service" / "Client.cs", tmp_path / "Client.exe"
@@ -217,7 +209,6 @@ def test_client_in_c_sharp_compiles_and_gives_the_verdict(service, parts, tmp_pa
 
 
 @pytest.mark.station
-@pytest.mark.xdist_group("ray")
 def test_killed_replica_gives_errors_until_the_next_one_judges_the_same(service, parts):
     data = (parts / "a_good0.png").read_bytes()
     expected = service.post(data)[1]["score"]

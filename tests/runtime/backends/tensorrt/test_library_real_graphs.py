@@ -35,7 +35,7 @@ TURING = (75,)
 TARGETS = {"fp32": [AMPERE_TO_BLACKWELL], "fp16": [AMPERE_TO_BLACKWELL, TURING], "int8": [AMPERE_TO_BLACKWELL]}
 TEACHERS = ("resnet18", "wide_resnet50_2")
 CASES = [
-    pytest.param(teacher, precision, targets, id=f"{teacher}-{precision}-{'-'.join(map(str, targets))}", marks=pytest.mark.xdist_group(teacher))
+    pytest.param(teacher, precision, targets, id=f"{teacher}-{precision}-{'-'.join(map(str, targets))}")
     for teacher in TEACHERS
     for precision, several in TARGETS.items()
     for targets in several
@@ -87,7 +87,6 @@ def test_real_graph_builds_twice_to_the_same_bytes(
     assert sha256_bytes(first.plan) == sha256_bytes(build_plan(library, request).plan)
 
 
-@pytest.mark.xdist_group("resnet18")
 def test_real_graph_with_any_batch_builds_within_its_range(library: TensorRtLibrary, export: Export) -> None:
     """The bytes are not compared: with an open N, TensorRT-RTX 1.7.1 numbers and places the host scalars of its shape program anew each time."""
     request = BuildRequest(onnx=export("resnet18", "fp16", batch="1..4"), compute_capabilities=AMPERE_TO_BLACKWELL, batches=(1, 1, 4))
@@ -96,7 +95,6 @@ def test_real_graph_with_any_batch_builds_within_its_range(library: TensorRtLibr
     assert built.outputs == (("anomaly_map", (-1, 1, SIZE_PX, SIZE_PX), "FLOAT"), ("anomaly_score", (-1,), "FLOAT"))
 
 
-@pytest.mark.xdist_group("best")
 @pytest.mark.parametrize(("precision", "targets"), [("fp16", AMPERE_TO_BLACKWELL), ("fp16", TURING), ("fp32", AMPERE_TO_BLACKWELL)])
 def test_graph_of_the_preset_best_builds_for_every_target(library: TensorRtLibrary, export: Export, precision: str, targets: tuple[int, ...]) -> None:
     """Whitened residuals and their expectation are 1x1 convolutions in fp32, which Turing must take beside half-precision backbones."""
@@ -106,7 +104,6 @@ def test_graph_of_the_preset_best_builds_for_every_target(library: TensorRtLibra
     assert sha256_bytes(built.plan) == sha256_bytes(build_plan(library, request).plan)
 
 
-@pytest.mark.xdist_group("tiles")
 def test_row_tiles_without_hidden_streams_need_a_fraction_of_the_activation_memory(library: TensorRtLibrary, export: Export) -> None:
     """Untiled, the finest scale alone holds a matrix of 4096 x 4096 halves: 33.6 MB."""
 
@@ -126,7 +123,6 @@ def test_row_tiles_without_hidden_streams_need_a_fraction_of_the_activation_memo
     assert tiled <= tiled_side_by_side
 
 
-@pytest.mark.xdist_group("resnet18")
 def test_every_quantized_convolution_runs_in_int8(library: TensorRtLibrary, export: Export) -> None:
     """A builder that folds the pairs away builds too, and would run the convolutions in float."""
     request = BuildRequest(onnx=export("resnet18", "int8"), compute_capabilities=(86,), is_detailed=True)
