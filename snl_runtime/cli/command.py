@@ -166,7 +166,7 @@ def stop_signals(on_stop: Callable[[str], None]) -> Iterator[None]:
         return
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     previous = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) not in (signal.SIG_IGN, None)}
-    received: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # its put() may interrupt itself
+    received: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # put() is reentrant
     teller = threading.Thread(target=_tell, args=(received, on_stop), name="snl-stop-signals", daemon=True)
     teller.start()
     try:

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 class _Job(Generic[T]):
     """One function to run and what became of it.
 
-    Not with an Event: a signal's handler may interrupt one while it is waited for, and whoever sets it then waits until the handler has returned.
+    A plain lock, and no Event: where a signal's handler interrupts the wait for an Event, whoever sets it may have to wait for the handler.
     """
 
     def __init__(self, function: Callable[[], T]) -> None:
